@@ -1,0 +1,107 @@
+"""Argument checks shared by every room: each error names the argument, the value and the fix."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_int(name: str, value: Any, *, minimum: int) -> int:
+    """Return ``value`` if it is an integer of at least ``minimum``.
+
+    Raises:
+        TypeError: ``value`` is not an int (a bool is not one).
+        ValueError: ``value`` is below ``minimum``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"{name} must be an integer >= {minimum}, got {value!r} of type "
+            f"{type(value).__name__}; write it without quotes or a decimal point."
+        )
+    if value < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value}.")
+    return value
+
+
+def check_float(
+    name: str,
+    value: Any,
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    strict: bool = False,
+) -> float:
+    """Return ``value`` as a finite float in ``[minimum, maximum]`` (``strict``: above ``minimum``).
+
+    Raises:
+        TypeError: ``value`` is not a number.
+        ValueError: ``value`` is NaN, infinite or out of range.
+    """
+    expected = f"a finite number {'>' if strict else '>='} {minimum:g}"
+    if maximum != math.inf:
+        expected += f" and <= {maximum:g}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be {expected}, got {value!r} of type {type(value).__name__}.")
+    too_low = value <= minimum if strict else value < minimum
+    if not math.isfinite(value) or too_low or value > maximum:
+        raise ValueError(f"{name} must be {expected}, got {value}.")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``choices``, else raise a ``ValueError`` that lists them."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}."
+            + did_you_mean(str(value), choices)
+        )
+    return value
+
+
+def per_item(
+    name: str,
+    value: float | Sequence[float] | Tensor,
+    num_items: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    minimum: float = 0.0,
+    strict: bool = False,
+) -> Tensor:
+    """Expand a scalar, or check a sequence with one entry per item, to a tensor of shape ``(n,)``.
+
+    Raises:
+        TypeError: an entry is not a number.
+        ValueError: the length is not ``num_items``, or an entry is NaN, infinite or too small.
+    """
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, (int, float)):
+        value = [check_float(name, value, minimum=minimum, strict=strict)] * num_items
+    elif isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(
+            f"{name} must be a number or a sequence with one number per item, got {value!r} "
+            f"of type {type(value).__name__}."
+        )
+    if len(value) != num_items:
+        raise ValueError(
+            f"{name} must be a number or hold one entry per item: expected num_items={num_items} "
+            f"entries, got {len(value)}."
+        )
+    entries = [
+        check_float(f"{name}[{i}]", entry, minimum=minimum, strict=strict)
+        for i, entry in enumerate(value)
+    ]
+    return torch.tensor(entries, dtype=dtype, device=device)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,227 @@
+"""Hybrid Policy Optimization: collect differentiable windows, update by mixed gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from hpo_torchrl._checks import check_choice, check_float, check_int
+from hpo_torchrl.algorithms.base import Algorithm, RewardScaler, check_finite, clip_gradients
+from hpo_torchrl.collectors import DifferentiableCollector
+from hpo_torchrl.envs import DifferentiableEnv
+from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.objectives import HPOLoss
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+class HPO(Algorithm):
+    """Hybrid Policy Optimization (Alvo, Russo & Kanoria 2026, arXiv 2605.14297).
+
+    An update of one batch of differentiable rollouts:
+
+    1. rewards on one running scale; advantages and value targets by GAE on detached data;
+    2. one full-batch step on pathwise + cross + score-function + critic + entropy: the graph is
+       used exactly once;
+    3. ``epochs`` of minibatches on detached data: clipped score function, critic and entropy,
+       stopped early when the policy has moved by ``target_kl``.
+
+    Args:
+        env: the training environment.
+        policy: the hybrid policy.
+        critic: the value network.
+        window: steps T of a rollout; systems run on from window to window.
+        reset_at_each_iter: start every window from fresh initial states (finite horizons).
+        reset_fraction: share of systems restarted at each window, so that rare states are seen.
+        discount: gamma, of advantages and of gradients through transitions.
+        gae_lambda: lambda of the advantage estimator.
+        cross_term: whether continuous actions are credited for the later choices they cause.
+        learning_rate: Adam's step size at the start.
+        learning_rate_schedule: ``"constant"``, ``"linear"`` or ``"cosine"`` to zero at the end.
+        learning_rate_final: share of ``learning_rate`` that is left at the end.
+        entropy_coeff: entropy bonus at the start, in standard deviations of the advantage.
+        entropy_until: share of the run by which the bonus has been annealed to zero.
+        critic_coeff: weight of the critic's loss.
+        clip_epsilon: clipping range of the ratio of discrete probabilities.
+        epochs: passes over the detached data per update; 0 makes step 2 the whole update.
+        num_minibatches: minibatches in a pass.
+        target_kl: approximate KL divergence at which an update stops early.
+        max_grad_norm: gradient-norm clip of each component.
+
+    Raises:
+        ValueError: an argument is out of range, or the policy does not fit the environment.
+
+    Examples:
+        >>> from hpo_torchrl.algorithms import HPO
+        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
+        >>> env = InventoryEnv(batch_size=16, initial_state="random", seed=0)
+        >>> hpo = HPO(env, HybridPolicy.for_env(env), make_value_network(env), window=20)
+        >>> sorted(hpo.iterate())[:3]
+        ['clip_fraction', 'cost', 'entropy']
+    """
+
+    def __init__(
+        self,
+        env: DifferentiableEnv,
+        policy: HybridPolicy,
+        critic: nn.Module,
+        *,
+        window: int = 60,
+        reset_at_each_iter: bool = False,
+        reset_fraction: float = 0.0,
+        discount: float = 0.99,
+        gae_lambda: float = 0.95,
+        cross_term: bool = True,
+        learning_rate: float = 1e-3,
+        learning_rate_schedule: str = "cosine",
+        learning_rate_final: float = 0.01,
+        entropy_coeff: float = 0.3,
+        entropy_until: float = 0.6,
+        critic_coeff: float = 1.0,
+        clip_epsilon: float = 0.2,
+        epochs: int = 4,
+        num_minibatches: int = 4,
+        target_kl: float = 0.015,
+        max_grad_norm: float = 5.0,
+    ) -> None:
+        check_int("window", window, minimum=1)
+        check_float("gae_lambda", gae_lambda, minimum=0.0, maximum=1.0)
+        check_float("learning_rate", learning_rate, minimum=0.0, strict=True)
+        check_choice("learning_rate_schedule", learning_rate_schedule, SCHEDULES)
+        check_float("learning_rate_final", learning_rate_final, minimum=0.0, maximum=1.0)
+        check_float("entropy_until", entropy_until, minimum=0.0, maximum=1.0, strict=True)
+        check_int("epochs", epochs, minimum=0)
+        check_int("num_minibatches", num_minibatches, minimum=1)
+        check_float("target_kl", target_kl, minimum=0.0, strict=True)
+        check_float("max_grad_norm", max_grad_norm, minimum=0.0, strict=True)
+        self.env, self.policy, self.critic = env, policy, critic
+        self.collector = DifferentiableCollector(
+            env,
+            policy,
+            frames_per_batch=window * env.batch_size.numel(),
+            reset_at_each_iter=reset_at_each_iter,
+            reset_fraction=reset_fraction,
+            discount=discount,
+        )
+        shared = {
+            "clip_epsilon": clip_epsilon,
+            "entropy_coeff": entropy_coeff,
+            "critic_coeff": critic_coeff,
+        }
+        self.loss = HPOLoss(policy, critic, cross_term=cross_term, **shared)
+        self.detached_loss = HPOLoss(policy, critic, pathwise=False, cross_term=False, **shared)
+        self.loss.make_value_estimator(gamma=discount, lmbda=gae_lambda)
+        # Only a system that never terminates may have a constant taken off its rewards.
+        self.continuing = not (env.horizon and env.horizon_terminates)
+        self.discount = discount
+        self.scaler = RewardScaler().to(env.device or "cpu")
+        self.groups = _groups(policy, critic)
+        self.optimizer = torch.optim.Adam(
+            [{"params": parameters} for parameters in self.groups.values()],
+            lr=learning_rate,
+            eps=1e-5,
+        )
+        self.learning_rate, self.schedule = learning_rate, learning_rate_schedule
+        self.learning_rate_final = learning_rate_final
+        self.entropy_coeff, self.entropy_until = entropy_coeff, entropy_until
+        self.epochs, self.num_minibatches = epochs, num_minibatches
+        self.target_kl, self.max_grad_norm = target_kl, max_grad_norm
+
+    def update(self, batch: TensorDictBase) -> dict[str, float]:
+        """Do one update; the batch's graph is consumed."""
+        reward = batch.get(("next", "reward"))
+        cost = -float(reward.detach().mean()) / self.env.cost_units
+        self.scaler.observe(reward)
+        reward = self.scaler(reward)
+        batch.set(("next", "reward"), reward - self._average_reward(batch, reward.detach()))
+        held = self.loss.add_advantage(batch)
+        for key in ("advantage", "value_target"):
+            batch.set(key, held.get(key))
+        terms = self.loss(batch)
+        norms = self._step(terms)
+        metrics = {key: float(value) for key, value in terms.detach().items()}
+        metrics |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+        metrics |= {"cost": cost, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        return metrics | self._minibatches(held)
+
+    def anneal(self, progress: float) -> None:
+        """Anneal learning rate and entropy bonus."""
+        factor = {
+            "constant": 1.0,
+            "linear": 1.0 - progress,
+            "cosine": 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * progress)))),
+        }[self.schedule]
+        final = self.learning_rate_final
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * (final + (1.0 - final) * factor)
+        bonus = self.entropy_coeff * max(0.0, 1.0 - progress / self.entropy_until)
+        self.loss.entropy_coeff.fill_(bonus)
+        self.detached_loss.entropy_coeff.fill_(bonus)
+
+    def components(self) -> dict[str, Any]:
+        """Return policy, critic, optimizer, reward scale and collector."""
+        return {
+            "policy": self.policy,
+            "critic": self.critic,
+            "optimizer": self.optimizer,
+            "reward_scaler": self.scaler,
+            "collector": self.collector,
+        }
+
+    @torch.no_grad()
+    def _average_reward(self, batch: TensorDictBase, reward: Tensor) -> Tensor | float:
+        """Constant to take off the rewards of a system that never terminates.
+
+        A constant reward rho adds rho / (1 - discount) to every value, which the critic would
+        chase as the policy improves. Taking off the average temporal difference instead (Naik et
+        al. 2024, value-based reward centering) leaves the critic its level, whatever that is.
+        """
+        if not self.continuing or self.discount == 1.0:
+            return 0.0
+        value, after = (
+            self.critic(data.select(*self.critic.in_keys).detach()).get("state_value").mean()
+            for data in (batch, batch.get("next"))
+        )
+        return reward.mean() + self.discount * after - value
+
+    def _minibatches(self, held: TensorDictBase) -> dict[str, float]:
+        keys = self.detached_loss.tensor_keys
+        needed = [*self.policy.in_keys, keys.discrete_action, keys.sample_log_prob]
+        data = held.select(*needed, keys.advantage, keys.value_target).reshape(-1)
+        for epoch in range(self.epochs):
+            order = torch.randperm(data.shape[0], device=data.device)
+            kl = 0.0
+            for rows in order.chunk(self.num_minibatches):
+                terms = self.detached_loss(data[rows])
+                self._step(terms)
+                kl += float(terms["kl_approx"]) / self.num_minibatches
+            if kl > self.target_kl:
+                break
+        if not self.epochs:
+            return {}
+        return {"kl": kl, "epochs": float(epoch + 1), "clip_fraction": float(terms["clip_fraction"])}
+
+    def _step(self, terms: TensorDictBase) -> dict[str, float]:
+        losses = [value for key, value in terms.items() if key.startswith("loss_")]
+        check_finite(terms)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(losses).sum().backward()
+        norms = clip_gradients(self.groups, self.max_grad_norm)
+        self.optimizer.step()
+        return norms
+
+
+def _groups(policy: HybridPolicy, critic: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Split the parameters into discrete, continuous (all else of the policy) and critic."""
+    discrete = list(getattr(policy.network, "discrete", nn.Identity()).parameters())
+    known = set(map(id, discrete))
+    groups = {
+        "discrete": discrete,
+        "continuous": [p for p in policy.parameters() if id(p) not in known],
+        "critic": list(critic.parameters()),
+    }
+    return {name: parameters for name, parameters in groups.items() if parameters}

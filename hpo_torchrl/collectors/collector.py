@@ -1,0 +1,149 @@
+"""A collector whose batches keep the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from hpo_torchrl._checks import check_float, check_int
+from hpo_torchrl.collectors.rollout import differentiable_rollout
+from hpo_torchrl.envs import DifferentiableEnv
+from hpo_torchrl.modules import HybridPolicy
+
+
+class DifferentiableCollector:
+    """Iterate over differentiable rollouts: tensordicts of shape ``(*B, T)`` with their graph.
+
+    TorchRL's collectors run without gradients; this one has their vocabulary and keeps the graph.
+    Each batch is a window of the running systems: the state is carried over and detached at the
+    window's start, so that a graph spans exactly one batch.
+
+    Args:
+        env: the environment.
+        policy: the policy, used as it is at the time of each batch.
+        frames_per_batch: environment steps in a batch: a multiple of the number of systems.
+        total_frames: environment steps in all; -1 goes on for ever.
+        reset_at_each_iter: start every batch from fresh initial states.
+        reset_fraction: share of the systems, drawn anew for each batch, that starts it from a
+            fresh initial state: it keeps rare states in the data.
+        discount: see :func:`differentiable_rollout`.
+        exploration_type: how the policy acts.
+        route: see :func:`differentiable_rollout`.
+
+    Raises:
+        TypeError: a number of frames is not an integer.
+        ValueError: the policy does not fit the environment, or a number is out of range.
+
+    Examples:
+        >>> from hpo_torchrl.collectors import DifferentiableCollector
+        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.modules import HybridPolicy
+        >>> env = InventoryEnv(batch_size=4)
+        >>> policy = HybridPolicy.for_env(env)
+        >>> collector = DifferentiableCollector(env, policy, frames_per_batch=40, total_frames=80)
+        >>> [(batch.shape, batch["next", "reward"].requires_grad) for batch in collector]
+        [(torch.Size([4, 10]), True), (torch.Size([4, 10]), True)]
+    """
+
+    def __init__(
+        self,
+        env: EnvBase,
+        policy: HybridPolicy,
+        *,
+        frames_per_batch: int,
+        total_frames: int = -1,
+        reset_at_each_iter: bool = False,
+        reset_fraction: float = 0.0,
+        discount: float = 1.0,
+        exploration_type: ExplorationType = ExplorationType.RANDOM,
+        route: str = "auto",
+    ) -> None:
+        check_int("frames_per_batch", frames_per_batch, minimum=1)
+        check_int("total_frames", total_frames, minimum=-1)
+        check_float("reset_fraction", reset_fraction, minimum=0.0, maximum=1.0)
+        systems = env.batch_size.numel()
+        if frames_per_batch % systems:
+            raise ValueError(
+                f"frames_per_batch must be a multiple of the {systems} systems of the "
+                f"environment, got {frames_per_batch}; a batch of T steps holds T * {systems}."
+            )
+        if hasattr(policy, "check_env"):
+            policy.check_env(env)
+        self.env, self.policy = env, policy
+        self.frames_per_batch, self.total_frames = frames_per_batch, total_frames
+        self.num_steps = frames_per_batch // systems
+        self.reset_at_each_iter, self.reset_fraction = reset_at_each_iter, reset_fraction
+        self.discount, self.exploration_type, self.route = discount, exploration_type, route
+        self.frames = 0
+        self._carried: TensorDictBase | None = None
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        """Yield batches until ``total_frames`` are collected."""
+        while self.total_frames < 0 or self.frames < self.total_frames:
+            yield self.collect()
+
+    def __len__(self) -> int:
+        """Number of batches in all."""
+        if self.total_frames < 0:
+            raise TypeError("A collector with total_frames=-1 has no length.")
+        return -(-self.total_frames // self.frames_per_batch)
+
+    def collect(self) -> TensorDict:
+        """Collect one batch of shape ``(*B, T)`` and carry the state over."""
+        with set_exploration_type(self.exploration_type):
+            batch = differentiable_rollout(
+                self.env,
+                self.policy,
+                self.num_steps,
+                tensordict=self._start(),
+                discount=self.discount,
+                route=self.route,
+            )
+        last = batch.detach()[(..., -1)]
+        # ``maybe_reset`` restarts the systems whose episode ended with the window.
+        self._carried = self.env.maybe_reset(self.env.step_mdp(last.copy()))
+        self.frames += self.frames_per_batch
+        return batch
+
+    def reset(self) -> None:
+        """Forget the running systems: the next batch starts from fresh initial states."""
+        self._carried = None
+
+    def shutdown(self) -> None:
+        """Close the environment."""
+        if not self.env.is_closed:
+            self.env.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the frames so far, the running systems and the environment's generator."""
+        state: dict[str, Any] = {"frames": self.frames, "carried": None, "rng": None}
+        if self._carried is not None:
+            leaves = self._carried.flatten_keys(".")
+            state["carried"] = {key: value.clone() for key, value in leaves.items()}
+        if isinstance(self.env, DifferentiableEnv):
+            state["rng"] = self.env.rng.get_state()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where :meth:`state_dict` was taken."""
+        self.frames, self._carried = state["frames"], None
+        if state["carried"] is not None:
+            self._carried = TensorDict(
+                state["carried"], batch_size=self.env.batch_size, device=self.env.device
+            ).unflatten_keys(".")
+        if state["rng"] is not None:
+            self.env.rng.set_state(state["rng"].cpu())
+
+    def _start(self) -> TensorDictBase:
+        if self._carried is None or self.reset_at_each_iter:
+            return self.env.reset()
+        if self.reset_fraction > 0.0:
+            some = torch.rand(self.env.batch_size, device=self.env.device) < self.reset_fraction
+            self._carried.set("_reset", some.unsqueeze(-1))
+            self._carried = self.env.reset(self._carried, select_reset_only=True)
+        return self._carried

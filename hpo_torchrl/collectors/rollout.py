@@ -1,0 +1,215 @@
+"""Rollouts that keep the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from hpo_torchrl._checks import check_choice, check_float, check_int
+from hpo_torchrl.envs import DifferentiableEnv
+from hpo_torchrl.modules import HybridPolicy
+
+ROUTES = ("auto", "functional", "general")
+_PARAMETERS = ("logits", "loc", "scale")
+
+
+def differentiable_rollout(
+    env: EnvBase,
+    policy: HybridPolicy,
+    num_steps: int,
+    *,
+    tensordict: TensorDictBase | None = None,
+    noise: Tensor | None = None,
+    discount: float = 1.0,
+    route: str = "auto",
+) -> TensorDict:
+    r"""Roll a policy out and keep the graph: gradients flow along the whole trajectory.
+
+    Two routes give the same numbers to the last bit. ``"functional"`` calls ``env.dynamics`` on
+    plain tensors and builds one tensordict at the end; it needs a :class:`DifferentiableEnv` and
+    a :class:`HybridPolicy`. ``"general"`` steps any :class:`~torchrl.envs.EnvBase` whose step
+    keeps the graph. Systems that are done within the rollout are reset and go on.
+
+    With ``discount`` :math:`\gamma < 1` the gradient through every state transition is multiplied
+    by :math:`\gamma` (values do not change). The gradient of :math:`\sum_t r_t` is then the sum
+    over t of the gradient of the *discounted* return from t: each action is credited with its
+    discounted future, and late actions weigh as much as early ones.
+
+    Args:
+        env: the environment, batch size ``*B``.
+        policy: the policy; it samples unless ``set_exploration_type`` says otherwise.
+        num_steps: number of steps T.
+        tensordict: where to start, as ``env.reset()`` returns it; ``None`` resets.
+        noise: noise of the rollout, ``(*B, T, *noise_shape)``, as ``env.sample_noise(T)`` returns
+            it; ``None`` draws it. Only for a :class:`DifferentiableEnv`.
+        discount: factor on the gradient through each transition, in (0, 1].
+        route: ``"auto"`` (functional where possible), ``"functional"`` or ``"general"``.
+
+    Returns:
+        Tensordict of shape ``(*B, T)`` as ``env.rollout`` returns it, without the distribution's
+        parameters.
+
+    Raises:
+        TypeError: the functional route is asked for an env or policy that has none.
+        ValueError: an argument is out of range or the noise has the wrong shape.
+
+    Examples:
+        >>> from hpo_torchrl.collectors import differentiable_rollout
+        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.modules import HybridPolicy
+        >>> env = InventoryEnv(batch_size=4, initial_state="random")
+        >>> policy = HybridPolicy.for_env(env)
+        >>> rollout = differentiable_rollout(env, policy, 10)
+        >>> (-rollout["next", "reward"].mean()).backward()
+        >>> policy.network.continuous[-1].bias.grad is not None
+        True
+    """
+    check_int("num_steps", num_steps, minimum=1)
+    check_float("discount", discount, minimum=0.0, maximum=1.0, strict=True)
+    check_choice("route", route, ROUTES)
+    functional = (
+        isinstance(env, DifferentiableEnv)
+        and isinstance(policy, HybridPolicy)
+        and policy.mask_key is None
+        and policy.observation_key == "observation"
+    )
+    if route == "functional" and not functional:
+        raise TypeError(
+            "The functional route needs a DifferentiableEnv and a HybridPolicy that reads "
+            f"'observation' without a mask, got {type(env).__name__} and {type(policy).__name__}; "
+            "use route='auto' or 'general'."
+        )
+    start = env.reset() if tensordict is None else tensordict.copy()
+    if isinstance(env, DifferentiableEnv):
+        noise = _check_noise(env, start, num_steps, noise)
+    elif noise is not None:
+        raise ValueError(
+            f"noise can be given only to a DifferentiableEnv; {type(env).__name__} draws its own."
+        )
+    if functional and noise is not None and route != "general":
+        steps = _functional_route(env, policy, num_steps, start, noise, discount)
+    else:
+        steps = _general_route(env, policy, num_steps, start, noise, discount)
+    return steps.refine_names(..., "time")
+
+
+def _functional_route(
+    env: DifferentiableEnv,
+    policy: HybridPolicy,
+    num_steps: int,
+    start: TensorDictBase,
+    noise: Tensor,
+    discount: float,
+) -> TensorDict:
+    time = len(env.batch_size)
+    carried = {key: start.get(key) for key in (*env.state_names, "observation")}
+    never = torch.zeros((*env.batch_size, 1), dtype=torch.bool, device=env.device)
+    history: list[dict[str, Tensor]] = []
+    for step, step_noise in enumerate(noise.unbind(time)):
+        action = policy.act(carried["observation"])
+        chosen = {"discrete": action.discrete, "continuous": action.continuous}
+        after, reward, over = env.advance(carried, chosen, step_noise)
+        after["observation"] = env.observe(after)
+        row = {**carried, **chosen, "reward": reward, "over": never if over is None else over}
+        if action.log_prob is not None and action.discrete_log_prob is not None:
+            row["action_log_prob"] = action.log_prob
+            row["discrete_log_prob"] = action.discrete_log_prob
+        history.append({**row, **{("next " + key): value for key, value in after.items()}})
+        carried = {key: _discount_gradient(value, discount) for key, value in after.items()}
+        if over is not None and step < num_steps - 1 and bool(over.any()):
+            fresh = env._reset()
+            carried = {
+                key: torch.where(_expand(over, value), fresh.get(key), value)
+                for key, value in carried.items()
+            }
+    return _assemble(env, {key: torch.stack([row[key] for row in history], time) for key in history[0]})
+
+
+def _assemble(env: DifferentiableEnv, stacked: dict[str, Tensor]) -> TensorDict:
+    """Build the tensordict that ``env.rollout`` would have built."""
+    over = stacked.pop("over")
+    shape = over.shape[:-1]
+    never = torch.zeros_like(over)
+    terminated, truncated = (over, never) if env.horizon_terminates else (never, over)
+    after: dict[str, Any] = {
+        key.removeprefix("next "): stacked.pop(key)
+        for key in list(stacked)
+        if key.startswith("next ")
+    }
+    after |= {"reward": stacked.pop("reward"), "done": over}
+    after |= {"terminated": terminated, "truncated": truncated}
+    action = {key: stacked.pop(key) for key in ("discrete", "continuous")}
+    root: dict[str, Any] = {**stacked, "action": TensorDict(action, batch_size=shape)}
+    # Whoever was done has been reset, so no step starts in a state that is done.
+    root |= {"done": never, "terminated": never, "truncated": never}
+    root["next"] = TensorDict(after, batch_size=shape)
+    return TensorDict(root, batch_size=shape, device=env.device)
+
+
+def _general_route(
+    env: EnvBase,
+    policy: HybridPolicy,
+    num_steps: int,
+    start: TensorDictBase,
+    noise: Tensor | None,
+    discount: float,
+) -> TensorDict:
+    steps = []
+    if noise is not None:
+        env.load_noise(noise)
+    carried = start
+    for step in range(num_steps):
+        carried = policy(carried)
+        if step == num_steps - 1:
+            steps.append(env.step(carried))
+        else:
+            taken, carried = env.step_and_maybe_reset(carried)
+            steps.append(taken)
+            if discount != 1.0:
+                carried = carried.apply(lambda value: _discount_gradient(value, discount))
+    rollout = LazyStackedTensorDict.maybe_dense_stack(steps, len(env.batch_size))
+    return rollout.exclude(*_PARAMETERS)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The identity, with its gradient multiplied by a factor."""
+
+    @staticmethod
+    def forward(value: Tensor, factor: float) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+def _discount_gradient(value: Tensor, discount: float) -> Tensor:
+    if discount == 1.0 or not value.requires_grad:
+        return value
+    return _ScaleGradient.apply(value, discount)
+
+
+def _expand(mask: Tensor, value: Tensor) -> Tensor:
+    return mask.reshape(*mask.shape, *(1,) * (value.ndim - mask.ndim))
+
+
+def _check_noise(
+    env: DifferentiableEnv, start: TensorDictBase, num_steps: int, noise: Tensor | None
+) -> Tensor:
+    if noise is None:
+        return env.sample_noise(num_steps, {"step": start.get("step")})
+    expected = (*env.batch_size, num_steps)
+    if tuple(noise.shape[: len(expected)]) != expected:
+        raise ValueError(
+            f"noise must have shape (*B, T, ...) = {(*expected, '...')}, got {tuple(noise.shape)}; "
+            f"draw it with env.sample_noise({num_steps})."
+        )
+    return noise

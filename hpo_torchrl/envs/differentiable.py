@@ -1,0 +1,290 @@
+"""The base class of every environment with a functional core."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from hpo_torchrl._checks import check_int
+
+State = Mapping[str, Tensor]
+Action = Mapping[str, Tensor]
+
+_HALF_OPEN_SPAN = 100.0
+
+
+class DifferentiableEnv(EnvBase):
+    r"""A batched simulator with hybrid actions that is differentiable once the options are fixed.
+
+    A subclass is its equations: :meth:`dynamics`, a pure function
+    ``(state, action, noise) -> (next_state, reward)`` on tensors, with :meth:`observe`,
+    :meth:`initial_state` and :meth:`draw_noise` around it. This class turns them into a TorchRL
+    environment whose state travels in the tensordict.
+
+    **Actions** are ``("action", "discrete")``, int64 of shape ``(*B,)``, and
+    ``("action", "continuous")``, float of shape ``(*B, n)``.
+
+    **Noise** comes from the environment's own generator. :meth:`sample_noise` draws it for a
+    whole rollout in one call; :meth:`load_noise` makes the next steps consume it, so that two
+    rollouts given the same noise face the same world (common random numbers).
+
+    **Where gradients flow.** From each reward and next state to the state and the continuous
+    action of that step, hence along the whole trajectory. They stop at three places: a reset
+    (a fresh state is a constant; a state given with ``set_state=True`` keeps its graph), the
+    discrete action (an integer), and the guards that a subclass documents (a clamp that is
+    active passes no gradient).
+
+    Args:
+        num_options: number M of discrete options.
+        continuous_dim: dimension n of the continuous action.
+        continuous_bounds: ``(low, high)`` of the continuous action; ``None`` is unbounded. A
+            half-open range is cut in the *spec* 100 action scales away from its end, so that
+            random actions stay finite; the dynamics do not enforce that.
+        action_scale: natural size of each continuous action, shape ``(n,)``; policies use it as
+            the unit of their output. Defaults to ones.
+        state_shapes: shape of each state entry without the batch, by name.
+        observation_dim: length of the flat ``"observation"``.
+        horizon: steps in an episode, or ``None`` for a system that runs on for ever.
+        horizon_terminates: what the end of an episode means. ``True`` sets ``terminated`` (the
+            problem is over: no value beyond), ``False`` sets ``truncated`` (only the simulation
+            stops: bootstrap).
+        batch_size: number of systems simulated at once, an int or a shape.
+        device: where the tensors live.
+        dtype: floating-point type of states, actions and rewards.
+        seed: seed of the environment's generator; ``None`` draws one from torch's.
+
+    Attributes:
+        cost_units: the number by which a reward is divided when it is reported (for example the
+            number of items, for a cost per item and period).
+
+    Raises:
+        TypeError: a size is not an integer.
+        ValueError: a size is out of range.
+    """
+
+    _supports_set_state = True
+
+    def __init__(
+        self,
+        *,
+        num_options: int,
+        continuous_dim: int,
+        state_shapes: Mapping[str, Sequence[int]],
+        observation_dim: int,
+        continuous_bounds: tuple[float | None, float | None] = (None, None),
+        action_scale: Tensor | None = None,
+        horizon: int | None = None,
+        horizon_terminates: bool = True,
+        batch_size: int | Sequence[int] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        seed: int | None = None,
+    ) -> None:
+        shape = [batch_size] if isinstance(batch_size, int) else list(batch_size)
+        for size in shape:
+            check_int("batch_size", size, minimum=1)
+        if horizon is not None:
+            check_int("horizon", horizon, minimum=1)
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}.")
+        super().__init__(device=device, batch_size=torch.Size(shape))
+        self.num_options = check_int("num_options", num_options, minimum=1)
+        self.continuous_dim = check_int("continuous_dim", continuous_dim, minimum=1)
+        self.continuous_bounds = continuous_bounds
+        self.horizon = horizon
+        self.horizon_terminates = horizon_terminates
+        self.float_dtype = dtype
+        self.action_scale = (
+            torch.ones(continuous_dim, dtype=dtype, device=self.device)
+            if action_scale is None
+            else action_scale
+        )
+        self.cost_units = 1.0
+        self.state_names = (*state_shapes, "step")
+        self._make_specs(state_shapes, observation_dim)
+        self.rng = torch.Generator(device=self.device or "cpu")
+        if seed is None:
+            seed = int(torch.randint(2**31 - 1, ()).item())
+        self.set_seed(seed)
+
+    # -- the functional core -------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
+        """Advance one step: a pure function, differentiable in the state and continuous action.
+
+        Args:
+            state: tensors of shape ``(*B, *shape)`` by name; ``state["step"]`` counts the steps
+                of the episode, int64 ``(*B, 1)``.
+            action: ``"discrete"``, int64 ``(*B,)``, and ``"continuous"``, float ``(*B, n)``.
+            noise: one step of :meth:`sample_noise`, ``(*B, *noise_shape)``.
+
+        Returns:
+            The next state (without ``"step"``, which is counted for it) and the reward ``(*B,)``.
+        """
+
+    @abc.abstractmethod
+    def observe(self, state: State) -> Tensor:
+        """Return what the policy sees, ``(*B, observation_dim)``: a pure function of the state."""
+
+    @abc.abstractmethod
+    def initial_state(self) -> dict[str, Tensor]:
+        """Draw fresh states for the whole batch from the environment's generator."""
+
+    @abc.abstractmethod
+    def draw_noise(self, num_steps: int, state: State) -> Tensor:
+        """Draw the noise of ``num_steps`` steps, ``(*B, num_steps, *noise_shape)``."""
+
+    # -- noise ---------------------------------------------------------------------------------
+
+    def sample_noise(self, num_steps: int, state: State | None = None) -> Tensor:
+        """Draw the noise of a whole rollout in one call, without a graph.
+
+        Args:
+            num_steps: number of steps T.
+            state: where the rollout starts; it matters only where noise depends on the step
+                (given traces). ``None`` is the start of an episode.
+
+        Returns:
+            Tensor of shape ``(*B, T, *noise_shape)``.
+        """
+        check_int("num_steps", num_steps, minimum=1)
+        if state is None:
+            state = {"step": self._step_zero()}
+        with torch.no_grad():
+            return self.draw_noise(num_steps, state)
+
+    def load_noise(self, noise: Tensor | None) -> None:
+        """Let the coming calls of :meth:`step` consume ``noise``; ``None`` forgets what is left."""
+        self._loaded_noise = [] if noise is None else list(noise.unbind(len(self.batch_size)))[::-1]
+
+    # -- one step, shared by both routes ---------------------------------------------------------
+
+    def advance(
+        self, state: State, action: Action, noise: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+        """Advance one step and count it.
+
+        Returns:
+            The next state with its ``"step"``, the reward ``(*B, 1)``, and the mask ``(*B, 1)``
+            of episodes that reached the horizon (``None`` without a horizon).
+        """
+        next_state, reward = self.dynamics(state, action, noise)
+        next_state["step"] = state["step"] + 1
+        over = None if self.horizon is None else next_state["step"] >= self.horizon
+        return next_state, reward.unsqueeze(-1), over
+
+    # -- the TorchRL shell -----------------------------------------------------------------------
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        state = {key: tensordict.get(key) for key in self.state_names}
+        noise = self._loaded_noise.pop() if self._loaded_noise else self._one_step_noise(state)
+        next_state, reward, over = self.advance(state, tensordict.get("action"), noise)
+        if over is None:
+            over = torch.zeros_like(reward, dtype=torch.bool)
+        return self._pack({**next_state, "reward": reward}, over)
+
+    def _reset(
+        self, tensordict: TensorDictBase | None = None, *, set_state: bool = False, **kwargs
+    ) -> TensorDictBase:
+        if set_state:
+            state = self._given_state(tensordict)
+        else:
+            with torch.no_grad():
+                state = {**self.initial_state(), "step": self._step_zero()}
+        return self._pack(state, torch.zeros_like(state["step"], dtype=torch.bool))
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            self.rng.manual_seed(seed)
+        self.load_noise(None)
+
+    def _pack(self, entries: dict[str, Tensor], over: Tensor) -> TensorDictBase:
+        never = torch.zeros_like(over)
+        terminated, truncated = (over, never) if self.horizon_terminates else (never, over)
+        ends = {"done": over, "terminated": terminated, "truncated": truncated}
+        return TensorDict(
+            {**entries, "observation": self.observe(entries), **ends},
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+
+    def _given_state(self, tensordict: TensorDictBase | None) -> dict[str, Tensor]:
+        state = {}
+        for key, spec in self.state_spec.items():
+            value = None if tensordict is None else tensordict.get(key, None)
+            if value is None and key == "step":
+                value = self._step_zero()
+            if value is None:
+                raise KeyError(
+                    f"reset(set_state=True) needs the state entry {key!r} of shape "
+                    f"{tuple(spec.shape)}; the tensordict does not hold it. Add it, or reset "
+                    "without set_state."
+                )
+            if value.shape != spec.shape or value.dtype != spec.dtype:
+                raise ValueError(
+                    f"reset(set_state=True): {key!r} must be {spec.dtype} of shape "
+                    f"{tuple(spec.shape)}, got {value.dtype} of shape {tuple(value.shape)}."
+                )
+            state[key] = value
+        return state
+
+    def _one_step_noise(self, state: State) -> Tensor:
+        return self.sample_noise(1, state).squeeze(len(self.batch_size))
+
+    def _step_zero(self) -> Tensor:
+        return torch.zeros((*self.batch_size, 1), dtype=torch.int64, device=self.device)
+
+    def _make_specs(self, state_shapes: Mapping[str, Sequence[int]], observation_dim: int) -> None:
+        batch = self.batch_size
+        place = {"device": self.device, "dtype": self.float_dtype}
+        state = {
+            key: Unbounded(shape=(*batch, *shape), **place) for key, shape in state_shapes.items()
+        }
+        state["step"] = Unbounded(shape=(*batch, 1), dtype=torch.int64, device=self.device)
+        self.state_spec = Composite(state, shape=batch, device=self.device)
+        self.observation_spec = Composite(
+            {key: spec.clone() for key, spec in state.items()},
+            observation=Unbounded(shape=(*batch, observation_dim), **place),
+            shape=batch,
+            device=self.device,
+        )
+        low, high = self.continuous_bounds
+        span = _HALF_OPEN_SPAN * self.action_scale.expand(*batch, self.continuous_dim)
+        continuous = (
+            Unbounded(shape=span.shape, **place)
+            if low is None and high is None
+            else Bounded(
+                low=torch.full_like(span, low) if low is not None else high - span,
+                high=torch.full_like(span, high) if high is not None else low + span,
+                shape=span.shape,
+                **place,
+            )
+        )
+        self.action_spec = Composite(
+            action=Composite(
+                discrete=Categorical(
+                    self.num_options, shape=batch, dtype=torch.int64, device=self.device
+                ),
+                continuous=continuous,
+                shape=batch,
+                device=self.device,
+            ),
+            shape=batch,
+            device=self.device,
+        )
+        self.reward_spec = Unbounded(shape=(*batch, 1), **place)
+        self.full_done_spec = Composite(
+            {
+                key: Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=self.device)
+                for key in ("done", "terminated", "truncated")
+            },
+            shape=batch,
+            device=self.device,
+        )

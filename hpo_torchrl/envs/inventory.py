@@ -1,0 +1,263 @@
+"""Inventory control with a joint fixed ordering cost (joint replenishment)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hpo_torchrl._checks import check_choice, check_float, check_int, per_item
+from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
+
+DEMANDS = ("poisson", "normal")
+INITIAL_STATES = ("empty", "random", "stationary")
+
+
+class InventoryEnv(DifferentiableEnv):
+    r"""n items with lead time, ordered together at a joint fixed cost.
+
+    With on-hand inventory :math:`x_0`, pipeline :math:`x_1, \dots, x_{L-1}`, demand :math:`D`,
+    discrete action :math:`d` (0: no order, 1: order) and quantities :math:`q \ge 0`, one period is
+
+    .. math::
+        a &= d\,q, \qquad y = x_0 - D \quad (y = x_0 + a - D \text{ if } L = 0) \\
+        c &= \textstyle\sum_i \left[ h_i y_i^+ + p_i y_i^- + v_i a_i \right] + K d \\
+        x' &= (y + x_1,\ x_2,\ \dots,\ x_{L-1},\ a), \qquad r = -c
+
+    so an order placed in period t can serve demand of period t + L. Unmet demand is backlogged;
+    with ``lost_sales`` y is clipped at 0 once it has been charged. K = ``fixed_cost_per_item`` * n.
+
+    The state is ``"inventory"``, shape ``(*B, n, max(L, 1))``; the ``"observation"`` is the same,
+    flat and in periods of mean demand. The reward, ``(*B, 1)``, is the cost of all items of one
+    period, negated; ``cost_units`` is n, so that reports are per item and period.
+
+    Gradients flow as :class:`DifferentiableEnv` says. Guards: a negative quantity counts as 0 and
+    lost sales clip y at 0; where they act, no gradient passes.
+
+    Args:
+        num_items: number of items n.
+        lead_time: periods L between placing an order and being able to use it, 0 and up.
+        demand_mean: mean demand per period, one number or one per item. With ``demand_traces``
+            it defaults to the traces' mean, else to 10.
+        holding_cost: h, cost per unit on hand at the end of a period.
+        shortage_cost: p, cost per unit short at the end of a period.
+        procurement_cost: v, cost per unit ordered.
+        fixed_cost_per_item: joint fixed cost per item; every order costs this times n.
+        lost_sales: whether unmet demand is lost instead of backlogged.
+        demand: ``"poisson"``, or ``"normal"``: clipped at 0, with variance equal to the mean.
+        demand_traces: demand to replay instead, shape ``(B, T, n)``. Sets the horizon to T.
+        initial_state: ``"empty"``; ``"random"``: wide and uniform, for training; or
+            ``"stationary"``: what ordering up to a fixed level every economic order interval
+            leaves, at a random point of the cycle.
+        horizon: periods in an episode; ``None`` runs on. Its end truncates: the system goes on.
+        batch_size: number of systems simulated at once; with traces it defaults to theirs.
+        device: where the tensors live.
+        dtype: floating-point type.
+        seed: seed of the environment's generator.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is negative, NaN, unknown or of the wrong shape.
+
+    Examples:
+        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> env = InventoryEnv(num_items=3, lead_time=2, batch_size=4, seed=0)
+        >>> rollout = env.rollout(5)
+        >>> rollout["next", "reward"].shape
+        torch.Size([4, 5, 1])
+        >>> rollout["inventory"].shape
+        torch.Size([4, 5, 3, 2])
+    """
+
+    def __init__(
+        self,
+        num_items: int = 1,
+        lead_time: int = 2,
+        demand_mean: float | Sequence[float] | None = None,
+        holding_cost: float | Sequence[float] = 1.0,
+        shortage_cost: float | Sequence[float] = 9.0,
+        procurement_cost: float | Sequence[float] = 0.0,
+        fixed_cost_per_item: float = 64.0,
+        lost_sales: bool = False,
+        demand: str = "poisson",
+        demand_traces: Tensor | None = None,
+        initial_state: str = "empty",
+        horizon: int | None = None,
+        batch_size: int | Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        seed: int | None = None,
+    ) -> None:
+        check_int("num_items", num_items, minimum=1)
+        check_int("lead_time", lead_time, minimum=0)
+        check_choice("demand", demand, DEMANDS)
+        check_choice("initial_state", initial_state, INITIAL_STATES)
+        if not isinstance(lost_sales, bool):
+            raise TypeError(f"lost_sales must be true or false, got {lost_sales!r}.")
+        if demand_traces is not None:
+            demand_traces = _check_traces(demand_traces, num_items, batch_size, horizon)
+            batch_size = demand_traces.shape[:1] if batch_size is None else batch_size
+            horizon = demand_traces.shape[1] if horizon is None else horizon
+            if demand_mean is None:
+                demand_mean = demand_traces.double().mean((0, 1)).clamp_min(1e-6)
+        place = {"dtype": dtype, "device": torch.device(device) if device is not None else None}
+        demand_mean = 10.0 if demand_mean is None else demand_mean
+        mean = per_item("demand_mean", demand_mean, num_items, strict=True, **place)
+        holding = per_item("holding_cost", holding_cost, num_items, **place)
+        shortage = per_item("shortage_cost", shortage_cost, num_items, **place)
+        procurement = per_item("procurement_cost", procurement_cost, num_items, **place)
+        fixed = check_float("fixed_cost_per_item", fixed_cost_per_item, minimum=0.0) * num_items
+        slots = max(lead_time, 1)
+        # Economic order interval: the whole number of periods that balances K against holding.
+        interval = (2 * fixed / float((holding * mean).sum().clamp_min(1e-9))) ** 0.5
+        order_interval = max(1, round(min(interval, 1e6)))
+        super().__init__(
+            num_options=2,
+            continuous_dim=num_items,
+            continuous_bounds=(0.0, None),
+            action_scale=order_interval * mean,
+            state_shapes={"inventory": (num_items, slots)},
+            observation_dim=num_items * slots,
+            horizon=horizon,
+            horizon_terminates=False,
+            batch_size=() if batch_size is None else batch_size,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+        )
+        self.num_items, self.lead_time, self.lost_sales = num_items, lead_time, lost_sales
+        self.demand, self.start = demand, initial_state
+        self.demand_mean, self.fixed_cost = mean, fixed
+        self.holding_cost, self.shortage_cost = holding, shortage
+        self.procurement_cost = procurement
+        self.demand_traces = (
+            None if demand_traces is None else demand_traces.to(dtype=dtype, device=self.device)
+        )
+        self.cost_units = float(num_items)
+        self.order_interval = order_interval
+
+    def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
+        """Serve one period of demand; the equations stand in the class docstring.
+
+        Args:
+            state: ``"inventory"``, ``(*B, n, max(L, 1))``.
+            action: ``"discrete"`` ``(*B,)`` and ``"continuous"`` ``(*B, n)``.
+            noise: the demand of the period, ``(*B, n)``.
+
+        Returns:
+            The next state and the reward ``(*B,)``.
+        """
+        inventory, demand = state["inventory"], noise
+        ordering = action["discrete"].to(inventory.dtype)
+        order = ordering.unsqueeze(-1) * action["continuous"].clamp_min(0.0)
+        on_hand = inventory[..., 0] - demand
+        if self.lead_time == 0:
+            on_hand = on_hand + order
+        cost = (
+            self.holding_cost * on_hand.clamp_min(0.0)
+            + self.shortage_cost * (-on_hand).clamp_min(0.0)
+            + self.procurement_cost * order
+        ).sum(-1) + self.fixed_cost * ordering
+        if self.lost_sales:
+            on_hand = on_hand.clamp_min(0.0)
+        if self.lead_time == 0:
+            pipeline = on_hand.unsqueeze(-1)
+        elif self.lead_time == 1:
+            pipeline = (on_hand + order).unsqueeze(-1)
+        else:
+            arrived = (on_hand + inventory[..., 1]).unsqueeze(-1)
+            pipeline = torch.cat([arrived, inventory[..., 2:], order.unsqueeze(-1)], -1)
+        return {"inventory": pipeline}, -cost
+
+    def observe(self, state: State) -> Tensor:
+        """Return the inventory in periods of mean demand, flat: ``(*B, n * max(L, 1))``."""
+        return (state["inventory"] / self.demand_mean.unsqueeze(-1)).flatten(-2)
+
+    def draw_noise(self, num_steps: int, state: State) -> Tensor:
+        """Return the demand of the coming periods, ``(*B, T, n)``.
+
+        Traces are read from each system's own step, and again from the start after their end.
+        """
+        if self.demand_traces is not None:
+            length = self.demand_traces.shape[1]
+            steps = torch.arange(num_steps, device=self.device)
+            at = (state["step"] + steps) % min(length, self.horizon or length)
+            return self.demand_traces.gather(1, at.unsqueeze(-1).expand(-1, -1, self.num_items))
+        mean = self.demand_mean.expand(*self.batch_size, num_steps, self.num_items)
+        if self.demand == "poisson":
+            return torch.poisson(mean, generator=self.rng)
+        return (mean + mean.sqrt() * self._draw(torch.randn, mean.shape)).clamp_min(0.0)
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """Draw the start of an episode as ``initial_state`` says."""
+        shape = self.state_spec["inventory"].shape
+        inventory = torch.zeros(shape, dtype=self.float_dtype, device=self.device)
+        if self.start == "random":
+            inventory = self._random_inventory(inventory)
+        elif self.start == "stationary":
+            inventory = self._stationary_inventory(inventory)
+        return {"inventory": inventory}
+
+    @property
+    def order_up_to(self) -> Tensor:
+        """Mean demand of lead time, review and one order interval, ``(n,)``: a rough S."""
+        return (self.lead_time + 1 + self.order_interval) * self.demand_mean
+
+    def _random_inventory(self, inventory: Tensor) -> Tensor:
+        # Wide on purpose: rare states must be seen in training. On hand from one period of
+        # backlog up to the rough S, and half the systems await an order anywhere in the pipeline.
+        batch, slots = self.batch_size, inventory.shape[-1]
+        on_hand = self._draw(torch.rand, (*batch, self.num_items))
+        on_hand = on_hand * (self.order_up_to + self.demand_mean) - self.demand_mean
+        inventory[..., 0] = on_hand.clamp_min(0.0) if self.lost_sales else on_hand
+        if slots > 1:
+            size = self._draw(torch.rand, (*batch, self.num_items)) * self.order_up_to
+            waiting = self._draw(torch.rand, (*batch, 1)) < 0.5
+            slot = 1 + (self._draw(torch.rand, (*batch, 1)) * (slots - 1)).long()
+            slot = slot.unsqueeze(-1).expand(*batch, self.num_items, 1)
+            inventory = inventory.scatter(-1, slot, (size * waiting).unsqueeze(-1))
+        return inventory
+
+    def _stationary_inventory(self, inventory: Tensor) -> Tensor:
+        # Simulate order-up-to every interval for long enough to forget the start; each system
+        # begins at its own point of the cycle.
+        inventory[..., 0] = self.order_up_to
+        phase = (self._draw(torch.rand, self.batch_size) * self.order_interval).long()
+        mean = self.demand_mean.expand(*self.batch_size, self.num_items)
+        for period in range(self.lead_time + 2 * self.order_interval):
+            action = {
+                "discrete": ((period + phase) % self.order_interval == 0).long(),
+                "continuous": (self.order_up_to - inventory.sum(-1)).clamp_min(0.0),
+            }
+            demand = torch.poisson(mean, generator=self.rng)
+            inventory = self.dynamics({"inventory": inventory}, action, demand)[0]["inventory"]
+        return inventory
+
+    def _draw(self, sampler, shape) -> Tensor:
+        return sampler(shape, generator=self.rng, dtype=self.float_dtype, device=self.device)
+
+
+def _check_traces(
+    traces: Tensor, num_items: int, batch_size: int | Sequence[int] | None, horizon: int | None
+) -> Tensor:
+    traces = torch.as_tensor(traces)
+    if traces.ndim != 3 or traces.shape[-1] != num_items or 0 in traces.shape:
+        raise ValueError(
+            "demand_traces must have shape (B, T, n) = (systems, periods, items) with "
+            f"n = num_items = {num_items}, got {tuple(traces.shape)}."
+        )
+    if not bool(torch.isfinite(traces).all()) or bool((traces < 0).any()):
+        raise ValueError("demand_traces must be finite and >= 0; they hold NaN, inf or negatives.")
+    wanted = (batch_size,) if isinstance(batch_size, int) else batch_size
+    if wanted is not None and tuple(wanted) != tuple(traces.shape[:1]):
+        raise ValueError(
+            f"batch_size={batch_size} disagrees with demand_traces of {traces.shape[0]} systems; "
+            "leave batch_size out or make them equal."
+        )
+    if horizon is not None and isinstance(horizon, int) and horizon > traces.shape[1]:
+        raise ValueError(
+            f"horizon={horizon} is longer than demand_traces, which hold {traces.shape[1]} "
+            "periods; shorten the horizon or give longer traces."
+        )
+    return traces

@@ -1,0 +1,174 @@
+"""The joint distribution of a hybrid action."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torch.distributions import Distribution
+
+
+class HybridDistribution(Distribution):
+    r"""Categorical option, then a normal vector from that option's branch.
+
+    .. math::
+        d \sim \mathrm{Cat}(\text{logits}), \qquad
+        u \mid d \sim \mathcal N(\text{loc}_d, \mathrm{diag}(\text{scale}_d^2))
+
+    A sample is a tensordict with ``"discrete"``, int64 of shape ``(*B,)``, and ``"continuous"``,
+    float of shape ``(*B, n)``. :meth:`rsample` reparameterises u, so that gradients reach ``loc``
+    and ``scale`` of the sampled branch; nothing flows through d.
+
+    A coordinate of scale 0 is deterministic: its sample is ``loc``, and it adds nothing to
+    log-probabilities and entropies, which are then those of the remaining coordinates.
+
+    Args:
+        logits: unnormalised log-probabilities of the M options, ``(*B, M)``.
+        loc: mean of u for every option, ``(*B, M, n)``.
+        scale: standard deviation of u, broadcastable to ``loc``; ``None`` is 0 everywhere.
+        mask: options that may be chosen, bool ``(*B, M)``; ``None`` allows all.
+        validate_args: check shapes and values; defaults to torch's setting.
+
+    Raises:
+        ValueError: shapes disagree, a scale is negative, or a row of the mask allows no option.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_torchrl.modules import HybridDistribution
+        >>> dist = HybridDistribution(torch.zeros(4, 2), torch.zeros(4, 2, 3), torch.tensor(0.5))
+        >>> action = dist.rsample()
+        >>> action["discrete"].shape, action["continuous"].shape, dist.log_prob(action).shape
+        (torch.Size([4]), torch.Size([4, 3]), torch.Size([4]))
+    """
+
+    has_rsample = True
+    arg_constraints: dict = {}  # noqa: RUF012 (torch declares it so)
+
+    def __init__(
+        self,
+        logits: Tensor,
+        loc: Tensor,
+        scale: Tensor | float | None = None,
+        mask: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if loc.shape[:-1] != logits.shape:
+            raise ValueError(
+                f"loc must have one branch per option: logits of shape {tuple(logits.shape)} ask "
+                f"for loc of shape {(*logits.shape, 'n')}, got {tuple(loc.shape)}. Give the "
+                "continuous network (number of options) x (continuous dimension) outputs."
+            )
+        self.loc = loc
+        self.scale = None if scale is None else torch.as_tensor(scale).to(loc).expand_as(loc)
+        super().__init__(logits.shape[:-1], loc.shape[-1:], validate_args=False)
+        if validate_args if validate_args is not None else Distribution._validate_args:
+            self._validate(logits, mask)
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -math.inf)
+        self.logits = logits.log_softmax(-1)
+
+    @property
+    def num_options(self) -> int:
+        """Number M of options."""
+        return self.logits.shape[-1]
+
+    @property
+    def probs(self) -> Tensor:
+        """Probability of each option, ``(*B, M)``."""
+        return self.logits.exp()
+
+    def rsample(self, sample_shape: torch.Size | tuple = torch.Size()) -> TensorDict:  # noqa: B008
+        """Sample d and reparameterise u: gradients flow through ``"continuous"``."""
+        # argmax of p / Exp(1) draws from the categorical without a host synchronisation.
+        shape = (*sample_shape, *self.logits.shape)
+        clock = torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device).exponential_()
+        discrete = (self.logits.detach() - clock.log()).argmax(-1)
+        continuous, scale = self.branch(discrete)
+        if scale is not None:
+            continuous = continuous + scale * torch.randn_like(continuous)
+        return self._action(discrete, continuous)
+
+    def sample(self, sample_shape: torch.Size | tuple = torch.Size()) -> TensorDict:  # noqa: B008
+        """Sample d and u without a graph."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    @property
+    def deterministic_sample(self) -> TensorDict:
+        """The most probable option and the mean of its branch; gradients flow to ``loc``."""
+        discrete = self.logits.argmax(-1)
+        return self._action(discrete, self.branch(discrete)[0])
+
+    @property
+    def mode(self) -> TensorDict:
+        """Same as :attr:`deterministic_sample`."""
+        return self.deterministic_sample
+
+    def branch(self, discrete: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return ``loc`` and ``scale`` of the given options, each ``(*B, n)``."""
+        return self._select(self.loc, discrete), (
+            None if self.scale is None else self._select(self.scale, discrete)
+        )
+
+    def log_prob(self, action: TensorDictBase | Mapping[str, Tensor]) -> Tensor:
+        """Return the joint log-probability log pi(d) + log N(u; branch d), ``(*B,)``."""
+        discrete = action["discrete"]
+        return self.log_prob_discrete(discrete) + self.log_prob_continuous(
+            discrete, action["continuous"]
+        )
+
+    def log_prob_discrete(self, discrete: Tensor) -> Tensor:
+        """Return log pi(d), ``(*B,)``."""
+        logits = self.logits.expand(*discrete.shape, self.num_options)
+        return logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1)
+
+    def log_prob_continuous(self, discrete: Tensor, continuous: Tensor) -> Tensor:
+        """Return log N(u; branch d) over the coordinates of positive scale, ``(*B,)``."""
+        loc, scale = self.branch(discrete)
+        if scale is None:
+            return torch.zeros_like(loc[..., 0])
+        positive = scale > 0
+        safe = scale.masked_fill(~positive, 1.0)
+        density = -0.5 * ((continuous - loc) / safe) ** 2 - safe.log() - 0.5 * math.log(2 * math.pi)
+        return density.masked_fill(~positive, 0.0).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Return H(d) + sum_d pi(d) H(u | d) over the coordinates of positive scale, ``(*B,)``."""
+        if self.scale is None:
+            return self.entropy_discrete()
+        positive = self.scale > 0
+        nats = self.scale.masked_fill(~positive, 1.0).log() + 0.5 * math.log(2 * math.pi * math.e)
+        branches = nats.masked_fill(~positive, 0.0).sum(-1)
+        return self.entropy_discrete() + (self.probs * branches).sum(-1)
+
+    def entropy_discrete(self) -> Tensor:
+        """Return H(d) in nats, ``(*B,)``."""
+        # A masked option has logit -inf and probability 0; clamping makes 0 * -inf a 0.
+        least = torch.finfo(self.logits.dtype).min
+        return -(self.probs * self.logits.clamp_min(least)).sum(-1)
+
+    def _select(self, branches: Tensor, discrete: Tensor) -> Tensor:
+        branches = branches.expand(*discrete.shape, *branches.shape[-2:])
+        index = discrete[..., None, None].expand(*discrete.shape, 1, branches.shape[-1])
+        return branches.gather(-2, index).squeeze(-2)
+
+    def _action(self, discrete: Tensor, continuous: Tensor) -> TensorDict:
+        return TensorDict(
+            {"discrete": discrete, "continuous": continuous}, batch_size=discrete.shape
+        )
+
+    def _validate(self, logits: Tensor, mask: Tensor | None) -> None:
+        if self.scale is not None and bool((self.scale < 0).any()):
+            raise ValueError(f"scale must be >= 0, got a minimum of {self.scale.min().item():g}.")
+        if mask is None:
+            return
+        if mask.dtype != torch.bool or mask.shape != logits.shape:
+            raise ValueError(
+                f"mask must be bool of shape {tuple(logits.shape)}, got {mask.dtype} of shape "
+                f"{tuple(mask.shape)}."
+            )
+        if not bool(mask.any(-1).all()):
+            raise ValueError("mask must allow at least one option in every row; a row allows none.")

@@ -1,0 +1,184 @@
+"""The networks behind a hybrid policy and its critic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrl.envs import EnvBase
+from torchrl.modules import MLP, ValueOperator
+
+from hpo_torchrl._checks import check_choice, check_float, check_int
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+
+
+class HybridNetwork(nn.Module):
+    r"""Map an observation to the parameters of a :class:`HybridDistribution`.
+
+    Two separate nets by default, so that the gradient of the discrete choice and the gradient of
+    the continuous action meet in no parameter: ``discrete`` gives M logits, ``continuous`` one
+    mean per option and coordinate. A raw output z becomes the mean of a coordinate by the range
+    of that action, with its ``action_scale`` c as the unit:
+
+    ==============  ===========================================
+    range           mean
+    ==============  ===========================================
+    unbounded       c z
+    [low, inf)      low + c softplus(z + 1)
+    (-inf, high]    high - c softplus(z + 1)
+    [low, high]     low + (high - low) sigmoid(z)
+    ==============  ===========================================
+
+    Args:
+        observation_dim: length of the observation.
+        num_options: number M of options.
+        continuous_dim: dimension n of the continuous action.
+        continuous_bounds: ``(low, high)``; ``None`` is unbounded.
+        action_scale: unit of each continuous action, ``(n,)``; defaults to ones.
+        hidden: width of each hidden layer.
+        activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
+        shared_trunk: compute all hidden layers once for both heads.
+        linear_skip: add a linear map of the observation to the continuous head. Many optimal
+            controls are nearly linear (order up to a level, linear feedback).
+        scale: standard deviation of u in units of ``action_scale``; 0 makes u deterministic.
+        learn_scale: make the standard deviation a parameter, one per option and coordinate.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        num_options: int,
+        continuous_dim: int,
+        *,
+        continuous_bounds: tuple[float | None, float | None] = (None, None),
+        action_scale: Tensor | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        shared_trunk: bool = False,
+        linear_skip: bool = True,
+        scale: float = 0.0,
+        learn_scale: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        check_choice("activation", activation, ACTIVATIONS)
+        check_float("scale", scale, minimum=0.0)
+        if learn_scale and scale == 0:
+            raise ValueError("learn_scale=True needs scale > 0 as its start, got scale=0.")
+        hidden = [check_int("hidden", width, minimum=1) for width in hidden]
+        self.num_options, self.continuous_dim = num_options, continuous_dim
+        self.low, self.high = continuous_bounds
+        place = {"device": device, "dtype": dtype}
+
+        def net(inputs: int, outputs: int, cells: Sequence[int], gain: float) -> MLP:
+            return mlp(inputs, outputs, cells, activation, gain, **place)
+
+        outputs = num_options * continuous_dim
+        if shared_trunk and hidden:
+            self.trunk: nn.Module = nn.Sequential(
+                net(observation_dim, hidden[-1], hidden[:-1], math.sqrt(2)),
+                ACTIVATIONS[activation](),
+            )
+            head_inputs, head_cells = hidden[-1], []
+        else:
+            self.trunk, head_inputs, head_cells = nn.Identity(), observation_dim, hidden
+        # The discrete head starts exactly uniform: every option is tried before any is preferred.
+        self.discrete = net(head_inputs, num_options, head_cells, 0.0)
+        self.continuous = net(head_inputs, outputs, head_cells, 0.01)
+        self.skip = nn.Linear(observation_dim, outputs, bias=False, **place) if linear_skip else None
+        if self.skip is not None:
+            nn.init.zeros_(self.skip.weight)
+        unit = torch.ones(continuous_dim, **place) if action_scale is None else action_scale
+        self.register_buffer("action_scale", unit.to(**place).clone())
+        log_scale = torch.full((num_options, continuous_dim), math.log(scale or 1.0), **place)
+        self.stochastic = scale > 0
+        if learn_scale:
+            self.log_scale = nn.Parameter(log_scale)
+        elif self.stochastic:
+            self.register_buffer("log_scale", log_scale)
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
+        features = self.trunk(observation)
+        raw = self.continuous(features)
+        if self.skip is not None:
+            raw = raw + self.skip(observation)
+        loc = self._into_range(raw.unflatten(-1, (self.num_options, self.continuous_dim)))
+        scale = (self.log_scale.exp() * self.action_scale).expand_as(loc) if self.stochastic else None
+        return self.discrete(features), loc, scale
+
+    def logits(self, observation: Tensor) -> Tensor:
+        """Return the logits alone, ``(*B, M)``."""
+        return self.discrete(self.trunk(observation))
+
+    def _into_range(self, raw: Tensor) -> Tensor:
+        if self.low is None and self.high is None:
+            return self.action_scale * raw
+        if self.high is None:
+            return self.low + self.action_scale * F.softplus(raw + 1.0)
+        if self.low is None:
+            return self.high - self.action_scale * F.softplus(raw + 1.0)
+        return self.low + (self.high - self.low) * torch.sigmoid(raw)
+
+
+def mlp(
+    inputs: int,
+    outputs: int,
+    hidden: Sequence[int],
+    activation: str,
+    gain: float,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> MLP:
+    """Build a TorchRL ``MLP`` with orthogonal layers, zero biases and ``gain`` on the last layer."""
+    net = MLP(
+        in_features=inputs,
+        out_features=outputs,
+        num_cells=list(hidden),
+        depth=len(hidden),
+        activation_class=ACTIVATIONS[activation],
+        device=device,
+    ).to(dtype)
+    layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    for layer in layers:
+        last = layer is layers[-1]
+        nn.init.orthogonal_(layer.weight, gain=gain if last else math.sqrt(2))
+        nn.init.zeros_(layer.bias)
+    return net
+
+
+def make_value_network(
+    env: EnvBase,
+    *,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+    observation_key: str = "observation",
+) -> ValueOperator:
+    """Build the critic of an environment: ``observation`` to ``"state_value"`` of shape ``(*B, 1)``.
+
+    Args:
+        env: the environment; its observation spec gives the input size, device and dtype.
+        hidden: width of each hidden layer.
+        activation: see :class:`HybridNetwork`.
+        observation_key: entry that the critic reads.
+
+    Examples:
+        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.modules import make_value_network
+        >>> critic = make_value_network(InventoryEnv(batch_size=4))
+        >>> critic(InventoryEnv(batch_size=4).reset())["state_value"].shape
+        torch.Size([4, 1])
+    """
+    check_choice("activation", activation, ACTIVATIONS)
+    spec = env.observation_spec[observation_key]
+    net = mlp(spec.shape[-1], 1, hidden, activation, 1.0, device=spec.device, dtype=spec.dtype)
+    return ValueOperator(net, in_keys=[observation_key])

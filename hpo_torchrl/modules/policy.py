@@ -1,0 +1,290 @@
+"""The hybrid policy: TorchRL's probabilistic modules around a hybrid network."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import (
+    InteractionType,
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModuleBase,
+)
+from tensordict.nn.probabilistic import interaction_type
+from torch import Tensor, nn
+from torchrl.data import Bounded
+from torchrl.envs import EnvBase
+
+from hpo_torchrl.modules.distribution import HybridDistribution
+from hpo_torchrl.modules.networks import HybridNetwork
+
+DISCRETE_LOG_PROB = "discrete_log_prob"
+_PARAMETERS = ("logits", "loc", "scale")
+
+
+class HybridAction(NamedTuple):
+    """A sampled action as plain tensors; the log-probabilities carry no graph."""
+
+    discrete: Tensor
+    continuous: Tensor
+    log_prob: Tensor | None
+    discrete_log_prob: Tensor | None
+
+    @classmethod
+    def score(
+        cls, dist: HybridDistribution, action: TensorDictBase, *, log_prob: bool
+    ) -> HybridAction:
+        """Attach the log-probabilities of ``action`` under ``dist``."""
+        discrete, continuous = action["discrete"], action["continuous"]
+        if not log_prob:
+            return cls(discrete, continuous, None, None)
+        # Detached on purpose: in a differentiable rollout the cached value would carry a pathwise
+        # term through the state, and whoever scores it would count that term twice.
+        with torch.no_grad():
+            score = dist.log_prob_discrete(discrete)
+            joint = score + dist.log_prob_continuous(discrete, continuous)
+        return cls(discrete, continuous, joint, score)
+
+
+class _HybridParameters(TensorDictModuleBase):
+    """Write logits, loc and (for a stochastic u) scale of the network's answer."""
+
+    def __init__(self, network: nn.Module, observation_key: str) -> None:
+        super().__init__()
+        self.network = network
+        self.in_keys = [observation_key]
+        self.out_keys = list(_PARAMETERS[: 3 if _is_stochastic(network) else 2])
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        answer = self.network(tensordict.get(self.in_keys[0]))
+        for key, value in zip(_PARAMETERS, answer, strict=True):
+            if value is not None:
+                tensordict.set(key, value)
+        return tensordict
+
+
+class HybridSampler(ProbabilisticTensorDictModule):
+    """Sample a hybrid action from ``logits``, ``loc`` and ``scale``, and write it in one go.
+
+    ``RANDOM`` samples d and reparameterises u, ``DETERMINISTIC`` (and ``MODE``) takes the most
+    probable option and the mean of its branch. Written are ``("action", "discrete")``,
+    ``("action", "continuous")`` and, with ``return_log_prob``, the joint ``"action_log_prob"``
+    and ``"discrete_log_prob"``, each ``(*B,)`` and without a graph.
+
+    Args:
+        mask_key: entry with the options that may be chosen, bool ``(*B, M)``; ``None`` allows all.
+        stochastic: whether ``scale`` is read; without it u is deterministic.
+        return_log_prob: whether log-probabilities are written.
+        default_interaction_type: what is done outside ``set_exploration_type``.
+    """
+
+    def __init__(
+        self,
+        *,
+        mask_key: str | None = None,
+        stochastic: bool = True,
+        return_log_prob: bool = True,
+        default_interaction_type: InteractionType = InteractionType.RANDOM,
+    ) -> None:
+        in_keys = {key: key for key in _PARAMETERS[: 3 if stochastic else 2]}
+        if mask_key is not None:
+            in_keys["mask"] = mask_key
+        super().__init__(
+            in_keys=in_keys,
+            out_keys=["action"],
+            distribution_class=HybridDistribution,
+            return_log_prob=return_log_prob,
+            default_interaction_type=default_interaction_type,
+        )
+
+    @property
+    def out_keys(self) -> list:
+        """What is written."""
+        return [*super().out_keys, *([DISCRETE_LOG_PROB] if self.return_log_prob else [])]
+
+    @out_keys.setter
+    def out_keys(self, value: list) -> None:
+        self._out_keys = value
+
+    def forward(
+        self,
+        tensordict: TensorDictBase,
+        tensordict_out: TensorDictBase | None = None,
+        _requires_sample: bool = True,
+    ) -> TensorDictBase:
+        """Sample the action of ``tensordict`` (or score the one it holds) and write it."""
+        out = tensordict if tensordict_out is None else tensordict_out
+        dist = self.get_dist(tensordict)
+        if _requires_sample:
+            action = self._dist_sample(dist, interaction_type=interaction_type())
+        else:
+            action = tensordict.get("action")
+        sample = HybridAction.score(dist, action, log_prob=self.return_log_prob)
+        if _requires_sample:
+            out.set("action", action)
+        if self.return_log_prob:
+            out.set("action_log_prob", sample.log_prob)
+            out.set(DISCRETE_LOG_PROB, sample.discrete_log_prob)
+        return out
+
+
+class HybridPolicy(ProbabilisticTensorDictSequential):
+    r"""A policy over hybrid actions: pi(d | s) categorical, u | s, d normal (or deterministic).
+
+    It is an ordinary ``ProbabilisticTensorDictSequential``: it runs in ``env.rollout`` and in
+    TorchRL collectors, obeys ``set_exploration_type``, has ``get_dist``, and feeds
+    ``ClipPPOLoss`` its joint log-probability ``"action_log_prob"``.
+
+    Args:
+        network: module from the observation to ``(logits, loc, scale)``, for example a
+            :class:`HybridNetwork`; ``scale`` may be ``None``.
+        observation_key: entry that the network reads.
+        mask_key: entry with the options that may be chosen, bool ``(*B, M)``.
+        return_log_prob: whether log-probabilities are written.
+        default_interaction_type: what is done outside ``set_exploration_type``.
+
+    Examples:
+        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.modules import HybridPolicy
+        >>> env = InventoryEnv(num_items=3, batch_size=4)
+        >>> policy = HybridPolicy.for_env(env)
+        >>> rollout = env.rollout(5, policy)
+        >>> rollout["action", "continuous"].shape, rollout["next", "reward"].requires_grad
+        (torch.Size([4, 5, 3]), True)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        observation_key: str = "observation",
+        mask_key: str | None = None,
+        return_log_prob: bool = True,
+        default_interaction_type: InteractionType = InteractionType.RANDOM,
+    ) -> None:
+        super().__init__(
+            _HybridParameters(network, observation_key),
+            HybridSampler(
+                mask_key=mask_key,
+                stochastic=_is_stochastic(network),
+                return_log_prob=return_log_prob,
+                default_interaction_type=default_interaction_type,
+            ),
+        )
+        self.observation_key, self.mask_key = observation_key, mask_key
+
+    @classmethod
+    def for_env(
+        cls,
+        env: EnvBase,
+        *,
+        observation_key: str = "observation",
+        mask_key: str | None = None,
+        return_log_prob: bool = True,
+        **network,
+    ) -> HybridPolicy:
+        """Build the policy of an environment from its specs.
+
+        Args:
+            env: environment with actions ``("action", "discrete")`` and
+                ``("action", "continuous")``.
+            observation_key: entry that the network reads.
+            mask_key: entry with the options that may be chosen.
+            return_log_prob: whether log-probabilities are written.
+            network: further arguments of :class:`HybridNetwork`.
+        """
+        observation = env.observation_spec[observation_key]
+        continuous = env.full_action_spec["action", "continuous"]
+        net = HybridNetwork(
+            observation.shape[-1],
+            env.full_action_spec["action", "discrete"].space.n,
+            continuous.shape[-1],
+            continuous_bounds=getattr(env, "continuous_bounds", _bounds(continuous)),
+            action_scale=getattr(env, "action_scale", None),
+            device=observation.device,
+            dtype=observation.dtype,
+            **network,
+        )
+        return cls(
+            net,
+            observation_key=observation_key,
+            mask_key=mask_key,
+            return_log_prob=return_log_prob,
+        )
+
+    @property
+    def network(self) -> nn.Module:
+        """The network behind the policy."""
+        return self[0].network
+
+    @property
+    def return_log_prob(self) -> bool:
+        """Whether log-probabilities are written."""
+        return self[-1].return_log_prob
+
+    def distribution(self, observation: Tensor, mask: Tensor | None = None) -> HybridDistribution:
+        """Return the action distribution at ``observation``, on plain tensors."""
+        return HybridDistribution(*self.network(observation), mask=mask)
+
+    def discrete_logits(self, tensordict: TensorDictBase) -> Tensor:
+        """Return log pi(. | s), normalised and masked, ``(*B, M)``, without the continuous net."""
+        observation = tensordict.get(self.observation_key)
+        if not isinstance(self.network, HybridNetwork):
+            mask = None if self.mask_key is None else tensordict.get(self.mask_key)
+            return self.distribution(observation, mask).logits
+        logits = self.network.logits(observation)
+        if self.mask_key is not None:
+            logits = logits.masked_fill(~tensordict.get(self.mask_key), -math.inf)
+        return logits.log_softmax(-1)
+
+    def act(self, observation: Tensor, mask: Tensor | None = None) -> HybridAction:
+        """Sample an action on plain tensors: the arithmetic and random numbers of the module."""
+        dist = self.distribution(observation, mask)
+        action = self[-1]._dist_sample(dist, interaction_type=interaction_type())
+        return HybridAction.score(dist, action, log_prob=self.return_log_prob)
+
+    def check_env(self, env: EnvBase) -> None:
+        """Raise a ``ValueError`` if the policy's branches or dimensions are not the environment's.
+
+        Args:
+            env: the environment that the policy is meant for.
+        """
+        spec = env.observation_spec[self.observation_key]
+        options = env.full_action_spec["action", "discrete"].space.n
+        dimension = env.full_action_spec["action", "continuous"].shape[-1]
+        with torch.no_grad():
+            logits, loc, _ = self.network(torch.zeros(1, spec.shape[-1]).to(spec.dtype).to(spec.device))
+        if logits.shape[-1] != options or tuple(loc.shape[-2:]) != (options, dimension):
+            raise ValueError(
+                f"The policy has {logits.shape[-1]} options and branches of shape "
+                f"{tuple(loc.shape[-2:])}, but the environment asks for {options} options and "
+                f"branches of shape {(options, dimension)} (options, continuous dimension). Build "
+                "it with HybridPolicy.for_env(env) or correct the network's outputs."
+            )
+
+
+def _is_stochastic(network: nn.Module) -> bool:
+    return getattr(network, "stochastic", True)
+
+
+def _bounds(spec) -> tuple[float | None, float | None]:
+    """Read finite, uniform bounds off a spec; anything else counts as unbounded."""
+    if not isinstance(spec, Bounded):
+        return None, None
+    low, high = spec.space.low, spec.space.high
+    limit = 1e30
+    lower, upper = low.flatten()[0].item(), high.flatten()[0].item()
+    uniform = bool((low == lower).all()) and bool((high == upper).all())
+    if not uniform:
+        raise ValueError(
+            "HybridPolicy.for_env needs the same bounds for every continuous action, got "
+            f"low={low.tolist()} and high={high.tolist()}; give the environment an attribute "
+            "continuous_bounds, or build the HybridNetwork yourself."
+        )
+    return lower if lower > -limit else None, upper if upper < limit else None
+
+
+__all__ = ["HybridAction", "HybridPolicy", "HybridSampler"]

@@ -1,0 +1,406 @@
+"""The loss of Hybrid Policy Optimization."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.objectives import LossModule, ValueEstimators, distance_loss
+from torchrl.objectives.utils import dispatch_value_estimator, hold_out_net
+from torchrl.objectives.value import ValueEstimatorBase
+from torchrl.objectives.value.functional import reward2go
+
+from hpo_torchrl._checks import check_float
+
+_NO_GRADIENT = (
+    "The rewards {key!r} carry no gradient, so there is no pathwise term. Usual causes: the batch "
+    "was collected under torch.no_grad() (TorchRL collectors do; use differentiable_rollout or "
+    "DifferentiableCollector); it was detached or went through a replay buffer; the policy sampled "
+    "its continuous action without reparameterisation (stock CompositeDistribution policies do; "
+    "use HybridPolicy); the environment's step breaks the graph (.detach(), .item(), numpy). For "
+    "detached data, ask for no pathwise term: HPOLoss(..., pathwise=False, cross_term=False)."
+)
+
+
+class HPOLoss(LossModule):
+    r"""Mixed-gradient loss for hybrid actions, on differentiable rollouts.
+
+    With the sampled options and all noise held fixed, rewards and states are differentiable
+    functions of the parameters. The gradient of this loss estimates minus the policy gradient,
+
+    .. math::
+        \nabla J = \mathbb E \Big[ \underbrace{\textstyle\sum_t \tfrac{dr_t}{d\psi}}_{\text{pathwise}}
+        + \underbrace{\textstyle\sum_t A_t\, \partial_\theta \log \pi_\theta(d_t | s_t)}_{\text{score function}}
+        + \underbrace{\textstyle\sum_t A_t\, \partial_s \log \pi_\theta(d_t | s_t)\, \tfrac{ds_t}{d\psi}}_{\text{cross}} \Big]
+
+    divided by the number of steps (Alvo, Russo & Kanoria 2026, arXiv 2605.14297). It is the
+    autograd gradient of one surrogate, :math:`-[r_t + \log\pi_\theta(d_t|s_t)\,\mathrm{sg}(A_t)]`
+    with the state attached: detaching it inside the log-probability drops the cross term. Pathwise
+    and cross terms meet in the same parameters, so both use rewards on one scale: rescale the
+    rewards of the batch, never the advantages.
+
+    *Exact mode*, unbiased for the undiscounted sum of a finite horizon: ``clip_epsilon=None`` and
+    either no critic (Monte-Carlo returns) or ``make_value_estimator(gamma=1, lmbda=1)``.
+
+    Where a window ends in a state that is not terminal, the pathwise term goes on with the
+    critic's value of that state, differentiated through the state with the critic's parameters
+    held (Xu et al. 2022, SHAC).
+
+    Args:
+        actor_network: a :class:`HybridPolicy`, or any module whose ``get_dist`` returns a
+            :class:`HybridDistribution`.
+        critic_network: maps the observation to ``"state_value"``; ``None`` uses Monte-Carlo
+            returns without a baseline.
+        pathwise: whether to compute the pathwise term; without it the data may be detached.
+        cross_term: whether the cross term is in ``loss_objective``. Without it the gradient is
+            biased, with less variance.
+        clip_epsilon: clipping range of the ratio of discrete probabilities; ``None`` uses the
+            log-probability itself.
+        entropy_coeff: weight of the entropy of the discrete choice.
+        entropy_in_advantage_units: multiply that weight by the batch's standard deviation of the
+            advantage, so that one setting serves every reward scale.
+        critic_coeff: weight of the critic's loss.
+        loss_critic_type: ``"l2"``, ``"l1"`` or ``"smooth_l1"``.
+        functional: whether parameters are held as a ``TensorDictParams`` (TorchRL's default);
+            ``False`` keeps ordinary modules, for data-parallel wrappers.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
+        device: device of the coefficients.
+
+    Returns:
+        Tensordict with ``loss_pathwise``, ``loss_objective`` (score function, and cross term),
+        ``loss_critic``, ``loss_entropy``, to be summed, and the detached diagnostics ``entropy``,
+        ``kl_approx``, ``clip_fraction`` and ``explained_variance``. Terms that were not asked for
+        are absent.
+
+    Raises:
+        RuntimeError: the pathwise term is asked for and the rewards carry no gradient.
+        KeyError: an entry is missing.
+
+    Examples:
+        >>> from hpo_torchrl.collectors import differentiable_rollout
+        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
+        >>> from hpo_torchrl.objectives import HPOLoss
+        >>> env = InventoryEnv(batch_size=8, initial_state="random")
+        >>> policy, critic = HybridPolicy.for_env(env), make_value_network(env)
+        >>> loss = HPOLoss(policy, critic)
+        >>> loss.make_value_estimator(gamma=0.99, lmbda=0.95)
+        >>> terms = loss(differentiable_rollout(env, policy, 10, discount=0.99))
+        >>> sum(value for key, value in terms.items() if key.startswith("loss_")).backward()
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """The configurable entries of the input, with their defaults.
+
+        Attributes:
+            discrete_action: the options taken, int64 ``(*B, T)``.
+            sample_log_prob: their log-probabilities when sampled; where absent, today's are used.
+            advantage: the advantage; where absent, the value estimator computes it.
+            value_target: the critic's target.
+            value: the critic's output.
+            reward: the reward, in ``"next"``.
+            done: end of an episode, in ``"next"``.
+            terminated: end of an episode with no value beyond it, in ``"next"``.
+        """
+
+        discrete_action: NestedKey = ("action", "discrete")
+        sample_log_prob: NestedKey = "discrete_log_prob"
+        advantage: NestedKey = "advantage"
+        value_target: NestedKey = "value_target"
+        value: NestedKey = "state_value"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+    default_value_estimator = ValueEstimators.GAE
+    SUPPORTED_VALUE_ESTIMATORS = (
+        ValueEstimators.TD0,
+        ValueEstimators.TD1,
+        ValueEstimators.TDLambda,
+        ValueEstimators.GAE,
+        ValueEstimators.VTrace,
+    )
+    _schedulable_buffers = frozenset({"entropy_coeff", "critic_coeff", "clip_epsilon"})
+
+    actor_network: ProbabilisticTensorDictSequential
+    critic_network: TensorDictModule | None
+    actor_network_params: TensorDictParams
+    critic_network_params: TensorDictParams | None
+    target_actor_network_params: TensorDictParams
+    target_critic_network_params: TensorDictParams | None
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        critic_network: TensorDictModule | None = None,
+        *,
+        pathwise: bool = True,
+        cross_term: bool = True,
+        clip_epsilon: float | None = 0.2,
+        entropy_coeff: float = 0.0,
+        entropy_in_advantage_units: bool = True,
+        critic_coeff: float = 1.0,
+        loss_critic_type: str = "l2",
+        functional: bool = True,
+        reduction: str | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self._functional, self._in_keys, self._out_keys = functional, None, None
+        super().__init__()
+        if functional:
+            self.convert_to_functional(actor_network, "actor_network")
+        else:
+            self.actor_network, self.actor_network_params = actor_network, None
+        if functional and critic_network is not None:
+            self.convert_to_functional(critic_network, "critic_network")
+        else:
+            self.critic_network = critic_network
+            self.critic_network_params = self.target_critic_network_params = None
+        self.pathwise, self.cross_term = pathwise, cross_term
+        self.entropy_in_advantage_units = entropy_in_advantage_units
+        self.loss_critic_type = loss_critic_type
+        self.reduction = "mean" if reduction is None else reduction
+        self._monte_carlo_gamma = 1.0
+        if clip_epsilon is not None:
+            check_float("clip_epsilon", clip_epsilon, minimum=0.0, strict=True)
+        check_float("entropy_coeff", entropy_coeff, minimum=0.0)
+        check_float("critic_coeff", critic_coeff, minimum=0.0)
+        self.register_coeff_buffer("clip_epsilon", clip_epsilon, device=device)
+        self.register_coeff_buffer("entropy_coeff", entropy_coeff, device=device)
+        self.register_coeff_buffer("critic_coeff", critic_coeff, device=device)
+        self._with_critic = critic_network is not None and critic_coeff > 0
+        self._with_entropy = entropy_coeff > 0
+
+    # -- TorchRL's conventions -------------------------------------------------------------------
+
+    @property
+    def functional(self) -> bool:
+        """Whether parameters are held apart from their modules."""
+        return self._functional
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries that the loss reads."""
+        if self._in_keys is None:
+            self._set_in_keys()
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, value: list[NestedKey]) -> None:
+        self._in_keys = value
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        """Entries that the loss returns: the terms, then the diagnostics."""
+        if self._out_keys is None:
+            clipped, critic = self.clip_epsilon is not None, self._with_critic
+            self._out_keys = [
+                *(["loss_pathwise"] if self.pathwise else []),
+                "loss_objective",
+                *(["loss_critic"] if critic else []),
+                *(["loss_entropy"] if self._with_entropy else []),
+                *("entropy", "kl_approx"),
+                *(["clip_fraction"] if clipped else []),
+                *(["explained_variance"] if critic else []),
+            ]
+        return self._out_keys
+
+    @out_keys.setter
+    def out_keys(self, value: list[NestedKey]) -> None:
+        self._out_keys = value
+
+    def _set_in_keys(self) -> None:
+        networks = list(self.actor_network.in_keys)
+        if self.critic_network is not None:
+            networks += [key for key in self.critic_network.in_keys if key not in networks]
+        after = [self.tensor_keys.reward, self.tensor_keys.done, self.tensor_keys.terminated]
+        self._in_keys = [
+            *networks,
+            self.tensor_keys.discrete_action,
+            *(("next", key) if isinstance(key, str) else ("next", *key) for key in networks + after),
+        ]
+
+    def _forward_value_estimator_keys(self, **kwargs) -> None:
+        if self._value_estimator is not None:
+            self._value_estimator.set_keys(**self._value_estimator_keys())
+        self._set_in_keys()
+
+    def _value_estimator_keys(self) -> dict[str, NestedKey]:
+        names = ("advantage", "value_target", "value", "reward", "done", "terminated")
+        return {name: getattr(self.tensor_keys, name) for name in names} | {
+            "sample_log_prob": self.tensor_keys.sample_log_prob
+        }
+
+    def make_value_estimator(
+        self,
+        value_type: ValueEstimators | ValueEstimatorBase | type | None = None,
+        **hyperparams,
+    ) -> None:
+        """Choose how advantages are estimated; GAE by default.
+
+        Args:
+            value_type: a ``ValueEstimators`` entry, a value-estimator class or an instance.
+            hyperparams: its arguments, for example ``gamma`` and ``lmbda``.
+
+        Raises:
+            ValueError: the loss has no critic and something else than ``gamma`` is given.
+        """
+        if self.critic_network is None:
+            if value_type is not None or set(hyperparams) - {"gamma"}:
+                raise ValueError(
+                    "HPOLoss without a critic_network uses Monte-Carlo returns: "
+                    f"make_value_estimator takes only gamma, got {value_type=}, {hyperparams}."
+                )
+            self._monte_carlo_gamma = float(hyperparams.get("gamma", 1.0))
+            return
+        value_type, hyperparams = self._prepare_value_estimator_kwargs(value_type, **hyperparams)
+        if value_type is not None:
+            dispatch_value_estimator(
+                self,
+                value_type,
+                supported=self.SUPPORTED_VALUE_ESTIMATORS,
+                tensor_keys=self._value_estimator_keys(),
+                **hyperparams,
+            )
+
+    @property
+    def discount(self) -> float:
+        """Discount of the value estimator, which the bootstrap of the pathwise term shares."""
+        if self.critic_network is None:
+            return self._monte_carlo_gamma
+        return float(self.value_estimator.gamma)
+
+    # -- the loss --------------------------------------------------------------------------------
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Compute the terms of the mixed gradient; the input is not changed.
+
+        Args:
+            tensordict: a differentiable rollout of shape ``(*B, T)``; without the pathwise term,
+                detached data of any shape that holds advantages.
+        """
+        keys = self.tensor_keys
+        held = self.add_advantage(tensordict)
+        advantage = held.get(keys.advantage).squeeze(-1)
+        discrete = held.get(keys.discrete_action)
+        terms: dict[str, Tensor] = {}
+        if self.pathwise:
+            terms["loss_pathwise"] = -self._pathwise(tensordict)
+
+        # The cross term is the dependence of the log-probability on the state: attached or not.
+        logits = self._logits(tensordict if self.cross_term else held)
+        log_prob = logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1)
+        old = held.get(keys.sample_log_prob, None)
+        log_ratio = log_prob - (log_prob.detach() if old is None else old)
+        score_function, clipped = self._score_function(log_prob, log_ratio, advantage)
+        terms["loss_objective"] = -score_function
+
+        if self._with_critic:
+            terms["loss_critic"], explained = self._critic(held)
+        # The bonus is for exploring here, not for steering towards states of high entropy.
+        if self.cross_term and self._with_entropy:
+            logits = self._logits(held)
+        entropy = self._entropy(logits)
+        if self._with_entropy:
+            unit = advantage.std() if self.entropy_in_advantage_units else 1.0
+            terms["loss_entropy"] = -self.entropy_coeff * unit * entropy
+
+        out = TensorDict({key: self._reduce_loss(term, held) for key, term in terms.items()})
+        with torch.no_grad():
+            out.set("entropy", entropy.detach().mean())
+            out.set("kl_approx", -log_ratio.detach().mean())
+            if clipped is not None:
+                out.set("clip_fraction", clipped)
+            if self._with_critic:
+                out.set("explained_variance", explained)
+        return out
+
+    def add_advantage(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return a detached copy with advantages and value targets, computed where absent."""
+        held = tensordict.detach()
+        if held.get(self.tensor_keys.advantage, None) is not None:
+            return held
+        held = held.copy()
+        if self.critic_network is None:
+            after = held.get("next")
+            done = after.get(self.tensor_keys.done).clone()
+            done[..., -1, :] = True
+            returns = reward2go(after.get(self.tensor_keys.reward), done, self.discount)
+            return held.set(self.tensor_keys.advantage, returns)
+        with torch.no_grad():
+            params = self.critic_network_params
+            self.value_estimator(
+                held,
+                params=None if params is None else params.detach(),
+                target_params=self.target_critic_network_params,
+            )
+        return held
+
+    def _pathwise(self, tensordict: TensorDictBase) -> Tensor:
+        """Rewards, and beyond the end of a window the value of its last state: ``(*B, T)``."""
+        reward = tensordict.get(("next", self.tensor_keys.reward))
+        if not reward.requires_grad:
+            raise RuntimeError(_NO_GRADIENT.format(key=("next", self.tensor_keys.reward)))
+        if self.critic_network is None:
+            return reward.squeeze(-1)
+        after = tensordict.get("next")
+        ends = after.get(self.tensor_keys.done).squeeze(-1).clone()
+        ends[..., -1] = True
+        ends &= ~after.get(self.tensor_keys.terminated).squeeze(-1)
+        if not bool(ends.any()):
+            return reward.squeeze(-1)
+        final = after.select(*self.critic_network.in_keys)[ends]
+        with self._parameters_of("critic", held=True):
+            value = self.critic_network(final).get(self.tensor_keys.value).squeeze(-1)
+        beyond = torch.zeros_like(reward[..., 0]).masked_scatter(ends, value)
+        return reward.squeeze(-1) + self.discount * beyond
+
+    def _score_function(
+        self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.clip_epsilon is None:
+            return log_prob * advantage, None
+        ratio = log_ratio.exp()
+        within = ratio.clamp(1.0 - self.clip_epsilon, 1.0 + self.clip_epsilon)
+        clipped = ((ratio - 1.0).abs() > self.clip_epsilon).to(ratio.dtype).mean().detach()
+        return torch.minimum(ratio * advantage, within * advantage), clipped
+
+    def _critic(self, held: TensorDictBase) -> tuple[Tensor, Tensor]:
+        target = held.get(self.tensor_keys.value_target)
+        with self._parameters_of("critic"):
+            inputs = held.select(*self.critic_network.in_keys)
+            value = self.critic_network(inputs).get(self.tensor_keys.value)
+        residual = (target - value.detach()).var() / target.var().clamp_min(1e-12)
+        loss = distance_loss(value, target, loss_function=self.loss_critic_type)
+        return self.critic_coeff * loss.squeeze(-1), 1.0 - residual
+
+    def _logits(self, tensordict: TensorDictBase) -> Tensor:
+        """Normalised log-probabilities of the options, ``(*B, T, M)``."""
+        with self._parameters_of("actor"):
+            if hasattr(self.actor_network, "discrete_logits"):
+                return self.actor_network.discrete_logits(tensordict)
+            inputs = tensordict.select(*self.actor_network.in_keys)
+            return self.actor_network.get_dist(inputs).logits
+
+    @staticmethod
+    def _entropy(logits: Tensor) -> Tensor:
+        return -(logits.exp() * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(-1)
+
+    def _parameters_of(
+        self, name: str, *, held: bool = False
+    ) -> contextlib.AbstractContextManager:
+        """Put a network's parameters in place; ``held`` stops gradients to them."""
+        network = getattr(self, f"{name}_network")
+        if not self.functional:
+            return hold_out_net(network) if held else contextlib.nullcontext()
+        params = getattr(self, f"target_{name}_network_params" if held else f"{name}_network_params")
+        return params.to_module(network, preserve_module_state=False)

@@ -1,0 +1,275 @@
+"""The exact (s, S) policies against published values and independent computations."""
+
+from __future__ import annotations
+
+import doctest
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import poisson
+from stockpyl.ss import s_s_discrete_exact
+
+from hpo_torchrl import oracles
+from hpo_torchrl.oracles import optimal_s_S, s_S_cost
+from hpo_torchrl.oracles import s_S as s_S_module
+
+# demand_mean, lead_time -> s, S, cost; with h = 1, p = 9, K = 64.
+REFERENCE = {
+    (10, 0): (6, 40, 35.0216),
+    (10, 1): (16, 51, 36.0974),
+    (10, 2): (26, 62, 37.0644),
+    (10, 3): (37, 72, 37.9204),
+    (15, 0): (10, 49, 42.698),
+    (20, 0): (14, 62, 49.173),
+    (30, 0): (23, 66, 57.819),
+    (40, 0): (33, 87, 64.512),
+    (50, 0): (42, 108, 70.975),
+    (75, 0): (67, 86, 79.554),
+}
+
+# demand_mean, holding_cost, shortage_cost, fixed_cost, lead_time.
+INSTANCES = [
+    (0.05, 1.0, 9.0, 2.0, 0),
+    (0.05, 1.0, 200.0, 30.0, 3),
+    (2.5, 0.3, 4.0, 10.0, 1),
+    (10, 1, 9, 64, 2),
+    (7.3, 2.0, 1.0, 25.0, 0),
+    (10, 1.0, 0.05, 50.0, 0),
+]
+
+
+def expected_one_period_cost(levels, mean, h, p):
+    """Sum the cost over demand outcomes, without the closed form under test."""
+    demand = np.arange(int(mean + 40 * math.sqrt(mean) + 60))
+    net = np.asarray(levels)[..., None] - demand
+    return np.where(net > 0, h * net, -p * net) @ poisson.pmf(demand, mean)
+
+
+def markov_chain_cost(s, S, mean, h, p, K, lead_time):
+    """Average cost from the stationary distribution of the position after ordering."""
+    levels = np.arange(s + 1, S + 1)
+    transition = poisson.pmf(levels[:, None] - levels[None, :], mean)
+    order = poisson.sf(levels - s - 1, mean)
+    transition[:, -1] += order
+    balance = transition.T - np.eye(levels.size)
+    balance[0] = 1.0  # one balance equation is redundant: the probabilities sum to 1 instead
+    stationary = np.linalg.solve(balance, np.eye(levels.size)[0])
+    G = expected_one_period_cost(levels, (lead_time + 1) * mean, h, p)
+    return float(stationary @ (G + K * order))
+
+
+def simulated_cost(s, S, mean, h, p, K, lead_time, periods):
+    """Average cost of playing the policy, order by order, with an explicit pipeline."""
+    demand = np.random.default_rng(7).poisson(mean, periods)
+    pipeline = [0] * lead_time
+    net, total = S, 0.0
+    for d in demand.tolist():
+        position = net + sum(pipeline)
+        quantity = S - position if position <= s else 0
+        pipeline.append(quantity)
+        net += pipeline.pop(0) - d
+        total += (K if quantity else 0) + h * max(net, 0) + p * max(-net, 0)
+    return total / periods
+
+
+@pytest.mark.parametrize(("mean", "lead_time"), REFERENCE)
+def test_reference_table(mean, lead_time):
+    s, S, cost = REFERENCE[mean, lead_time]
+    found = optimal_s_S(mean, 1, 9, 64, lead_time)
+    assert (found.s, found.S) == (s, S)
+    assert found.cost == pytest.approx(cost, abs=1e-3 if lead_time == 0 and mean > 10 else 1e-4)
+    assert tuple(found) == (found.s, found.S, found.cost)
+    assert [type(part) for part in found] == [int, int, float]
+
+
+@pytest.mark.parametrize("lead_time", [1, 2, 3])
+def test_reference_table_catches_a_lead_time_one_period_short(monkeypatch, lead_time):
+    exact = s_S_module._one_period_cost
+    monkeypatch.setattr(
+        s_S_module,
+        "_one_period_cost",
+        lambda y, horizon_mean, h, p: exact(y, horizon_mean - 10, h, p),
+    )
+    s, S, cost = REFERENCE[10, lead_time]
+    assert s_S_cost(s, S, 10, 1, 9, 64, lead_time) != pytest.approx(cost, rel=0.01)
+    found = optimal_s_S(10, 1, 9, 64, lead_time)
+    assert (found.s, found.S) != (s, S)
+
+
+def test_stockpyl_agrees_without_lead_time():
+    rng = np.random.default_rng(3)
+    for _ in range(6):
+        mean, h, p, K = rng.uniform([1, 0.2, 2, 1], [12, 2, 20, 40])
+        found = optimal_s_S(mean, h, p, K, 0)
+        s, S, cost = s_s_discrete_exact(h, p, K, True, mean)
+        assert found.cost == pytest.approx(cost, rel=1e-6)
+        assert s_S_cost(int(s), int(S), mean, h, p, K, 0) == pytest.approx(found.cost, rel=1e-6)
+
+
+@pytest.mark.parametrize("instance", INSTANCES)
+def test_no_policy_on_a_grid_is_cheaper(instance):
+    s, S, cost = optimal_s_S(*instance)
+    assert s_S_cost(s, S, *instance) == pytest.approx(cost, rel=1e-12)
+    for low, high in itertools.product(range(s - 8, S + 1), range(S - 8, S + 9)):
+        if low < high:
+            assert s_S_cost(low, high, *instance) >= cost * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("instance", [*INSTANCES, (500, 1.0, 9.0, 2000.0, 2)])
+@pytest.mark.parametrize("shift", [(0, 0), (-3, 5), (2, 2)])
+def test_cost_matches_the_stationary_distribution(instance, shift):
+    s, S, _ = optimal_s_S(*instance)
+    s, S = s + shift[0], S + shift[1]
+    S = max(S, s + 1)
+    assert s_S_cost(s, S, *instance) == pytest.approx(markov_chain_cost(s, S, *instance), rel=1e-9)
+
+
+@pytest.mark.parametrize(("mean", "lead_time"), [(10, 0), (10, 2), (0.5, 3)])
+def test_cost_matches_a_simulated_pipeline(mean, lead_time):
+    s, S, cost = optimal_s_S(mean, 1, 9, 64, lead_time)
+    simulated = simulated_cost(s, S, mean, 1, 9, 64, lead_time, periods=100_000)
+    assert simulated == pytest.approx(cost, rel=0.02)
+
+
+@pytest.mark.parametrize("mean", [1e-6, 0.05, 3.7, 10, 500, 1e5])
+@pytest.mark.parametrize("lead_time", [0, 4])
+@pytest.mark.parametrize(("h", "p"), [(1, 9), (3, 1), (1, 1e6)])
+def test_without_fixed_cost_the_newsvendor_level_is_kept(mean, lead_time, h, p):
+    s, S, cost = optimal_s_S(mean, h, p, 0, lead_time)
+    assert s == S - 1
+    assert poisson.cdf(S, (lead_time + 1) * mean) >= p / (h + p)
+    assert S == 0 or poisson.cdf(S - 1, (lead_time + 1) * mean) < p / (h + p)
+    assert cost == pytest.approx(
+        expected_one_period_cost(S, (lead_time + 1) * mean, h, p), rel=1e-7
+    )
+
+
+@pytest.mark.parametrize("mean", [1.3, 3.7, 20, 120])
+def test_tied_base_stock_levels_are_not_mixed(mean):
+    # Where the critical ratio is exactly P(D <= y), y and y + 1 cost the same up to rounding.
+    for y in range(int(mean), int(mean + 2 * math.sqrt(mean)) + 1):
+        ratio = poisson.cdf(y, mean)
+        s, S, _ = optimal_s_S(mean, 1 - ratio, ratio, 0, 0)
+        assert S in (y, y + 1)
+        assert s == S - 1
+
+
+def test_rounding_at_huge_means_leaves_a_policy():
+    rng = np.random.default_rng(5)
+    for mean, p in zip(10 ** rng.uniform(7, 12, 40), 10 ** rng.uniform(-1, 4, 40), strict=True):
+        s, S, cost = optimal_s_S(mean, 1, p, 0, 3)
+        assert s == S - 1
+        deviation = math.sqrt(4 * mean)
+        assert abs(S - 4 * mean) < 5 * deviation
+        assert 0 < cost < (1 + p) * deviation
+
+
+def test_a_large_fixed_cost_approaches_the_economic_order_quantity():
+    mean, h, p, K = 500, 1.0, 9.0, 1e5
+    s, S, cost = optimal_s_S(mean, h, p, K, 0)
+    eoq = math.sqrt(2 * K * mean / h * (h + p) / p)
+    assert eoq == pytest.approx(S - s, rel=0.05)
+    # Demand comes in lumps of a period, so holding is charged half a period's demand lower.
+    assert cost == pytest.approx(math.sqrt(2 * K * mean * h * p / (h + p)), rel=0.05)
+
+
+def test_rare_demand_costs_an_order_for_every_unit():
+    mean = 1e-9
+    assert s_S_cost(-1, 0, mean, 1, 9, 64, 0) == pytest.approx((64 + 9) * mean, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    mean=st.floats(0.05, 40),
+    h=st.floats(0.1, 5),
+    p=st.floats(0.1, 50),
+    K=st.floats(1, 300),
+    lead_time=st.integers(0, 4),
+    factor=st.floats(1.05, 3),
+)
+def test_optimal_cost_rises_with_each_cost(mean, h, p, K, lead_time, factor):
+    s, S, cost = optimal_s_S(mean, h, p, K, lead_time)
+    assert s < S
+    assert optimal_s_S(mean, h, p, K * factor, lead_time).cost > cost
+    assert optimal_s_S(mean, h, p * factor, K, lead_time).cost > cost
+    # A policy that never holds stock has a cost that does not depend on h.
+    assert optimal_s_S(mean, h * factor, p, K, lead_time).cost >= cost * (1 - 1e-12)
+    scaled = optimal_s_S(mean, h * factor, p * factor, K * factor, lead_time)
+    assert scaled.cost == pytest.approx(cost * factor, rel=1e-9)
+
+
+GOOD = {
+    "demand_mean": 10.0,
+    "holding_cost": 1.0,
+    "shortage_cost": 9.0,
+    "fixed_cost": 64.0,
+    "lead_time": 0,
+}
+ABOVE_ZERO = r"must be a finite number > 0"
+FROM_ZERO = r"must be a finite number >= 0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "expected"),
+    [
+        ("demand_mean", 0, ValueError, ABOVE_ZERO + "; got 0"),
+        ("demand_mean", math.nan, ValueError, ABOVE_ZERO + "; got nan"),
+        ("demand_mean", "10", TypeError, ABOVE_ZERO + "; got '10'"),
+        ("demand_mean", True, TypeError, ABOVE_ZERO + "; got True"),
+        ("holding_cost", -1.0, ValueError, r"must be a finite number >=? 0; got -1\.0"),
+        ("shortage_cost", math.inf, ValueError, r"must be a finite number >=? 0; got inf"),
+        ("fixed_cost", -64, ValueError, FROM_ZERO + "; got -64"),
+        ("fixed_cost", None, TypeError, FROM_ZERO + "; got None"),
+        ("lead_time", -1, ValueError, r"must be an integer >= 0; got -1"),
+        ("lead_time", 2.0, TypeError, r"must be an integer; got 2\.0"),
+        ("lead_time", True, TypeError, r"must be an integer; got True"),
+    ],
+)
+def test_bad_input_is_named(name, value, error, expected):
+    arguments = GOOD | {name: value}
+    with pytest.raises(error, match=f"{name} {expected}"):
+        optimal_s_S(**arguments)
+    with pytest.raises(error, match=f"{name} {expected}"):
+        s_S_cost(6, 40, **arguments)
+
+
+@pytest.mark.parametrize("name", ["holding_cost", "shortage_cost"])
+def test_only_a_given_policy_may_hold_or_backlog_for_free(name):
+    with pytest.raises(ValueError, match=f"{name} {ABOVE_ZERO}; got 0"):
+        optimal_s_S(**GOOD | {name: 0})
+    assert s_S_cost(6, 40, **GOOD | {name: 0}) < s_S_cost(6, 40, **GOOD)
+
+
+@pytest.mark.parametrize(
+    ("s", "S", "error", "expected"),
+    [
+        (40, 40, ValueError, "s must be below S; got s=40, S=40"),
+        (41, 40, ValueError, "s must be below S; got s=41, S=40"),
+        (6.0, 40, TypeError, r"s must be an integer; got 6\.0"),
+        (6, True, TypeError, "S must be an integer; got True"),
+    ],
+)
+def test_bad_policy_is_named(s, S, error, expected):
+    with pytest.raises(error, match=expected):
+        s_S_cost(s, S, **GOOD)
+
+
+def test_an_unbounded_search_is_refused():
+    with pytest.raises(ValueError, match=r"lower fixed_cost .*; got .*fixed_cost=1e\+30"):
+        optimal_s_S(10, 1, 9, 1e30, 0)
+
+
+def test_numpy_numbers_are_accepted():
+    found = optimal_s_S(np.float32(10), np.float64(1), np.int64(9), np.int32(64), np.int64(2))
+    assert found == optimal_s_S(10, 1, 9, 64, 2)
+
+
+def test_examples_in_docstrings_run():
+    assert oracles.__all__ == ["optimal_s_S", "s_S_cost"]
+    outcome = doctest.testmod(s_S_module)
+    assert outcome.attempted >= 3
+    assert outcome.failed == 0
