@@ -1,0 +1,139 @@
+"""From a configuration to the objects of a run, with errors that name the key."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpo_torchrl._checks import check_choice, check_int, did_you_mean
+from hpo_torchrl.algorithms import HPO, Algorithm
+from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv
+from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.modules.networks import HybridNetwork
+from hpo_torchrl.training import Evaluation
+
+ENVS: dict[str, Callable[..., DifferentiableEnv]] = {"inventory": InventoryEnv}
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"hpo": HPO}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def build_env(config: Mapping[str, Any], **changes: Any) -> DifferentiableEnv:
+    """Build the environment of a configuration.
+
+    Args:
+        config: the ``env`` section: ``name`` and the constructor's arguments.
+        changes: arguments that replace the section's.
+
+    Raises:
+        ValueError: a key is unknown or a value is refused; the message names it.
+        TypeError: a value has the wrong type.
+    """
+    arguments = {**config, **changes}
+    arguments.pop("evaluation", None)
+    factory = _choose("env", arguments, ENVS)
+    if isinstance(arguments.get("dtype"), str):
+        arguments["dtype"] = DTYPES[check_choice("dtype", arguments["dtype"], DTYPES)]
+    if isinstance(arguments.get("demand_traces"), (str, Path)):
+        arguments["demand_traces"] = _load_tensor("env.demand_traces", arguments["demand_traces"])
+    if arguments.get("device") is not None:
+        _check_device(str(arguments["device"]))
+    return call_with("env", factory, arguments)
+
+
+def build_algorithm(config: Mapping[str, Any]) -> Algorithm:
+    """Build environment, policy, critic and algorithm; the seed decides all initial weights.
+
+    Args:
+        config: the whole configuration.
+    """
+    torch.manual_seed(check_int("seed", config["seed"], minimum=0))
+    env = build_env(config["env"])
+    _check_keys("policy", config["policy"], _accepted(HybridNetwork))
+    policy = HybridPolicy.for_env(env, **config["policy"])
+    critic = call_with("critic", make_value_network, {"env": env, **config["critic"]})
+    arguments = dict(config["algorithm"])
+    factory = _choose("algorithm", arguments, ALGORITHMS)
+    return call_with("algorithm", factory, {"env": env, "policy": policy, "critic": critic, **arguments})
+
+
+def build_tests(config: Mapping[str, Any]) -> tuple[dict[str, Evaluation], str, Evaluation]:
+    """Build the evaluations of a configuration.
+
+    Args:
+        config: the ``env`` section.
+
+    Returns:
+        The tests by name, the name of the headline test, and the quick test for use in training.
+    """
+    settings = config["evaluation"]
+    if config.get("demand_traces") is not None:
+        # Given traces are the test: all of them, from the start, without a long run beyond them.
+        env = build_env(config, initial_state="empty", horizon=None, batch_size=None)
+        steps = env.horizon or 1
+        test = Evaluation(env, num_steps=steps, skip=min(16, steps - 1), seed=settings["seed"])
+        return {"protocol": test}, "protocol", test
+
+    def test_of(name: str, **changes: Any) -> Evaluation:
+        arguments = {**settings["tests"][name], **changes}
+        steps = {key: arguments.pop(key) for key in ("num_steps", "skip")}
+        env = build_env(config, seed=settings["seed"], **arguments)
+        return Evaluation(env, **steps, seed=settings["seed"])
+
+    tests = {name: test_of(name) for name in settings["tests"]}
+    quick = test_of(settings["quick"], num_steps=settings["quick_steps"], batch_size=256, skip=50)
+    return tests, settings["headline"], quick
+
+
+def call_with(section: str, function: Callable, arguments: Mapping[str, Any]) -> Any:
+    """Call ``function`` with a section's keys, refusing the ones it does not take.
+
+    Raises:
+        ValueError: a key is unknown; the message names it, its value and the known ones.
+    """
+    _check_keys(section, arguments, _accepted(function))
+    return function(**arguments)
+
+
+def _accepted(function: Callable) -> list[str]:
+    # Of a class ask the constructor: TorchRL's metaclass hides it behind (*args, **kwargs).
+    target = function.__init__ if inspect.isclass(function) else function
+    return [name for name in inspect.signature(target).parameters if name != "self"]
+
+
+def _check_keys(section: str, arguments: Mapping[str, Any], accepted: list[str]) -> None:
+    for key, value in arguments.items():
+        if key not in accepted:
+            raise ValueError(
+                f"Unknown key {section}.{key}={value!r}.{did_you_mean(key, accepted)} "
+                f"Known keys of {section}: {', '.join(accepted)}."
+            )
+
+
+def _choose(section: str, arguments: dict[str, Any], known: Mapping[str, Callable]) -> Callable:
+    return known[check_choice(f"{section}.name", arguments.pop("name"), known)]
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={device!r} cannot be used here ({reason}); use device=cpu."
+        ) from error
+
+
+def _load_tensor(key: str, path: str | Path) -> torch.Tensor:
+    path = Path(path)
+    if path.suffix not in (".npy", ".pt"):
+        raise ValueError(f"{key} must name a .npy or .pt file, got {str(path)!r}.")
+    if not path.is_file():
+        raise ValueError(f"{key}={str(path)!r} is not a file.")
+    if path.suffix == ".npy":
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    return torch.load(path, weights_only=True)

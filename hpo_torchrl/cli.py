@@ -1,0 +1,140 @@
+"""The commands ``hpo-train`` and ``hpo-eval``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hpo_torchrl._checks import did_you_mean
+from hpo_torchrl.algorithms import NonFiniteError
+from hpo_torchrl.reporting import format_summary
+from hpo_torchrl.run import evaluate_run, load_config, train_run
+from hpo_torchrl.training import CheckpointError
+
+_PACKAGE = Path(__file__).parent
+# The wheel carries the configs inside the package; a checkout has them beside it.
+CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
+_NOT_SETTINGS = ("output_dir", "resume")
+
+
+def train() -> None:
+    """Train from the command line: ``hpo-train [KEY=VALUE ...]``; see ``configs/``."""
+    _check_overrides(sys.argv[1:])
+    _hydra_train()
+
+
+@hydra.main(config_path=str(CONFIGS), config_name="train", version_base="1.3")
+def _hydra_train(config: DictConfig) -> None:
+    _or_exit("hpo-train", lambda: _train(config, list(HydraConfig.get().overrides.task)))
+
+
+def evaluate() -> None:
+    """Evaluate a run from the command line: ``hpo-eval DIR``."""
+    parser = argparse.ArgumentParser(
+        prog="hpo-eval", description="Evaluate the newest checkpoint of a run on its tests."
+    )
+    parser.add_argument("run_dir", metavar="DIR", help="folder of the run")
+    arguments = parser.parse_args()
+    _or_exit("hpo-eval", lambda: print(format_summary(evaluate_run(arguments.run_dir))))
+
+
+def _train(config: DictConfig, overrides: list[str]) -> None:
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    if settings["resume"] is not None:
+        run_dir = Path(settings["resume"])
+        saved = load_config(run_dir)
+        _check_same(saved, settings, overrides)
+        summary = train_run(saved, run_dir, resume=True)
+    else:
+        run_dir = Path(settings["output_dir"] or _new_folder(settings))
+        settings = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
+        summary = train_run(settings, run_dir)
+    print(format_summary(summary))
+    print(f"{'folder':<17}{run_dir}")
+
+
+def _new_folder(settings: dict[str, Any]) -> Path:
+    name = f"{settings['env']['name']}-{settings['algorithm']['name']}-seed{settings['seed']}"
+    folder = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    # The jobs of a sweep may start in the same second.
+    number = HydraConfig.get().job.get("num", None)
+    return folder if number is None else folder.with_name(f"{folder.name}-{number}")
+
+
+def _check_same(saved: dict[str, Any], settings: dict[str, Any], overrides: list[str]) -> None:
+    """Refuse overrides that would change a run on its way."""
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if key in _NOT_SETTINGS:
+            continue
+        old = OmegaConf.select(OmegaConf.create(saved), key)
+        new = OmegaConf.select(OmegaConf.create(settings), key)
+        if old != new:
+            raise ValueError(
+                f"resume goes on under the run's own configuration, but {override!r} would change "
+                f"{key}. Leave it out, or start a new run with output_dir=DIR."
+            )
+
+
+def _check_overrides(arguments: list[str]) -> None:
+    """Give unknown keys and unreadable values an error that names key, value and fix."""
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    if len(overrides) != len(arguments):
+        return  # Hydra's own flags: --help, --cfg, --multirun; Hydra reports on those.
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            compose("train", overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            _exit("hpo-train", _explain(str(error), overrides))
+
+
+def _explain(message: str, overrides: list[str]) -> str:
+    unknown = re.search(r"Could not override '([^']+)'", message)
+    if unknown is None:
+        return " ".join(message.split())
+    key = unknown.group(1)
+    given = next((text for text in overrides if text.split("=", 1)[0].lstrip("+~") == key), key)
+    section, _, leaf = key.rpartition(".")
+    config = compose("train")
+    node = OmegaConf.select(config, section) if section else config
+    if not isinstance(node, DictConfig):
+        known = [str(name) for name in config]
+        return f"Unknown key in {given!r}: there is no section {section!r}. Sections: {known}."
+    known = [str(name) for name in node]
+    place = f"{section}." if section else ""
+    return (
+        f"Unknown key in {given!r}.{did_you_mean(leaf, known)} "
+        f"Known keys: {', '.join(place + name for name in known)}."
+    )
+
+
+def _or_exit(command: str, action: Callable[[], Any]) -> None:
+    """Run a command; what a user can mend is told in one line, anything else with its trace."""
+    expected = (ValueError, TypeError, FileExistsError, CheckpointError, NonFiniteError)
+    try:
+        action()
+    except expected as error:
+        _exit(command, str(error))
+    except KeyboardInterrupt:
+        _exit(command, "interrupted; go on with resume=DIR (the folder of the run).", code=130)
+
+
+def _exit(command: str, message: str, code: int = 2) -> NoReturn:
+    print(f"{command}: error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    train()

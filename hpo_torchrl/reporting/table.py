@@ -1,0 +1,52 @@
+"""The lines that a run prints at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """Format a run's summary as a short table, with what each figure means.
+
+    Args:
+        summary: the content of ``summary.json``.
+
+    Examples:
+        >>> from hpo_torchrl.reporting import format_summary
+        >>> print(format_summary({"test_cost": 37.1, "test_cost_se": 0.01, "optimal_cost": 37.064,
+        ...     "gap": 0.00097, "updates": 10, "env_steps": 1280, "wall_seconds": 3.0}))
+        test cost        37.1000 +- 0.0100   per unit and period
+        optimal cost     37.0640
+        gap              +0.10 %
+        trained          10 updates, 1,280 environment steps, 3 s
+    """
+    rows = [("test cost", _estimate(summary, "test_cost") + "   per unit and period")]
+    for key in ("optimal_cost", "lower_bound", "upper_bound"):
+        if summary.get(key) is not None:
+            rows.append((key.replace("_", " "), f"{summary[key]:.4f}"))
+    if summary.get("gap") is not None:
+        rows.append(("gap", f"{100 * summary['gap']:+.2f} %"))
+    if summary.get("learned_s") is not None:
+        learned = f"({summary['learned_s']}, {summary['learned_S']})"
+        if summary.get("learned_rule_cost") is not None:
+            learned += f", exact cost {summary['learned_rule_cost']:.4f}"
+        if summary.get("optimal_s") is not None:
+            learned += f"; optimal ({summary['optimal_s']}, {summary['optimal_S']})"
+        rows.append(("learned (s, S)", learned))
+    if summary.get("protocol_cost") is not None:
+        note = "   100 periods from empty, the first 16 ignored"
+        rows.append(("protocol cost", _estimate(summary, "protocol_cost") + note))
+    rows.append(
+        (
+            "trained",
+            f"{summary['updates']:,} updates, {summary['env_steps']:,} environment steps, "
+            f"{summary['wall_seconds']:.0f} s",
+        )
+    )
+    return "\n".join(f"{name:<17}{text}" for name, text in rows)
+
+
+def _estimate(summary: Mapping[str, Any], key: str) -> str:
+    error = summary.get(f"{key}_se")
+    return f"{summary[key]:.4f}" + ("" if error is None else f" +- {error:.4f}")

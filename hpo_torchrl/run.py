@@ -1,0 +1,154 @@
+"""A run: a configuration and a folder. What the commands do, without the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hpo_torchrl._checks import check_int
+from hpo_torchrl.build import build_algorithm, build_tests, call_with
+from hpo_torchrl.envs import InventoryEnv
+from hpo_torchrl.oracles import s_S_cost
+from hpo_torchrl.reporting import plot_inventory_policy, plot_learning_curve
+from hpo_torchrl.training import (
+    CheckpointError,
+    Trainer,
+    reference_cost,
+    view_inventory_policy,
+    write_json,
+)
+
+CONFIG_FILE, SUMMARY_FILE = "config.yaml", "summary.json"
+
+
+def train_run(
+    config: Mapping[str, Any], run_dir: str | Path, *, resume: bool = False
+) -> dict[str, Any]:
+    """Train as configured, in ``run_dir``, and leave summary and pictures there.
+
+    Everything is built and checked before the folder is touched.
+
+    Args:
+        config: the resolved configuration, as ``configs/train.yaml`` lays it out.
+        run_dir: folder of the run: new or empty of runs, or with ``resume`` an interrupted run.
+        resume: go on from the newest checkpoint.
+
+    Returns:
+        The summary.
+
+    Raises:
+        FileExistsError: ``run_dir`` already holds a run.
+        ValueError: a value of the configuration is refused; the message names its key.
+        TypeError: a value has the wrong type.
+        CheckpointError: the run cannot be resumed.
+        NonFiniteError: training met NaN or infinity.
+    """
+    run_dir = Path(run_dir)
+    if not resume:
+        _check_new(run_dir)
+    trainer = _build(config, run_dir)
+    if resume:
+        trainer.resume()
+    else:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / CONFIG_FILE).write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    summary = trainer.train() | _describe_policy(trainer, run_dir)
+    write_json(run_dir / SUMMARY_FILE, summary)
+    tested = [row for row in trainer.logger.rows if "test_cost" in row]
+    plot_learning_curve(
+        run_dir / "learning_curve.png",
+        [row["update"] for row in tested],
+        [row["test_cost"] for row in tested],
+        optimum=trainer.reference.optimal_cost,
+        lower_bound=trainer.reference.lower_bound,
+    )
+    return summary
+
+
+def load_config(run_dir: str | Path) -> dict[str, Any]:
+    """Read the configuration of a run.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+    """
+    path = Path(run_dir) / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{run_dir} is not the folder of a run: it holds no {CONFIG_FILE}.")
+    return yaml.safe_load(path.read_text())
+
+
+def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
+    """Evaluate the newest checkpoint of a run on its tests.
+
+    Returns:
+        A summary like that of training.
+
+    Raises:
+        CheckpointError: the folder holds no run, or its checkpoint is damaged.
+    """
+    trainer = _build(load_config(run_dir), Path(run_dir))
+    trainer.resume()
+    return trainer.summary() | _describe_policy(trainer, None)
+
+
+def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
+    settings = dict(config["trainer"])
+    torch.set_num_threads(check_int("trainer.num_threads", settings.pop("num_threads"), minimum=1))
+    algorithm = build_algorithm(config)
+    tests, headline, quick = build_tests(config["env"])
+    arguments = {
+        "algorithm": algorithm,
+        "run_dir": run_dir,
+        "config": config,
+        "tests": tests,
+        "headline": headline,
+        "quick_test": quick,
+        "reference": reference_cost(tests[headline].env),
+        "env_name": config["env"]["name"],
+        "algorithm_name": config["algorithm"]["name"],
+        "seed": config["seed"],
+        "logger_backend": config["logger"]["backend"],
+    }
+    return call_with("trainer", Trainer, {**settings, **arguments})
+
+
+def _describe_policy(trainer: Trainer, run_dir: Path | None) -> dict[str, Any]:
+    """Read the inventory rule off the policy, and draw it where there is a folder."""
+    env, reference = trainer.tests[trainer.headline].env, trainer.reference
+    if not isinstance(env, InventoryEnv):
+        return {}
+    env.set_seed(trainer.tests[trainer.headline].seed)
+    view = view_inventory_policy(env, trainer.algorithm.policy)
+    if run_dir is not None:
+        plot_inventory_policy(
+            run_dir / "policy.png",
+            **{key: value.tolist() for key, value in view._asdict().items()},
+            optimal_s=reference.s,
+            optimal_S=reference.S,
+        )
+    if reference.optimal_cost is None:
+        return {}
+    s, S = view.reorder_point, view.order_up_to_level
+    found: dict[str, Any] = {"optimal_s": reference.s, "optimal_S": reference.S}
+    found |= {"learned_s": s, "learned_S": S, "learned_rule_cost": None}
+    if s is not None and S is not None and s < S:
+        costs = (env.demand_mean, env.holding_cost, env.shortage_cost)
+        mean, holding, shortage = (float(value) for value in costs)
+        rule = s_S_cost(s, S, mean, holding, shortage, env.fixed_cost, env.lead_time)
+        found["learned_rule_cost"] = rule + mean * float(env.procurement_cost)
+    return found
+
+
+def _check_new(run_dir: Path) -> None:
+    if run_dir.exists() and not run_dir.is_dir():
+        raise FileExistsError(f"output_dir={str(run_dir)!r} is a file; name a folder.")
+    found = [name for name in (CONFIG_FILE, SUMMARY_FILE, "checkpoints") if (run_dir / name).exists()]
+    if found:
+        raise FileExistsError(
+            f"output_dir={str(run_dir)!r} already holds a run ({', '.join(found)}). Go on with it "
+            f"by resume={run_dir}, or choose another output_dir; nothing was changed."
+        )

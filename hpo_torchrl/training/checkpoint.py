@@ -1,0 +1,141 @@
+"""Checkpoints that resume a run exactly, on TorchRL's checkpoint format (no pickle)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchrl.checkpoint import Checkpoint as TorchRLCheckpoint
+from torchrl.checkpoint import CheckpointRotation, GlobalRNGState
+
+from hpo_torchrl._checks import check_int
+
+_SUFFIX = ".torchrl"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, or belongs to another configuration."""
+
+
+class Checkpoint:
+    """The checkpoints of one run, in ``DIR/checkpoints``.
+
+    Each is one archive of tensors and JSON, written beside its place and moved there in one
+    step, so that a killed run leaves whole checkpoints only. Loading executes no pickled code.
+    Held are all components, the global random-number generators and the trainer's counters.
+
+    Args:
+        run_dir: folder of the run.
+        components: by name, objects with ``state_dict`` and ``load_state_dict``.
+        config: the resolved configuration; a checkpoint loads only under the same one.
+        keep: how many of the newest checkpoints stay.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from hpo_torchrl.training import Checkpoint
+        >>> net = torch.nn.Linear(2, 1)
+        >>> checkpoint = Checkpoint(tempfile.mkdtemp(), {"net": net}, config={"seed": 0})
+        >>> path = checkpoint.save(10, {"wall_seconds": 1.5})
+        >>> checkpoint.load()
+        (10, {'wall_seconds': 1.5})
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        components: Mapping[str, Any],
+        *,
+        config: Mapping[str, Any],
+        keep: int = 2,
+    ) -> None:
+        check_int("keep", keep, minimum=1)
+        self.directory = Path(run_dir) / "checkpoints"
+        self.config = dict(config)
+        self._checkpoint = TorchRLCheckpoint(format="archive")
+        for name, component in components.items():
+            self._checkpoint.register(name, component)
+        self._rng = GlobalRNGState()
+        self._checkpoint.register("rng", self._rng)
+        self._rotation = CheckpointRotation(self.directory, keep_last=keep)
+
+    def save(self, update: int, counters: Mapping[str, Any]) -> Path:
+        """Write the checkpoint of an update; a crash on the way leaves the older ones as they are.
+
+        Args:
+            update: number of updates done.
+            counters: JSON values of the trainer, given back by :meth:`load`.
+        """
+        metadata = {"config": self.config, "counters": dict(counters)}
+        return self._rotation.save(self._checkpoint, step=update, metadata=metadata)
+
+    def load(self) -> tuple[int, dict[str, Any]]:
+        """Restore the newest checkpoint.
+
+        Returns:
+            The number of updates done and the trainer's counters.
+
+        Raises:
+            CheckpointError: there is none, the newest is damaged, or it is of another
+                configuration; the message says what to do.
+        """
+        path = self.newest()
+        try:
+            metadata = TorchRLCheckpoint.manifest(path)["metadata"]
+        except Exception as error:
+            raise self._damaged(path, error) from error
+        self._check_config(path, metadata["config"])
+        try:
+            self._checkpoint.load(path)
+        except Exception as error:
+            raise self._damaged(path, error) from error
+        return _step(path), metadata["counters"]
+
+    def newest(self) -> Path:
+        """Return the newest checkpoint, whole or not.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        paths = sorted(self.directory.glob(f"checkpoint-*{_SUFFIX}"), key=_step)
+        if not paths:
+            raise CheckpointError(
+                f"{self.directory} holds no checkpoint (checkpoint-*{_SUFFIX}): is it the folder "
+                "of a run? Start one with output_dir=DIR instead of resume=DIR."
+            )
+        return paths[-1]
+
+    def _check_config(self, path: Path, saved: Mapping[str, Any]) -> None:
+        differences = _differences(saved, self.config)
+        if differences:
+            raise CheckpointError(
+                f"{path} was written under another configuration: {'; '.join(differences)}. "
+                "Resume with the run's own configuration, or start a new run in another folder."
+            )
+
+    def _damaged(self, path: Path, error: Exception) -> CheckpointError:
+        others = [other for other in self._rotation.checkpoints() if other != path]
+        fix = (
+            f"Delete it to go on from {others[-1].name}."
+            if others
+            else "No other checkpoint is left: start the run anew in another folder."
+        )
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return CheckpointError(f"{path} is damaged or incomplete ({reason}). {fix}")
+
+
+def _step(path: Path) -> int:
+    text = path.name.removeprefix("checkpoint-").removesuffix(_SUFFIX)
+    return int(text) if text.isdigit() else -1
+
+
+def _differences(saved: Mapping[str, Any], current: Mapping[str, Any], at: str = "") -> list[str]:
+    found = []
+    for key in sorted({*saved, *current}):
+        name = f"{at}{key}"
+        old, new = saved.get(key, "absent"), current.get(key, "absent")
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{name}.")
+        elif old != new:
+            found.append(f"{name} was {old!r}, is {new!r}")
+    return found

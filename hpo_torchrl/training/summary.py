@@ -1,0 +1,49 @@
+"""The figures of a run, under the names that every run uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.training.evaluation import Evaluation
+from hpo_torchrl.training.reference import Reference
+
+
+def summarise(
+    policy: HybridPolicy,
+    tests: Mapping[str, Evaluation],
+    headline: str,
+    reference: Reference,
+    counters: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Run all tests and compare the headline cost with the optimum.
+
+    Args:
+        policy: the policy to test.
+        tests: evaluations by name.
+        headline: the test that is compared with the reference.
+        reference: cost of the optimum, or bounds.
+        counters: what else the summary holds: names, steps, seconds.
+
+    Returns:
+        ``test_cost`` and ``test_cost_se`` of the headline, ``optimal_cost``, ``lower_bound``,
+        ``upper_bound`` and ``gap`` (``None`` where unknown), the counters, and for each test
+        ``<name>_cost`` and ``<name>_cost_se``.
+    """
+    costs = {name: test.run(policy) for name, test in tests.items()}
+    cost = costs[headline]
+    summary: dict[str, Any] = {
+        **{key: counters[key] for key in ("env", "algorithm", "seed")},
+        "test_cost": cost.mean,
+        "test_cost_se": cost.standard_error,
+        "optimal_cost": reference.optimal_cost,
+        "lower_bound": reference.lower_bound,
+        "upper_bound": reference.upper_bound,
+        "gap": reference.gap(cost.mean),
+        **{key: counters[key] for key in ("env_steps", "updates", "wall_seconds")},
+    }
+    for name, estimate in costs.items():
+        summary[f"{name}_cost"] = estimate.mean
+        summary[f"{name}_cost_se"] = estimate.standard_error
+    return summary

@@ -1,0 +1,165 @@
+"""The loop around an algorithm: progress, evaluation, checkpoints, summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hpo_torchrl._checks import check_int
+from hpo_torchrl.algorithms import Algorithm, NonFiniteError
+from hpo_torchrl.training.checkpoint import Checkpoint
+from hpo_torchrl.training.evaluation import Evaluation
+from hpo_torchrl.training.logging import RunLogger, write_json
+from hpo_torchrl.training.reference import Reference
+from hpo_torchrl.training.summary import summarise
+
+
+class Trainer:
+    """Train an algorithm for a number of updates and leave a folder that tells how it went.
+
+    The folder holds ``metrics.csv``, ``checkpoints/`` and, at the end, ``summary.json``.
+    Interrupted at any point, a run resumes from its newest checkpoint and ends with the very
+    parameters it would have had.
+
+    Args:
+        algorithm: what to train.
+        num_updates: number of updates in all.
+        run_dir: folder of the run; it must exist.
+        config: the resolved configuration that checkpoints are bound to.
+        quick_test: evaluation during training, or ``None``.
+        tests: evaluations at the end, by name.
+        headline: the test whose cost is compared with the reference.
+        reference: cost of the optimum, or bounds.
+        env_name: name of the environment in the summary.
+        algorithm_name: name of the algorithm in the summary.
+        seed: seed in the summary.
+        log_every: updates between rows of ``metrics.csv``.
+        eval_every: updates between evaluations.
+        checkpoint_every: updates between checkpoints.
+        logger_backend: see :class:`RunLogger`.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        *,
+        num_updates: int,
+        run_dir: str | Path,
+        config: Mapping[str, Any],
+        tests: Mapping[str, Evaluation],
+        headline: str,
+        quick_test: Evaluation | None = None,
+        reference: Reference | None = None,
+        env_name: str = "",
+        algorithm_name: str = "",
+        seed: int = 0,
+        log_every: int = 5,
+        eval_every: int = 25,
+        checkpoint_every: int = 25,
+        logger_backend: str | None = None,
+        progress: bool = True,
+    ) -> None:
+        if headline not in tests:
+            raise ValueError(f"headline must be one of the tests {list(tests)}, got {headline!r}.")
+        self.algorithm, self.run_dir = algorithm, Path(run_dir)
+        self.num_updates = check_int("num_updates", num_updates, minimum=1)
+        self.quick_test, self.tests, self.headline = quick_test, dict(tests), headline
+        self.reference = Reference() if reference is None else reference
+        self.names = {"env": env_name, "algorithm": algorithm_name, "seed": seed}
+        self.log_every = check_int("log_every", log_every, minimum=1)
+        self.eval_every = check_int("eval_every", eval_every, minimum=1)
+        self.checkpoint_every = check_int("checkpoint_every", checkpoint_every, minimum=1)
+        self.progress = progress
+        self.checkpoint = Checkpoint(self.run_dir, algorithm.components(), config=config)
+        self.logger = RunLogger(self.run_dir, logger_backend)
+        self.update, self.wall_seconds = 0, 0.0
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint.
+
+        Raises:
+            CheckpointError: see :meth:`Checkpoint.load`.
+        """
+        self.update, counters = self.checkpoint.load()
+        self.wall_seconds = counters["wall_seconds"]
+        self.logger.resume(self.update)
+
+    def train(self) -> dict[str, Any]:
+        """Run all updates, evaluate, and return the summary that is also written.
+
+        Raises:
+            NonFiniteError: an update met NaN or infinity; the message names the update, the
+                tensor and the last good checkpoint.
+        """
+        if self.update == 0:
+            self.checkpoint.save(0, {"wall_seconds": 0.0})
+        bar = tqdm(
+            total=self.num_updates,
+            initial=self.update,
+            unit="update",
+            disable=not self.progress,
+            dynamic_ncols=True,
+        )
+        with bar:
+            while self.update < self.num_updates:
+                self._one_update(bar)
+        summary = self.summary()
+        write_json(self.run_dir / "summary.json", summary)
+        return summary
+
+    def _one_update(self, bar: tqdm) -> None:
+        start = time.perf_counter()
+        self.algorithm.anneal(self.update / self.num_updates)
+        try:
+            metrics = self.algorithm.iterate()
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"Update {self.update + 1}: {error} Training stopped; the last good checkpoint is "
+                f"{self.checkpoint.newest()}. Common causes: a learning rate or reward that is too "
+                "large, or dynamics that overflow."
+            ) from error
+        self.update += 1
+        last = self.update == self.num_updates
+        row: dict[str, Any] = {"update": self.update}
+        row |= {"env_steps": self.algorithm.collector.frames, **metrics}
+        if self.quick_test is not None and (self.update % self.eval_every == 0 or last):
+            row["test_cost"] = self.quick_test.run(self.algorithm.policy).mean
+            gap = self.reference.gap(row["test_cost"])
+            row |= {} if gap is None else {"gap": gap}
+        self.wall_seconds += time.perf_counter() - start
+        row["wall_seconds"] = self.wall_seconds
+        if "test_cost" in row or self.update % self.log_every == 0 or last:
+            self.logger.log(row)
+        if self.update % self.checkpoint_every == 0 or last:
+            self.checkpoint.save(self.update, {"wall_seconds": self.wall_seconds})
+        self._show(bar, row)
+
+    def _show(self, bar: tqdm, row: dict[str, Any]) -> None:
+        bar.update()
+        shown = {"cost": f"{row['cost']:.2f}"}
+        tested = next((r for r in reversed(self.logger.rows) if "test_cost" in r), None)
+        if tested is not None:
+            shown["test"] = f"{tested['test_cost']:.3f}"
+            if "gap" in tested:
+                shown["gap to optimum"] = f"{tested['gap']:+.2%}"
+        bar.set_postfix(shown, refresh=False)
+
+    def summary(self) -> dict[str, Any]:
+        """Evaluate the policy as it is; see :func:`summarise`."""
+        counters = {
+            **self.names,
+            "env_steps": self.algorithm.collector.frames,
+            "updates": self.update,
+            "wall_seconds": self.wall_seconds,
+        }
+        return summarise(
+            self.algorithm.policy, self.tests, self.headline, self.reference, counters
+        )

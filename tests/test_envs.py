@@ -1,0 +1,464 @@
+"""The inventory environment against its equations, finite differences and exact (s, S) costs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stockpyl.ss import s_s_discrete_exact
+from tensordict import TensorDict
+from torch.autograd.gradcheck import GradcheckError, gradcheck
+from torchrl.envs.utils import check_env_specs
+
+from hpo_torchrl.envs import InventoryEnv
+from hpo_torchrl.oracles import s_S_cost
+
+
+def orders(discrete, continuous, batch_size):
+    action = TensorDict({"discrete": discrete, "continuous": continuous}, batch_size=batch_size)
+    return {"action": action}
+
+
+def play(env, inventory, discrete, quantities, noise):
+    """Step through given actions ``(B, T)`` from a given state; stack states and rewards."""
+    td = env.reset(TensorDict({"inventory": inventory}, env.batch_size), set_state=True)
+    env.load_noise(noise)
+    states, rewards = [td["inventory"]], []
+    for t in range(discrete.shape[-1]):
+        chosen = orders(discrete[..., t], quantities[..., t, :], env.batch_size)
+        td = env.step(td.update(chosen))["next"]
+        states.append(td["inventory"])
+        rewards.append(td["reward"][..., 0])
+    return torch.stack(states, -3), torch.stack(rewards, -1)
+
+
+def slow_play(lead_time, h, p, v, K, lost_sales, inventory, discrete, quantities, demand):
+    """One system in plain Python: what arrives when is looked up, no pipeline is shifted."""
+    n = len(h)
+    placed = [[d * q for q in row] for d, row in zip(discrete, quantities, strict=True)]
+    rewards, states = [], [[list(slots) for slots in inventory]]
+
+    def arrival(item, t):
+        if t < lead_time:
+            return inventory[item][t] if t > 0 else 0.0
+        return placed[t - lead_time][item]
+
+    stock = [slots[0] for slots in inventory]
+    for t in range(len(demand)):
+        cost = K * discrete[t]
+        for i in range(n):
+            if t > 0 or lead_time == 0:
+                stock[i] += arrival(i, t)
+            stock[i] -= demand[t][i]
+            cost += h[i] * stock[i] if stock[i] > 0 else -p[i] * stock[i]
+            cost += v[i] * placed[t][i]
+            if lost_sales and stock[i] < 0:
+                stock[i] = 0.0
+        on_hand = [stock[i] + (arrival(i, t + 1) if lead_time else 0.0) for i in range(n)]
+        later = [[arrival(i, t + 1 + k) for k in range(1, lead_time)] for i in range(n)]
+        states.append([[x, *rest] for x, rest in zip(on_hand, later, strict=True)])
+        rewards.append(-cost)
+    return states, rewards
+
+
+TRACES = torch.arange(24.0).reshape(2, 4, 3)
+VARIANTS = [
+    *[{"lead_time": L, "num_items": 2, "batch_size": (4,)} for L in range(5)],
+    {"batch_size": ()},
+    {"batch_size": (2, 3), "num_items": 3, "lead_time": 3},
+    {"batch_size": 4, "dtype": torch.float64, "demand": "normal"},
+    {"batch_size": (2, 3), "lost_sales": True, "initial_state": "random"},
+    {"batch_size": 4, "horizon": 2, "initial_state": "stationary", "fixed_cost_per_item": 9.0},
+    {"batch_size": (), "horizon": 1, "initial_state": "random", "lead_time": 4},
+    {"num_items": 3, "demand_traces": TRACES},
+    {"num_items": 3, "demand_traces": TRACES, "horizon": 2, "dtype": torch.float64},
+    {"num_items": 2, "demand_mean": [3, 8.5], "holding_cost": [1, 2], "procurement_cost": 0.3},
+]
+
+
+@pytest.mark.parametrize("arguments", VARIANTS, ids=str)
+def test_specs_hold(arguments):
+    env = InventoryEnv(**arguments, seed=0)
+    check_env_specs(env, break_when_any_done="both")
+    reset = env.reset()
+    assert env.observation_spec.is_in(reset.select(*env.observation_spec.keys()))
+    assert reset["inventory"].dtype == reset["observation"].dtype == env.reward_spec.dtype
+    assert env.full_action_spec["action", "discrete"].dtype == torch.int64
+
+
+positive = st.floats(0.1, 40)
+costs = st.floats(0.05, 20)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), n=st.integers(1, 4), lead_time=st.integers(0, 4))
+def test_any_valid_arguments_make_a_sound_environment(data, n, lead_time):
+    def per_item(entries):
+        return data.draw(st.one_of(entries, st.lists(entries, min_size=n, max_size=n)))
+
+    batch = tuple(data.draw(st.lists(st.integers(1, 3), max_size=2)))
+    env = InventoryEnv(
+        n,
+        lead_time,
+        per_item(positive),
+        per_item(costs),
+        per_item(costs),
+        per_item(st.floats(0, 5)),
+        data.draw(st.floats(0, 100)),
+        lost_sales=data.draw(st.booleans()),
+        demand=data.draw(st.sampled_from(["poisson", "normal"])),
+        initial_state=data.draw(st.sampled_from(["empty", "random", "stationary"])),
+        horizon=data.draw(st.one_of(st.none(), st.integers(1, 5))),
+        batch_size=batch,
+        dtype=data.draw(st.sampled_from([torch.float32, torch.float64])),
+        seed=data.draw(st.integers(0, 99)),
+    )
+    check_env_specs(env)
+    rollout = env.rollout(6, break_when_any_done=False)
+    assert rollout["inventory"].shape == (*batch, 6, n, max(lead_time, 1))
+    assert rollout["next", "reward"].shape == (*batch, 6, 1)
+    assert rollout["observation"].shape == (*batch, 6, n * max(lead_time, 1))
+    assert rollout["next", "reward"].isfinite().all()
+    assert (rollout["next", "reward"] <= 0).all()
+    assert (env.sample_noise(3) >= 0).all()
+    ends = rollout["next", "truncated"].squeeze(-1).int().sum(-1)
+    assert (ends == (6 // env.horizon if env.horizon else 0)).all()
+    assert not rollout["next", "terminated"].any()
+
+
+@pytest.mark.parametrize("lost_sales", [False, True])
+@pytest.mark.parametrize("lead_time", [0, 1, 2, 4])
+def test_dynamics_follow_the_equations(lead_time, lost_sales):
+    n, batch, periods = 3, 5, 12
+    h, p, v = [1.0, 0.7, 1.3], [9.0, 6.3, 11.7], [0.5, 0.0, 2.0]
+    env = InventoryEnv(
+        n, lead_time, 10.0, h, p, v, 64.0, lost_sales, batch_size=batch, dtype=torch.float64, seed=3
+    )
+    slots = max(lead_time, 1)
+    inventory = torch.randn(batch, n, slots).double() * 10 + 10
+    discrete = torch.randint(2, (batch, periods))
+    quantities = torch.rand(batch, periods, n).double() * 30
+    demand = env.sample_noise(periods)
+    states, rewards = play(env, inventory, discrete, quantities, demand)
+    for b in range(batch):
+        inputs = (x[b].tolist() for x in (inventory, discrete, quantities, demand))
+        slow = slow_play(lead_time, h, p, v, 64.0 * n, lost_sales, *inputs)
+        for fast, expected in zip((states[b], rewards[b]), slow, strict=True):
+            expected = torch.tensor(expected, dtype=torch.float64)
+            torch.testing.assert_close(fast, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("lead_time", range(5))
+def test_an_order_first_serves_the_demand_one_lead_time_later(lead_time):
+    env = InventoryEnv(1, lead_time, shortage_cost=1.0, fixed_cost_per_item=0.0, batch_size=1)
+    inventory = torch.zeros(1, 1, max(lead_time, 1))
+    discrete = torch.tensor([[0, 0, 1, 0, 0, 0, 0, 0]])
+    demand, quantities = torch.ones(1, 8, 1), torch.full((1, 8, 1), 100.0)
+    _, rewards = play(env, inventory, discrete, quantities, demand)
+    net = [-(t + 1) + (100 if t >= 2 + lead_time else 0) for t in range(8)]
+    assert rewards.tolist() == [[-abs(y) for y in net]]
+
+
+def test_not_ordering_orders_nothing_and_passes_no_gradient_to_quantities():
+    env = InventoryEnv(2, 1, batch_size=2, procurement_cost=1.0, seed=0)
+    quantities = torch.full((2, 3, 2), 7.0, requires_grad=True)
+    discrete = torch.tensor([[0, 0, 0], [0, 1, 0]])
+    demand = env.sample_noise(3)
+    states, rewards = play(env, torch.zeros(2, 2, 1), discrete, quantities, demand)
+    assert torch.equal(states[0, 1:, :, 0], -demand[0].cumsum(0))
+    (gradient,) = torch.autograd.grad(rewards.sum(), quantities)
+    assert (gradient[0] == 0).all()
+    assert (gradient[1] != 0).tolist() == [[False, False], [True, True], [False, False]]
+
+
+def test_a_negative_quantity_counts_as_nothing():
+    env = InventoryEnv(1, 0, procurement_cost=5.0, fixed_cost_per_item=3.0, batch_size=1)
+    quantities = torch.full((1, 1, 1), -4.0, requires_grad=True)
+    noise = torch.zeros(1, 1, 1)
+    _, rewards = play(env, torch.full((1, 1, 1), 2.0), torch.ones(1, 1).long(), quantities, noise)
+    assert rewards.tolist() == [[-(2.0 + 3.0)]]
+    assert torch.autograd.grad(rewards.sum(), quantities)[0].item() == 0
+
+
+class Forgetful(InventoryEnv):
+    """The planted fault: one step cuts the graph."""
+
+    def dynamics(self, state, action, noise):
+        state = {"inventory": state["inventory"].detach()} if state["step"].max() == 2 else state
+        return super().dynamics(state, action, noise)
+
+
+def returns_of(env, discrete, noise):
+    def returns(inventory, quantities):
+        return play(env, inventory, discrete, quantities, noise)[1].sum(-1)
+
+    return returns
+
+
+@pytest.mark.parametrize("lost_sales", [False, True])
+@pytest.mark.parametrize("lead_time", [0, 1, 3])
+def test_gradients_agree_with_finite_differences(lead_time, lost_sales):
+    settings_ = {
+        "procurement_cost": [0.2, 0.4],
+        "lost_sales": lost_sales,
+        "demand": "normal",
+        "batch_size": 3,
+        "dtype": torch.float64,
+        "seed": 1,
+    }
+    env = InventoryEnv(2, lead_time, **settings_)
+    inventory = 20 * torch.rand(3, 2, max(lead_time, 1)).double()
+    quantities = 1 + 20 * torch.rand(3, 6, 2).double()
+    inputs = inventory.requires_grad_(), quantities.requires_grad_()
+    discrete = torch.tensor([[1, 1, 0, 1, 0, 0], [0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]])
+    noise = env.sample_noise(6)
+    assert gradcheck(returns_of(env, discrete, noise), inputs)
+    with pytest.raises(GradcheckError):
+        gradcheck(returns_of(Forgetful(2, lead_time, **settings_), discrete, noise), inputs)
+
+
+def test_a_given_state_is_taken_and_keeps_its_graph():
+    env = InventoryEnv(2, 2, batch_size=3, horizon=9)
+    inventory = torch.rand(3, 2, 2, requires_grad=True)
+    step = torch.tensor([[0], [4], [8]])
+    given_state = TensorDict({"inventory": inventory * 1.0, "step": step}, 3)
+    td = env.reset(given_state, set_state=True)
+    assert torch.equal(td["inventory"], inventory)
+    assert torch.equal(td["step"], step)
+    assert torch.autograd.grad(td["observation"].sum(), inventory)[0].gt(0).all()
+    ended = env.rand_step(td)["next", "done"]
+    assert ended.squeeze(-1).tolist() == [False, False, True]
+    assert (env.reset(TensorDict({"inventory": inventory}, 3), set_state=True)["step"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        ({}, KeyError, r"needs the state entry 'inventory' of shape \(3, 1, 2\)"),
+        ({"inventory": torch.zeros(3, 1, 4)}, ValueError, r"'inventory' must be .*\(3, 1, 2\)"),
+        (
+            {"inventory": torch.zeros(3, 1, 2).double()},
+            ValueError,
+            "must be torch.float32 .*float64",
+        ),
+        (
+            {"inventory": torch.zeros(3, 1, 2), "step": torch.zeros(3, 1)},
+            ValueError,
+            "'step' must be torch.int64",
+        ),
+    ],
+)
+def test_a_wrong_given_state_is_named(state, error, message):
+    with pytest.raises(error, match=message):
+        InventoryEnv(batch_size=3).reset(TensorDict(state, 3), set_state=True)
+
+
+def test_a_partial_reset_leaves_the_other_systems_alone():
+    env = InventoryEnv(2, 2, batch_size=(4,), initial_state="random", seed=0)
+    td = env.rollout(3)["next"][:, -1].clone()
+    before = td["inventory"].clone()
+    chosen = torch.tensor([[True], [False], [False], [True]])
+    after = env.reset(td.set("_reset", chosen), set_state=False)
+    assert after["step"].squeeze(-1).tolist() == [0, 3, 3, 0]
+    same = (after["inventory"] == before).flatten(1).all(1)
+    assert torch.equal(same, ~chosen.squeeze(-1))
+
+
+def test_the_horizon_resets_and_cuts_the_gradient():
+    env = InventoryEnv(1, 1, batch_size=2, horizon=3, seed=0)
+    leaf = torch.full((2, 6, 1), 5.0, requires_grad=True)
+    steps = iter(leaf.unbind(1))
+
+    def always_order(td):
+        return td.update(orders(torch.ones(2, dtype=torch.int64), next(steps), 2))
+
+    rollout = env.rollout(6, always_order, break_when_any_done=False)
+    ends = [False, False, True] * 2
+    assert rollout["next", "truncated"].squeeze(-1).tolist() == [ends, ends]
+    assert torch.equal(rollout["next", "done"], rollout["next", "truncated"])
+    assert (rollout["inventory"][:, 3] == 0).all()
+    for half in (slice(0, 3), slice(3, 6)):
+        reward = rollout["next", "reward"][:, half].sum()
+        (gradient,) = torch.autograd.grad(reward, leaf, retain_graph=True)
+        touched = (gradient != 0).squeeze(-1).any(0).nonzero().squeeze(-1).tolist()
+        # With L = 1 the last order of an episode arrives after its end.
+        assert touched == list(range(half.start, half.stop - 1))
+    (last,) = torch.autograd.grad(rollout["next", "inventory"][:, 2].sum(), leaf)
+    assert last[:, 2].eq(1).all()
+
+
+@pytest.mark.parametrize("demand", ["poisson", "normal"])
+def test_equal_seeds_give_equal_worlds(demand):
+    a, b, c = (
+        InventoryEnv(2, batch_size=3, demand=demand, initial_state="random", seed=seed)
+        for seed in (5, 5, 6)
+    )
+    assert torch.equal(a.reset()["inventory"], b.reset()["inventory"])
+    noise = a.sample_noise(4)
+    assert torch.equal(noise, b.sample_noise(4))
+    assert not torch.equal(noise, c.sample_noise(4))
+    assert not torch.equal(noise, a.sample_noise(4))
+    a.set_seed(5)
+    a.reset()
+    assert torch.equal(noise, a.sample_noise(4))
+    assert noise.shape == (3, 4, 2)
+
+
+def test_loaded_noise_is_consumed_in_order_then_forgotten():
+    env = InventoryEnv(2, 1, batch_size=3, seed=0)
+    noise = env.sample_noise(5)
+    state = env.rng.get_state()
+
+    def demand_of(steps):
+        rollout = env.rollout(steps, lambda td: td.update(orders(torch.zeros(3).long(), nil, 3)))
+        return (rollout["inventory"] - rollout["next", "inventory"]).squeeze(-1)
+
+    nil = torch.zeros(3, 2)
+    for _ in range(2):  # common random numbers: the same world twice
+        env.load_noise(noise)
+        torch.testing.assert_close(demand_of(5), noise)
+    assert torch.equal(env.rng.get_state(), state)
+    env.load_noise(noise)
+    demand_of(2)
+    env.load_noise(None)
+    assert not torch.equal(demand_of(3), noise[:, 2:])
+    assert not torch.equal(env.rng.get_state(), state)
+
+
+@pytest.mark.parametrize("demand", ["poisson", "normal"])
+def test_demand_has_the_mean_and_variance_it_should(demand):
+    env = InventoryEnv(2, demand_mean=[10.0, 30.0], demand=demand, batch_size=50, seed=0)
+    drawn = env.sample_noise(800).reshape(-1, 2)
+    torch.testing.assert_close(drawn.mean(0), env.demand_mean, rtol=0.005, atol=0)
+    torch.testing.assert_close(drawn.var(0), env.demand_mean, rtol=0.03, atol=0)
+    assert (drawn == drawn.round()).all() == (demand == "poisson")
+
+
+@pytest.mark.parametrize("horizon", [None, 3])
+def test_traces_are_replayed_exactly_also_after_a_reset(horizon):
+    traces = torch.randint(30, (2, 4, 3)).float()
+    env = InventoryEnv(3, 1, demand_traces=traces, horizon=horizon)
+    length = horizon or 4
+    assert env.batch_size == (2,)
+    assert env.horizon == length
+    torch.testing.assert_close(env.demand_mean, traces.mean((0, 1)))
+    replayed = traces[:, [t % length for t in range(10)]]
+    assert torch.equal(env.sample_noise(10), replayed)
+    nil = orders(torch.zeros(2).long(), torch.zeros(2, 3), 2)
+    rollout = env.rollout(10, lambda td: td.update(nil), break_when_any_done=False)
+    demand = (rollout["inventory"] - rollout["next", "inventory"]).squeeze(-1)
+    assert torch.equal(demand, replayed)
+
+
+def test_initial_states_are_what_they_are_called():
+    empty, wide, steady = (
+        InventoryEnv(2, 3, initial_state=start, batch_size=500, seed=0)
+        for start in ("empty", "random", "stationary")
+    )
+    assert (empty.reset()["inventory"] == 0).all()
+    inventory = wide.reset()["inventory"]
+    assert -10 <= inventory[..., 0].min() < -8
+    assert 0.95 * wide.order_up_to[0] < inventory[..., 0].max() <= wide.order_up_to[0]
+    awaiting = (inventory[..., 1:] > 0).any(-1)
+    assert 0.4 < awaiting.float().mean() < 0.6
+    assert (awaiting[:, 0] == awaiting[:, 1]).all()
+    # Played on by its own rule, the stationary start keeps its mean position.
+    position = steady.reset()["inventory"].sum(-1)
+    assert (position <= steady.order_up_to).all()
+    middle = steady.order_up_to[0] - 10 * (steady.order_interval + 1) / 2
+    assert position.mean() == pytest.approx(middle.item(), rel=0.03)
+    lost = InventoryEnv(2, 3, lost_sales=True, initial_state="random", batch_size=500, seed=0)
+    assert (lost.reset()["inventory"] >= 0).all()
+
+
+def simulate_s_S(s, S, lead_time, h, p, K, mean):
+    """Average cost of the rule played in the environment, and its standard error."""
+    env = InventoryEnv(
+        1, lead_time, mean, h, p, fixed_cost_per_item=K, batch_size=800, dtype=torch.float64, seed=0
+    )
+
+    def rule(td):
+        position = td["inventory"].sum(-1)
+        return td.update(orders((position <= s).squeeze(-1).long(), S - position, 800))
+
+    with torch.no_grad():
+        cost = -env.rollout(360, rule)["next", "reward"][:, 60:].mean((1, 2))
+    return cost.mean().item(), cost.std().item() / math.sqrt(800)
+
+
+@pytest.mark.parametrize(
+    ("s", "S", "lead_time"), [(6, 40, 0), (16, 51, 1), (26, 62, 2), (30, 60, 3)]
+)
+def test_long_run_cost_of_an_s_S_rule_is_exact(s, S, lead_time):  # noqa: N802
+    cost, error = simulate_s_S(s, S, lead_time, 1.0, 9.0, 64.0, 10.0)
+    exact = s_S_cost(s, S, 10.0, 1.0, 9.0, 64.0, lead_time)
+    assert abs(cost - exact) < 4 * error
+    # The check can fail: a lead time one period off is far outside.
+    assert abs(cost - s_S_cost(s, S, 10.0, 1.0, 9.0, 64.0, lead_time + 1)) > 8 * error
+
+
+def test_long_run_cost_agrees_with_stockpyl():
+    s, S, exact = s_s_discrete_exact(0.5, 7.0, 30.0, True, 8.0)
+    cost, error = simulate_s_S(s, S, 0, 0.5, 7.0, 30.0, 8.0)
+    assert abs(cost - exact) < 4 * error < 0.01 * exact
+
+
+BAD = [
+    ({"num_items": 0}, ValueError, "num_items must be an integer >= 1, got 0"),
+    ({"num_items": 1.0}, TypeError, "num_items must be an integer"),
+    ({"lead_time": -1}, ValueError, "lead_time must be an integer >= 0, got -1"),
+    ({"lead_time": 2.0}, TypeError, r"lead_time must be an integer >= 0, got 2\.0"),
+    ({"lead_time": "2"}, TypeError, "lead_time must be an integer >= 0, got '2'"),
+    ({"lead_time": True}, TypeError, "lead_time must be an integer >= 0, got True"),
+    *[
+        ({name: value}, ValueError, f"{name}.* must be a finite number >=? 0, got {value}")
+        for name in ("holding_cost", "shortage_cost", "procurement_cost", "fixed_cost_per_item")
+        for value in (-1.0, math.nan, math.inf)
+    ],
+    ({"demand_mean": 0.0}, ValueError, "demand_mean must be a finite number > 0"),
+    ({"demand_mean": [1.0, math.nan], "num_items": 2}, ValueError, r"demand_mean\[1\] must be"),
+    (
+        {"holding_cost": [1.0, 2.0]},
+        ValueError,
+        "holding_cost .*expected num_items=1 entries, got 2",
+    ),
+    (
+        {"holding_cost": torch.ones(4), "num_items": 3},
+        ValueError,
+        "holding_cost .*num_items=3.*got 4",
+    ),
+    ({"shortage_cost": "9"}, TypeError, "shortage_cost must be a number"),
+    ({"demand": "poison"}, ValueError, "demand must be one of 'poisson', 'normal'.*'poisson'"),
+    ({"initial_state": "full"}, ValueError, "initial_state must be one of 'empty', 'random'"),
+    ({"lost_sales": 1}, TypeError, "lost_sales must be true or false, got 1"),
+    ({"horizon": 0}, ValueError, "horizon must be an integer >= 1"),
+    ({"horizon": 2.5}, TypeError, "horizon must be an integer"),
+    ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1"),
+    ({"batch_size": (2, 1.5)}, TypeError, "batch_size must be an integer"),
+    ({"batch_size": 2.0}, TypeError, "batch_size"),
+    ({"dtype": torch.int64}, TypeError, "dtype must be a floating-point"),
+    ({"dtype": "float32"}, TypeError, "dtype must be a floating-point torch.dtype"),
+    ({"demand_traces": torch.ones(4, 5)}, ValueError, r"demand_traces must have shape.*\(4, 5\)"),
+    ({"demand_traces": torch.ones(4, 5, 2)}, ValueError, r"demand_traces.*num_items = 1"),
+    ({"demand_traces": -torch.ones(4, 5, 1)}, ValueError, "demand_traces must be finite and >= 0"),
+    (
+        {"demand_traces": torch.full((4, 5, 1), math.nan)},
+        ValueError,
+        "demand_traces must be finite",
+    ),
+    (
+        {"demand_traces": torch.ones(4, 5, 1), "batch_size": 3},
+        ValueError,
+        "batch_size=3 .*4 systems",
+    ),
+    ({"demand_traces": torch.ones(4, 5, 1), "horizon": 6}, ValueError, "horizon=6 is longer"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=lambda x: str(x)[:40])
+def test_bad_input_is_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        InventoryEnv(**arguments)
