@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
 
 def per_item(
     name: str,
-    value: float | Sequence[float] | Tensor,
+    value: float | Sequence[float],
     num_items: int,
     *,
     dtype: torch.dtype,
@@ -80,7 +81,7 @@ def per_item(
         TypeError: an entry is not a number.
         ValueError: the length is not ``num_items``, or an entry is NaN, infinite or too small.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, np.ndarray)):
         value = value.tolist()
     if isinstance(value, (int, float)):
         value = [check_float(name, value, minimum=minimum, strict=strict)] * num_items

@@ -58,7 +58,9 @@ def build_algorithm(config: Mapping[str, Any]) -> Algorithm:
     critic = call_with("critic", make_value_network, {"env": env, **config["critic"]})
     arguments = dict(config["algorithm"])
     factory = _choose("algorithm", arguments, ALGORITHMS)
-    return call_with("algorithm", factory, {"env": env, "policy": policy, "critic": critic, **arguments})
+    return call_with(
+        "algorithm", factory, {"env": env, "policy": policy, "critic": critic, **arguments}
+    )
 
 
 def build_tests(config: Mapping[str, Any]) -> tuple[dict[str, Evaluation], str, Evaluation]:

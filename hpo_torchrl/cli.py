@@ -25,7 +25,9 @@ from hpo_torchrl.training import CheckpointError
 
 _PACKAGE = Path(__file__).parent
 # The wheel carries the configs inside the package; a checkout has them beside it.
-CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
+CONFIGS = next(
+    path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()
+)
 _NOT_SETTINGS = ("output_dir", "resume")
 
 

@@ -146,7 +146,9 @@ def _describe_policy(trainer: Trainer, run_dir: Path | None) -> dict[str, Any]:
 def _check_new(run_dir: Path) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise FileExistsError(f"output_dir={str(run_dir)!r} is a file; name a folder.")
-    found = [name for name in (CONFIG_FILE, SUMMARY_FILE, "checkpoints") if (run_dir / name).exists()]
+    found = [
+        name for name in (CONFIG_FILE, SUMMARY_FILE, "checkpoints") if (run_dir / name).exists()
+    ]
     if found:
         raise FileExistsError(
             f"output_dir={str(run_dir)!r} already holds a run ({', '.join(found)}). Go on with it "

@@ -17,9 +17,18 @@ from hpo_torchrl.envs import InventoryEnv
 from hpo_torchrl.oracles import s_S_cost
 
 
-def orders(discrete, continuous, batch_size):
-    action = TensorDict({"discrete": discrete, "continuous": continuous}, batch_size=batch_size)
-    return {"action": action}
+def act(td, discrete, continuous):
+    action = {"discrete": discrete.expand(td.batch_size), "continuous": continuous}
+    return td.update({"action": TensorDict(action, td.batch_size)})
+
+
+def never_order(td):
+    return act(td, torch.tensor(0), torch.ones_like(td["inventory"][..., 0]))
+
+
+def demand_served(rollout):
+    """Read the demand off the balance of a rollout with L = 1 and no orders."""
+    return (rollout["inventory"] - rollout["next", "inventory"]).squeeze(-1)
 
 
 def play(env, inventory, discrete, quantities, noise):
@@ -28,8 +37,7 @@ def play(env, inventory, discrete, quantities, noise):
     env.load_noise(noise)
     states, rewards = [td["inventory"]], []
     for t in range(discrete.shape[-1]):
-        chosen = orders(discrete[..., t], quantities[..., t, :], env.batch_size)
-        td = env.step(td.update(chosen))["next"]
+        td = env.step(act(td, discrete[..., t], quantities[..., t, :]))["next"]
         states.append(td["inventory"])
         rewards.append(td["reward"][..., 0])
     return torch.stack(states, -3), torch.stack(rewards, -1)
@@ -39,14 +47,14 @@ def slow_play(lead_time, h, p, v, K, lost_sales, inventory, discrete, quantities
     """One system in plain Python: what arrives when is looked up, no pipeline is shifted."""
     n = len(h)
     placed = [[d * q for q in row] for d, row in zip(discrete, quantities, strict=True)]
+    stock = [slots[0] for slots in inventory]
     rewards, states = [], [[list(slots) for slots in inventory]]
 
-    def arrival(item, t):
+    def arrival(i, t):
         if t < lead_time:
-            return inventory[item][t] if t > 0 else 0.0
-        return placed[t - lead_time][item]
+            return inventory[i][t] if t > 0 else 0.0
+        return placed[t - lead_time][i]
 
-    stock = [slots[0] for slots in inventory]
     for t in range(len(demand)):
         cost = K * discrete[t]
         for i in range(n):
@@ -84,30 +92,27 @@ def test_specs_hold(arguments):
     env = InventoryEnv(**arguments, seed=0)
     check_env_specs(env, break_when_any_done="both")
     reset = env.reset()
-    assert env.observation_spec.is_in(reset.select(*env.observation_spec.keys()))
     assert reset["inventory"].dtype == reset["observation"].dtype == env.reward_spec.dtype
+    assert env.reward_spec.dtype == arguments.get("dtype", torch.float32)
     assert env.full_action_spec["action", "discrete"].dtype == torch.int64
-
-
-positive = st.floats(0.1, 40)
-costs = st.floats(0.05, 20)
 
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), n=st.integers(1, 4), lead_time=st.integers(0, 4))
 def test_any_valid_arguments_make_a_sound_environment(data, n, lead_time):
-    def per_item(entries):
-        return data.draw(st.one_of(entries, st.lists(entries, min_size=n, max_size=n)))
+    def per_item(low, high):
+        number = st.floats(low, high)
+        return data.draw(st.one_of(number, st.lists(number, min_size=n, max_size=n)))
 
     batch = tuple(data.draw(st.lists(st.integers(1, 3), max_size=2)))
     env = InventoryEnv(
-        n,
-        lead_time,
-        per_item(positive),
-        per_item(costs),
-        per_item(costs),
-        per_item(st.floats(0, 5)),
-        data.draw(st.floats(0, 100)),
+        num_items=n,
+        lead_time=lead_time,
+        demand_mean=per_item(0.1, 40),
+        holding_cost=per_item(0.05, 20),
+        shortage_cost=per_item(0, 20),
+        procurement_cost=per_item(0, 5),
+        fixed_cost_per_item=data.draw(st.floats(0, 100)),
         lost_sales=data.draw(st.booleans()),
         demand=data.draw(st.sampled_from(["poisson", "normal"])),
         initial_state=data.draw(st.sampled_from(["empty", "random", "stationary"])),
@@ -132,23 +137,19 @@ def test_any_valid_arguments_make_a_sound_environment(data, n, lead_time):
 @pytest.mark.parametrize("lost_sales", [False, True])
 @pytest.mark.parametrize("lead_time", [0, 1, 2, 4])
 def test_dynamics_follow_the_equations(lead_time, lost_sales):
-    n, batch, periods = 3, 5, 12
+    n, batch, periods, place = 3, 5, 12, {"dtype": torch.float64}
     h, p, v = [1.0, 0.7, 1.3], [9.0, 6.3, 11.7], [0.5, 0.0, 2.0]
-    env = InventoryEnv(
-        n, lead_time, 10.0, h, p, v, 64.0, lost_sales, batch_size=batch, dtype=torch.float64, seed=3
-    )
-    slots = max(lead_time, 1)
-    inventory = torch.randn(batch, n, slots).double() * 10 + 10
+    env = InventoryEnv(n, lead_time, 10.0, h, p, v, 64.0, lost_sales, batch_size=batch, **place)
+    inventory = torch.randn(batch, n, max(lead_time, 1), **place) * 10 + 10
     discrete = torch.randint(2, (batch, periods))
-    quantities = torch.rand(batch, periods, n).double() * 30
+    quantities = torch.rand(batch, periods, n, **place) * 30
     demand = env.sample_noise(periods)
     states, rewards = play(env, inventory, discrete, quantities, demand)
     for b in range(batch):
         inputs = (x[b].tolist() for x in (inventory, discrete, quantities, demand))
         slow = slow_play(lead_time, h, p, v, 64.0 * n, lost_sales, *inputs)
         for fast, expected in zip((states[b], rewards[b]), slow, strict=True):
-            expected = torch.tensor(expected, dtype=torch.float64)
-            torch.testing.assert_close(fast, expected, rtol=0, atol=1e-9)
+            torch.testing.assert_close(fast, torch.tensor(expected, **place), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("lead_time", range(5))
@@ -177,8 +178,8 @@ def test_not_ordering_orders_nothing_and_passes_no_gradient_to_quantities():
 def test_a_negative_quantity_counts_as_nothing():
     env = InventoryEnv(1, 0, procurement_cost=5.0, fixed_cost_per_item=3.0, batch_size=1)
     quantities = torch.full((1, 1, 1), -4.0, requires_grad=True)
-    noise = torch.zeros(1, 1, 1)
-    _, rewards = play(env, torch.full((1, 1, 1), 2.0), torch.ones(1, 1).long(), quantities, noise)
+    two, order, noise = torch.full((1, 1, 1), 2.0), torch.ones(1, 1).long(), torch.zeros(1, 1, 1)
+    _, rewards = play(env, two, order, quantities, noise)
     assert rewards.tolist() == [[-(2.0 + 3.0)]]
     assert torch.autograd.grad(rewards.sum(), quantities)[0].item() == 0
 
@@ -187,51 +188,44 @@ class Forgetful(InventoryEnv):
     """The planted fault: one step cuts the graph."""
 
     def dynamics(self, state, action, noise):
-        state = {"inventory": state["inventory"].detach()} if state["step"].max() == 2 else state
+        if state["step"].max() == 2:
+            state = {"inventory": state["inventory"].detach()}
         return super().dynamics(state, action, noise)
-
-
-def returns_of(env, discrete, noise):
-    def returns(inventory, quantities):
-        return play(env, inventory, discrete, quantities, noise)[1].sum(-1)
-
-    return returns
 
 
 @pytest.mark.parametrize("lost_sales", [False, True])
 @pytest.mark.parametrize("lead_time", [0, 1, 3])
 def test_gradients_agree_with_finite_differences(lead_time, lost_sales):
-    settings_ = {
-        "procurement_cost": [0.2, 0.4],
-        "lost_sales": lost_sales,
-        "demand": "normal",
-        "batch_size": 3,
-        "dtype": torch.float64,
-        "seed": 1,
-    }
-    env = InventoryEnv(2, lead_time, **settings_)
+    place = {"batch_size": 3, "dtype": torch.float64, "seed": 1}
     inventory = 20 * torch.rand(3, 2, max(lead_time, 1)).double()
     quantities = 1 + 20 * torch.rand(3, 6, 2).double()
     inputs = inventory.requires_grad_(), quantities.requires_grad_()
     discrete = torch.tensor([[1, 1, 0, 1, 0, 0], [0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]])
-    noise = env.sample_noise(6)
-    assert gradcheck(returns_of(env, discrete, noise), inputs)
+
+    def check(cls):
+        costs = {"procurement_cost": [0.2, 0.4], "lost_sales": lost_sales, "demand": "normal"}
+        env = cls(2, lead_time, **costs, **place)
+        noise = env.sample_noise(6)
+        return gradcheck(lambda x, q: play(env, x, discrete, q, noise)[1].sum(-1), inputs)
+
+    assert check(InventoryEnv)
     with pytest.raises(GradcheckError):
-        gradcheck(returns_of(Forgetful(2, lead_time, **settings_), discrete, noise), inputs)
+        check(Forgetful)
 
 
 def test_a_given_state_is_taken_and_keeps_its_graph():
     env = InventoryEnv(2, 2, batch_size=3, horizon=9)
     inventory = torch.rand(3, 2, 2, requires_grad=True)
     step = torch.tensor([[0], [4], [8]])
-    given_state = TensorDict({"inventory": inventory * 1.0, "step": step}, 3)
-    td = env.reset(given_state, set_state=True)
+    td = env.reset(TensorDict({"inventory": inventory * 1.0, "step": step}, 3), set_state=True)
     assert torch.equal(td["inventory"], inventory)
     assert torch.equal(td["step"], step)
     assert torch.autograd.grad(td["observation"].sum(), inventory)[0].gt(0).all()
-    ended = env.rand_step(td)["next", "done"]
-    assert ended.squeeze(-1).tolist() == [False, False, True]
+    assert env.rand_step(td)["next", "done"].squeeze(-1).tolist() == [False, False, True]
     assert (env.reset(TensorDict({"inventory": inventory}, 3), set_state=True)["step"] == 0).all()
+
+
+ZEROS = torch.zeros(3, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -239,16 +233,8 @@ def test_a_given_state_is_taken_and_keeps_its_graph():
     [
         ({}, KeyError, r"needs the state entry 'inventory' of shape \(3, 1, 2\)"),
         ({"inventory": torch.zeros(3, 1, 4)}, ValueError, r"'inventory' must be .*\(3, 1, 2\)"),
-        (
-            {"inventory": torch.zeros(3, 1, 2).double()},
-            ValueError,
-            "must be torch.float32 .*float64",
-        ),
-        (
-            {"inventory": torch.zeros(3, 1, 2), "step": torch.zeros(3, 1)},
-            ValueError,
-            "'step' must be torch.int64",
-        ),
+        ({"inventory": ZEROS.double()}, ValueError, "'inventory' must be .*float32 .*float64"),
+        ({"inventory": ZEROS, "step": ZEROS[:, 0, :1]}, ValueError, "'step' must be torch.int64"),
     ],
 )
 def test_a_wrong_given_state_is_named(state, error, message):
@@ -271,60 +257,49 @@ def test_the_horizon_resets_and_cuts_the_gradient():
     env = InventoryEnv(1, 1, batch_size=2, horizon=3, seed=0)
     leaf = torch.full((2, 6, 1), 5.0, requires_grad=True)
     steps = iter(leaf.unbind(1))
-
-    def always_order(td):
-        return td.update(orders(torch.ones(2, dtype=torch.int64), next(steps), 2))
-
-    rollout = env.rollout(6, always_order, break_when_any_done=False)
+    order = torch.tensor(1)
+    rollout = env.rollout(6, lambda td: act(td, order, next(steps)), break_when_any_done=False)
     ends = [False, False, True] * 2
     assert rollout["next", "truncated"].squeeze(-1).tolist() == [ends, ends]
     assert torch.equal(rollout["next", "done"], rollout["next", "truncated"])
     assert (rollout["inventory"][:, 3] == 0).all()
-    for half in (slice(0, 3), slice(3, 6)):
-        reward = rollout["next", "reward"][:, half].sum()
+    for first in (0, 3):
+        reward = rollout["next", "reward"][:, first : first + 3].sum()
         (gradient,) = torch.autograd.grad(reward, leaf, retain_graph=True)
         touched = (gradient != 0).squeeze(-1).any(0).nonzero().squeeze(-1).tolist()
         # With L = 1 the last order of an episode arrives after its end.
-        assert touched == list(range(half.start, half.stop - 1))
+        assert touched == [first, first + 1]
     (last,) = torch.autograd.grad(rollout["next", "inventory"][:, 2].sum(), leaf)
     assert last[:, 2].eq(1).all()
 
 
 @pytest.mark.parametrize("demand", ["poisson", "normal"])
 def test_equal_seeds_give_equal_worlds(demand):
-    a, b, c = (
-        InventoryEnv(2, batch_size=3, demand=demand, initial_state="random", seed=seed)
-        for seed in (5, 5, 6)
-    )
+    common = {"batch_size": 3, "demand": demand, "initial_state": "random"}
+    a, b, c = (InventoryEnv(2, seed=seed, **common) for seed in (5, 5, 6))
     assert torch.equal(a.reset()["inventory"], b.reset()["inventory"])
     noise = a.sample_noise(4)
+    assert noise.shape == (3, 4, 2)
     assert torch.equal(noise, b.sample_noise(4))
     assert not torch.equal(noise, c.sample_noise(4))
     assert not torch.equal(noise, a.sample_noise(4))
     a.set_seed(5)
     a.reset()
     assert torch.equal(noise, a.sample_noise(4))
-    assert noise.shape == (3, 4, 2)
 
 
 def test_loaded_noise_is_consumed_in_order_then_forgotten():
     env = InventoryEnv(2, 1, batch_size=3, seed=0)
     noise = env.sample_noise(5)
     state = env.rng.get_state()
-
-    def demand_of(steps):
-        rollout = env.rollout(steps, lambda td: td.update(orders(torch.zeros(3).long(), nil, 3)))
-        return (rollout["inventory"] - rollout["next", "inventory"]).squeeze(-1)
-
-    nil = torch.zeros(3, 2)
     for _ in range(2):  # common random numbers: the same world twice
         env.load_noise(noise)
-        torch.testing.assert_close(demand_of(5), noise)
+        assert torch.equal(demand_served(env.rollout(5, never_order)), noise)
     assert torch.equal(env.rng.get_state(), state)
     env.load_noise(noise)
-    demand_of(2)
+    env.rollout(2, never_order)
     env.load_noise(None)
-    assert not torch.equal(demand_of(3), noise[:, 2:])
+    assert not torch.equal(demand_served(env.rollout(3, never_order)), noise[:, 2:])
     assert not torch.equal(env.rng.get_state(), state)
 
 
@@ -342,15 +317,13 @@ def test_traces_are_replayed_exactly_also_after_a_reset(horizon):
     traces = torch.randint(30, (2, 4, 3)).float()
     env = InventoryEnv(3, 1, demand_traces=traces, horizon=horizon)
     length = horizon or 4
-    assert env.batch_size == (2,)
-    assert env.horizon == length
+    assert (env.batch_size, env.horizon) == ((2,), length)
     torch.testing.assert_close(env.demand_mean, traces.mean((0, 1)))
     replayed = traces[:, [t % length for t in range(10)]]
     assert torch.equal(env.sample_noise(10), replayed)
-    nil = orders(torch.zeros(2).long(), torch.zeros(2, 3), 2)
-    rollout = env.rollout(10, lambda td: td.update(nil), break_when_any_done=False)
-    demand = (rollout["inventory"] - rollout["next", "inventory"]).squeeze(-1)
-    assert torch.equal(demand, replayed)
+    assert torch.equal(
+        demand_served(env.rollout(10, never_order, break_when_any_done=False)), replayed
+    )
 
 
 def test_initial_states_are_what_they_are_called():
@@ -365,24 +338,23 @@ def test_initial_states_are_what_they_are_called():
     awaiting = (inventory[..., 1:] > 0).any(-1)
     assert 0.4 < awaiting.float().mean() < 0.6
     assert (awaiting[:, 0] == awaiting[:, 1]).all()
-    # Played on by its own rule, the stationary start keeps its mean position.
+    # One to ``order_interval`` periods of demand have passed since the last order.
     position = steady.reset()["inventory"].sum(-1)
+    middle = steady.order_up_to[0].item() - 10 * (1 + steady.order_interval) / 2
     assert (position <= steady.order_up_to).all()
-    middle = steady.order_up_to[0] - 10 * (steady.order_interval + 1) / 2
-    assert position.mean() == pytest.approx(middle.item(), rel=0.03)
+    assert position.mean().item() == pytest.approx(middle, rel=0.03)
     lost = InventoryEnv(2, 3, lost_sales=True, initial_state="random", batch_size=500, seed=0)
     assert (lost.reset()["inventory"] >= 0).all()
 
 
 def simulate_s_S(s, S, lead_time, h, p, K, mean):
     """Average cost of the rule played in the environment, and its standard error."""
-    env = InventoryEnv(
-        1, lead_time, mean, h, p, fixed_cost_per_item=K, batch_size=800, dtype=torch.float64, seed=0
-    )
+    place = {"batch_size": 800, "dtype": torch.float64, "seed": 0}
+    env = InventoryEnv(1, lead_time, mean, h, p, fixed_cost_per_item=K, **place)
 
     def rule(td):
         position = td["inventory"].sum(-1)
-        return td.update(orders((position <= s).squeeze(-1).long(), S - position, 800))
+        return act(td, (position <= s).squeeze(-1).long(), S - position)
 
     with torch.no_grad():
         cost = -env.rollout(360, rule)["next", "reward"][:, 60:].mean((1, 2))
@@ -392,12 +364,12 @@ def simulate_s_S(s, S, lead_time, h, p, K, mean):
 @pytest.mark.parametrize(
     ("s", "S", "lead_time"), [(6, 40, 0), (16, 51, 1), (26, 62, 2), (30, 60, 3)]
 )
-def test_long_run_cost_of_an_s_S_rule_is_exact(s, S, lead_time):  # noqa: N802
+def test_long_run_cost_of_an_s_S_rule_is_exact(s, S, lead_time):
     cost, error = simulate_s_S(s, S, lead_time, 1.0, 9.0, 64.0, 10.0)
     exact = s_S_cost(s, S, 10.0, 1.0, 9.0, 64.0, lead_time)
     assert abs(cost - exact) < 4 * error
     # The check can fail: a lead time one period off is far outside.
-    assert abs(cost - s_S_cost(s, S, 10.0, 1.0, 9.0, 64.0, lead_time + 1)) > 8 * error
+    assert abs(cost - s_S_cost(s, S, 10.0, 1.0, 9.0, 64.0, lead_time + 1)) > 20 * error
 
 
 def test_long_run_cost_agrees_with_stockpyl():
@@ -406,6 +378,7 @@ def test_long_run_cost_agrees_with_stockpyl():
     assert abs(cost - exact) < 4 * error < 0.01 * exact
 
 
+UNIT = torch.ones(4, 5, 1)
 BAD = [
     ({"num_items": 0}, ValueError, "num_items must be an integer >= 1, got 0"),
     ({"num_items": 1.0}, TypeError, "num_items must be an integer"),
@@ -414,24 +387,16 @@ BAD = [
     ({"lead_time": "2"}, TypeError, "lead_time must be an integer >= 0, got '2'"),
     ({"lead_time": True}, TypeError, "lead_time must be an integer >= 0, got True"),
     *[
-        ({name: value}, ValueError, f"{name}.* must be a finite number >=? 0, got {value}")
+        ({name: value}, ValueError, f"{name}.* must be a finite number >= 0, got {value}")
         for name in ("holding_cost", "shortage_cost", "procurement_cost", "fixed_cost_per_item")
         for value in (-1.0, math.nan, math.inf)
     ],
     ({"demand_mean": 0.0}, ValueError, "demand_mean must be a finite number > 0"),
     ({"demand_mean": [1.0, math.nan], "num_items": 2}, ValueError, r"demand_mean\[1\] must be"),
-    (
-        {"holding_cost": [1.0, 2.0]},
-        ValueError,
-        "holding_cost .*expected num_items=1 entries, got 2",
-    ),
-    (
-        {"holding_cost": torch.ones(4), "num_items": 3},
-        ValueError,
-        "holding_cost .*num_items=3.*got 4",
-    ),
+    ({"holding_cost": [1.0, 2.0]}, ValueError, "holding_cost .*num_items=1 entries, got 2"),
+    ({"holding_cost": UNIT[:, 0, 0], "num_items": 3}, ValueError, "holding_cost .*=3.* got 4"),
     ({"shortage_cost": "9"}, TypeError, "shortage_cost must be a number"),
-    ({"demand": "poison"}, ValueError, "demand must be one of 'poisson', 'normal'.*'poisson'"),
+    ({"demand": "poison"}, ValueError, "demand must be one of 'poisson', 'normal', got 'poison'"),
     ({"initial_state": "full"}, ValueError, "initial_state must be one of 'empty', 'random'"),
     ({"lost_sales": 1}, TypeError, "lost_sales must be true or false, got 1"),
     ({"horizon": 0}, ValueError, "horizon must be an integer >= 1"),
@@ -441,24 +406,16 @@ BAD = [
     ({"batch_size": 2.0}, TypeError, "batch_size"),
     ({"dtype": torch.int64}, TypeError, "dtype must be a floating-point"),
     ({"dtype": "float32"}, TypeError, "dtype must be a floating-point torch.dtype"),
-    ({"demand_traces": torch.ones(4, 5)}, ValueError, r"demand_traces must have shape.*\(4, 5\)"),
-    ({"demand_traces": torch.ones(4, 5, 2)}, ValueError, r"demand_traces.*num_items = 1"),
-    ({"demand_traces": -torch.ones(4, 5, 1)}, ValueError, "demand_traces must be finite and >= 0"),
-    (
-        {"demand_traces": torch.full((4, 5, 1), math.nan)},
-        ValueError,
-        "demand_traces must be finite",
-    ),
-    (
-        {"demand_traces": torch.ones(4, 5, 1), "batch_size": 3},
-        ValueError,
-        "batch_size=3 .*4 systems",
-    ),
-    ({"demand_traces": torch.ones(4, 5, 1), "horizon": 6}, ValueError, "horizon=6 is longer"),
+    ({"demand_traces": UNIT[0]}, ValueError, r"demand_traces must have shape.* got \(5, 1\)"),
+    ({"demand_traces": UNIT.expand(4, 5, 2)}, ValueError, "demand_traces.*num_items = 1, got"),
+    ({"demand_traces": -UNIT}, ValueError, "demand_traces must be finite and >= 0"),
+    ({"demand_traces": UNIT * math.nan}, ValueError, "demand_traces must be finite and >= 0"),
+    ({"demand_traces": UNIT, "batch_size": 3}, ValueError, "batch_size=3 disagrees .*4 systems"),
+    ({"demand_traces": UNIT, "horizon": 6}, ValueError, "horizon=6 is longer than demand_traces"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
 def test_bad_input_is_named(arguments, error, message):
     with pytest.raises(error, match=message):
         InventoryEnv(**arguments)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+
+from hpo_torchrl.modules import HybridPolicy
 
 
 class NonFiniteError(RuntimeError):
@@ -24,7 +26,7 @@ class Algorithm(abc.ABC):
             ``load_state_dict`` and ``shutdown``.
     """
 
-    policy: nn.Module
+    policy: HybridPolicy
     collector: Any
 
     @abc.abstractmethod
@@ -83,7 +85,9 @@ class RewardScaler(nn.Module):
         return reward / self.variance.sqrt().clamp_min(1e-8).to(reward.dtype)
 
 
-def clip_gradients(groups: dict[str, Iterable[nn.Parameter]], max_norm: float) -> dict[str, float]:
+def clip_gradients(
+    groups: Mapping[str, Iterable[nn.Parameter]], max_norm: float
+) -> dict[str, float]:
     """Clip the gradient of each component to ``max_norm`` and return the norms before.
 
     Raises:
@@ -108,7 +112,7 @@ def clip_gradients(groups: dict[str, Iterable[nn.Parameter]], max_norm: float) -
     return norms
 
 
-def check_finite(terms: TensorDictBase) -> None:
+def check_finite(terms: TensorDictBase | Mapping[str, Tensor]) -> None:
     """Raise a :class:`NonFiniteError` that names the first entry that is NaN or infinite."""
     for key, value in terms.items():
         if not bool(torch.isfinite(value).all()):

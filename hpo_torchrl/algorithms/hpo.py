@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 from hpo_torchrl._checks import check_choice, check_float, check_int
@@ -68,7 +69,7 @@ class HPO(Algorithm):
         self,
         env: DifferentiableEnv,
         policy: HybridPolicy,
-        critic: nn.Module,
+        critic: TensorDictModule,
         *,
         window: int = 60,
         reset_at_each_iter: bool = False,
@@ -107,7 +108,7 @@ class HPO(Algorithm):
             reset_fraction=reset_fraction,
             discount=discount,
         )
-        shared = {
+        shared: dict[str, Any] = {
             "clip_epsilon": clip_epsilon,
             "entropy_coeff": entropy_coeff,
             "critic_coeff": critic_coeff,
@@ -134,6 +135,7 @@ class HPO(Algorithm):
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Do one update; the batch's graph is consumed."""
         reward = batch.get(("next", "reward"))
+        check_finite({"the reward ('next', 'reward')": reward})
         cost = -float(reward.detach().mean()) / self.env.cost_units
         self.scaler.observe(reward)
         reward = self.scaler(reward)
@@ -190,20 +192,24 @@ class HPO(Algorithm):
 
     def _minibatches(self, held: TensorDictBase) -> dict[str, float]:
         keys = self.detached_loss.tensor_keys
-        needed = [*self.policy.in_keys, keys.discrete_action, keys.sample_log_prob]
+        needed: list[Any] = [*list(self.policy.in_keys), keys.discrete_action, keys.sample_log_prob]
         data = held.select(*needed, keys.advantage, keys.value_target).reshape(-1)
-        for epoch in range(self.epochs):
+        passes, kl = 0, 0.0
+        while passes < self.epochs and kl <= self.target_kl:
             order = torch.randperm(data.shape[0], device=data.device)
             kl = 0.0
             for rows in order.chunk(self.num_minibatches):
                 terms = self.detached_loss(data[rows])
                 self._step(terms)
                 kl += float(terms["kl_approx"]) / self.num_minibatches
-            if kl > self.target_kl:
-                break
-        if not self.epochs:
+            passes += 1
+        if not passes:
             return {}
-        return {"kl": kl, "epochs": float(epoch + 1), "clip_fraction": float(terms["clip_fraction"])}
+        return {
+            "kl": kl,
+            "epochs": passes,
+            "clip_fraction": float(terms["clip_fraction"]),
+        }
 
     def _step(self, terms: TensorDictBase) -> dict[str, float]:
         losses = [value for key, value in terms.items() if key.startswith("loss_")]
@@ -215,7 +221,7 @@ class HPO(Algorithm):
         return norms
 
 
-def _groups(policy: HybridPolicy, critic: nn.Module) -> dict[str, list[nn.Parameter]]:
+def _groups(policy: HybridPolicy, critic: TensorDictModule) -> dict[str, list[nn.Parameter]]:
     """Split the parameters into discrete, continuous (all else of the policy) and critic."""
     discrete = list(getattr(policy.network, "discrete", nn.Identity()).parameters())
     known = set(map(id, discrete))

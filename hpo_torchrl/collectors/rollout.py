@@ -126,7 +126,9 @@ def _functional_route(
                 key: torch.where(_expand(over, value), fresh.get(key), value)
                 for key, value in carried.items()
             }
-    return _assemble(env, {key: torch.stack([row[key] for row in history], time) for key in history[0]})
+    return _assemble(
+        env, {key: torch.stack([row[key] for row in history], time) for key in history[0]}
+    )
 
 
 def _assemble(env: DifferentiableEnv, stacked: dict[str, Tensor]) -> TensorDict:

@@ -257,16 +257,12 @@ class DifferentiableEnv(EnvBase):
         )
         low, high = self.continuous_bounds
         span = _HALF_OPEN_SPAN * self.action_scale.expand(*batch, self.continuous_dim)
-        continuous = (
-            Unbounded(shape=span.shape, **place)
-            if low is None and high is None
-            else Bounded(
-                low=torch.full_like(span, low) if low is not None else high - span,
-                high=torch.full_like(span, high) if high is not None else low + span,
-                shape=span.shape,
-                **place,
-            )
-        )
+        if low is None and high is None:
+            continuous: Unbounded | Bounded = Unbounded(shape=span.shape, **place)
+        else:
+            lower = torch.full_like(span, low) if low is not None else -span + (high or 0.0)
+            upper = torch.full_like(span, high) if high is not None else span + (low or 0.0)
+            continuous = Bounded(low=lower, high=upper, shape=span.shape, **place)
         self.action_spec = Composite(
             action=Composite(
                 discrete=Categorical(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,8 +101,11 @@ class InventoryEnv(DifferentiableEnv):
             batch_size = demand_traces.shape[:1] if batch_size is None else batch_size
             horizon = demand_traces.shape[1] if horizon is None else horizon
             if demand_mean is None:
-                demand_mean = demand_traces.double().mean((0, 1)).clamp_min(1e-6)
-        place = {"dtype": dtype, "device": torch.device(device) if device is not None else None}
+                demand_mean = demand_traces.double().mean((0, 1)).clamp_min(1e-6).tolist()
+        place: dict[str, Any] = {
+            "dtype": dtype,
+            "device": torch.device(device) if device is not None else None,
+        }
         demand_mean = 10.0 if demand_mean is None else demand_mean
         mean = per_item("demand_mean", demand_mean, num_items, strict=True, **place)
         holding = per_item("holding_cost", holding_cost, num_items, **place)
@@ -116,7 +120,9 @@ class InventoryEnv(DifferentiableEnv):
             num_options=2,
             continuous_dim=num_items,
             continuous_bounds=(0.0, None),
-            action_scale=order_interval * mean,
+            # Ordering every other period, as an untrained policy does, must outrun demand: orders
+            # of two periods' demand at least, or a backlog builds up before anything is learned.
+            action_scale=max(order_interval, 2) * mean,
             state_shapes={"inventory": (num_items, slots)},
             observation_dim=num_items * slots,
             horizon=horizon,

@@ -10,6 +10,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.distributions import Distribution
 
+_Shape = torch.Size | list[int] | tuple[int, ...]
+
 
 class HybridDistribution(Distribution):
     r"""Categorical option, then a normal vector from that option's branch.
@@ -80,7 +82,7 @@ class HybridDistribution(Distribution):
         """Probability of each option, ``(*B, M)``."""
         return self.logits.exp()
 
-    def rsample(self, sample_shape: torch.Size | tuple = torch.Size()) -> TensorDict:  # noqa: B008
+    def rsample(self, sample_shape: _Shape = torch.Size()) -> TensorDict:  # noqa: B008
         """Sample d and reparameterise u: gradients flow through ``"continuous"``."""
         # argmax of p / Exp(1) draws from the categorical without a host synchronisation.
         shape = (*sample_shape, *self.logits.shape)
@@ -91,7 +93,7 @@ class HybridDistribution(Distribution):
             continuous = continuous + scale * torch.randn_like(continuous)
         return self._action(discrete, continuous)
 
-    def sample(self, sample_shape: torch.Size | tuple = torch.Size()) -> TensorDict:  # noqa: B008
+    def sample(self, sample_shape: _Shape = torch.Size()) -> TensorDict:  # noqa: B008
         """Sample d and u without a graph."""
         with torch.no_grad():
             return self.rsample(sample_shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,32 @@ from torchrl.modules import MLP, ValueOperator
 from hpo_torchrl._checks import check_choice, check_float, check_int
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+
+
+class SoftClip(nn.Module):
+    r"""Leave inputs within [-limit, limit] as they are; beyond, let them grow as a logarithm.
+
+    An untrained policy with linear growth can drive a system with delays into oscillations that
+    grow without bound. Fed through this map, extreme states still pull, but with a vanishing gain.
+    With c the limit, :math:`x \mapsto \mathrm{sign}(x)\, c\, (1 + \log(|x| / c))` for
+    :math:`|x| > c`: continuous with its derivative.
+
+    Args:
+        limit: where the logarithm begins; ``None`` is the identity.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        super().__init__()
+        if limit is not None:
+            check_float("input_limit", limit, minimum=0.0, strict=True)
+        self.limit = limit
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Map a tensor of any shape."""
+        if self.limit is None:
+            return value
+        excess = (value.abs() / self.limit).clamp_min(1.0)
+        return value / excess * (1.0 + excess.log())
 
 
 class HybridNetwork(nn.Module):
@@ -42,6 +69,7 @@ class HybridNetwork(nn.Module):
         hidden: width of each hidden layer.
         activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
         shared_trunk: compute all hidden layers once for both heads.
+        input_limit: observations beyond it are compressed, see :class:`SoftClip`; ``None`` is off.
         linear_skip: add a linear map of the observation to the continuous head. Many optimal
             controls are nearly linear (order up to a level, linear feedback).
         scale: standard deviation of u in units of ``action_scale``; 0 makes u deterministic.
@@ -50,6 +78,9 @@ class HybridNetwork(nn.Module):
     Raises:
         ValueError: an argument is out of range.
     """
+
+    action_scale: Tensor
+    log_scale: Tensor
 
     def __init__(
         self,
@@ -62,6 +93,7 @@ class HybridNetwork(nn.Module):
         hidden: Sequence[int] = (64, 64),
         activation: str = "tanh",
         shared_trunk: bool = False,
+        input_limit: float | None = 20.0,
         linear_skip: bool = True,
         scale: float = 0.0,
         learn_scale: bool = False,
@@ -75,8 +107,9 @@ class HybridNetwork(nn.Module):
             raise ValueError("learn_scale=True needs scale > 0 as its start, got scale=0.")
         hidden = [check_int("hidden", width, minimum=1) for width in hidden]
         self.num_options, self.continuous_dim = num_options, continuous_dim
+        self.clip = SoftClip(input_limit)
         self.low, self.high = continuous_bounds
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
 
         def net(inputs: int, outputs: int, cells: Sequence[int], gain: float) -> MLP:
             return mlp(inputs, outputs, cells, activation, gain, **place)
@@ -93,7 +126,9 @@ class HybridNetwork(nn.Module):
         # The discrete head starts exactly uniform: every option is tried before any is preferred.
         self.discrete = net(head_inputs, num_options, head_cells, 0.0)
         self.continuous = net(head_inputs, outputs, head_cells, 0.01)
-        self.skip = nn.Linear(observation_dim, outputs, bias=False, **place) if linear_skip else None
+        self.skip = (
+            nn.Linear(observation_dim, outputs, bias=False, **place) if linear_skip else None
+        )
         if self.skip is not None:
             nn.init.zeros_(self.skip.weight)
         unit = torch.ones(continuous_dim, **place) if action_scale is None else action_scale
@@ -107,26 +142,28 @@ class HybridNetwork(nn.Module):
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
+        observation = self.clip(observation)
         features = self.trunk(observation)
         raw = self.continuous(features)
         if self.skip is not None:
             raw = raw + self.skip(observation)
         loc = self._into_range(raw.unflatten(-1, (self.num_options, self.continuous_dim)))
-        scale = (self.log_scale.exp() * self.action_scale).expand_as(loc) if self.stochastic else None
+        scale = (
+            (self.log_scale.exp() * self.action_scale).expand_as(loc) if self.stochastic else None
+        )
         return self.discrete(features), loc, scale
 
     def logits(self, observation: Tensor) -> Tensor:
         """Return the logits alone, ``(*B, M)``."""
-        return self.discrete(self.trunk(observation))
+        return self.discrete(self.trunk(self.clip(observation)))
 
     def _into_range(self, raw: Tensor) -> Tensor:
         if self.low is None and self.high is None:
             return self.action_scale * raw
-        if self.high is None:
-            return self.low + self.action_scale * F.softplus(raw + 1.0)
-        if self.low is None:
-            return self.high - self.action_scale * F.softplus(raw + 1.0)
-        return self.low + (self.high - self.low) * torch.sigmoid(raw)
+        if self.low is not None and self.high is not None:
+            return self.low + (self.high - self.low) * torch.sigmoid(raw)
+        size = self.action_scale * F.softplus(raw + 1.0)
+        return size + self.low if self.low is not None else -size + (self.high or 0.0)
 
 
 def mlp(
@@ -139,7 +176,7 @@ def mlp(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> MLP:
-    """Build a TorchRL ``MLP`` with orthogonal layers, zero biases and ``gain`` on the last layer."""
+    """Build a TorchRL ``MLP``: orthogonal layers, zero biases, ``gain`` on the last layer."""
     net = MLP(
         in_features=inputs,
         out_features=outputs,
@@ -161,14 +198,16 @@ def make_value_network(
     *,
     hidden: Sequence[int] = (64, 64),
     activation: str = "tanh",
+    input_limit: float | None = 20.0,
     observation_key: str = "observation",
 ) -> ValueOperator:
-    """Build the critic of an environment: ``observation`` to ``"state_value"`` of shape ``(*B, 1)``.
+    """Build the critic of an environment: ``observation`` to ``"state_value"``, ``(*B, 1)``.
 
     Args:
         env: the environment; its observation spec gives the input size, device and dtype.
         hidden: width of each hidden layer.
         activation: see :class:`HybridNetwork`.
+        input_limit: observations beyond it are compressed, see :class:`SoftClip`; ``None`` is off.
         observation_key: entry that the critic reads.
 
     Examples:
@@ -181,4 +220,5 @@ def make_value_network(
     check_choice("activation", activation, ACTIVATIONS)
     spec = env.observation_spec[observation_key]
     net = mlp(spec.shape[-1], 1, hidden, activation, 1.0, device=spec.device, dtype=spec.dtype)
+    net = nn.Sequential(SoftClip(input_limit), net)
     return ValueOperator(net, in_keys=[observation_key])

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import (
     InteractionType,
     ProbabilisticTensorDictModule,
@@ -227,7 +227,8 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
 
     def distribution(self, observation: Tensor, mask: Tensor | None = None) -> HybridDistribution:
         """Return the action distribution at ``observation``, on plain tensors."""
-        return HybridDistribution(*self.network(observation), mask=mask)
+        logits, loc, scale = self.network(observation)
+        return HybridDistribution(logits, loc, scale, mask)
 
     def discrete_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return log pi(. | s), normalised and masked, ``(*B, M)``, without the continuous net."""
@@ -256,7 +257,9 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         options = env.full_action_spec["action", "discrete"].space.n
         dimension = env.full_action_spec["action", "continuous"].shape[-1]
         with torch.no_grad():
-            logits, loc, _ = self.network(torch.zeros(1, spec.shape[-1]).to(spec.dtype).to(spec.device))
+            logits, loc, _ = self.network(
+                torch.zeros(1, spec.shape[-1]).to(spec.dtype).to(spec.device)
+            )
         if logits.shape[-1] != options or tuple(loc.shape[-2:]) != (options, dimension):
             raise ValueError(
                 f"The policy has {logits.shape[-1]} options and branches of shape "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -34,9 +35,12 @@ class HPOLoss(LossModule):
     functions of the parameters. The gradient of this loss estimates minus the policy gradient,
 
     .. math::
-        \nabla J = \mathbb E \Big[ \underbrace{\textstyle\sum_t \tfrac{dr_t}{d\psi}}_{\text{pathwise}}
-        + \underbrace{\textstyle\sum_t A_t\, \partial_\theta \log \pi_\theta(d_t | s_t)}_{\text{score function}}
-        + \underbrace{\textstyle\sum_t A_t\, \partial_s \log \pi_\theta(d_t | s_t)\, \tfrac{ds_t}{d\psi}}_{\text{cross}} \Big]
+        \nabla J = \mathbb E \Big[
+        &\underbrace{\textstyle\sum_t \tfrac{dr_t}{d\psi}}_{\text{pathwise}}
+        + \underbrace{\textstyle\sum_t A_t\,
+            \partial_\theta \log \pi_\theta(d_t | s_t)}_{\text{score function}} \\
+        + &\underbrace{\textstyle\sum_t A_t\,
+            \partial_s \log \pi_\theta(d_t | s_t)\, \tfrac{ds_t}{d\psi}}_{\text{cross}} \Big]
 
     divided by the number of steps (Alvo, Russo & Kanoria 2026, arXiv 2605.14297). It is the
     autograd gradient of one surrogate, :math:`-[r_t + \log\pi_\theta(d_t|s_t)\,\mathrm{sg}(A_t)]`
@@ -153,7 +157,9 @@ class HPOLoss(LossModule):
         reduction: str | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        self._functional, self._in_keys, self._out_keys = functional, None, None
+        self._functional = functional
+        self._in_keys: list[NestedKey] = []
+        self._out_keys: list[NestedKey] = []
         super().__init__()
         if functional:
             self.convert_to_functional(actor_network, "actor_network")
@@ -189,7 +195,7 @@ class HPOLoss(LossModule):
     @property
     def in_keys(self) -> list[NestedKey]:
         """Entries that the loss reads."""
-        if self._in_keys is None:
+        if not self._in_keys:
             self._set_in_keys()
         return self._in_keys
 
@@ -200,7 +206,7 @@ class HPOLoss(LossModule):
     @property
     def out_keys(self) -> list[NestedKey]:
         """Entries that the loss returns: the terms, then the diagnostics."""
-        if self._out_keys is None:
+        if not self._out_keys:
             clipped, critic = self.clip_epsilon is not None, self._with_critic
             self._out_keys = [
                 *(["loss_pathwise"] if self.pathwise else []),
@@ -225,7 +231,10 @@ class HPOLoss(LossModule):
         self._in_keys = [
             *networks,
             self.tensor_keys.discrete_action,
-            *(("next", key) if isinstance(key, str) else ("next", *key) for key in networks + after),
+            *(
+                ("next", key) if isinstance(key, str) else ("next", *key)
+                for key in networks + after
+            ),
         ]
 
     def _forward_value_estimator_keys(self, **kwargs) -> None:
@@ -352,15 +361,15 @@ class HPOLoss(LossModule):
             raise RuntimeError(_NO_GRADIENT.format(key=("next", self.tensor_keys.reward)))
         if self.critic_network is None:
             return reward.squeeze(-1)
+        critic_keys = self.critic_network.in_keys
         after = tensordict.get("next")
         ends = after.get(self.tensor_keys.done).squeeze(-1).clone()
         ends[..., -1] = True
         ends &= ~after.get(self.tensor_keys.terminated).squeeze(-1)
         if not bool(ends.any()):
             return reward.squeeze(-1)
-        final = after.select(*self.critic_network.in_keys)[ends]
-        with self._parameters_of("critic", held=True):
-            value = self.critic_network(final).get(self.tensor_keys.value).squeeze(-1)
+        final = after.select(*critic_keys)[ends]
+        value = self._value(final, held=True).squeeze(-1)
         beyond = torch.zeros_like(reward[..., 0]).masked_scatter(ends, value)
         return reward.squeeze(-1) + self.discount * beyond
 
@@ -376,12 +385,16 @@ class HPOLoss(LossModule):
 
     def _critic(self, held: TensorDictBase) -> tuple[Tensor, Tensor]:
         target = held.get(self.tensor_keys.value_target)
-        with self._parameters_of("critic"):
-            inputs = held.select(*self.critic_network.in_keys)
-            value = self.critic_network(inputs).get(self.tensor_keys.value)
+        value = self._value(held)
         residual = (target - value.detach()).var() / target.var().clamp_min(1e-12)
         loss = distance_loss(value, target, loss_function=self.loss_critic_type)
         return self.critic_coeff * loss.squeeze(-1), 1.0 - residual
+
+    def _value(self, tensordict: TensorDictBase, *, held: bool = False) -> Tensor:
+        """The critic's values, ``(..., 1)``; ``held`` stops gradients to its parameters."""
+        network: Any = self.critic_network
+        with self._parameters_of("critic", held=held):
+            return network(tensordict.select(*network.in_keys)).get(self.tensor_keys.value)
 
     def _logits(self, tensordict: TensorDictBase) -> Tensor:
         """Normalised log-probabilities of the options, ``(*B, T, M)``."""
@@ -395,12 +408,12 @@ class HPOLoss(LossModule):
     def _entropy(logits: Tensor) -> Tensor:
         return -(logits.exp() * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(-1)
 
-    def _parameters_of(
-        self, name: str, *, held: bool = False
-    ) -> contextlib.AbstractContextManager:
+    def _parameters_of(self, name: str, *, held: bool = False) -> contextlib.AbstractContextManager:
         """Put a network's parameters in place; ``held`` stops gradients to them."""
         network = getattr(self, f"{name}_network")
         if not self.functional:
             return hold_out_net(network) if held else contextlib.nullcontext()
-        params = getattr(self, f"target_{name}_network_params" if held else f"{name}_network_params")
+        params = getattr(
+            self, f"target_{name}_network_params" if held else f"{name}_network_params"
+        )
         return params.to_module(network, preserve_module_state=False)

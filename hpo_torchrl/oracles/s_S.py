@@ -7,7 +7,7 @@ serve the demand of ``lead_time`` periods later (the same period if ``lead_time`
 position after ordering meets ``lead_time + 1`` periods of demand before its cost is charged.
 """
 
-# ruff: noqa: N802, N999 - lower- and upper-case s are two quantities in this literature
+
 
 from __future__ import annotations
 

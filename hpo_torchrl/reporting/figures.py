@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,18 @@ def plot_inventory_policy(
     upper.plot(position, order_probability, color=BLUE, linewidth=1.8)
     upper.set(ylabel="probability of ordering", ylim=(-0.04, 1.12), title="Learned policy")
     lower.scatter(visited_position, visited_order_up_to, s=5, color=GREEN, alpha=0.4, linewidths=0)
-    lower.plot(position, order_up_to, color=BLUE, linewidth=1.5)
+    # Where it seldom orders, the level that an order would reach is not used: drawn dotted.
+    for orders, style in ((True, "-"), (False, ":")):
+        chosen = [
+            level if (probability >= 0.5) == orders else math.nan
+            for level, probability in zip(order_up_to, order_probability, strict=True)
+        ]
+        lower.plot(position, chosen, color=BLUE, linewidth=1.5, linestyle=style)
     if len(visited_order_up_to):
         lower.annotate(
             "orders in the running system",
             (max(visited_position), max(visited_order_up_to)),
-            xytext=(6, 6),
+            xytext=(6, -18),
             textcoords="offset points",
             color=GREEN,
         )

@@ -54,11 +54,12 @@ class RunLogger:
         """Read the file back and keep the rows up to ``update``."""
         if self.path.exists():
             with self.path.open(newline="") as file:
-                rows = [{key: _number(text) for key, text in row.items()} for row in csv.DictReader(file)]
+                rows = list(csv.DictReader(file))
+            # A killed run may have left a half-written last row, which comes after any checkpoint.
             self.rows = [
-                {key: value for key, value in row.items() if value is not None}
+                {key: _number(text) for key, text in row.items() if text}
                 for row in rows
-                if isinstance(row.get("update"), (int, float)) and row["update"] <= update
+                if (row.get("update") or "").isdigit() and int(row["update"]) <= update
             ]
             self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
             self._rewrite()
@@ -84,14 +85,5 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     os.replace(draft, path)
 
 
-def _number(text: str | None) -> float | int | str | None:
-    if text is None or text == "":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _number(text: str) -> float | int:
+    return int(text) if text.lstrip("-").isdigit() else float(text)

@@ -38,7 +38,7 @@ class Trainer:
         algorithm_name: name of the algorithm in the summary.
         seed: seed in the summary.
         log_every: updates between rows of ``metrics.csv``.
-        eval_every: updates between evaluations.
+        eval_every: updates between evaluations; the first update is evaluated too.
         checkpoint_every: updates between checkpoints.
         logger_backend: see :class:`RunLogger`.
         progress: whether to show a progress bar.
@@ -62,7 +62,7 @@ class Trainer:
         algorithm_name: str = "",
         seed: int = 0,
         log_every: int = 5,
-        eval_every: int = 25,
+        eval_every: int = 10,
         checkpoint_every: int = 25,
         logger_backend: str | None = None,
         progress: bool = True,
@@ -130,7 +130,8 @@ class Trainer:
         last = self.update == self.num_updates
         row: dict[str, Any] = {"update": self.update}
         row |= {"env_steps": self.algorithm.collector.frames, **metrics}
-        if self.quick_test is not None and (self.update % self.eval_every == 0 or last):
+        due = last or self.update == 1 or self.update % self.eval_every == 0
+        if self.quick_test is not None and due:
             row["test_cost"] = self.quick_test.run(self.algorithm.policy).mean
             gap = self.reference.gap(row["test_cost"])
             row |= {} if gap is None else {"gap": gap}
@@ -160,6 +161,4 @@ class Trainer:
             "updates": self.update,
             "wall_seconds": self.wall_seconds,
         }
-        return summarise(
-            self.algorithm.policy, self.tests, self.headline, self.reference, counters
-        )
+        return summarise(self.algorithm.policy, self.tests, self.headline, self.reference, counters)

@@ -1,0 +1,38 @@
+# Every target sets itself up: a virtual environment with the pinned versions, made once and
+# renewed when pyproject.toml or constraints.txt change.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# Options for the command, for example: make train ARGS="env.num_items=3 seed=1"
+ARGS ?=
+
+.PHONY: help train test lint format clean
+
+help:
+	@echo "make train    train HPO on the single-item inventory problem (ARGS=... overrides)"
+	@echo "make test     run the tests"
+	@echo "make lint     check style, formatting and types"
+	@echo "make format   apply the formatting"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+train: $(INSTALLED)
+	$(BIN)/hpo-train $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,377 @@
+"""The mixed gradient against the exact one, obtained by enumerating every option sequence."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+
+from hpo_torchrl.collectors import differentiable_rollout
+from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv
+from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy, make_value_network
+from hpo_torchrl.objectives import HPOLoss
+
+STARTS, DIM = 3, 2
+_generator = torch.Generator().manual_seed(5)
+A = 0.5 * torch.randn(3, DIM, DIM, generator=_generator, dtype=torch.float64)
+B = 0.7 * torch.randn(3, DIM, DIM, generator=_generator, dtype=torch.float64)
+
+
+def step(x, d, u, noise):
+    """Switched dynamics, smooth in x and u: the next state and the reward."""
+    after = (A[d] @ x[..., None] + B[d] @ u[..., None])[..., 0] + 0.4 * x.sin() + noise
+    return after, -(after**2).sum(-1) - 0.3 * (u**2).sum(-1) - 0.2 * d
+
+
+class Switched(DifferentiableEnv):
+    """``step`` from given initial states; ``cut`` detaches the state after every step."""
+
+    def __init__(self, start, options, horizon, terminates=True, cut=False):
+        self.start, self.cut = start, cut
+        super().__init__(
+            num_options=options,
+            continuous_dim=DIM,
+            state_shapes={"x": (DIM,)},
+            observation_dim=DIM,
+            horizon=horizon,
+            horizon_terminates=terminates,
+            batch_size=start.shape[:1],
+            dtype=torch.float64,
+            seed=0,
+        )
+
+    def dynamics(self, state, action, noise):
+        after, reward = step(state["x"], action["discrete"], action["continuous"], noise)
+        return {"x": after.detach() if self.cut else after}, reward
+
+    def observe(self, state):
+        return state["x"]
+
+    def initial_state(self):
+        return {"x": self.start.clone()}
+
+    def draw_noise(self, num_steps, state):
+        return torch.zeros(*self.batch_size, num_steps, DIM, dtype=torch.float64)
+
+
+@contextlib.contextmanager
+def forced(options, normals=None):
+    """Let policies take these options ``(*B, T)`` and normal draws ``(*B, T, n)``, step by step."""
+    steps = iter(range(options.shape[-1]))
+
+    def rsample(self, sample_shape=()):
+        t = next(steps)
+        continuous, scale = self.branch(options[..., t])
+        if scale is not None:
+            continuous = continuous + scale * normals[..., t, :]
+        action = {"discrete": options[..., t], "continuous": continuous}
+        return TensorDict(action, batch_size=options.shape[:-1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HybridDistribution, "rsample", rsample)
+        yield
+
+
+def randomise(module, seed=0, size=0.5):
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.data.copy_(size * draw - (2 * size if name == "log_scale" else 0))
+    return module
+
+
+def scale_gradient(value, factor):
+    return value * factor + (value * (1.0 - factor)).detach()
+
+
+class Case:
+    """A tiny problem with fixed initial states and noise, its policy, and both gradients."""
+
+    def __init__(self, options=2, steps=4, *, horizon=None, terminates=True, **network):
+        generator = torch.Generator().manual_seed(1)
+        self.options, self.steps, self.terminates = options, steps, terminates
+        self.horizon = horizon or steps
+        network = {"hidden": (3,), "dtype": torch.float64} | network
+        self.policy = HybridPolicy(randomise(HybridNetwork(DIM, options, DIM, **network)))
+        self.parameters = list(self.policy.parameters())
+        draw = {"generator": generator, "dtype": torch.float64}
+        self.start = torch.randn(STARTS, DIM, **draw)
+        self.noise = 0.3 * torch.randn(STARTS, steps, DIM, **draw)
+        self.normals = torch.randn(1, STARTS, steps, DIM, **draw)
+        self.sequences = torch.cartesian_prod(*[torch.arange(options)] * steps)
+        self.weights = torch.ones(options**steps, 1, dtype=torch.float64)
+        self.critic = randomise(make_value_network(self.env(1), hidden=(3,)), 2, 1.0)
+
+    def env(self, copies, **kwargs):
+        start = self.start.repeat(copies, 1)
+        return Switched(start, self.options, self.horizon, self.terminates, **kwargs)
+
+    def gradient(self, scalar):
+        parts = torch.autograd.grad(scalar, self.parameters, allow_unused=True)
+        pairs = zip(parts, self.parameters, strict=True)
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+
+    def exact(self, *, gamma=1.0, bootstrap=False):
+        """Gradient of E sum_t r_t + bootstraps; step t acts for the return discounted from t."""
+        log_p = total = torch.zeros(len(self.sequences), STARTS, dtype=torch.float64)
+        network, named = self.policy.network, dict(self.policy.network.named_parameters())
+        for t in range(self.steps):
+            if t % self.horizon == 0:
+                x = self.start.expand(len(self.sequences), STARTS, DIM)
+            held = {key: scale_gradient(value, gamma**-t) for key, value in named.items()}
+            logits, loc, scale = torch.func.functional_call(network, held, (x,))
+            d = self.sequences[:, t, None].expand(-1, STARTS)
+            log_p = log_p + logits.log_softmax(-1).gather(-1, d[..., None])[..., 0]
+            u = torch.take_along_dim(loc, d[..., None, None], -2)[..., 0, :]
+            if scale is not None:
+                sigma = torch.take_along_dim(scale, d[..., None, None], -2)[..., 0, :]
+                u = u + sigma * self.normals[..., t, :]
+            x, reward = step(x, d, u, self.noise[:, t])
+            total = total + gamma**t * reward
+            if bootstrap and (t + 1) % self.horizon == 0:
+                total = total + gamma ** (t + 1) * self.critic.module(x)[..., 0]
+        return self.gradient((self.weights * log_p.exp() * total).sum(0).mean())
+
+    def loss(self, *, critic=False, gamma=1.0, **kwargs):
+        kwargs = {"clip_epsilon": None, "reduction": "none"} | kwargs
+        loss = HPOLoss(self.policy, self.critic if critic else None, **kwargs)
+        loss.make_value_estimator(gamma=gamma, **({"lmbda": 1.0} if critic else {}))
+        return loss
+
+    def batch(self, options, *, discount=1.0, route="auto", cut=False):
+        copies = len(options)
+        normals = self.normals.expand(copies, -1, -1, -1).flatten(0, 1)
+        env, noise = self.env(copies, cut=cut), self.noise.repeat(copies, 1, 1)
+        how = {"noise": noise, "discount": discount, "route": route}
+        with forced(options.repeat_interleave(STARTS, 0), normals):
+            return differentiable_rollout(env, self.policy, self.steps, **how)
+
+    def mixed(self, loss, *, advantage=None, scale=None, **rollout):
+        """Expectation of minus the loss's gradient: each sequence weighted by its probability."""
+        batch = self.batch(self.sequences, **rollout)
+        if scale is not None:
+            batch.set(("next", "reward"), scale * batch["next", "reward"])
+        if advantage is not None:
+            batch.set("advantage", advantage(batch.detach()).unsqueeze(-1))
+        probability = batch["discrete_log_prob"].sum(-1).exp()
+        torch.testing.assert_close(probability.sum(), torch.tensor(float(STARTS)).double())
+        terms = loss(batch)
+        surrogate = (terms["loss_pathwise"] + terms["loss_objective"]).sum(-1)
+        return -self.gradient((probability * surrogate).sum() / STARTS)
+
+
+def assert_equal(gradient, exact):
+    assert exact.abs().min() > 1e-7  # every coordinate is at stake
+    assert (gradient - exact).abs().max() < 1e-9
+
+
+CASES = {
+    "two options": {"steps": 5},
+    "three options": {"options": 3},
+    "shared trunk": {"options": 3, "steps": 3, "shared_trunk": True},
+    "no trunk": {"hidden": ()},
+    "bounded actions": {"continuous_bounds": (-1.0, 2.0)},
+    "half-open actions": {"continuous_bounds": (0.0, None)},
+    "gaussian actions, noise held": {"scale": 0.4, "learn_scale": True},
+    "two episodes in a window": {"horizon": 2},
+}
+
+
+@pytest.mark.parametrize("critic", [False, True])
+@pytest.mark.parametrize("route", ["functional", "general"])
+@pytest.mark.parametrize("case", CASES)
+def test_mixed_gradient_is_exact(case, route, critic):
+    case = Case(**CASES[case])
+    assert_equal(case.mixed(case.loss(critic=critic), route=route), case.exact())
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.875])
+@pytest.mark.parametrize("route", ["functional", "general"])
+@pytest.mark.parametrize(
+    ("critic", "terminates", "horizon"),
+    [(False, True, 4), (True, True, 2), (True, False, 4), (True, False, 2)],
+)
+def test_discounts_and_bootstraps_are_exact(critic, terminates, horizon, route, gamma):
+    case = Case(horizon=horizon, terminates=terminates)
+    bootstrap = critic and not terminates
+    exact = case.exact(gamma=gamma, bootstrap=bootstrap)
+    loss = case.loss(critic=critic, gamma=gamma)
+    assert_equal(case.mixed(loss, discount=gamma, route=route), exact)
+    if bootstrap:
+        assert (case.exact(gamma=gamma) - exact).norm() > 0.01 * exact.norm()
+    if gamma < 1.0:
+        assert (case.exact(bootstrap=bootstrap) - exact).norm() > 0.01 * exact.norm()
+
+
+def test_mean_of_the_loss_is_the_gradient_over_the_number_of_steps():
+    case = Case(steps=3)
+    loss, total = case.loss(reduction="mean"), 0.0
+    for sequence, start in itertools.product(case.sequences, range(STARTS)):
+        one = case.batch(sequence[None])[start : start + 1]
+        terms = loss(one)
+        gradient = case.gradient(terms["loss_pathwise"] + terms["loss_objective"])
+        probability = one["discrete_log_prob"].sum().exp()
+        total = total - probability * case.steps * gradient / STARTS
+    assert_equal(total, case.exact())
+
+
+def returns(batch):
+    return batch["next", "reward"].squeeze(-1).flip(-1).cumsum(-1).flip(-1)
+
+
+LEGITIMATE = {
+    "returns": returns,
+    "baseline of the state": lambda b: returns(b) - (b["observation"] ** 3).sum(-1) - 2.0,
+    "past rewards too": lambda b: returns(b)[:, :1].expand(b.shape),
+}
+
+
+@pytest.mark.parametrize("advantage", LEGITIMATE)
+def test_legitimate_advantages_leave_the_gradient_exact(advantage):
+    case = Case(options=3)
+    assert_equal(case.mixed(case.loss(), advantage=LEGITIMATE[advantage]), case.exact())
+
+
+WRONG = {
+    "of the wrong sign": lambda b: -returns(b),
+    "one step late": lambda b: torch.nn.functional.pad(returns(b)[:, 1:], (0, 1)),
+    "one reward": lambda b: b["next", "reward"].squeeze(-1),
+    "baseline that sees the option": lambda b: returns(b) - b["action", "discrete"],
+    "on a scale of its own": lambda b: returns(b) / returns(b).std(),
+}
+FAULTS = {f"advantage {name}": ({}, {"advantage": wrong}) for name, wrong in WRONG.items()} | {
+    "cross term missing": ({"cross_term": False}, {}),
+    "state detached": ({}, {"cut": True}),
+    "gradient through states discounted": ({}, {"discount": 0.8}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault):
+    case = Case(options=3)
+    loss, how = FAULTS[fault]
+    exact = case.exact()
+    error = (case.mixed(case.loss(**loss), **how) - exact).norm() / exact.norm()
+    assert error > 0.02
+
+
+@pytest.mark.parametrize("factor", [4.0, 0.3])
+def test_rescaling_rewards_rescales_the_gradient(factor):
+    case = Case()
+    once, scaled = case.mixed(case.loss()), case.mixed(case.loss(), scale=factor)
+    rtol = 0.0 if factor == 4.0 else 1e-11  # a power of two is exact to the last bit
+    torch.testing.assert_close(scaled, factor * once, rtol=rtol, atol=0.0)
+
+
+# -- finite differences --------------------------------------------------------------------------
+
+
+def finite_differences(parameters, function, width=1e-5):
+    slopes = []
+    with torch.no_grad():
+        for entry in itertools.chain(*(p.view(-1).split(1) for p in parameters)):
+            kept, values = entry.clone(), []
+            for sign in (1, -1):
+                entry.copy_(kept + sign * width)
+                values.append(function())
+            entry.copy_(kept)
+            slopes.append((values[0] - values[1]) / (2 * width))
+    return torch.stack(slopes)
+
+
+def make(name):
+    if name == "switched":
+        case = Case(scale=0.4, learn_scale=True)
+        return case.env(1), case.policy
+    env = InventoryEnv(2, batch_size=STARTS, initial_state="random", seed=3, dtype=torch.float64)
+    return env, randomise(HybridPolicy.for_env(env, hidden=(3,)), size=0.2)
+
+
+@pytest.mark.parametrize("route", ["functional", "general"])
+@pytest.mark.parametrize("name", ["switched", "inventory"])
+def test_rollout_gradient_is_that_of_finite_differences(name, route):
+    env, policy = make(name)
+    start, noise, parameters = env.reset(), env.sample_noise(6), list(policy.parameters())
+    torch.manual_seed(0)
+    options = torch.tensor([[0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 1], [0, 0, 0, 1, 0, 1]])
+    normals = torch.randn(STARTS, 6, DIM, dtype=torch.float64)
+    loss = HPOLoss(policy, clip_epsilon=None)
+    advantage = torch.randn(STARTS, 6, 1, dtype=torch.float64)
+
+    def surrogate():
+        with torch.enable_grad(), forced(options, normals):
+            batch = differentiable_rollout(
+                env, policy, 6, tensordict=start, noise=noise, route=route
+            )
+            terms = loss(batch.set("advantage", advantage))
+        return terms["loss_pathwise"] + terms["loss_objective"]
+
+    surrogate().backward()
+    gradient = torch.cat([p.grad.flatten() for p in parameters])
+    slopes = finite_differences(parameters, lambda: surrogate().detach())
+    assert gradient.norm() > 0.1
+    torch.testing.assert_close(gradient, slopes, rtol=1e-5, atol=1e-6)
+
+
+# -- Monte-Carlo ---------------------------------------------------------------------------------
+
+
+def z_scores(case, loss, exact, *, batches=400, copies=84, groups=20):
+    """Z-scores of the mean gradient, of all batches and of groups of them."""
+    env, noise = case.env(copies), case.noise.repeat(copies, 1, 1)
+    draws = []
+    for _ in range(batches):
+        terms = loss(differentiable_rollout(env, case.policy, case.steps, noise=noise))
+        draws.append(-case.steps * case.gradient(terms["loss_pathwise"] + terms["loss_objective"]))
+    draws = torch.stack(draws) - exact
+    error = draws.std(0)
+    size = batches // groups
+    grouped = draws.view(groups, size, -1).mean(1) / (error / size**0.5)
+    return draws.mean(0) / (error / batches**0.5), grouped
+
+
+def quadrature(case, nodes):
+    """Put a grid of Gauss-Hermite nodes in the place of the normal draws."""
+    points, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(nodes))
+    grid = torch.cartesian_prod(*[points] * (case.steps * DIM)).view(-1, 1, case.steps, DIM)
+    weights = torch.cartesian_prod(*[weights / weights.sum()] * (case.steps * DIM)).prod(-1)
+    count = len(case.sequences)
+    case.sequences = case.sequences.repeat(len(grid), 1)
+    case.normals = grid.expand(-1, STARTS, -1, -1).repeat_interleave(count, 0)
+    case.weights = weights.repeat_interleave(count)[:, None]
+    return case
+
+
+MONTE_CARLO = {
+    "exact mode": ({"options": 3, "steps": 3}, {}),
+    "critic, clipped first pass": ({}, {"critic": True, "clip_epsilon": 0.2}),
+    "gaussian actions": ({"steps": 2, "scale": 0.4, "learn_scale": True}, {}),
+}
+
+
+@pytest.mark.parametrize("name", MONTE_CARLO)
+def test_sampled_gradients_are_unbiased(name):
+    problem, kwargs = MONTE_CARLO[name]
+    case = Case(**problem)
+    exact = (quadrature(Case(**problem), 8) if "scale" in problem else case).exact()
+    torch.manual_seed(0)
+    overall, grouped = z_scores(case, case.loss(reduction="mean", **kwargs), exact)
+    assert overall.abs().max() < 4.5
+    assert 0.7 < grouped.square().mean().sqrt() < 1.3
+
+
+def test_sampled_gradients_show_the_bias_of_a_missing_cross_term():
+    torch.manual_seed(0)
+    case = Case(options=3, steps=3)
+    loss = case.loss(reduction="mean", cross_term=False)
+    assert z_scores(case, loss, case.exact())[0].abs().max() > 8.0
+
+
+def test_quadrature_of_the_gaussian_has_converged():
+    problem = MONTE_CARLO["gaussian actions"][0]
+    exact = [quadrature(Case(**problem), nodes).exact() for nodes in (8, 10)]
+    torch.testing.assert_close(*exact, rtol=1e-5, atol=1e-5)

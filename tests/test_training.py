@@ -1,0 +1,374 @@
+"""Training runs: evaluation, checkpoints, logs, exact resume, failure."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from hpo_torchrl.algorithms import HPO, NonFiniteError
+from hpo_torchrl.algorithms.base import RewardScaler, clip_gradients
+from hpo_torchrl.envs import InventoryEnv
+from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.oracles import optimal_s_S
+from hpo_torchrl.training import (
+    Checkpoint,
+    CheckpointError,
+    Evaluation,
+    Reference,
+    RunLogger,
+    Trainer,
+    reference_cost,
+    view_inventory_policy,
+    write_json,
+)
+
+SMALL = ["trainer.num_updates=12", "trainer.checkpoint_every=3", "trainer.eval_every=6"]
+SMALL += ["env.batch_size=16", "algorithm.window=10", "policy.hidden=[8]", "critic.hidden=[8]"]
+SMALL += ["env.evaluation.tests.long_run.batch_size=16", "env.evaluation.quick_steps=60"]
+SMALL += ["env.evaluation.tests.protocol.batch_size=16", "trainer.progress=false"]
+SMALL += ["env.evaluation.tests.long_run.num_steps=250"]
+
+
+def small_hpo(seed: int = 0, **arguments) -> HPO:
+    torch.manual_seed(seed)
+    env = InventoryEnv(batch_size=16, initial_state="random", seed=seed)
+    policy = HybridPolicy.for_env(env, hidden=[8])
+    critic = make_value_network(env, hidden=[8])
+    return HPO(env, policy, critic, **{"window": 10, **arguments})
+
+
+def small_trainer(run_dir: Path, algorithm: HPO, **arguments) -> Trainer:
+    test = Evaluation(InventoryEnv(batch_size=16), num_steps=40, skip=10, seed=1)
+    settings = {"num_updates": 6, "checkpoint_every": 2, "eval_every": 2, "progress": False}
+    return Trainer(
+        algorithm,
+        run_dir=run_dir,
+        config={"seed": 0},
+        tests={"short": test},
+        headline="short",
+        quick_test=test,
+        reference=Reference(optimal_cost=37.0),
+        **{**settings, **arguments},
+    )
+
+
+def metrics_of(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row.pop("wall_seconds")
+    return rows
+
+
+class OrderUpTo(torch.nn.Module):
+    """The (s, S) rule as a hybrid network."""
+
+    stochastic = False
+
+    def __init__(self, s: float, S: float, mean: float) -> None:
+        super().__init__()
+        self.s, self.S, self.mean = s, S, mean
+
+    def forward(self, observation):
+        position = observation.sum(-1, keepdim=True) * self.mean
+        logits = torch.cat([torch.zeros_like(position), self.s + 0.5 - position], -1)
+        loc = (self.S - position).unsqueeze(-2).expand(*position.shape[:-1], 2, 1)
+        return logits, loc, None
+
+
+def test_evaluation_of_the_optimal_rule_agrees_with_the_exact_cost():
+    s, S, cost = optimal_s_S(10, 1, 9, 64, 2)
+    env = InventoryEnv(batch_size=512, initial_state="stationary")
+    estimate = Evaluation(env, num_steps=1050, skip=50, seed=3).run(
+        HybridPolicy(OrderUpTo(s, S, 10.0))
+    )
+    assert abs(estimate.mean - cost) < 4 * estimate.standard_error
+    assert 0 < estimate.standard_error < 0.05
+
+
+def test_evaluation_of_a_wrong_rule_is_told_apart():
+    _, _, cost = optimal_s_S(10, 1, 9, 64, 2)
+    env = InventoryEnv(batch_size=256, initial_state="stationary")
+    estimate = Evaluation(env, num_steps=450, skip=50, seed=3).run(
+        HybridPolicy(OrderUpTo(20, 62, 10.0))
+    )
+    assert estimate.mean > cost + 4 * estimate.standard_error
+
+
+def test_evaluation_repeats_and_leaves_training_randomness_alone():
+    policy = HybridPolicy.for_env(InventoryEnv())
+    test = Evaluation(InventoryEnv(batch_size=8), num_steps=70, skip=5, seed=0)
+    before = torch.get_rng_state()
+    first = test.run(policy)
+    assert torch.equal(before, torch.get_rng_state())
+    assert test.run(policy) == first
+
+
+def test_evaluation_counts_only_periods_after_skip():
+    # Without orders from an empty system, period t costs 9 * 10 * (t + 1) in expectation.
+    env = InventoryEnv(demand_traces=torch.full((2, 120, 1), 10.0))
+    never = HybridPolicy(OrderUpTo(-1e6, 0.0, 10.0))
+    estimate = Evaluation(env, num_steps=120, skip=110, seed=0).run(never)
+    assert estimate.mean == pytest.approx(90 * sum(range(111, 121)) / 10)
+
+
+@pytest.mark.parametrize("skip", [10, 11])
+def test_evaluation_refuses_to_count_nothing(skip):
+    with pytest.raises(ValueError, match="skip must be below num_steps=10"):
+        Evaluation(InventoryEnv(), num_steps=10, skip=skip, seed=0)
+
+
+def test_reference_is_the_optimum_for_one_item_and_a_lower_bound_for_more():
+    one = reference_cost(InventoryEnv(procurement_cost=2.0))
+    assert one.optimal_cost == pytest.approx(37.0644 + 20.0, abs=1e-4)
+    assert (one.s, one.S) == (26, 62)
+    many = reference_cost(InventoryEnv(num_items=3))
+    assert many.optimal_cost is None
+    assert many.lower_bound == pytest.approx(37.0644, abs=1e-4)
+    assert reference_cost(InventoryEnv(lost_sales=True)) == Reference()
+    assert one.gap(2 * one.optimal_cost) == pytest.approx(1.0)
+
+
+def test_policy_view_reads_off_the_rule():
+    env = InventoryEnv(batch_size=32, initial_state="stationary", seed=0)
+    view = view_inventory_policy(env, HybridPolicy(OrderUpTo(26, 62, 10.0)))
+    assert (view.reorder_point, view.order_up_to_level) == (26, 62)
+    never = view_inventory_policy(env, HybridPolicy(OrderUpTo(-1e6, 62, 10.0)))
+    assert (never.reorder_point, never.order_up_to_level) == (None, None)
+
+
+def test_reward_scaler_tracks_the_standard_deviation_and_keeps_the_graph():
+    scaler = RewardScaler(decay=0.0)
+    reward = (3.0 + 5.0 * torch.randn(10_000)).requires_grad_()
+    scaler.observe(reward)
+    scaled = scaler(reward)
+    assert float(scaled.detach().std()) == pytest.approx(1.0, rel=1e-4)
+    (gradient,) = torch.autograd.grad(scaled.sum(), reward)
+    assert float(gradient[0]) == pytest.approx(1 / float(reward.detach().std()), rel=1e-4)
+
+
+def test_clip_gradients_names_the_component_that_is_not_finite():
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.tensor([1.0, float("nan"), 0.0])
+    with pytest.raises(NonFiniteError, match="continuous network"):
+        clip_gradients({"continuous": [parameter]}, 1.0)
+
+
+def test_training_improves_the_policy():
+    hpo = small_hpo(window=20, learning_rate=5e-3)
+    test = Evaluation(InventoryEnv(batch_size=64), num_steps=100, skip=16, seed=1)
+    before = test.run(hpo.policy).mean
+    for update in range(60):
+        hpo.anneal(update / 60)
+        hpo.iterate()
+    assert test.run(hpo.policy).mean < min(0.5 * before, 60.0)
+
+
+def test_anneal_ends_with_no_bonus_and_a_small_step():
+    hpo = small_hpo(entropy_coeff=0.4, entropy_until=0.5, learning_rate=1e-2)
+    hpo.anneal(0.25)
+    assert float(hpo.loss.entropy_coeff) == pytest.approx(0.2)
+    hpo.anneal(1.0)
+    assert float(hpo.loss.entropy_coeff) == float(hpo.detached_loss.entropy_coeff) == 0.0
+    assert hpo.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
+def test_reward_offset_does_not_change_a_continuing_update():
+    """A constant cost cannot matter to a system that never ends, and must not to its update."""
+
+    def metrics(offset: float) -> dict[str, float]:
+        hpo = small_hpo()
+        batch = hpo.collector.collect()
+        batch.set(("next", "reward"), batch["next", "reward"] + offset)
+        hpo.update(batch)
+        return {key: float(value.sum()) for key, value in hpo.policy.state_dict().items()}
+
+    assert metrics(0.0) == pytest.approx(metrics(500.0), rel=1e-3, abs=1e-4)
+
+
+def test_trainer_resumes_to_the_same_parameters(tmp_path):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole = small_trainer(tmp_path / "whole", small_hpo())
+    whole.train()
+    first = small_trainer(tmp_path / "parts", small_hpo())
+    first.checkpoint.save(0, {"wall_seconds": 0.0})
+    while first.update < 3:  # one update past the checkpoint: it must be forgotten
+        first._one_update(tqdm(disable=True))
+    torch.manual_seed(999)
+    second = small_trainer(tmp_path / "parts", small_hpo(seed=5))
+    second.resume()
+    assert second.update == 2
+    second.train()
+    for old, new in zip(
+        whole.algorithm.policy.parameters(), second.algorithm.policy.parameters(), strict=True
+    ):
+        assert torch.equal(old, new)
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("component", ["policy", "optimizer", "collector", "reward_scaler", "rng"])
+def test_resume_needs_every_component(tmp_path, component):
+    """Planted fault: a checkpoint without one component does not resume to the same place."""
+    hpo = small_hpo()
+    for _ in range(2):
+        hpo.iterate()
+    components = {k: v for k, v in hpo.components().items() if k != component}
+    checkpoint = Checkpoint(tmp_path, components, config={})
+    if component == "rng":
+        checkpoint._checkpoint._components.pop("rng")
+    checkpoint.save(2, {})
+    hpo.iterate()
+    expected = torch.cat([p.detach().flatten() for p in hpo.policy.parameters()])
+
+    torch.manual_seed(123)
+    other = small_hpo(seed=7)
+    components = {k: v for k, v in other.components().items() if k != component}
+    again = Checkpoint(tmp_path, components, config={})
+    if component == "rng":
+        again._checkpoint._components.pop("rng")
+    again.load()
+    other.iterate()
+    found = torch.cat([p.detach().flatten() for p in other.policy.parameters()])
+    assert not torch.equal(expected, found)
+
+
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    hpo = small_hpo()
+    trainer = small_trainer(tmp_path, hpo)
+    collect, calls = hpo.collector.collect, []
+
+    def poisoned():
+        batch = collect()
+        calls.append(batch)
+        if len(calls) == 4:
+            batch.set(("next", "reward"), batch["next", "reward"] * float("nan"))
+        return batch
+
+    hpo.collector.collect = poisoned
+    with pytest.raises(NonFiniteError, match=r"Update 4: .*reward.*checkpoint-0+2\.torchrl"):
+        trainer.train()
+    assert len(calls) == 4
+    other = small_trainer(tmp_path, small_hpo(seed=3))
+    other.resume()
+    assert other.update == 2
+    assert all(bool(p.isfinite().all()) for p in other.algorithm.policy.parameters())
+
+
+def test_summary_has_the_documented_keys(tmp_path):
+    summary = small_trainer(tmp_path, small_hpo(), num_updates=1).train()
+    keys = "env algorithm seed test_cost test_cost_se optimal_cost lower_bound upper_bound gap"
+    assert set(f"{keys} env_steps updates wall_seconds".split()) <= set(summary)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert summary["gap"] == pytest.approx(summary["test_cost"] / 37.0 - 1)
+    assert (summary["env_steps"], summary["updates"]) == (160, 1)
+
+
+def test_truncated_checkpoint_is_refused_with_the_way_out(tmp_path):
+    net = torch.nn.Linear(3, 2)
+    checkpoint = Checkpoint(tmp_path, {"net": net}, config={"seed": 0})
+    checkpoint.save(1, {})
+    newest = checkpoint.save(2, {})
+    content = newest.read_bytes()
+    for size in (0, len(content) // 2, len(content) - 10):
+        newest.write_bytes(content[:size])
+        with pytest.raises(CheckpointError, match="damaged or incomplete.*Delete it to go on"):
+            checkpoint.load()
+    newest.unlink()
+    assert checkpoint.load() == (1, {})
+
+
+def test_checkpoint_of_another_config_is_refused_by_key(tmp_path):
+    net = torch.nn.Linear(3, 2)
+    Checkpoint(tmp_path, {"net": net}, config={"env": {"num_items": 1}}).save(1, {})
+    other = Checkpoint(tmp_path, {"net": net}, config={"env": {"num_items": 2}})
+    with pytest.raises(CheckpointError, match=r"env\.num_items was 1, is 2"):
+        other.load()
+
+
+def test_no_checkpoint_is_said_so(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        Checkpoint(tmp_path, {}, config={}).load()
+
+
+def test_checkpoints_hold_no_pickle(tmp_path):
+    path = Checkpoint(tmp_path, small_hpo().components(), config={}).save(0, {})
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    assert names
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pt"))]
+
+
+def test_logger_adds_columns_and_forgets_what_a_checkpoint_does_not_hold(tmp_path):
+    logger = RunLogger(tmp_path)
+    logger.log({"update": 1, "cost": 2.5})
+    logger.log({"update": 2, "cost": 2.25, "gap": 0.5})
+    logger.log({"update": 3, "cost": 2.0})
+    with logger.path.open("a") as file:
+        file.write("4,1.")
+    again = RunLogger(tmp_path)
+    again.resume(2)
+    assert again.rows == [{"update": 1, "cost": 2.5}, {"update": 2, "cost": 2.25, "gap": 0.5}]
+
+
+def test_tensorboard_backend_writes_events(tmp_path):
+    logger = RunLogger(tmp_path, "tensorboard")
+    logger.log({"update": 1, "cost": 2.5})
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_json_has_null_for_what_is_not_a_number(tmp_path):
+    write_json(tmp_path / "x.json", {"a": float("nan"), "b": 1.0})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": 1.0}
+
+
+def test_kill_and_resume_gives_the_parameters_of_the_uninterrupted_run(tmp_path):
+    """The real thing: kill -9 a training process, resume it, compare every parameter."""
+    command = [sys.executable, "-m", "hpo_torchrl.cli", *SMALL]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    subprocess.run([*command, f"output_dir={whole}"], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, f"output_dir={parts}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wanted = parts / "checkpoints" / "checkpoint-000000000003.torchrl"
+    deadline = time.monotonic() + 120
+    while not wanted.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (parts / "summary.json").exists()
+    subprocess.run(
+        [sys.executable, "-m", "hpo_torchrl.cli", f"resume={parts}"],
+        check=True,
+        capture_output=True,
+    )
+
+    from hpo_torchrl.build import build_algorithm
+    from hpo_torchrl.run import load_config
+
+    finals = []
+    for run_dir in (whole, parts):
+        config = load_config(run_dir)
+        algorithm = build_algorithm(config)
+        updates, _ = Checkpoint(run_dir, algorithm.components(), config=config).load()
+        assert updates == 12
+        finals.append(algorithm)
+    pairs = zip(finals[0].policy.parameters(), finals[1].policy.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    pairs = zip(finals[0].critic.parameters(), finals[1].critic.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    summaries = [json.loads((run_dir / "summary.json").read_text()) for run_dir in (whole, parts)]
+    for summary in summaries:
+        summary.pop("wall_seconds")
+    assert summaries[0] == summaries[1]
