@@ -389,4 +389,4 @@ def test_shutdown_closes_the_environment_once():
 )
 def test_wrong_collector_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
-        collector_of(inventory(), **arguments).collect()
+        collector_of(inventory(), **arguments)

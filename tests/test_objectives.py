@@ -300,10 +300,14 @@ def test_pathwise_term_spares_a_partly_frozen_critic(layer, functional):
     assert [p.requires_grad for p in critic.parameters()] == flags
 
 
-@CRITIC
+@pytest.mark.parametrize("critic", ["none", "own", "on the policy's trunk"])
 @pytest.mark.parametrize("variant", ["modules kept", "plain sequential policy"])
-def test_variants_give_the_same_losses_and_gradients(variant, with_critic):
-    policy, critic, batch = parts(with_critic=with_critic, scale=0.3)
+def test_variants_give_the_same_losses_and_gradients(variant, critic):
+    shared, with_critic = critic.startswith("on"), critic != "none"
+    policy, critic, batch = parts(with_critic=with_critic, scale=0.3, shared_trunk=shared)
+    if shared:
+        head = nn.Linear(8, 1, dtype=torch.float64)
+        critic.module = nn.Sequential(policy.network.trunk, head)
     plain = ProbabilisticTensorDictSequential(policy[0], policy[1])
     actor, functional = (policy, False) if variant == "modules kept" else (plain, True)
     results = []

@@ -283,7 +283,7 @@ def test_truncated_checkpoint_is_refused_with_the_way_out(tmp_path):
     content = newest.read_bytes()
     for size in (0, len(content) // 2, len(content) - 10):
         newest.write_bytes(content[:size])
-        with pytest.raises(CheckpointError, match="damaged or incomplete.*Delete it to go on"):
+        with pytest.raises(CheckpointError, match=r"damaged or incomplete.*Delete it to go on"):
             checkpoint.load()
     newest.unlink()
     assert checkpoint.load() == (1, {})

@@ -44,7 +44,8 @@ class HPO(Algorithm):
         learning_rate_schedule: ``"constant"``, ``"linear"`` or ``"cosine"`` to zero at the end.
         learning_rate_final: share of ``learning_rate`` that is left at the end.
         entropy_coeff: entropy bonus at the start, in standard deviations of the advantage.
-        entropy_until: share of the run by which the bonus has been annealed to zero.
+        entropy_final: entropy bonus at the end, in the same unit.
+        entropy_until: share of the run by which the bonus has been annealed to its final value.
         critic_coeff: weight of the critic's loss.
         clip_epsilon: clipping range of the ratio of discrete probabilities.
         epochs: passes over the detached data per update; 0 makes step 2 the whole update.
@@ -81,6 +82,7 @@ class HPO(Algorithm):
         learning_rate_schedule: str = "cosine",
         learning_rate_final: float = 0.01,
         entropy_coeff: float = 0.3,
+        entropy_final: float = 0.0,
         entropy_until: float = 0.6,
         critic_coeff: float = 1.0,
         clip_epsilon: float = 0.2,
@@ -94,6 +96,7 @@ class HPO(Algorithm):
         check_float("learning_rate", learning_rate, minimum=0.0, strict=True)
         check_choice("learning_rate_schedule", learning_rate_schedule, SCHEDULES)
         check_float("learning_rate_final", learning_rate_final, minimum=0.0, maximum=1.0)
+        check_float("entropy_final", entropy_final, minimum=0.0, maximum=entropy_coeff)
         check_float("entropy_until", entropy_until, minimum=0.0, maximum=1.0, strict=True)
         check_int("epochs", epochs, minimum=0)
         check_int("num_minibatches", num_minibatches, minimum=1)
@@ -128,7 +131,8 @@ class HPO(Algorithm):
         )
         self.learning_rate, self.schedule = learning_rate, learning_rate_schedule
         self.learning_rate_final = learning_rate_final
-        self.entropy_coeff, self.entropy_until = entropy_coeff, entropy_until
+        self.entropy_coeff, self.entropy_final = entropy_coeff, entropy_final
+        self.entropy_until = entropy_until
         self.epochs, self.num_minibatches = epochs, num_minibatches
         self.target_kl, self.max_grad_norm = target_kl, max_grad_norm
 
@@ -160,7 +164,8 @@ class HPO(Algorithm):
         final = self.learning_rate_final
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * (final + (1.0 - final) * factor)
-        bonus = self.entropy_coeff * max(0.0, 1.0 - progress / self.entropy_until)
+        left = max(0.0, 1.0 - progress / self.entropy_until)
+        bonus = self.entropy_final + (self.entropy_coeff - self.entropy_final) * left
         self.loss.entropy_coeff.fill_(bonus)
         self.detached_loss.entropy_coeff.fill_(bonus)
 

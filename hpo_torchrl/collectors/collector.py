@@ -10,8 +10,8 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl._checks import check_float, check_int
-from hpo_torchrl.collectors.rollout import differentiable_rollout
+from hpo_torchrl._checks import check_choice, check_float, check_int
+from hpo_torchrl.collectors.rollout import ROUTES, differentiable_rollout
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
@@ -65,6 +65,8 @@ class DifferentiableCollector:
     ) -> None:
         check_int("frames_per_batch", frames_per_batch, minimum=1)
         check_int("total_frames", total_frames, minimum=-1)
+        check_float("discount", discount, minimum=0.0, maximum=1.0, strict=True)
+        check_choice("route", route, ROUTES)
         check_float("reset_fraction", reset_fraction, minimum=0.0, maximum=1.0)
         systems = env.batch_size.numel()
         if frames_per_batch % systems:

@@ -202,7 +202,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             observation.shape[-1],
             env.full_action_spec["action", "discrete"].space.n,
             continuous.shape[-1],
-            continuous_bounds=getattr(env, "continuous_bounds", _bounds(continuous)),
+            continuous_bounds=getattr(env, "continuous_bounds", None) or _bounds(continuous),
             action_scale=getattr(env, "action_scale", None),
             device=observation.device,
             dtype=observation.dtype,

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.objectives import LossModule, ValueEstimators, distance_loss
-from torchrl.objectives.utils import dispatch_value_estimator, hold_out_net
-from torchrl.objectives.value import ValueEstimatorBase
-from torchrl.objectives.value.functional import reward2go
+from torchrl.objectives import distance_loss
 
 from hpo_torchrl._checks import check_float
+from hpo_torchrl.objectives.base import HybridLossModule
 
 _NO_GRADIENT = (
     "The rewards {key!r} carry no gradient, so there is no pathwise term. Usual causes: the batch "
@@ -28,7 +22,7 @@ _NO_GRADIENT = (
 )
 
 
-class HPOLoss(LossModule):
+class HPOLoss(HybridLossModule):
     r"""Mixed-gradient loss for hybrid actions, on differentiable rollouts.
 
     With the sampled options and all noise held fixed, rewards and states are differentiable
@@ -93,46 +87,10 @@ class HPOLoss(LossModule):
         >>> env = InventoryEnv(batch_size=8, initial_state="random")
         >>> policy, critic = HybridPolicy.for_env(env), make_value_network(env)
         >>> loss = HPOLoss(policy, critic)
-        >>> loss.make_value_estimator(gamma=0.99, lmbda=0.95)
+        >>> _ = loss.make_value_estimator(gamma=0.99, lmbda=0.95)
         >>> terms = loss(differentiable_rollout(env, policy, 10, discount=0.99))
         >>> sum(value for key, value in terms.items() if key.startswith("loss_")).backward()
     """
-
-    @dataclass
-    class _AcceptedKeys:
-        """The configurable entries of the input, with their defaults.
-
-        Attributes:
-            discrete_action: the options taken, int64 ``(*B, T)``.
-            sample_log_prob: their log-probabilities when sampled; where absent, today's are used.
-            advantage: the advantage; where absent, the value estimator computes it.
-            value_target: the critic's target.
-            value: the critic's output.
-            reward: the reward, in ``"next"``.
-            done: end of an episode, in ``"next"``.
-            terminated: end of an episode with no value beyond it, in ``"next"``.
-        """
-
-        discrete_action: NestedKey = ("action", "discrete")
-        sample_log_prob: NestedKey = "discrete_log_prob"
-        advantage: NestedKey = "advantage"
-        value_target: NestedKey = "value_target"
-        value: NestedKey = "state_value"
-        reward: NestedKey = "reward"
-        done: NestedKey = "done"
-        terminated: NestedKey = "terminated"
-
-    default_keys = _AcceptedKeys
-    tensor_keys: _AcceptedKeys
-    default_value_estimator = ValueEstimators.GAE
-    SUPPORTED_VALUE_ESTIMATORS = (
-        ValueEstimators.TD0,
-        ValueEstimators.TD1,
-        ValueEstimators.TDLambda,
-        ValueEstimators.GAE,
-        ValueEstimators.VTrace,
-    )
-    _schedulable_buffers = frozenset({"entropy_coeff", "critic_coeff", "clip_epsilon"})
 
     actor_network: ProbabilisticTensorDictSequential
     critic_network: TensorDictModule | None
@@ -140,6 +98,7 @@ class HPOLoss(LossModule):
     critic_network_params: TensorDictParams | None
     target_actor_network_params: TensorDictParams
     target_critic_network_params: TensorDictParams | None
+    _schedulable_buffers = frozenset({"entropy_coeff", "critic_coeff", "clip_epsilon"})
 
     def __init__(
         self,
@@ -157,24 +116,10 @@ class HPOLoss(LossModule):
         reduction: str | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        self._functional = functional
-        self._in_keys: list[NestedKey] = []
-        self._out_keys: list[NestedKey] = []
-        super().__init__()
-        if functional:
-            self.convert_to_functional(actor_network, "actor_network")
-        else:
-            self.actor_network, self.actor_network_params = actor_network, None
-        if functional and critic_network is not None:
-            self.convert_to_functional(critic_network, "critic_network")
-        else:
-            self.critic_network = critic_network
-            self.critic_network_params = self.target_critic_network_params = None
+        super().__init__(actor_network, critic_network, functional=functional, reduction=reduction)
         self.pathwise, self.cross_term = pathwise, cross_term
         self.entropy_in_advantage_units = entropy_in_advantage_units
         self.loss_critic_type = loss_critic_type
-        self.reduction = "mean" if reduction is None else reduction
-        self._monte_carlo_gamma = 1.0
         if clip_epsilon is not None:
             check_float("clip_epsilon", clip_epsilon, minimum=0.0, strict=True)
         check_float("entropy_coeff", entropy_coeff, minimum=0.0)
@@ -184,24 +129,6 @@ class HPOLoss(LossModule):
         self.register_coeff_buffer("critic_coeff", critic_coeff, device=device)
         self._with_critic = critic_network is not None and critic_coeff > 0
         self._with_entropy = entropy_coeff > 0
-
-    # -- TorchRL's conventions -------------------------------------------------------------------
-
-    @property
-    def functional(self) -> bool:
-        """Whether parameters are held apart from their modules."""
-        return self._functional
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries that the loss reads."""
-        if not self._in_keys:
-            self._set_in_keys()
-        return self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, value: list[NestedKey]) -> None:
-        self._in_keys = value
 
     @property
     def out_keys(self) -> list[NestedKey]:
@@ -222,72 +149,6 @@ class HPOLoss(LossModule):
     @out_keys.setter
     def out_keys(self, value: list[NestedKey]) -> None:
         self._out_keys = value
-
-    def _set_in_keys(self) -> None:
-        networks = list(self.actor_network.in_keys)
-        if self.critic_network is not None:
-            networks += [key for key in self.critic_network.in_keys if key not in networks]
-        after = [self.tensor_keys.reward, self.tensor_keys.done, self.tensor_keys.terminated]
-        self._in_keys = [
-            *networks,
-            self.tensor_keys.discrete_action,
-            *(
-                ("next", key) if isinstance(key, str) else ("next", *key)
-                for key in networks + after
-            ),
-        ]
-
-    def _forward_value_estimator_keys(self, **kwargs) -> None:
-        if self._value_estimator is not None:
-            self._value_estimator.set_keys(**self._value_estimator_keys())
-        self._set_in_keys()
-
-    def _value_estimator_keys(self) -> dict[str, NestedKey]:
-        names = ("advantage", "value_target", "value", "reward", "done", "terminated")
-        return {name: getattr(self.tensor_keys, name) for name in names} | {
-            "sample_log_prob": self.tensor_keys.sample_log_prob
-        }
-
-    def make_value_estimator(
-        self,
-        value_type: ValueEstimators | ValueEstimatorBase | type | None = None,
-        **hyperparams,
-    ) -> None:
-        """Choose how advantages are estimated; GAE by default.
-
-        Args:
-            value_type: a ``ValueEstimators`` entry, a value-estimator class or an instance.
-            hyperparams: its arguments, for example ``gamma`` and ``lmbda``.
-
-        Raises:
-            ValueError: the loss has no critic and something else than ``gamma`` is given.
-        """
-        if self.critic_network is None:
-            if value_type is not None or set(hyperparams) - {"gamma"}:
-                raise ValueError(
-                    "HPOLoss without a critic_network uses Monte-Carlo returns: "
-                    f"make_value_estimator takes only gamma, got {value_type=}, {hyperparams}."
-                )
-            self._monte_carlo_gamma = float(hyperparams.get("gamma", 1.0))
-            return
-        value_type, hyperparams = self._prepare_value_estimator_kwargs(value_type, **hyperparams)
-        if value_type is not None:
-            dispatch_value_estimator(
-                self,
-                value_type,
-                supported=self.SUPPORTED_VALUE_ESTIMATORS,
-                tensor_keys=self._value_estimator_keys(),
-                **hyperparams,
-            )
-
-    @property
-    def discount(self) -> float:
-        """Discount of the value estimator, which the bootstrap of the pathwise term shares."""
-        if self.critic_network is None:
-            return self._monte_carlo_gamma
-        return float(self.value_estimator.gamma)
-
-    # -- the loss --------------------------------------------------------------------------------
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -333,27 +194,6 @@ class HPOLoss(LossModule):
                 out.set("explained_variance", explained)
         return out
 
-    def add_advantage(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Return a detached copy with advantages and value targets, computed where absent."""
-        held = tensordict.detach()
-        if held.get(self.tensor_keys.advantage, None) is not None:
-            return held
-        held = held.copy()
-        if self.critic_network is None:
-            after = held.get("next")
-            done = after.get(self.tensor_keys.done).clone()
-            done[..., -1, :] = True
-            returns = reward2go(after.get(self.tensor_keys.reward), done, self.discount)
-            return held.set(self.tensor_keys.advantage, returns)
-        with torch.no_grad():
-            params = self.critic_network_params
-            self.value_estimator(
-                held,
-                params=None if params is None else params.detach(),
-                target_params=self.target_critic_network_params,
-            )
-        return held
-
     def _pathwise(self, tensordict: TensorDictBase) -> Tensor:
         """Rewards, and beyond the end of a window the value of its last state: ``(*B, T)``."""
         reward = tensordict.get(("next", self.tensor_keys.reward))
@@ -390,30 +230,6 @@ class HPOLoss(LossModule):
         loss = distance_loss(value, target, loss_function=self.loss_critic_type)
         return self.critic_coeff * loss.squeeze(-1), 1.0 - residual
 
-    def _value(self, tensordict: TensorDictBase, *, held: bool = False) -> Tensor:
-        """The critic's values, ``(..., 1)``; ``held`` stops gradients to its parameters."""
-        network: Any = self.critic_network
-        with self._parameters_of("critic", held=held):
-            return network(tensordict.select(*network.in_keys)).get(self.tensor_keys.value)
-
-    def _logits(self, tensordict: TensorDictBase) -> Tensor:
-        """Normalised log-probabilities of the options, ``(*B, T, M)``."""
-        with self._parameters_of("actor"):
-            if hasattr(self.actor_network, "discrete_logits"):
-                return self.actor_network.discrete_logits(tensordict)
-            inputs = tensordict.select(*self.actor_network.in_keys)
-            return self.actor_network.get_dist(inputs).logits
-
     @staticmethod
     def _entropy(logits: Tensor) -> Tensor:
         return -(logits.exp() * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(-1)
-
-    def _parameters_of(self, name: str, *, held: bool = False) -> contextlib.AbstractContextManager:
-        """Put a network's parameters in place; ``held`` stops gradients to them."""
-        network = getattr(self, f"{name}_network")
-        if not self.functional:
-            return hold_out_net(network) if held else contextlib.nullcontext()
-        params = getattr(
-            self, f"target_{name}_network_params" if held else f"{name}_network_params"
-        )
-        return params.to_module(network, preserve_module_state=False)

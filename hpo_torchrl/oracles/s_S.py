@@ -7,8 +7,6 @@ serve the demand of ``lead_time`` periods later (the same period if ``lead_time`
 position after ordering meets ``lead_time + 1`` periods of demand before its cost is charged.
 """
 
-
-
 from __future__ import annotations
 
 import math

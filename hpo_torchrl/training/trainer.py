@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,6 +108,8 @@ class Trainer:
             unit="update",
             disable=not self.progress,
             dynamic_ncols=True,
+            # In a log file, where lines cannot be overwritten, few of them.
+            mininterval=0.1 if sys.stderr.isatty() else 15.0,
         )
         with bar:
             while self.update < self.num_updates:
@@ -132,8 +135,9 @@ class Trainer:
         row |= {"env_steps": self.algorithm.collector.frames, **metrics}
         due = last or self.update == 1 or self.update % self.eval_every == 0
         if self.quick_test is not None and due:
-            row["test_cost"] = self.quick_test.run(self.algorithm.policy).mean
-            gap = self.reference.gap(row["test_cost"])
+            cost = self.quick_test.run(self.algorithm.policy)
+            row |= {"test_cost": cost.mean, "test_cost_se": cost.standard_error}
+            gap = self.reference.gap(cost.mean)
             row |= {} if gap is None else {"gap": gap}
         self.wall_seconds += time.perf_counter() - start
         row["wall_seconds"] = self.wall_seconds
@@ -148,9 +152,12 @@ class Trainer:
         shown = {"cost": f"{row['cost']:.2f}"}
         tested = next((r for r in reversed(self.logger.rows) if "test_cost" in r), None)
         if tested is not None:
-            shown["test"] = f"{tested['test_cost']:.3f}"
+            cost, error = tested["test_cost"], tested["test_cost_se"]
+            shown["test"] = f"{cost:.3f}"
             if "gap" in tested:
-                shown["gap to optimum"] = f"{tested['gap']:+.2%}"
+                # The short test is noisy: without its error a gap below zero looks like a triumph.
+                error *= (1.0 + tested["gap"]) / cost
+                shown["gap to optimum"] = f"{tested['gap']:+.2%} +-{error:.2%}"
         bar.set_postfix(shown, refresh=False)
 
     def summary(self) -> dict[str, Any]:

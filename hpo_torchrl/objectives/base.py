@@ -1,0 +1,225 @@
+"""What the losses for hybrid policies share: TorchRL's conventions."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.objectives import LossModule, ValueEstimators
+from torchrl.objectives.utils import dispatch_value_estimator, hold_out_net
+from torchrl.objectives.value import ValueEstimatorBase
+from torchrl.objectives.value.functional import reward2go
+
+
+class HybridLossModule(LossModule):
+    """A TorchRL loss with a hybrid actor and, optionally, a critic.
+
+    It holds the networks (functional or not), names the entries, and estimates advantages. A
+    subclass writes ``forward`` and ``out_keys``, and repeats the class annotations of the networks
+    (TorchRL looks for them on the class itself).
+
+    Args:
+        actor_network: a :class:`HybridPolicy`, or any module whose ``get_dist`` returns a
+            :class:`HybridDistribution`.
+        critic_network: maps the observation to ``"state_value"``; ``None`` uses Monte-Carlo
+            returns without a baseline.
+        functional: whether parameters are held as a ``TensorDictParams``.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """The configurable entries of the input, with their defaults.
+
+        Attributes:
+            discrete_action: the options taken, int64 ``(*B, T)``.
+            sample_log_prob: their log-probabilities when sampled; where absent, today's are used.
+            advantage: the advantage; where absent, the value estimator computes it.
+            value_target: the critic's target.
+            value: the critic's output.
+            reward: the reward, in ``"next"``.
+            done: end of an episode, in ``"next"``.
+            terminated: end of an episode with no value beyond it, in ``"next"``.
+        """
+
+        discrete_action: NestedKey = ("action", "discrete")
+        sample_log_prob: NestedKey = "discrete_log_prob"
+        advantage: NestedKey = "advantage"
+        value_target: NestedKey = "value_target"
+        value: NestedKey = "state_value"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+    default_value_estimator = ValueEstimators.GAE
+    SUPPORTED_VALUE_ESTIMATORS = (
+        ValueEstimators.TD0,
+        ValueEstimators.TD1,
+        ValueEstimators.TDLambda,
+        ValueEstimators.GAE,
+    )
+
+    actor_network: ProbabilisticTensorDictSequential
+    critic_network: TensorDictModule | None
+    actor_network_params: TensorDictParams
+    critic_network_params: TensorDictParams | None
+    target_actor_network_params: TensorDictParams
+    target_critic_network_params: TensorDictParams | None
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        critic_network: TensorDictModule | None = None,
+        *,
+        functional: bool = True,
+        reduction: str | None = None,
+    ) -> None:
+        self._functional = functional
+        self._in_keys: list[NestedKey] = []
+        self._out_keys: list[NestedKey] = []
+        super().__init__()
+        if functional:
+            self.convert_to_functional(actor_network, "actor_network")
+        else:
+            self.actor_network, self.actor_network_params = actor_network, None
+        if functional and critic_network is not None:
+            self.convert_to_functional(critic_network, "critic_network")
+        else:
+            self.critic_network = critic_network
+            self.critic_network_params = self.target_critic_network_params = None
+        self.reduction = "mean" if reduction is None else reduction
+        self._monte_carlo_gamma = 1.0
+
+    @property
+    def functional(self) -> bool:
+        """Whether parameters are held apart from their modules."""
+        return self._functional
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries that the loss reads."""
+        if not self._in_keys:
+            self._set_in_keys()
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, value: list[NestedKey]) -> None:
+        self._in_keys = value
+
+    def _set_in_keys(self) -> None:
+        networks = list(self.actor_network.in_keys)
+        if self.critic_network is not None:
+            networks += [key for key in self.critic_network.in_keys if key not in networks]
+        after = [self.tensor_keys.reward, self.tensor_keys.done, self.tensor_keys.terminated]
+        self._in_keys = [
+            *networks,
+            self.tensor_keys.discrete_action,
+            *(
+                ("next", key) if isinstance(key, str) else ("next", *key)
+                for key in networks + after
+            ),
+        ]
+
+    def _forward_value_estimator_keys(self, **kwargs) -> None:
+        if self._value_estimator is not None:
+            self._value_estimator.set_keys(**self._value_estimator_keys())
+        self._set_in_keys()
+
+    def _value_estimator_keys(self) -> dict[str, NestedKey]:
+        names = ("advantage", "value_target", "value", "reward", "done", "terminated")
+        return {name: getattr(self.tensor_keys, name) for name in names} | {
+            "sample_log_prob": self.tensor_keys.sample_log_prob
+        }
+
+    def make_value_estimator(
+        self,
+        value_type: ValueEstimators | ValueEstimatorBase | type | None = None,
+        **hyperparams,
+    ) -> HybridLossModule:
+        """Choose how advantages are estimated; GAE by default.
+
+        Args:
+            value_type: a ``ValueEstimators`` entry, a value-estimator class or an instance.
+            hyperparams: its arguments, for example ``gamma`` and ``lmbda``.
+
+        Raises:
+            ValueError: the loss has no critic and something else than ``gamma`` is given.
+        """
+        if self.critic_network is None:
+            if value_type is not None or set(hyperparams) - {"gamma"}:
+                raise ValueError(
+                    f"{type(self).__name__} without a critic_network uses Monte-Carlo returns: "
+                    f"make_value_estimator takes only gamma, got {value_type=}, {hyperparams}."
+                )
+            self._monte_carlo_gamma = float(hyperparams.get("gamma", 1.0))
+            return self
+        value_type, hyperparams = self._prepare_value_estimator_kwargs(value_type, **hyperparams)
+        if value_type is not None:
+            dispatch_value_estimator(
+                self,
+                value_type,
+                supported=self.SUPPORTED_VALUE_ESTIMATORS,
+                tensor_keys=self._value_estimator_keys(),
+                **hyperparams,
+            )
+        return self
+
+    @property
+    def discount(self) -> float:
+        """Discount of the value estimator, which the bootstrap of the pathwise term shares."""
+        if self.critic_network is None:
+            return self._monte_carlo_gamma
+        return float(self.value_estimator.gamma)
+
+    def add_advantage(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return a detached copy with advantages and value targets, computed where absent."""
+        held = tensordict.detach()
+        if held.get(self.tensor_keys.advantage, None) is not None:
+            return held
+        held = held.copy()
+        if self.critic_network is None:
+            after = held.get("next")
+            done = after.get(self.tensor_keys.done).clone()
+            done[..., -1, :] = True
+            returns = reward2go(after.get(self.tensor_keys.reward), done, self.discount)
+            return held.set(self.tensor_keys.advantage, returns)
+        with torch.no_grad():
+            params = self.critic_network_params
+            self.value_estimator(
+                held,
+                params=None if params is None else params.detach(),
+                target_params=self.target_critic_network_params,
+            )
+        return held
+
+    def _value(self, tensordict: TensorDictBase, *, held: bool = False) -> Tensor:
+        """The critic's values, ``(..., 1)``; ``held`` stops gradients to its parameters."""
+        network: Any = self.critic_network
+        with self._parameters_of("critic", held=held):
+            return network(tensordict.select(*network.in_keys)).get(self.tensor_keys.value)
+
+    def _logits(self, tensordict: TensorDictBase) -> Tensor:
+        """Normalised log-probabilities of the options, ``(*B, T, M)``."""
+        with self._parameters_of("actor"):
+            if hasattr(self.actor_network, "discrete_logits"):
+                return self.actor_network.discrete_logits(tensordict)
+            inputs = tensordict.select(*self.actor_network.in_keys)
+            return self.actor_network.get_dist(inputs).logits
+
+    def _parameters_of(self, name: str, *, held: bool = False) -> contextlib.AbstractContextManager:
+        """Put a network's parameters in place; ``held`` stops gradients to them."""
+        network = getattr(self, f"{name}_network")
+        if not self.functional:
+            return hold_out_net(network) if held else contextlib.nullcontext()
+        params = getattr(
+            self, f"target_{name}_network_params" if held else f"{name}_network_params"
+        )
+        return params.to_module(network, preserve_module_state=False)

@@ -1,0 +1,147 @@
+"""The package as a whole: documentation that runs, configs, layers, and the wheel."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hpo_torchrl
+from hpo_torchrl.algorithms import HPO
+from hpo_torchrl.envs import InventoryEnv
+from hpo_torchrl.modules import HybridNetwork, make_value_network
+from hpo_torchrl.training import Trainer
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "hpo_torchrl"
+MODULES = sorted(m.name for m in pkgutil.walk_packages(hpo_torchrl.__path__, "hpo_torchrl."))
+ROOMS = ("envs", "modules", "objectives", "oracles", "reporting")
+FLOORS = [set(ROOMS), {"collectors"}, {"algorithms"}, {"training"}, {"build"}, {"run"}, {"cli"}]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name):
+    failed, _ = doctest.testmod(
+        importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert failed == 0
+
+
+def floor(room: str) -> int:
+    return next(level for level, rooms in enumerate(FLOORS) if room in rooms)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_imports_run_downwards(path):
+    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if here.startswith("_"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hpo_torchrl."):
+            other = node.module.split(".")[1]
+            if other != here and not other.startswith("_"):
+                assert floor(other) < floor(here), f"{path.name} imports {node.module}"
+
+
+def config(name: str) -> dict:
+    return yaml.safe_load((ROOT / "configs" / name).read_text())
+
+
+def defaults(function) -> dict:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def test_algorithm_config_has_the_keys_of_the_constructor():
+    settings = config("algorithm/hpo.yaml")
+    settings.pop("name")
+    assert set(settings) == set(defaults(HPO.__init__))
+
+
+def test_environment_config_has_the_keys_of_the_constructor():
+    settings = config("env/inventory.yaml")
+    for key in ("name", "evaluation"):
+        settings.pop(key)
+    assert set(settings) == set(defaults(InventoryEnv.__init__))
+
+
+def test_network_configs_have_the_keys_of_the_networks():
+    derived = {"continuous_bounds", "action_scale", "device", "dtype"}
+    assert set(config("policy/mlp.yaml")) == set(defaults(HybridNetwork.__init__)) - derived
+    assert set(config("critic/mlp.yaml")) == set(defaults(make_value_network)) - {"observation_key"}
+
+
+def test_trainer_config_has_known_keys():
+    known = set(inspect.signature(Trainer.__init__).parameters) | {"num_threads"}
+    assert set(config("trainer/default.yaml")) <= known
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=str)
+def test_every_config_line_is_explained(path):
+    """A key has a comment on its line or above the run of keys that it belongs to."""
+    explained = False
+    for line in path.read_text().splitlines():
+        text = line.strip()
+        if text.startswith("#") or "#" in text:
+            explained = True
+        elif not text:
+            explained = False
+        else:
+            passed_on = re.search(r"\$\{|hydra|:$", text) or line.startswith("  ")
+            assert explained or passed_on, f"{path.name}: {line!r} has no comment"
+
+
+def test_readme_python_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("target", ["train", "test", "lint"])
+def test_make_targets_of_the_readme_exist(target):
+    listed = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    command = {"train": "hpo-train", "test": "pytest", "lint": "ruff"}[target]
+    assert command in listed
+
+
+def test_readme_names_the_two_commands_and_ci_runs_them():
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    assert "make train" in readme
+    assert "make test" in readme
+    assert {"make lint", "make test"} <= set(ci.splitlines())
+
+
+def test_wheel_in_a_clean_folder_finds_its_configs(tmp_path):
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    subprocess.run([*install, str(site), str(wheel)], check=True, capture_output=True)
+    program = "import hpo_torchrl.cli as cli; print(cli.__file__); print(cli.CONFIGS); cli.train()"
+    shown = subprocess.run(
+        [sys.executable, "-c", program, "--cfg", "job"],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    module, configs, *printed = shown.splitlines()
+    assert module.startswith(str(site))
+    assert configs.startswith(str(site))
+    assert "fixed_cost_per_item: 64.0" in "\n".join(printed)
