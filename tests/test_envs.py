@@ -214,12 +214,14 @@ def test_gradients_agree_with_finite_differences(lead_time, lost_sales):
 
 
 def test_a_given_state_is_taken_and_keeps_its_graph():
-    env = InventoryEnv(2, 2, batch_size=3, horizon=9)
+    env = InventoryEnv(2, 2, [5.0, 20.0], batch_size=3, horizon=9)
     inventory = torch.rand(3, 2, 2, requires_grad=True)
     step = torch.tensor([[0], [4], [8]])
     td = env.reset(TensorDict({"inventory": inventory * 1.0, "step": step}, 3), set_state=True)
     assert torch.equal(td["inventory"], inventory)
     assert torch.equal(td["step"], step)
+    in_periods = inventory / torch.tensor([[5.0], [20.0]])
+    assert torch.equal(td["observation"], in_periods.flatten(1))
     assert torch.autograd.grad(td["observation"].sum(), inventory)[0].gt(0).all()
     assert env.rand_step(td)["next", "done"].squeeze(-1).tolist() == [False, False, True]
     assert (env.reset(TensorDict({"inventory": inventory}, 3), set_state=True)["step"] == 0).all()
@@ -296,10 +298,11 @@ def test_loaded_noise_is_consumed_in_order_then_forgotten():
         env.load_noise(noise)
         assert torch.equal(demand_served(env.rollout(5, never_order)), noise)
     assert torch.equal(env.rng.get_state(), state)
-    env.load_noise(noise)
-    env.rollout(2, never_order)
-    env.load_noise(None)
-    assert not torch.equal(demand_served(env.rollout(3, never_order)), noise[:, 2:])
+    for forget in (lambda: env.load_noise(None), lambda: env.set_seed(7)):
+        env.load_noise(noise)
+        env.rollout(2, never_order)
+        forget()
+        assert not torch.equal(demand_served(env.rollout(3, never_order)), noise[:, 2:])
     assert not torch.equal(env.rng.get_state(), state)
 
 

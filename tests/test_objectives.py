@@ -76,10 +76,11 @@ def assert_same(loss, found, expected):
 # -- keys ----------------------------------------------------------------------------------------
 
 TERMS = {
-    "default": ({}, {"pathwise", "critic"}),
-    "entropy": ({"entropy_coeff": 0.1, "clip_epsilon": None}, {"pathwise", "critic", "entropy"}),
-    "detached": (DETACHED, {"critic"}),
-    "critic held": ({"critic_coeff": 0.0}, {"pathwise"}),
+    "default": ({}, {"pathwise", "critic", "entropy"}),
+    "no clipping": ({"clip_epsilon": None}, {"pathwise", "critic", "entropy"}),
+    "detached": (DETACHED, {"critic", "entropy"}),
+    "critic held": ({"critic_coeff": None}, {"pathwise", "entropy"}),
+    "no entropy": ({"entropy_coeff": None}, {"pathwise", "critic"}),
 }
 
 
@@ -382,7 +383,7 @@ def test_terms_and_diagnostics_off_policy(epsilon, scale, in_units):
     assert 0.0 < terms["clip_fraction"] < 1.0
     assert_close(terms["kl_approx"], -log_ratio.mean().detach())
     entropy = dist.entropy_discrete().mean()
-    unit = advantage.std() if in_units else 1.0
+    unit = advantage.std(correction=0) if in_units else 1.0
     assert_same(loss, terms["loss_entropy"], -0.2 * unit * entropy)
     assert_close(terms["entropy"], entropy.detach())
     residual = target - critic.module(held["observation"]).detach()

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase, TensorDictParams
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
+from torch.func import functional_call
 from torchrl.objectives import LossModule, ValueEstimators
-from torchrl.objectives.utils import dispatch_value_estimator, hold_out_net
+from torchrl.objectives.utils import dispatch_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 from torchrl.objectives.value.functional import reward2go
+
+from hpo_torchrl._checks import check_choice, check_float
+
+_REDUCTIONS = ("none", "mean", "sum")
 
 
 class HybridLossModule(LossModule):
@@ -95,7 +100,7 @@ class HybridLossModule(LossModule):
         else:
             self.critic_network = critic_network
             self.critic_network_params = self.target_critic_network_params = None
-        self.reduction = "mean" if reduction is None else reduction
+        self.reduction = check_choice("reduction", reduction or "mean", _REDUCTIONS)
         self._monte_carlo_gamma = 1.0
 
     @property
@@ -122,6 +127,7 @@ class HybridLossModule(LossModule):
         self._in_keys = [
             *networks,
             self.tensor_keys.discrete_action,
+            self.tensor_keys.sample_log_prob,
             *(
                 ("next", key) if isinstance(key, str) else ("next", *key)
                 for key in networks + after
@@ -159,7 +165,8 @@ class HybridLossModule(LossModule):
                     f"{type(self).__name__} without a critic_network uses Monte-Carlo returns: "
                     f"make_value_estimator takes only gamma, got {value_type=}, {hyperparams}."
                 )
-            self._monte_carlo_gamma = float(hyperparams.get("gamma", 1.0))
+            gamma = float(hyperparams.get("gamma", 1.0))
+            self._monte_carlo_gamma = check_float("gamma", gamma, minimum=0.0, maximum=1.0)
             return self
         value_type, hyperparams = self._prepare_value_estimator_kwargs(value_type, **hyperparams)
         if value_type is not None:
@@ -180,35 +187,66 @@ class HybridLossModule(LossModule):
         return float(self.value_estimator.gamma)
 
     def add_advantage(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Return a detached copy with advantages and value targets, computed where absent."""
+        """Return a detached copy with advantages and value targets, computed where absent.
+
+        Raises:
+            KeyError: an entry is missing.
+        """
         held = tensordict.detach()
         if held.get(self.tensor_keys.advantage, None) is not None:
             return held
         held = held.copy()
+        keys = self.tensor_keys
+        reward, done, _ = (
+            self.entry(held, ("next", key)) for key in (keys.reward, keys.done, keys.terminated)
+        )
         if self.critic_network is None:
-            after = held.get("next")
-            done = after.get(self.tensor_keys.done).clone()
-            done[..., -1, :] = True
-            returns = reward2go(after.get(self.tensor_keys.reward), done, self.discount)
-            return held.set(self.tensor_keys.advantage, returns)
+            return held.set(keys.advantage, reward2go(reward, done, self.discount))
+        for key in self.critic_network.in_keys:
+            self.entry(held, key)
+            self.entry(held, ("next", key))
+        # Always by parameters: left to itself, the estimator would unfreeze what the user froze.
+        params = self.critic_network_params
+        if params is None:
+            params = TensorDict.from_module(self.critic_network)
         with torch.no_grad():
-            params = self.critic_network_params
-            self.value_estimator(
-                held,
-                params=None if params is None else params.detach(),
-                target_params=self.target_critic_network_params,
-            )
+            self.value_estimator(held, params=params.detach(), target_params=params.detach())
         return held
+
+    def entry(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+        """Return an entry of the data.
+
+        Raises:
+            KeyError: it is missing; the message names it, what is there, and the fix.
+        """
+        value = tensordict.get(key, None)
+        if value is None:
+            found = sorted(map(str, tensordict.keys(include_nested=True, leaves_only=True)))
+            raise KeyError(
+                f"{type(self).__name__} needs the entry {key!r}, which the data does not hold. Its "
+                f"entries are {', '.join(found)}. Collect it with differentiable_rollout, or name "
+                "your own entry by set_keys."
+            )
+        return value
 
     def _value(self, tensordict: TensorDictBase, *, held: bool = False) -> Tensor:
         """The critic's values, ``(..., 1)``; ``held`` stops gradients to its parameters."""
         network: Any = self.critic_network
+        for key in network.in_keys:
+            self.entry(tensordict, key)
+        if held and not self.functional:
+            # TorchRL's hold_out_net would unfreeze what the user has frozen.
+            parameters = {name: value.detach() for name, value in network.named_parameters()}
+            inputs = tensordict.select(*network.in_keys)
+            return functional_call(network, parameters, (inputs,)).get(self.tensor_keys.value)
         with self._parameters_of("critic", held=held):
             return network(tensordict.select(*network.in_keys)).get(self.tensor_keys.value)
 
     def _logits(self, tensordict: TensorDictBase) -> Tensor:
         """Normalised log-probabilities of the options, ``(*B, T, M)``."""
         with self._parameters_of("actor"):
+            for key in self.actor_network.in_keys:
+                self.entry(tensordict, key)
             if hasattr(self.actor_network, "discrete_logits"):
                 return self.actor_network.discrete_logits(tensordict)
             inputs = tensordict.select(*self.actor_network.in_keys)
@@ -218,7 +256,7 @@ class HybridLossModule(LossModule):
         """Put a network's parameters in place; ``held`` stops gradients to them."""
         network = getattr(self, f"{name}_network")
         if not self.functional:
-            return hold_out_net(network) if held else contextlib.nullcontext()
+            return contextlib.nullcontext()
         params = getattr(
             self, f"target_{name}_network_params" if held else f"{name}_network_params"
         )

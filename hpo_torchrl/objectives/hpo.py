@@ -9,9 +9,10 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import distance_loss
 
-from hpo_torchrl._checks import check_float
+from hpo_torchrl._checks import check_choice, check_float
 from hpo_torchrl.objectives.base import HybridLossModule
 
+_DISTANCES = ("l1", "l2", "smooth_l1")
 _NO_GRADIENT = (
     "The rewards {key!r} carry no gradient, so there is no pathwise term. Usual causes: the batch "
     "was collected under torch.no_grad() (TorchRL collectors do; use differentiable_rollout or "
@@ -59,10 +60,10 @@ class HPOLoss(HybridLossModule):
             biased, with less variance.
         clip_epsilon: clipping range of the ratio of discrete probabilities; ``None`` uses the
             log-probability itself.
-        entropy_coeff: weight of the entropy of the discrete choice.
+        entropy_coeff: weight of the entropy of the discrete choice; ``None`` drops the term.
         entropy_in_advantage_units: multiply that weight by the batch's standard deviation of the
             advantage, so that one setting serves every reward scale.
-        critic_coeff: weight of the critic's loss.
+        critic_coeff: weight of the critic's loss; ``None`` drops the term.
         loss_critic_type: ``"l2"``, ``"l1"`` or ``"smooth_l1"``.
         functional: whether parameters are held as a ``TensorDictParams`` (TorchRL's default);
             ``False`` keeps ordinary modules, for data-parallel wrappers.
@@ -78,6 +79,7 @@ class HPOLoss(HybridLossModule):
     Raises:
         RuntimeError: the pathwise term is asked for and the rewards carry no gradient.
         KeyError: an entry is missing.
+        ValueError: an argument is out of range or unknown.
 
     Examples:
         >>> from hpo_torchrl.collectors import differentiable_rollout
@@ -108,9 +110,9 @@ class HPOLoss(HybridLossModule):
         pathwise: bool = True,
         cross_term: bool = True,
         clip_epsilon: float | None = 0.2,
-        entropy_coeff: float = 0.0,
+        entropy_coeff: float | None = 0.0,
         entropy_in_advantage_units: bool = True,
-        critic_coeff: float = 1.0,
+        critic_coeff: float | None = 1.0,
         loss_critic_type: str = "l2",
         functional: bool = True,
         reduction: str | None = None,
@@ -119,27 +121,27 @@ class HPOLoss(HybridLossModule):
         super().__init__(actor_network, critic_network, functional=functional, reduction=reduction)
         self.pathwise, self.cross_term = pathwise, cross_term
         self.entropy_in_advantage_units = entropy_in_advantage_units
-        self.loss_critic_type = loss_critic_type
-        if clip_epsilon is not None:
-            check_float("clip_epsilon", clip_epsilon, minimum=0.0, strict=True)
-        check_float("entropy_coeff", entropy_coeff, minimum=0.0)
-        check_float("critic_coeff", critic_coeff, minimum=0.0)
-        self.register_coeff_buffer("clip_epsilon", clip_epsilon, device=device)
-        self.register_coeff_buffer("entropy_coeff", entropy_coeff, device=device)
-        self.register_coeff_buffer("critic_coeff", critic_coeff, device=device)
-        self._with_critic = critic_network is not None and critic_coeff > 0
-        self._with_entropy = entropy_coeff > 0
+        self.loss_critic_type = check_choice("loss_critic_type", loss_critic_type, _DISTANCES)
+        coefficients = {
+            "clip_epsilon": clip_epsilon,
+            "entropy_coeff": entropy_coeff,
+            "critic_coeff": critic_coeff if critic_network is not None else None,
+        }
+        for name, value in coefficients.items():
+            if value is not None:
+                check_float(name, float(value), minimum=0.0, strict=name == "clip_epsilon")
+            self.register_coeff_buffer(name, value, device=device)
 
     @property
     def out_keys(self) -> list[NestedKey]:
         """Entries that the loss returns: the terms, then the diagnostics."""
         if not self._out_keys:
-            clipped, critic = self.clip_epsilon is not None, self._with_critic
+            clipped, critic = self.clip_epsilon is not None, self.critic_coeff is not None
             self._out_keys = [
                 *(["loss_pathwise"] if self.pathwise else []),
                 "loss_objective",
                 *(["loss_critic"] if critic else []),
-                *(["loss_entropy"] if self._with_entropy else []),
+                *(["loss_entropy"] if self.entropy_coeff is not None else []),
                 *("entropy", "kl_approx"),
                 *(["clip_fraction"] if clipped else []),
                 *(["explained_variance"] if critic else []),
@@ -161,7 +163,7 @@ class HPOLoss(HybridLossModule):
         keys = self.tensor_keys
         held = self.add_advantage(tensordict)
         advantage = held.get(keys.advantage).squeeze(-1)
-        discrete = held.get(keys.discrete_action)
+        discrete = self.entry(held, keys.discrete_action)
         terms: dict[str, Tensor] = {}
         if self.pathwise:
             terms["loss_pathwise"] = -self._pathwise(tensordict)
@@ -171,32 +173,39 @@ class HPOLoss(HybridLossModule):
         log_prob = logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1)
         old = held.get(keys.sample_log_prob, None)
         log_ratio = log_prob - (log_prob.detach() if old is None else old)
-        score_function, clipped = self._score_function(log_prob, log_ratio, advantage)
-        terms["loss_objective"] = -score_function
+        terms["loss_objective"] = -self._score_function(log_prob, log_ratio, advantage)
+        notes = {"kl_approx": -self._mean(log_ratio, held)}
+        if self.clip_epsilon is not None:
+            beyond = (log_ratio.exp() - 1.0).abs() > self.clip_epsilon
+            notes["clip_fraction"] = self._mean(beyond.to(log_ratio.dtype), held)
 
-        if self._with_critic:
-            terms["loss_critic"], explained = self._critic(held)
+        if self.critic_coeff is not None:
+            target = self.entry(held, keys.value_target)
+            value = self._value(held)
+            distance = distance_loss(value, target, loss_function=self.loss_critic_type)
+            terms["loss_critic"] = self.critic_coeff * distance.squeeze(-1)
+            spread = self._variance(target.squeeze(-1), held).clamp_min(1e-12)
+            residual = self._variance((target - value.detach()).squeeze(-1), held)
+            notes["explained_variance"] = 1.0 - residual / spread
+
         # The bonus is for exploring here, not for steering towards states of high entropy.
-        if self.cross_term and self._with_entropy:
+        if self.cross_term and self.entropy_coeff is not None:
             logits = self._logits(held)
-        entropy = self._entropy(logits)
-        if self._with_entropy:
-            unit = advantage.std() if self.entropy_in_advantage_units else 1.0
+        entropy = -(logits.exp() * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(-1)
+        if self.entropy_coeff is not None:
+            unit: Tensor | float = 1.0
+            if self.entropy_in_advantage_units:
+                unit = self._variance(advantage, held).sqrt()
             terms["loss_entropy"] = -self.entropy_coeff * unit * entropy
+        notes["entropy"] = self._mean(entropy, held)
 
-        out = TensorDict({key: self._reduce_loss(term, held) for key, term in terms.items()})
-        with torch.no_grad():
-            out.set("entropy", entropy.detach().mean())
-            out.set("kl_approx", -log_ratio.detach().mean())
-            if clipped is not None:
-                out.set("clip_fraction", clipped)
-            if self._with_critic:
-                out.set("explained_variance", explained)
-        return out
+        out = {key: self._reduce_loss(term, held) for key, term in terms.items()}
+        out |= {key: note.detach() for key, note in notes.items()}
+        return TensorDict({key: out[key] for key in self.out_keys})
 
     def _pathwise(self, tensordict: TensorDictBase) -> Tensor:
         """Rewards, and beyond the end of a window the value of its last state: ``(*B, T)``."""
-        reward = tensordict.get(("next", self.tensor_keys.reward))
+        reward = self.entry(tensordict, ("next", self.tensor_keys.reward))
         if not reward.requires_grad:
             raise RuntimeError(_NO_GRADIENT.format(key=("next", self.tensor_keys.reward)))
         if self.critic_network is None:
@@ -213,23 +222,18 @@ class HPOLoss(HybridLossModule):
         beyond = torch.zeros_like(reward[..., 0]).masked_scatter(ends, value)
         return reward.squeeze(-1) + self.discount * beyond
 
-    def _score_function(
-        self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def _score_function(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        """Each step's log-probability times advantage, or its clipped surrogate: ``(*B, T)``."""
         if self.clip_epsilon is None:
-            return log_prob * advantage, None
+            return log_prob * advantage
         ratio = log_ratio.exp()
         within = ratio.clamp(1.0 - self.clip_epsilon, 1.0 + self.clip_epsilon)
-        clipped = ((ratio - 1.0).abs() > self.clip_epsilon).to(ratio.dtype).mean().detach()
-        return torch.minimum(ratio * advantage, within * advantage), clipped
+        return torch.minimum(ratio * advantage, within * advantage)
 
-    def _critic(self, held: TensorDictBase) -> tuple[Tensor, Tensor]:
-        target = held.get(self.tensor_keys.value_target)
-        value = self._value(held)
-        residual = (target - value.detach()).var() / target.var().clamp_min(1e-12)
-        loss = distance_loss(value, target, loss_function=self.loss_critic_type)
-        return self.critic_coeff * loss.squeeze(-1), 1.0 - residual
+    def _mean(self, value: Tensor, held: TensorDictBase) -> Tensor:
+        """Mean over the steps that count: TorchRL's loss mask is honoured."""
+        return self._reduce_loss(value, held, reduction="mean")
 
-    @staticmethod
-    def _entropy(logits: Tensor) -> Tensor:
-        return -(logits.exp() * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(-1)
+    def _variance(self, value: Tensor, held: TensorDictBase) -> Tensor:
+        """Population variance over the steps that count; 0 for a single one."""
+        return self._mean((value - self._mean(value, held)) ** 2, held)
