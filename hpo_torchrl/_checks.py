@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,14 @@ def check_int(name: str, value: Any, *, minimum: int) -> int:
         TypeError: ``value`` is not an int (a bool is not one).
         ValueError: ``value`` is below ``minimum``.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
             f"{name} must be an integer >= {minimum}, got {value!r} of type "
             f"{type(value).__name__}; write it without quotes or a decimal point."
         )
     if value < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value}.")
-    return value
+    return int(value)
 
 
 def check_float(
@@ -46,12 +47,35 @@ def check_float(
     expected = f"a finite number {'>' if strict else '>='} {minimum:g}"
     if maximum != math.inf:
         expected += f" and <= {maximum:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {expected}, got {value!r} of type {type(value).__name__}.")
-    too_low = value <= minimum if strict else value < minimum
-    if not math.isfinite(value) or too_low or value > maximum:
+    number = float(value)
+    too_low = number <= minimum if strict else number < minimum
+    if not math.isfinite(number) or too_low or number > maximum:
         raise ValueError(f"{name} must be {expected}, got {value}.")
-    return float(value)
+    return number
+
+
+def check_sizes(name: str, value: Any) -> list[int]:
+    """Return a size or a sequence of sizes, each at least 1, as a list.
+
+    Raises:
+        TypeError: it is neither an integer nor a sequence of integers.
+        ValueError: a size is below 1.
+    """
+    sizes = list(value) if isinstance(value, (Sequence, torch.Size)) else [value]
+    if isinstance(value, str):
+        sizes = [value]
+    return [check_int(name, size, minimum=1) for size in sizes]
+
+
+def check_dtype(dtype: Any) -> torch.dtype:
+    """Return ``dtype`` if it is a floating-point type of torch, else raise a ``TypeError``."""
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"dtype must be a floating-point torch.dtype such as torch.float32, got {dtype!r}."
+        )
+    return dtype
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
@@ -83,7 +107,7 @@ def per_item(
     """
     if isinstance(value, (Tensor, np.ndarray)):
         value = value.tolist()
-    if isinstance(value, (int, float)):
+    if isinstance(value, Real):
         value = [check_float(name, value, minimum=minimum, strict=strict)] * num_items
     elif isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(

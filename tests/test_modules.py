@@ -159,19 +159,17 @@ def test_deterministic_sample_is_the_mean_of_the_likeliest_branch():
 
 
 def test_the_parameters_given_are_not_changed():
-    given = [x.detach() for x in parameters(4)]
-    mask = torch.tensor([True, True, False]).repeat(4, 1)
-    copies = [x.clone() for x in (*given, mask)]
-    dist = HybridDistribution(*given, mask)
+    given = [*(x.detach() for x in parameters(4)), torch.tensor([True, True, False]).repeat(4, 1)]
+    copies = [x.clone() for x in given]
+    dist = HybridDistribution(*given)
     dist.log_prob(dist.rsample()), dist.entropy(), dist.deterministic_sample
-    assert all(torch.equal(a, b) for a, b in zip((*given, mask), copies, strict=True))
+    assert all(map(torch.equal, given, copies))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"loc": torch.zeros(4, 2, 1)}, r"one branch per option.*\(4, 3, 'n'\), got \(4, 2, 1\)"),
-        ({"loc": torch.zeros(4, 3)}, "one branch per option"),
         ({"scale": torch.tensor(-0.5)}, r"scale must be >= 0, got a minimum of -0\.5"),
         ({"scale": torch.ones(5)}, "scale"),
         ({"mask": torch.ones(4, 3)}, r"mask must be bool of shape \(4, 3\), got torch.float32"),
@@ -214,16 +212,14 @@ def reached(policy, output):
 def test_the_policy_obeys_the_exploration_type(scale):
     env = inventory()
     policy, td = stirred(HybridPolicy.for_env(env, scale=scale)), env.reset()
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        first, second = (policy(td.copy())["action"] for _ in range(2))
     best = policy.distribution(td["observation"]).deterministic_sample
-    assert (first == second).all()
-    assert (first == best).all()
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert (policy(td.copy())["action"] == best).all()
     with set_exploration_type(ExplorationType.RANDOM):
         drawn = torch.stack([policy(td.copy())["action"] for _ in range(20)])
-    assert (drawn["discrete"] != first["discrete"]).any()
-    same = drawn["discrete"] == first["discrete"]
-    moved = (drawn["continuous"] != first["continuous"]).any(-1)
+    same = drawn["discrete"] == best["discrete"]
+    moved = (drawn["continuous"] != best["continuous"]).any(-1)
+    assert not same.all()
     assert moved[same].all() if scale else not moved[same].any()
 
 
@@ -437,7 +433,6 @@ def test_state_dict_round_trip_restores_every_output():
     [
         ({"activation": "tahn"}, ValueError, "activation must be one of .*Did you mean 'tanh'"),
         ({"scale": -0.1}, ValueError, r"scale must be a finite number >= 0, got -0\.1"),
-        ({"scale": math.nan}, ValueError, "scale must be a finite number >= 0, got nan"),
         ({"input_limit": 0.0}, ValueError, "input_limit must be a finite number > 0, got 0"),
         ({"hidden": (8, 0)}, ValueError, "hidden must be an integer >= 1, got 0"),
         ({"hidden": (8.0,)}, TypeError, "hidden must be an integer"),

@@ -12,7 +12,6 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl._checks import check_choice, check_float, check_int
 from hpo_torchrl.collectors.rollout import ROUTES, differentiable_rollout
-from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
 
@@ -122,13 +121,18 @@ class DifferentiableCollector:
             self.env.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the frames so far, the running systems and the environment's generator."""
+        """Return the frames so far, the running systems and the environment's generator.
+
+        Not held is torch's global generator, from which policies sample: whoever saves a run saves
+        that too (``torchrl.checkpoint.GlobalRNGState``).
+        """
         state: dict[str, Any] = {"frames": self.frames, "carried": None, "rng": None}
         if self._carried is not None:
             leaves = self._carried.flatten_keys(".")
             state["carried"] = {key: value.clone() for key, value in leaves.items()}
-        if isinstance(self.env, DifferentiableEnv):
-            state["rng"] = self.env.rng.get_state()
+        # By attribute, so that a generator behind TorchRL's transforms is found too.
+        if isinstance(rng := getattr(self.env, "rng", None), torch.Generator):
+            state["rng"] = rng.get_state()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -208,10 +208,10 @@ def _check_noise(
 ) -> Tensor:
     if noise is None:
         return env.sample_noise(num_steps, {"step": start.get("step")})
-    expected = (*env.batch_size, num_steps)
-    if tuple(noise.shape[: len(expected)]) != expected:
+    expected = (*env.batch_size, num_steps, *env.noise_shape)
+    if tuple(noise.shape) != expected:
         raise ValueError(
-            f"noise must have shape (*B, T, ...) = {(*expected, '...')}, got {tuple(noise.shape)}; "
+            f"noise must have shape (*B, T, *noise_shape) = {expected}, got {tuple(noise.shape)}; "
             f"draw it with env.sample_noise({num_steps})."
         )
     return noise

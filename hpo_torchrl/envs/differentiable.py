@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from hpo_torchrl._checks import check_int
+from hpo_torchrl._checks import check_dtype, check_int, check_sizes
 
 State = Mapping[str, Tensor]
 Action = Mapping[str, Tensor]
@@ -50,6 +50,7 @@ class DifferentiableEnv(EnvBase):
             the unit of their output. Defaults to ones.
         state_shapes: shape of each state entry without the batch, by name.
         observation_dim: length of the flat ``"observation"``.
+        noise_shape: shape of one system's noise in one step.
         horizon: steps in an episode, or ``None`` for a system that runs on for ever.
         horizon_terminates: what the end of an episode means. ``True`` sets ``terminated`` (the
             problem is over: no value beyond), ``False`` sets ``truncated`` (only the simulation
@@ -77,6 +78,7 @@ class DifferentiableEnv(EnvBase):
         continuous_dim: int,
         state_shapes: Mapping[str, Sequence[int]],
         observation_dim: int,
+        noise_shape: Sequence[int] = (),
         continuous_bounds: tuple[float | None, float | None] = (None, None),
         action_scale: Tensor | None = None,
         horizon: int | None = None,
@@ -86,13 +88,12 @@ class DifferentiableEnv(EnvBase):
         dtype: torch.dtype = torch.float32,
         seed: int | None = None,
     ) -> None:
-        shape = [batch_size] if isinstance(batch_size, int) else list(batch_size)
-        for size in shape:
-            check_int("batch_size", size, minimum=1)
+        shape = check_sizes("batch_size", batch_size)
         if horizon is not None:
             check_int("horizon", horizon, minimum=1)
-        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}.")
+        check_dtype(dtype)
+        if seed is not None:
+            check_int("seed", seed, minimum=0)
         super().__init__(device=device, batch_size=torch.Size(shape))
         self.num_options = check_int("num_options", num_options, minimum=1)
         self.continuous_dim = check_int("continuous_dim", continuous_dim, minimum=1)
@@ -106,6 +107,7 @@ class DifferentiableEnv(EnvBase):
             else action_scale
         )
         self.cost_units = 1.0
+        self.noise_shape = tuple(noise_shape)
         self.state_names = (*state_shapes, "step")
         self._make_specs(state_shapes, observation_dim)
         self.rng = torch.Generator(device=self.device or "cpu")
@@ -161,8 +163,23 @@ class DifferentiableEnv(EnvBase):
             return self.draw_noise(num_steps, state)
 
     def load_noise(self, noise: Tensor | None) -> None:
-        """Let the coming calls of :meth:`step` consume ``noise``; ``None`` forgets what is left."""
-        self._loaded_noise = [] if noise is None else list(noise.unbind(len(self.batch_size)))[::-1]
+        """Let the coming calls of :meth:`step` consume ``noise``; ``None`` forgets what is left.
+
+        Raises:
+            ValueError: the noise has another shape than :meth:`sample_noise` gives it.
+        """
+        if noise is None:
+            self._loaded_noise: list[Tensor] = []
+            return
+        batch, time = tuple(self.batch_size), len(self.batch_size)
+        found = tuple(noise.shape)
+        expected = (*batch, "T", *self.noise_shape)
+        if len(found) != len(expected) or (*found[:time], "T", *found[time + 1 :]) != expected:
+            raise ValueError(
+                f"noise must have shape (*B, T, *noise_shape) = {expected}, "
+                f"got {found}; draw it with env.sample_noise(T)."
+            )
+        self._loaded_noise = list(noise.unbind(time))[::-1]
 
     # -- one step, shared by both routes ---------------------------------------------------------
 

@@ -12,6 +12,8 @@ from hpo_torchrl._checks import check_choice, check_float, check_int, per_item
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 
 DEMANDS = ("poisson", "normal")
+# Where holding is almost free the economic interval has no end; a start has to have one.
+_LONGEST_INTERVAL = 100
 INITIAL_STATES = ("empty", "random", "stationary")
 
 
@@ -103,7 +105,7 @@ class InventoryEnv(DifferentiableEnv):
             if demand_mean is None:
                 demand_mean = demand_traces.double().mean((0, 1)).clamp_min(1e-6).tolist()
         place: dict[str, Any] = {
-            "dtype": dtype,
+            "dtype": check_dtype(dtype),
             "device": torch.device(device) if device is not None else None,
         }
         demand_mean = 10.0 if demand_mean is None else demand_mean
@@ -115,7 +117,7 @@ class InventoryEnv(DifferentiableEnv):
         slots = max(lead_time, 1)
         # Economic order interval: the whole number of periods that balances K against holding.
         interval = (2 * fixed / float((holding * mean).sum().clamp_min(1e-9))) ** 0.5
-        order_interval = max(1, round(min(interval, 1e6)))
+        order_interval = max(1, round(min(interval, _LONGEST_INTERVAL)))
         super().__init__(
             num_options=2,
             continuous_dim=num_items,
@@ -125,6 +127,7 @@ class InventoryEnv(DifferentiableEnv):
             action_scale=max(order_interval, 2) * mean,
             state_shapes={"inventory": (num_items, slots)},
             observation_dim=num_items * slots,
+            noise_shape=(num_items,),
             horizon=horizon,
             horizon_terminates=False,
             batch_size=() if batch_size is None else batch_size,

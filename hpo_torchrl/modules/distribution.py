@@ -32,10 +32,12 @@ class HybridDistribution(Distribution):
         loc: mean of u for every option, ``(*B, M, n)``.
         scale: standard deviation of u, broadcastable to ``loc``; ``None`` is 0 everywhere.
         mask: options that may be chosen, bool ``(*B, M)``; ``None`` allows all.
-        validate_args: check shapes and values; defaults to torch's setting.
+        validate_args: check values besides shapes; by default where that is free of a host
+            synchronisation, that is on the CPU.
 
     Raises:
-        ValueError: shapes disagree, a scale is negative, or a row of the mask allows no option.
+        ValueError: shapes disagree, a scale is negative or NaN, or a row of the mask allows no
+            option.
 
     Examples:
         >>> import torch
@@ -64,10 +66,15 @@ class HybridDistribution(Distribution):
                 "continuous network (number of options) x (continuous dimension) outputs."
             )
         self.loc = loc
-        self.scale = None if scale is None else torch.as_tensor(scale).to(loc).expand_as(loc)
+        self.scale = None if scale is None else _expand_scale(scale, loc)
         super().__init__(logits.shape[:-1], loc.shape[-1:], validate_args=False)
-        if validate_args if validate_args is not None else Distribution._validate_args:
-            self._validate(logits, mask)
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != logits.shape):
+            raise ValueError(
+                f"mask must be bool of shape {tuple(logits.shape)}, got {mask.dtype} of shape "
+                f"{tuple(mask.shape)}."
+            )
+        if logits.device.type == "cpu" if validate_args is None else validate_args:
+            self._validate(mask)
         if mask is not None:
             logits = logits.masked_fill(~mask, -math.inf)
         self.logits = logits.log_softmax(-1)
@@ -107,6 +114,11 @@ class HybridDistribution(Distribution):
     @property
     def mode(self) -> TensorDict:
         """Same as :attr:`deterministic_sample`."""
+        return self.deterministic_sample
+
+    @property
+    def mean(self) -> TensorDict:
+        """Same as :attr:`deterministic_sample`: options have no mean."""
         return self.deterministic_sample
 
     def branch(self, discrete: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -162,15 +174,19 @@ class HybridDistribution(Distribution):
             {"discrete": discrete, "continuous": continuous}, batch_size=discrete.shape
         )
 
-    def _validate(self, logits: Tensor, mask: Tensor | None) -> None:
-        if self.scale is not None and bool((self.scale < 0).any()):
+    def _validate(self, mask: Tensor | None) -> None:
+        if self.scale is not None and not bool((self.scale >= 0).all()):
             raise ValueError(f"scale must be >= 0, got a minimum of {self.scale.min().item():g}.")
-        if mask is None:
-            return
-        if mask.dtype != torch.bool or mask.shape != logits.shape:
-            raise ValueError(
-                f"mask must be bool of shape {tuple(logits.shape)}, got {mask.dtype} of shape "
-                f"{tuple(mask.shape)}."
-            )
-        if not bool(mask.any(-1).all()):
+        if mask is not None and not bool(mask.any(-1).all()):
             raise ValueError("mask must allow at least one option in every row; a row allows none.")
+
+
+def _expand_scale(scale: Tensor | float, loc: Tensor) -> Tensor:
+    scale = torch.as_tensor(scale).to(loc)
+    try:
+        return scale.expand_as(loc)
+    except RuntimeError as error:
+        raise ValueError(
+            f"scale must be broadcastable to loc of shape {tuple(loc.shape)}, got "
+            f"{tuple(scale.shape)}."
+        ) from error

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ValueOperator
 
-from hpo_torchrl._checks import check_choice, check_float, check_int
+from hpo_torchrl._checks import check_choice, check_float, check_sizes
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
@@ -105,7 +105,7 @@ class HybridNetwork(nn.Module):
         check_float("scale", scale, minimum=0.0)
         if learn_scale and scale == 0:
             raise ValueError("learn_scale=True needs scale > 0 as its start, got scale=0.")
-        hidden = [check_int("hidden", width, minimum=1) for width in hidden]
+        hidden = check_sizes("hidden", hidden)
         self.num_options, self.continuous_dim = num_options, continuous_dim
         self.clip = SoftClip(input_limit)
         self.low, self.high = continuous_bounds
@@ -219,6 +219,7 @@ def make_value_network(
     """
     check_choice("activation", activation, ACTIVATIONS)
     spec = env.observation_spec[observation_key]
+    hidden = check_sizes("hidden", hidden)
     net = mlp(spec.shape[-1], 1, hidden, activation, 1.0, device=spec.device, dtype=spec.dtype)
     net = nn.Sequential(SoftClip(input_limit), net)
     return ValueOperator(net, in_keys=[observation_key])
