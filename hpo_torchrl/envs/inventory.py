@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpo_torchrl._checks import check_choice, check_float, check_int, per_item
+from hpo_torchrl._checks import check_choice, check_dtype, check_float, check_int, per_item
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 
 DEMANDS = ("poisson", "normal")
