@@ -37,6 +37,7 @@ class Switched(DifferentiableEnv):
             continuous_dim=DIM,
             state_shapes={"x": (DIM,)},
             observation_dim=DIM,
+            noise_shape=(DIM,),
             horizon=horizon,
             horizon_terminates=terminates,
             batch_size=start.shape[:1],

@@ -160,7 +160,15 @@ class DifferentiableEnv(EnvBase):
         if state is None:
             state = {"step": self._step_zero()}
         with torch.no_grad():
-            return self.draw_noise(num_steps, state)
+            noise = self.draw_noise(num_steps, state)
+        expected = (*self.batch_size, num_steps, *self.noise_shape)
+        if tuple(noise.shape) != expected:
+            raise ValueError(
+                f"{type(self).__name__}.draw_noise must return the shape (*B, T, *noise_shape) = "
+                f"{expected}, got {tuple(noise.shape)}; return that, or declare another "
+                "noise_shape in super().__init__."
+            )
+        return noise
 
     def load_noise(self, noise: Tensor | None) -> None:
         """Let the coming calls of :meth:`step` consume ``noise``; ``None`` forgets what is left.
