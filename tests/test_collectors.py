@@ -13,9 +13,11 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, check_env_specs
 
+from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
 from hpo_torchrl.envs import InventoryEnv
-from hpo_torchrl.modules import HybridNetwork, HybridPolicy
+from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
+from hpo_torchrl.training import Evaluation
 
 
 def inventory(**arguments):
@@ -407,3 +409,15 @@ def test_shutdown_closes_the_environment_once():
 def test_wrong_collector_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         collector_of(inventory(), **arguments)
+
+
+def test_a_plain_environment_trains():
+    """The whole algorithm on an environment that knows nothing of this library."""
+    env = Drift()
+    policy = HybridPolicy.for_env(env, hidden=(16,))
+    hpo = HPO(env, policy, make_value_network(env, hidden=(16,)), window=8, learning_rate=5e-3)
+    test = Evaluation(Drift(), num_steps=40, seed=0)
+    before = test.run(policy).mean
+    for _ in range(60):
+        hpo.iterate()
+    assert test.run(policy).mean < 0.7 * before

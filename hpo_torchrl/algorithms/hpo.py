@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_choice, check_float, check_int
 from hpo_torchrl.algorithms.base import Algorithm, RewardScaler, check_finite, clip_gradients
@@ -31,7 +32,8 @@ class HPO(Algorithm):
        stopped early when the policy has moved by ``target_kl``.
 
     Args:
-        env: the training environment.
+        env: the training environment: a :class:`DifferentiableEnv`, or any ``EnvBase`` whose step
+            keeps the graph.
         policy: the hybrid policy.
         critic: the value network.
         window: steps T of a rollout; systems run on from window to window.
@@ -68,7 +70,7 @@ class HPO(Algorithm):
 
     def __init__(
         self,
-        env: DifferentiableEnv,
+        env: EnvBase,
         policy: HybridPolicy,
         critic: TensorDictModule,
         *,
@@ -119,8 +121,10 @@ class HPO(Algorithm):
         self.loss = HPOLoss(policy, critic, cross_term=cross_term, **shared)
         self.detached_loss = HPOLoss(policy, critic, pathwise=False, cross_term=False, **shared)
         self.loss.make_value_estimator(gamma=discount, lmbda=gae_lambda)
-        # Only a system that never terminates may have a constant taken off its rewards.
-        self.continuing = not (env.horizon and env.horizon_terminates)
+        # Only a system known never to terminate may have a constant taken off its rewards.
+        self.continuing = isinstance(env, DifferentiableEnv) and not (
+            env.horizon and env.horizon_terminates
+        )
         self.discount = discount
         self.scaler = RewardScaler().to(env.device or "cpu")
         self.groups = _groups(policy, critic)
@@ -140,7 +144,7 @@ class HPO(Algorithm):
         """Do one update; the batch's graph is consumed."""
         reward = batch.get(("next", "reward"))
         check_finite({"the reward ('next', 'reward')": reward})
-        cost = -float(reward.detach().mean()) / self.env.cost_units
+        cost = -float(reward.detach().mean()) / getattr(self.env, "cost_units", 1.0)
         self.scaler.observe(reward)
         reward = self.scaler(reward)
         batch.set(("next", "reward"), reward - self._average_reward(batch, reward.detach()))

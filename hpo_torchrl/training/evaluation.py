@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType
 
 from hpo_torchrl._checks import check_int
 from hpo_torchrl.collectors import DifferentiableCollector
-from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
 _WINDOW = 50
@@ -49,7 +49,7 @@ class Evaluation:
         True
     """
 
-    def __init__(self, env: DifferentiableEnv, *, num_steps: int, skip: int = 0, seed: int) -> None:
+    def __init__(self, env: EnvBase, *, num_steps: int, skip: int = 0, seed: int) -> None:
         check_int("num_steps", num_steps, minimum=1)
         check_int("skip", skip, minimum=0)
         if skip >= num_steps:
@@ -78,6 +78,7 @@ class Evaluation:
                 reward = window.collect().get(("next", "reward")).squeeze(-1)
                 total -= reward[..., max(0, self.skip - done) :].double().sum(-1)
                 carried, done = window.state_dict(), done + steps
-        cost = total.flatten() / ((self.num_steps - self.skip) * self.env.cost_units)
+        units = getattr(self.env, "cost_units", 1.0)
+        cost = total.flatten() / ((self.num_steps - self.skip) * units)
         error = cost.std() / cost.numel() ** 0.5 if cost.numel() > 1 else torch.tensor(float("nan"))
         return CostEstimate(float(cost.mean()), float(error))
