@@ -17,32 +17,6 @@ from hpo_torchrl._checks import check_choice, check_float, check_sizes
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
 
-class SoftClip(nn.Module):
-    r"""Leave inputs within [-limit, limit] as they are; beyond, let them grow as a logarithm.
-
-    An untrained policy with linear growth can drive a system with delays into oscillations that
-    grow without bound. Fed through this map, extreme states still pull, but with a vanishing gain.
-    With c the limit, :math:`x \mapsto \mathrm{sign}(x)\, c\, (1 + \log(|x| / c))` for
-    :math:`|x| > c`: continuous with its derivative.
-
-    Args:
-        limit: where the logarithm begins; ``None`` is the identity.
-    """
-
-    def __init__(self, limit: float | None) -> None:
-        super().__init__()
-        if limit is not None:
-            check_float("input_limit", limit, minimum=0.0, strict=True)
-        self.limit = limit
-
-    def forward(self, value: Tensor) -> Tensor:
-        """Map a tensor of any shape."""
-        if self.limit is None:
-            return value
-        excess = (value.abs() / self.limit).clamp_min(1.0)
-        return value / excess * (1.0 + excess.log())
-
-
 class HybridNetwork(nn.Module):
     r"""Map an observation to the parameters of a :class:`HybridDistribution`.
 
@@ -69,7 +43,6 @@ class HybridNetwork(nn.Module):
         hidden: width of each hidden layer.
         activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
         shared_trunk: compute all hidden layers once for both heads.
-        input_limit: observations beyond it are compressed, see :class:`SoftClip`; ``None`` is off.
         linear_skip: add a linear map of the observation to the continuous head. Many optimal
             controls are nearly linear (order up to a level, linear feedback).
         scale: standard deviation of u in units of ``action_scale``; 0 makes u deterministic.
@@ -93,7 +66,6 @@ class HybridNetwork(nn.Module):
         hidden: Sequence[int] = (64, 64),
         activation: str = "tanh",
         shared_trunk: bool = False,
-        input_limit: float | None = 20.0,
         linear_skip: bool = True,
         scale: float = 0.0,
         learn_scale: bool = False,
@@ -107,7 +79,6 @@ class HybridNetwork(nn.Module):
             raise ValueError("learn_scale=True needs scale > 0 as its start, got scale=0.")
         hidden = check_sizes("hidden", hidden)
         self.num_options, self.continuous_dim = num_options, continuous_dim
-        self.clip = SoftClip(input_limit)
         self.low, self.high = continuous_bounds
         place: dict[str, Any] = {"device": device, "dtype": dtype}
 
@@ -142,7 +113,6 @@ class HybridNetwork(nn.Module):
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
-        observation = self.clip(observation)
         features = self.trunk(observation)
         raw = self.continuous(features)
         if self.skip is not None:
@@ -155,7 +125,7 @@ class HybridNetwork(nn.Module):
 
     def logits(self, observation: Tensor) -> Tensor:
         """Return the logits alone, ``(*B, M)``."""
-        return self.discrete(self.trunk(self.clip(observation)))
+        return self.discrete(self.trunk(observation))
 
     def _into_range(self, raw: Tensor) -> Tensor:
         if self.low is None and self.high is None:
@@ -198,7 +168,6 @@ def make_value_network(
     *,
     hidden: Sequence[int] = (64, 64),
     activation: str = "tanh",
-    input_limit: float | None = 20.0,
     observation_key: str = "observation",
 ) -> ValueOperator:
     """Build the critic of an environment: ``observation`` to ``"state_value"``, ``(*B, 1)``.
@@ -207,7 +176,6 @@ def make_value_network(
         env: the environment; its observation spec gives the input size, device and dtype.
         hidden: width of each hidden layer.
         activation: see :class:`HybridNetwork`.
-        input_limit: observations beyond it are compressed, see :class:`SoftClip`; ``None`` is off.
         observation_key: entry that the critic reads.
 
     Examples:
@@ -221,5 +189,4 @@ def make_value_network(
     spec = env.observation_spec[observation_key]
     hidden = check_sizes("hidden", hidden)
     net = mlp(spec.shape[-1], 1, hidden, activation, 1.0, device=spec.device, dtype=spec.dtype)
-    net = nn.Sequential(SoftClip(input_limit), net)
     return ValueOperator(net, in_keys=[observation_key])
