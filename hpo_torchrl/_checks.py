@@ -56,6 +56,13 @@ def check_float(
     return number
 
 
+def check_bool(name: str, value: Any) -> bool:
+    """Return ``value`` if it is a bool, else raise a ``TypeError``: ``no`` and ``off`` are text."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be true or false, got {value!r}.")
+    return value
+
+
 def check_sizes(name: str, value: Any) -> list[int]:
     """Return a size or a sequence of sizes, each at least 1, as a list.
 

@@ -73,6 +73,8 @@ def build_tests(config: Mapping[str, Any]) -> tuple[dict[str, Evaluation], str, 
         The tests by name, the name of the headline test, and the quick test for use in training.
     """
     settings = config["evaluation"]
+    names = settings["tests"]
+    check_choice("env.evaluation.headline", settings["headline"], names)
     if config.get("demand_traces") is not None:
         # Given traces are the test: all of them, from the start, without a long run beyond them.
         env = build_env(config, initial_state="empty", horizon=None, batch_size=None)
@@ -86,9 +88,9 @@ def build_tests(config: Mapping[str, Any]) -> tuple[dict[str, Evaluation], str, 
         env = build_env(config, seed=settings["seed"], **arguments)
         return Evaluation(env, **steps, seed=settings["seed"])
 
-    tests = {name: test_of(name) for name in settings["tests"]}
-    quick = test_of(settings["quick"], num_steps=settings["quick_steps"], batch_size=256, skip=50)
-    return tests, settings["headline"], quick
+    quick = dict(settings["quick"])
+    like = check_choice("env.evaluation.quick.like", quick.pop("like"), names)
+    return {name: test_of(name) for name in names}, settings["headline"], test_of(like, **quick)
 
 
 def call_with(section: str, function: Callable, arguments: Mapping[str, Any]) -> Any:
@@ -136,6 +138,15 @@ def _load_tensor(key: str, path: str | Path) -> torch.Tensor:
         raise ValueError(f"{key} must name a .npy or .pt file, got {str(path)!r}.")
     if not path.is_file():
         raise ValueError(f"{key}={str(path)!r} is not a file.")
-    if path.suffix == ".npy":
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    return torch.load(path, weights_only=True)
+    try:
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ValueError(f"{key}={str(path)!r} cannot be read as numbers: {reason}") from error
+    if not isinstance(content, torch.Tensor):
+        raise ValueError(
+            f"{key}={str(path)!r} must hold one tensor, got a {type(content).__name__}."
+        )
+    return content

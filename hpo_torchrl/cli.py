@@ -48,23 +48,35 @@ def evaluate() -> None:
         prog="hpo-eval", description="Evaluate the newest checkpoint of a run on its tests."
     )
     parser.add_argument("run_dir", metavar="DIR", help="folder of the run")
-    arguments = parser.parse_args()
-    _or_exit("hpo-eval", lambda: print(format_summary(evaluate_run(arguments.run_dir))))
+    parser.add_argument("--device", help="where to evaluate; the run's own device by default")
+    given = parser.parse_args()
+    _or_exit(
+        "hpo-eval", lambda: print(format_summary(evaluate_run(given.run_dir, device=given.device)))
+    )
 
 
 def _train(config: DictConfig, overrides: list[str]) -> None:
     settings: Any = OmegaConf.to_container(config, resolve=True)
     if settings["resume"] is not None:
-        run_dir = Path(settings["resume"])
+        if settings["output_dir"] is not None:
+            raise ValueError(
+                "resume goes on in the folder of the run itself; leave output_dir="
+                f"{settings['output_dir']} out."
+            )
+        run_dir = Path(str(settings["resume"]))
+        print(f"{'folder':<17}{run_dir}", flush=True)
         saved = load_config(run_dir)
         _check_same(saved, settings, overrides)
         summary = train_run(saved, run_dir, resume=True)
     else:
-        run_dir = Path(settings["output_dir"] or _new_folder(settings))
+        run_dir = Path(str(settings["output_dir"] or _new_folder(settings)))
+        print(f"{'folder':<17}{run_dir}", flush=True)
+        traces = settings["env"].get("demand_traces")
+        if isinstance(traces, str):  # a resume may start from another directory
+            settings["env"]["demand_traces"] = str(Path(traces).absolute())
         settings = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
         summary = train_run(settings, run_dir)
     print(format_summary(summary))
-    print(f"{'folder':<17}{run_dir}")
 
 
 def _new_folder(settings: dict[str, Any]) -> Path:
@@ -124,13 +136,13 @@ def _explain(message: str, overrides: list[str]) -> str:
 
 def _or_exit(command: str, action: Callable[[], Any]) -> None:
     """Run a command; what a user can mend is told in one line, anything else with its trace."""
-    expected = (ValueError, TypeError, FileExistsError, CheckpointError, NonFiniteError)
+    expected = (ValueError, TypeError, OSError, CheckpointError, NonFiniteError)
     try:
         action()
     except expected as error:
         _exit(command, str(error))
     except KeyboardInterrupt:
-        _exit(command, "interrupted; go on with resume=DIR (the folder of the run).", code=130)
+        _exit(command, "interrupted; a training goes on with hpo-train resume=FOLDER.", code=130)
 
 
 def _exit(command: str, message: str, code: int = 2) -> NoReturn:

@@ -55,7 +55,9 @@ def train_run(
         trainer.resume()
     else:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / CONFIG_FILE).write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        draft = run_dir / f"{CONFIG_FILE}.tmp"
+        draft.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        draft.replace(run_dir / CONFIG_FILE)
     summary = trainer.train() | _describe_policy(trainer, run_dir)
     write_json(run_dir / SUMMARY_FILE, summary)
     tested = [row for row in trainer.logger.rows if "test_cost" in row]
@@ -81,8 +83,12 @@ def load_config(run_dir: str | Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
 
-def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
-    """Evaluate the newest checkpoint of a run on its tests.
+def evaluate_run(run_dir: str | Path, *, device: str | None = None) -> dict[str, Any]:
+    """Evaluate the newest checkpoint of a run on its tests; no file is changed.
+
+    Args:
+        run_dir: folder of the run.
+        device: where to evaluate; the run's own device by default.
 
     Returns:
         A summary like that of training.
@@ -90,8 +96,14 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder holds no run, or its checkpoint is damaged.
     """
-    trainer = _build(load_config(run_dir), Path(run_dir))
-    trainer.resume()
+    config = load_config(run_dir)
+    if device is not None:
+        config["device"] = config["env"]["device"] = device
+    config["logger"] = {"backend": None}
+    trainer = _build(config, Path(run_dir))
+    # The tests may run on another device than the training: only that may differ.
+    trainer.checkpoint.config = load_config(run_dir)
+    trainer.restore()
     return trainer.summary() | _describe_policy(trainer, None)
 
 

@@ -24,7 +24,7 @@ SMALL = [
     "algorithm.window=5",
     "policy.hidden=[8]",
     "critic.hidden=[8]",
-    "env.evaluation.quick_steps=60",
+    "env.evaluation.quick.num_steps=60",
     "env.evaluation.tests.long_run.batch_size=8",
     "env.evaluation.tests.long_run.num_steps=230",
     "env.evaluation.tests.protocol.batch_size=8",
@@ -129,7 +129,14 @@ def test_demand_traces_from_a_file(tmp_path, monkeypatch, suffix):
         (["seed=-1"], ["seed must be an integer >= 0"]),
         (["dtype=float16x"], ["dtype must be one of", "'float32'"]),
         (["device=gpu7"], ["device='gpu7' cannot be used"]),
-        (["resume=/no/such/run"], ["not the folder of a run"]),
+        (["algorithm.cross_term=no"], ["cross_term must be true or false", "'no'"]),
+        (["algorithm.entropy_coeff=abc"], ["entropy_coeff must be", "'abc'"]),
+        (["algorithm.clip_epsilon=abc"], ["clip_epsilon must be", "'abc'"]),
+        (["policy.shared_trunk=off"], ["shared_trunk must be true or false"]),
+        (["env.evaluation.headline=foo"], ["env.evaluation.headline must be one of"]),
+        (["env.evaluation.quick.num_steps=40"], ["skip must be below num_steps=40"]),
+        (["logger.backend=foo"], ["logger.backend must be one of"]),
+        (["logger=mlflow"], ["logger.backend='mlflow' needs its package"]),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(
@@ -179,6 +186,38 @@ def test_resume_of_a_truncated_checkpoint_is_refused(tmp_path, monkeypatch, caps
     message = refused(monkeypatch, capsys, f"resume={run_dir}")
     assert newest.name in message
     assert "damaged or incomplete" in message
+
+
+def test_resume_of_no_run_is_refused(tmp_path, monkeypatch, capsys):
+    message = refused(monkeypatch, capsys, f"resume={tmp_path}")
+    assert "not the folder of a run" in message
+    message = refused(monkeypatch, capsys, f"resume={tmp_path}", "output_dir=elsewhere")
+    assert "leave output_dir=elsewhere out" in message
+
+
+@pytest.mark.parametrize("content", [b"junk", None])
+def test_unreadable_traces_are_refused(tmp_path, monkeypatch, capsys, content):
+    path = tmp_path / "demand.pt"
+    torch.save({"a": 1}, path) if content is None else path.write_bytes(content)
+    message = refused(monkeypatch, capsys, f"env.demand_traces={path}", "env.batch_size=null")
+    assert "env.demand_traces" in message
+
+
+def test_output_below_a_file_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    message = refused(monkeypatch, capsys, *SMALL, f"output_dir={tmp_path / 'file' / 'sub'}")
+    assert "file" in message
+
+
+def test_evaluation_changes_no_file(tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "run"
+    run_train(monkeypatch, *SMALL, "trainer.checkpoint_every=2", f"output_dir={run_dir}")
+    max((run_dir / "checkpoints").iterdir()).unlink()
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    monkeypatch.setattr(sys, "argv", ["hpo-eval", str(run_dir), "--device", "cpu"])
+    evaluate()
+    assert "2 updates" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
 def test_good_overrides_pass_the_check():

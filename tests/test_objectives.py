@@ -512,3 +512,17 @@ def test_reset_parameters_recursive():
         parameter.data.add_(1000.0)
     loss.reset_parameters_recursive()
     assert all((parameter < 500.0).all() for parameter in loss.parameters())
+
+
+def test_an_interrupt_in_a_network_stays_an_interrupt():
+    policy, critic, batch = parts()
+    loss = make_loss(policy, critic)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    handle = critic.register_forward_pre_hook(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loss(batch)
+    handle.remove()
+    assert all(value.isfinite() for value in loss(batch).values())

@@ -65,7 +65,7 @@ def defaults(function) -> dict:
 def test_algorithm_config_has_the_keys_of_the_constructor():
     settings = config("algorithm/hpo.yaml")
     settings.pop("name")
-    assert set(settings) == set(defaults(HPO.__init__))
+    assert settings == defaults(HPO.__init__)
 
 
 def test_environment_config_has_the_keys_of_the_constructor():
@@ -76,9 +76,11 @@ def test_environment_config_has_the_keys_of_the_constructor():
 
 
 def test_network_configs_have_the_keys_of_the_networks():
-    derived = {"continuous_bounds", "action_scale", "device", "dtype"}
-    assert set(config("policy/mlp.yaml")) == set(defaults(HybridNetwork.__init__)) - derived
-    assert set(config("critic/mlp.yaml")) == set(defaults(make_value_network)) - {"observation_key"}
+    derived = {"continuous_bounds", "action_scale", "device", "dtype", "observation_key"}
+    for name, function in (("policy", HybridNetwork.__init__), ("critic", make_value_network)):
+        known = {key: value for key, value in defaults(function).items() if key not in derived}
+        known["hidden"] = list(known["hidden"])
+        assert config(f"{name}/mlp.yaml") == known
 
 
 def test_trainer_config_has_known_keys():

@@ -35,7 +35,7 @@ from hpo_torchrl.training import (
 
 SMALL = ["trainer.num_updates=12", "trainer.checkpoint_every=3", "trainer.eval_every=6"]
 SMALL += ["env.batch_size=16", "algorithm.window=10", "policy.hidden=[8]", "critic.hidden=[8]"]
-SMALL += ["env.evaluation.tests.long_run.batch_size=16", "env.evaluation.quick_steps=60"]
+SMALL += ["env.evaluation.tests.long_run.batch_size=16", "env.evaluation.quick.num_steps=60"]
 SMALL += ["env.evaluation.tests.protocol.batch_size=16", "trainer.progress=false"]
 SMALL += ["env.evaluation.tests.long_run.num_steps=250"]
 
@@ -161,8 +161,8 @@ def test_reward_scaler_tracks_the_standard_deviation_and_keeps_the_graph():
 def test_clip_gradients_names_the_component_that_is_not_finite():
     parameter = torch.nn.Parameter(torch.zeros(3))
     parameter.grad = torch.tensor([1.0, float("nan"), 0.0])
-    with pytest.raises(NonFiniteError, match="continuous network"):
-        clip_gradients({"continuous": [parameter]}, 1.0)
+    with pytest.raises(NonFiniteError, match=r"continuous network is not finite: head\.weight"):
+        clip_gradients({"continuous": {"head.weight": parameter}}, 1.0)
 
 
 def test_training_improves_the_policy():

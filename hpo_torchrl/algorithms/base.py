@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ class RewardScaler(nn.Module):
         self.weight.mul_(self.decay).add_(1.0 - self.decay)
         share = (1.0 - self.decay) / self.weight
         shift = reward.mean() - self.mean
-        self.variance.lerp_(reward.var() + (1.0 - share) * shift**2, share)
+        self.variance.lerp_(reward.var(correction=0) + (1.0 - share) * shift**2, share)
         self.mean.add_(share * shift)
 
     def forward(self, reward: Tensor) -> Tensor:
@@ -86,29 +86,29 @@ class RewardScaler(nn.Module):
 
 
 def clip_gradients(
-    groups: Mapping[str, Iterable[nn.Parameter]], max_norm: float
+    groups: Mapping[str, Mapping[str, nn.Parameter]], max_norm: float
 ) -> dict[str, float]:
     """Clip the gradient of each component to ``max_norm`` and return the norms before.
 
+    Args:
+        groups: parameters by name, by component.
+        max_norm: largest norm of a component's gradient.
+
     Raises:
-        NonFiniteError: a gradient is not finite; the message names the component and parameter.
+        NonFiniteError: a gradient is not finite; the message names component and parameters.
     """
     norms = {}
-    for name, parameters in groups.items():
-        held = [parameter for parameter in parameters if parameter.grad is not None]
-        if not held:
+    for component, parameters in groups.items():
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        if not gradients:
             continue
-        norm = float(nn.utils.clip_grad_norm_(held, max_norm))
-        if not norm < float("inf"):
-            shapes = [
-                tuple(parameter.shape)
-                for parameter in held
-                if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
-            ]
-            raise NonFiniteError(
-                f"The gradient of the {name} network is not finite (parameters of shape {shapes})."
-            )
-        norms[name] = norm
+        total = nn.utils.get_total_norm(gradients.values())
+        if not bool(total.isfinite()):
+            bad = [name for name, grad in gradients.items() if not bool(grad.isfinite().all())]
+            what = ", ".join(bad) if bad else "its norm overflows"
+            raise NonFiniteError(f"The gradient of the {component} network is not finite: {what}.")
+        nn.utils.clip_grads_with_norm_(parameters.values(), max_norm, total)
+        norms[component] = float(total)
     return norms
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -43,13 +44,13 @@ class HPO(Algorithm):
         gae_lambda: lambda of the advantage estimator.
         cross_term: whether continuous actions are credited for the later choices they cause.
         learning_rate: Adam's step size at the start.
-        learning_rate_schedule: ``"constant"``, ``"linear"`` or ``"cosine"`` to zero at the end.
+        learning_rate_schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
         learning_rate_final: share of ``learning_rate`` that is left at the end.
         entropy_coeff: entropy bonus at the start, in standard deviations of the advantage.
         entropy_final: entropy bonus at the end, in the same unit.
         entropy_until: share of the run by which the bonus has been annealed to its final value.
         critic_coeff: weight of the critic's loss.
-        clip_epsilon: clipping range of the ratio of discrete probabilities.
+        clip_epsilon: clipping range of the ratio of discrete probabilities; ``None`` is off.
         epochs: passes over the detached data per update; 0 makes step 2 the whole update.
         num_minibatches: minibatches in a pass.
         target_kl: approximate KL divergence at which an update stops early.
@@ -74,21 +75,21 @@ class HPO(Algorithm):
         policy: HybridPolicy,
         critic: TensorDictModule,
         *,
-        window: int = 60,
+        window: int = 30,
         reset_at_each_iter: bool = False,
-        reset_fraction: float = 0.0,
+        reset_fraction: float = 0.1,
         discount: float = 0.99,
         gae_lambda: float = 0.95,
         cross_term: bool = True,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 2e-3,
         learning_rate_schedule: str = "cosine",
         learning_rate_final: float = 0.01,
         entropy_coeff: float = 0.3,
         entropy_final: float = 0.0,
         entropy_until: float = 0.6,
         critic_coeff: float = 1.0,
-        clip_epsilon: float = 0.2,
-        epochs: int = 4,
+        clip_epsilon: float | None = 0.2,
+        epochs: int = 2,
         num_minibatches: int = 4,
         target_kl: float = 0.015,
         max_grad_norm: float = 5.0,
@@ -98,6 +99,7 @@ class HPO(Algorithm):
         check_float("learning_rate", learning_rate, minimum=0.0, strict=True)
         check_choice("learning_rate_schedule", learning_rate_schedule, SCHEDULES)
         check_float("learning_rate_final", learning_rate_final, minimum=0.0, maximum=1.0)
+        check_float("entropy_coeff", entropy_coeff, minimum=0.0)
         check_float("entropy_final", entropy_final, minimum=0.0, maximum=entropy_coeff)
         check_float("entropy_until", entropy_until, minimum=0.0, maximum=1.0, strict=True)
         check_int("epochs", epochs, minimum=0)
@@ -129,7 +131,7 @@ class HPO(Algorithm):
         self.scaler = RewardScaler().to(env.device or "cpu")
         self.groups = _groups(policy, critic)
         self.optimizer = torch.optim.Adam(
-            [{"params": parameters} for parameters in self.groups.values()],
+            [{"params": list(named.values())} for named in self.groups.values()],
             lr=learning_rate,
             eps=1e-5,
         )
@@ -141,7 +143,11 @@ class HPO(Algorithm):
         self.target_kl, self.max_grad_norm = target_kl, max_grad_norm
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
-        """Do one update; the batch's graph is consumed."""
+        """Do one update.
+
+        The batch's graph is consumed, its rewards are rescaled, and advantages and value targets
+        are added to it.
+        """
         reward = batch.get(("next", "reward"))
         check_finite({"the reward ('next', 'reward')": reward})
         cost = -float(reward.detach().mean()) / getattr(self.env, "cost_units", 1.0)
@@ -163,7 +169,7 @@ class HPO(Algorithm):
         factor = {
             "constant": 1.0,
             "linear": 1.0 - progress,
-            "cosine": 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * progress)))),
+            "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
         }[self.schedule]
         final = self.learning_rate_final
         for group in self.optimizer.param_groups:
@@ -206,19 +212,17 @@ class HPO(Algorithm):
         passes, kl = 0, 0.0
         while passes < self.epochs and kl <= self.target_kl:
             order = torch.randperm(data.shape[0], device=data.device)
-            kl = 0.0
+            kls = []
             for rows in order.chunk(self.num_minibatches):
                 terms = self.detached_loss(data[rows])
                 self._step(terms)
-                kl += float(terms["kl_approx"]) / self.num_minibatches
+                kls.append(float(terms["kl_approx"]))
+            kl = sum(kls) / len(kls)
             passes += 1
         if not passes:
             return {}
-        return {
-            "kl": kl,
-            "epochs": passes,
-            "clip_fraction": float(terms["clip_fraction"]),
-        }
+        clipped = terms.get("clip_fraction", torch.zeros(()))
+        return {"kl": kl, "epochs": passes, "clip_fraction": float(clipped)}
 
     def _step(self, terms: TensorDictBase) -> dict[str, float]:
         losses = [value for key, value in terms.items() if key.startswith("loss_")]
@@ -230,13 +234,13 @@ class HPO(Algorithm):
         return norms
 
 
-def _groups(policy: HybridPolicy, critic: TensorDictModule) -> dict[str, list[nn.Parameter]]:
+def _groups(policy: HybridPolicy, critic: TensorDictModule) -> dict[str, dict[str, nn.Parameter]]:
     """Split the parameters into discrete, continuous (all else of the policy) and critic."""
-    discrete = list(getattr(policy.network, "discrete", nn.Identity()).parameters())
-    known = set(map(id, discrete))
+    discrete = {id(p) for p in getattr(policy.network, "discrete", nn.Identity()).parameters()}
+    named = dict(policy.named_parameters())
     groups = {
-        "discrete": discrete,
-        "continuous": [p for p in policy.parameters() if id(p) not in known],
-        "critic": list(critic.parameters()),
+        "discrete": {name: p for name, p in named.items() if id(p) in discrete},
+        "continuous": {name: p for name, p in named.items() if id(p) not in discrete},
+        "critic": dict(critic.named_parameters()),
     }
-    return {name: parameters for name, parameters in groups.items() if parameters}
+    return {component: parameters for component, parameters in groups.items() if parameters}

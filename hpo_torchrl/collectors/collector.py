@@ -10,7 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl._checks import check_choice, check_float, check_int
+from hpo_torchrl._checks import check_bool, check_choice, check_float, check_int
 from hpo_torchrl.collectors.rollout import ROUTES, differentiable_rollout
 from hpo_torchrl.modules import HybridPolicy
 
@@ -78,7 +78,8 @@ class DifferentiableCollector:
         self.env, self.policy = env, policy
         self.frames_per_batch, self.total_frames = frames_per_batch, total_frames
         self.num_steps = frames_per_batch // systems
-        self.reset_at_each_iter, self.reset_fraction = reset_at_each_iter, reset_fraction
+        self.reset_at_each_iter = check_bool("reset_at_each_iter", reset_at_each_iter)
+        self.reset_fraction = reset_fraction
         self.discount, self.exploration_type, self.route = discount, exploration_type, route
         self.frames = 0
         self._carried: TensorDictBase | None = None

@@ -164,15 +164,19 @@ def _general_route(
     if noise is not None:
         env.load_noise(noise)
     carried = start
-    for step in range(num_steps):
-        carried = policy(carried)
-        if step == num_steps - 1:
-            steps.append(env.step(carried))
-        else:
-            taken, carried = env.step_and_maybe_reset(carried)
-            steps.append(taken)
-            if discount != 1.0:
-                carried = carried.apply(lambda value: _discount_gradient(value, discount))
+    try:
+        for step in range(num_steps):
+            carried = policy(carried)
+            if step == num_steps - 1:
+                steps.append(env.step(carried))
+            else:
+                taken, carried = env.step_and_maybe_reset(carried)
+                steps.append(taken)
+                if discount != 1.0:
+                    carried = carried.apply(lambda value: _discount_gradient(value, discount))
+    finally:
+        if noise is not None:  # a failed rollout leaves none of its noise to the next one
+            env.load_noise(None)
     rollout = LazyStackedTensorDict.maybe_dense_stack(steps, len(env.batch_size))
     return rollout.exclude(*_PARAMETERS)
 

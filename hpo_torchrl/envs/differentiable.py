@@ -230,6 +230,20 @@ class DifferentiableEnv(EnvBase):
             self.rng.manual_seed(seed)
         self.load_noise(None)
 
+    def to(self, device: torch.device | str | int) -> DifferentiableEnv:
+        """Move the environment; its generator goes on from a seed drawn from the old one."""
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        for name, value in list(vars(self).items()):
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+        seed = torch.randint(2**62, (), generator=self.rng, device=self.rng.device)
+        super().to(device)
+        self.rng = torch.Generator(device=device)
+        self.set_seed(int(seed))
+        return self
+
     def _pack(self, entries: dict[str, Tensor], over: Tensor) -> TensorDictBase:
         never = torch.zeros_like(over)
         terminated, truncated = (over, never) if self.horizon_terminates else (never, over)

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpo_torchrl._checks import check_choice, check_dtype, check_float, check_int, per_item
+from hpo_torchrl._checks import (
+    check_bool,
+    check_choice,
+    check_dtype,
+    check_float,
+    check_int,
+    check_sizes,
+    per_item,
+)
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 
 DEMANDS = ("poisson", "normal")
@@ -96,8 +104,7 @@ class InventoryEnv(DifferentiableEnv):
         check_int("lead_time", lead_time, minimum=0)
         check_choice("demand", demand, DEMANDS)
         check_choice("initial_state", initial_state, INITIAL_STATES)
-        if not isinstance(lost_sales, bool):
-            raise TypeError(f"lost_sales must be true or false, got {lost_sales!r}.")
+        check_bool("lost_sales", lost_sales)
         if demand_traces is not None:
             demand_traces = _check_traces(demand_traces, num_items, batch_size, horizon)
             batch_size = demand_traces.shape[:1] if batch_size is None else batch_size
@@ -258,11 +265,10 @@ def _check_traces(
         )
     if not bool(torch.isfinite(traces).all()) or bool((traces < 0).any()):
         raise ValueError("demand_traces must be finite and >= 0; they hold NaN, inf or negatives.")
-    wanted = (batch_size,) if isinstance(batch_size, int) else batch_size
-    if wanted is not None and tuple(wanted) != tuple(traces.shape[:1]):
+    if batch_size is not None and check_sizes("batch_size", batch_size) != [traces.shape[0]]:
         raise ValueError(
             f"batch_size={batch_size} disagrees with demand_traces of {traces.shape[0]} systems; "
-            "leave batch_size out or make them equal."
+            "leave it out (on the command line: env.batch_size=null) or make them equal."
         )
     if horizon is not None and isinstance(horizon, int) and horizon > traces.shape[1]:
         raise ValueError(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ValueOperator
 
-from hpo_torchrl._checks import check_choice, check_float, check_sizes
+from hpo_torchrl._checks import check_bool, check_choice, check_float, check_sizes
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
@@ -64,7 +64,7 @@ class HybridNetwork(nn.Module):
         continuous_bounds: tuple[float | None, float | None] = (None, None),
         action_scale: Tensor | None = None,
         hidden: Sequence[int] = (64, 64),
-        activation: str = "tanh",
+        activation: str = "relu",
         shared_trunk: bool = False,
         linear_skip: bool = True,
         scale: float = 0.0,
@@ -75,6 +75,12 @@ class HybridNetwork(nn.Module):
         super().__init__()
         check_choice("activation", activation, ACTIVATIONS)
         check_float("scale", scale, minimum=0.0)
+        for name, flag in (
+            ("shared_trunk", shared_trunk),
+            ("linear_skip", linear_skip),
+            ("learn_scale", learn_scale),
+        ):
+            check_bool(name, flag)
         if learn_scale and scale == 0:
             raise ValueError("learn_scale=True needs scale > 0 as its start, got scale=0.")
         hidden = check_sizes("hidden", hidden)
@@ -175,7 +181,9 @@ def make_value_network(
     Args:
         env: the environment; its observation spec gives the input size, device and dtype.
         hidden: width of each hidden layer.
-        activation: see :class:`HybridNetwork`.
+        activation: see :class:`HybridNetwork`. A critic that is linear far out (relu) invents
+            slopes where there is no data, and the gradient through its value drives the policy
+            there.
         observation_key: entry that the critic reads.
 
     Examples:

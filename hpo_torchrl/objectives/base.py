@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -252,12 +253,20 @@ class HybridLossModule(LossModule):
             inputs = tensordict.select(*self.actor_network.in_keys)
             return self.actor_network.get_dist(inputs).logits
 
-    def _parameters_of(self, name: str, *, held: bool = False) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def _parameters_of(self, name: str, *, held: bool = False) -> Iterator[None]:
         """Put a network's parameters in place; ``held`` stops gradients to them."""
-        network = getattr(self, f"{name}_network")
         if not self.functional:
-            return contextlib.nullcontext()
+            yield
+            return
+        network = getattr(self, f"{name}_network")
         params = getattr(
             self, f"target_{name}_network_params" if held else f"{name}_network_params"
         )
-        return params.to_module(network, preserve_module_state=False)
+        place = params.to_module(network, preserve_module_state=False)
+        place.__enter__()
+        try:
+            yield
+        finally:
+            # Told of an interrupt, tensordict's own __exit__ would answer with another error.
+            place.__exit__(None, None, None)

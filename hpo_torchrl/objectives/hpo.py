@@ -9,7 +9,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import distance_loss
 
-from hpo_torchrl._checks import check_choice, check_float
+from hpo_torchrl._checks import check_bool, check_choice, check_float
 from hpo_torchrl.objectives.base import HybridLossModule
 
 _DISTANCES = ("l1", "l2", "smooth_l1")
@@ -68,7 +68,7 @@ class HPOLoss(HybridLossModule):
         functional: whether parameters are held as a ``TensorDictParams`` (TorchRL's default);
             ``False`` keeps ordinary modules, for data-parallel wrappers.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
-        device: device of the coefficients.
+        device: device of the coefficients; defaults to the actor's.
 
     Returns:
         Tensordict with ``loss_pathwise``, ``loss_objective`` (score function, and cross term),
@@ -119,7 +119,8 @@ class HPOLoss(HybridLossModule):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(actor_network, critic_network, functional=functional, reduction=reduction)
-        self.pathwise, self.cross_term = pathwise, cross_term
+        self.pathwise = check_bool("pathwise", pathwise)
+        self.cross_term = check_bool("cross_term", cross_term)
         self.entropy_in_advantage_units = entropy_in_advantage_units
         self.loss_critic_type = check_choice("loss_critic_type", loss_critic_type, _DISTANCES)
         coefficients = {
@@ -127,9 +128,12 @@ class HPOLoss(HybridLossModule):
             "entropy_coeff": entropy_coeff,
             "critic_coeff": critic_coeff if critic_network is not None else None,
         }
+        if device is None:
+            device = next((parameter.device for parameter in actor_network.parameters()), None)
         for name, value in coefficients.items():
             if value is not None:
-                check_float(name, float(value), minimum=0.0, strict=name == "clip_epsilon")
+                number = value.item() if isinstance(value, Tensor) else value
+                check_float(name, number, minimum=0.0, strict=name == "clip_epsilon")
             self.register_coeff_buffer(name, value, device=device)
 
     @property

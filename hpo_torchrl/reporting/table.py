@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
             learned += f"; optimal ({summary['optimal_s']}, {summary['optimal_S']})"
         rows.append(("learned (s, S)", learned))
     if summary.get("protocol_cost") is not None:
-        note = "   100 periods from empty, the first 16 ignored"
+        note = "   finite horizon: another objective than the optimum's"
         rows.append(("protocol cost", _estimate(summary, "protocol_cost") + note))
     rows.append(
         (
@@ -49,4 +50,5 @@ def format_summary(summary: Mapping[str, Any]) -> str:
 
 def _estimate(summary: Mapping[str, Any], key: str) -> str:
     error = summary.get(f"{key}_se")
-    return f"{summary[key]:.4f}" + ("" if error is None else f" +- {error:.4f}")
+    known = error is not None and math.isfinite(error)
+    return f"{summary[key]:.4f}" + (f" +- {error:.4f}" if known else "")

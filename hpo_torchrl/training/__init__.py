@@ -1,7 +1,7 @@
 """Training runs: the trainer, evaluation, references, checkpoints and logs."""
 
 from hpo_torchrl.training.checkpoint import Checkpoint, CheckpointError
-from hpo_torchrl.training.evaluation import CostEstimate, Evaluation
+from hpo_torchrl.training.evaluation import CostEstimate, Evaluation, evaluate
 from hpo_torchrl.training.logging import RunLogger, write_json
 from hpo_torchrl.training.policy_view import InventoryPolicyView, view_inventory_policy
 from hpo_torchrl.training.reference import Reference, reference_cost
@@ -17,6 +17,7 @@ __all__ = [
     "Reference",
     "RunLogger",
     "Trainer",
+    "evaluate",
     "reference_cost",
     "summarise",
     "view_inventory_policy",

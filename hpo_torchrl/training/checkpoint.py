@@ -100,8 +100,9 @@ class Checkpoint:
         paths = sorted(self.directory.glob(f"checkpoint-*{_SUFFIX}"), key=_step)
         if not paths:
             raise CheckpointError(
-                f"{self.directory} holds no checkpoint (checkpoint-*{_SUFFIX}): is it the folder "
-                "of a run? Start one with output_dir=DIR instead of resume=DIR."
+                f"{self.directory} holds no checkpoint (checkpoint-*{_SUFFIX}): either this is not "
+                "the folder of a run, or the run stopped before its first one. Start it with "
+                "output_dir=DIR, after deleting what the folder holds, instead of resume=DIR."
             )
         return paths[-1]
 

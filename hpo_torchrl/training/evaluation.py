@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl._checks import check_int
-from hpo_torchrl.collectors import DifferentiableCollector
+from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.modules import HybridPolicy
 
 _WINDOW = 50
@@ -62,23 +62,23 @@ class Evaluation:
         """Simulate the policy and return its cost."""
         self.env.set_seed(self.seed)
         total = torch.zeros(self.env.batch_size, dtype=torch.float64, device=self.env.device)
-        done, carried = 0, None
-        with torch.no_grad():
-            while done < self.num_steps:
-                # Windows keep memory flat however long the run is.
-                steps = min(_WINDOW, self.num_steps - done)
-                window = DifferentiableCollector(
-                    self.env,
-                    policy,
-                    frames_per_batch=steps * self.env.batch_size.numel(),
-                    exploration_type=ExplorationType.DETERMINISTIC,
-                )
-                if carried is not None:
-                    window.load_state_dict(carried)
-                reward = window.collect().get(("next", "reward")).squeeze(-1)
-                total -= reward[..., max(0, self.skip - done) :].double().sum(-1)
-                carried, done = window.state_dict(), done + steps
+        state = self.env.reset()
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            # Windows keep memory flat however long the run is.
+            for start in range(0, self.num_steps, _WINDOW):
+                steps = min(_WINDOW, self.num_steps - start)
+                window = differentiable_rollout(self.env, policy, steps, tensordict=state)
+                reward = window.get(("next", "reward")).squeeze(-1)
+                total -= reward[..., max(0, self.skip - start) :].double().sum(-1)
+                state = self.env.maybe_reset(self.env.step_mdp(window[..., -1].copy()))
         units = getattr(self.env, "cost_units", 1.0)
         cost = total.flatten() / ((self.num_steps - self.skip) * units)
         error = cost.std() / cost.numel() ** 0.5 if cost.numel() > 1 else torch.tensor(float("nan"))
         return CostEstimate(float(cost.mean()), float(error))
+
+
+def evaluate(
+    env: EnvBase, policy: HybridPolicy, num_steps: int, *, skip: int = 0, seed: int = 0
+) -> CostEstimate:
+    """Simulate a policy once and return its cost; arguments as for :class:`Evaluation`."""
+    return Evaluation(env, num_steps=num_steps, skip=skip, seed=seed).run(policy)

@@ -12,6 +12,8 @@ from typing import Any
 
 from torchrl.record.loggers import Logger, get_logger
 
+from hpo_torchrl._checks import check_choice
+
 BACKENDS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
@@ -33,7 +35,14 @@ class RunLogger:
         self._columns: list[str] = []
         self._backend: Logger | None = None
         if backend is not None:
-            self._backend = get_logger(backend, str(Path(run_dir)), "logger")
+            check_choice("logger.backend", backend, BACKENDS)
+            try:
+                self._backend = get_logger(backend, str(Path(run_dir)), "logger")
+            except ImportError as error:
+                raise ValueError(
+                    f"logger.backend={backend!r} needs its package ({error}); install it with "
+                    f"pip install {backend}, or use logger=csv."
+                ) from error
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row; it must hold ``"update"``."""

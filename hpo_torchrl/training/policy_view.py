@@ -12,7 +12,7 @@ from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.envs import InventoryEnv
 from hpo_torchrl.modules import HybridPolicy
 
-_STEPS = 100
+_STEPS, _GRID = 100, 2000
 
 
 class InventoryPolicyView(NamedTuple):
@@ -57,7 +57,8 @@ def view_inventory_policy(env: InventoryEnv, policy: HybridPolicy) -> InventoryP
     mean = env.demand_mean.cpu()
     # Whole units of an average item, from two periods of backlog to the rough order-up-to level.
     unit = float(mean.mean())
-    position = torch.arange(round(-2 * unit), round(1.5 * float(env.order_up_to.mean())) + 1)
+    low, high = min(-2, round(-2 * unit)), round(1.5 * float(env.order_up_to.mean()))
+    position = torch.arange(low, high + 1, max(1, (high - low) // _GRID))
     inventory = torch.zeros(len(position), *env.state_spec["inventory"].shape[-2:])
     inventory[..., 0] = position.unsqueeze(-1) / unit * mean
     inventory = inventory.to(dtype=env.float_dtype, device=env.device)

@@ -55,7 +55,10 @@ def reference_cost(env: DifferentiableEnv) -> Reference:
     for item in zip(*(row.double().tolist() for row in rows), strict=True):
         mean, holding, shortage, procurement = item
         if item not in solved:
-            solved[item] = optimal_s_S(mean, holding, shortage, share, env.lead_time)
+            try:
+                solved[item] = optimal_s_S(mean, holding, shortage, share, env.lead_time)
+            except ValueError:  # beyond what the oracle searches: no reason to refuse a training
+                return Reference()
         # Backlogged demand is all bought in the end, whatever the policy.
         total += solved[item][2] + procurement * mean
     cost = total / env.num_items

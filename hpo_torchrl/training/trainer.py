@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hpo_torchrl._checks import check_int
+from hpo_torchrl._checks import check_bool, check_int
 from hpo_torchrl.algorithms import Algorithm, NonFiniteError
 from hpo_torchrl.training.checkpoint import Checkpoint
 from hpo_torchrl.training.evaluation import Evaluation
@@ -78,19 +78,23 @@ class Trainer:
         self.log_every = check_int("log_every", log_every, minimum=1)
         self.eval_every = check_int("eval_every", eval_every, minimum=1)
         self.checkpoint_every = check_int("checkpoint_every", checkpoint_every, minimum=1)
-        self.progress = progress
+        self.progress = check_bool("progress", progress)
         self.checkpoint = Checkpoint(self.run_dir, algorithm.components(), config=config)
         self.logger = RunLogger(self.run_dir, logger_backend)
         self.update, self.wall_seconds = 0, 0.0
 
-    def resume(self) -> None:
-        """Go on from the newest checkpoint.
+    def restore(self) -> None:
+        """Load the newest checkpoint and change no file.
 
         Raises:
             CheckpointError: see :meth:`Checkpoint.load`.
         """
         self.update, counters = self.checkpoint.load()
         self.wall_seconds = counters["wall_seconds"]
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint: restore, and cut ``metrics.csv`` back to it."""
+        self.restore()
         self.logger.resume(self.update)
 
     def train(self) -> dict[str, Any]:
