@@ -29,6 +29,7 @@ CONFIGS = next(
     path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()
 )
 _NOT_SETTINGS = ("output_dir", "resume")
+_INTERRUPTED = "interrupted; a training goes on with hpo-train resume=FOLDER."
 
 
 def train() -> None:
@@ -142,7 +143,13 @@ def _or_exit(command: str, action: Callable[[], Any]) -> None:
     except expected as error:
         _exit(command, str(error))
     except KeyboardInterrupt:
-        _exit(command, "interrupted; a training goes on with hpo-train resume=FOLDER.", code=130)
+        _exit(command, _INTERRUPTED, code=130)
+    except RuntimeError as error:
+        # Interrupted while it has swapped a module's parameters, tensordict 0.14 raises an error
+        # of its own on top of the interrupt.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            _exit(command, _INTERRUPTED, code=130)
+        raise
 
 
 def _exit(command: str, message: str, code: int = 2) -> NoReturn:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpo_torchrl.cli import _check_overrides, evaluate, train
+from hpo_torchrl.cli import _check_overrides, _or_exit, evaluate, train
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -265,3 +265,18 @@ def test_readme_commands_run_as_written(tmp_path):
         check=True,
         capture_output=True,
     )
+
+
+@pytest.mark.parametrize("on_top", [False, True])
+def test_an_interrupt_says_how_to_go_on(capsys, on_top):
+    def action():
+        try:
+            raise KeyboardInterrupt
+        finally:
+            if on_top:
+                raise RuntimeError("Converting a tensordict to boolean value is not permitted")
+
+    with pytest.raises(SystemExit) as stop:
+        _or_exit("hpo-train", action)
+    assert stop.value.code == 130
+    assert "resume=FOLDER" in capsys.readouterr().err

@@ -97,7 +97,9 @@ class Case:
         self.options, self.steps, self.terminates = options, steps, terminates
         self.horizon = horizon or steps
         network = {"hidden": (3,), "dtype": torch.float64} | network
-        self.policy = HybridPolicy(randomise(HybridNetwork(DIM, options, DIM, **network)))
+        self.policy = HybridPolicy(
+            randomise(HybridNetwork(DIM, options, DIM, **{"activation": "tanh"} | network))
+        )
         self.parameters = list(self.policy.parameters())
         draw = {"generator": generator, "dtype": torch.float64}
         self.start = torch.randn(STARTS, DIM, **draw)
@@ -289,7 +291,7 @@ def make(name):
         case = Case(scale=0.4, learn_scale=True)
         return case.env(1), case.policy
     env = InventoryEnv(2, batch_size=STARTS, initial_state="random", seed=3, dtype=torch.float64)
-    return env, randomise(HybridPolicy.for_env(env, hidden=(3,)), size=0.2)
+    return env, randomise(HybridPolicy.for_env(env, hidden=(3,), activation="tanh"), size=0.2)
 
 
 @pytest.mark.parametrize("route", ["functional", "general"])

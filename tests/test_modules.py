@@ -20,7 +20,6 @@ from torchrl.objectives.value import GAE
 
 from hpo_torchrl.envs import InventoryEnv
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy, make_value_network
-from hpo_torchrl.modules.networks import SoftClip
 
 close = torch.testing.assert_close
 
@@ -337,23 +336,6 @@ def test_linear_skip_adds_a_linear_map():
     close(network(x)[1] - plain(x)[1], (x @ network.skip.weight.T).unflatten(-1, (2, 2)))
 
 
-def test_the_soft_clip_is_smooth_linear_within_and_logarithmic_beyond():
-    x = torch.linspace(-100, 100, 801, dtype=torch.float64).requires_grad_()
-    inside = x.abs() <= 20
-    y = SoftClip(20.0)(x)
-    (slope,) = gradients(y, [x])
-    beyond = x.sign() * 20 * (1 + (x.abs() / 20).clamp_min(1).log())
-    close(y, torch.where(inside, x, beyond))
-    close(slope, torch.where(inside, 1.0, 20 / x.abs()))
-    assert torch.equal(SoftClip(None)(x), x)
-    far = torch.full((1, 3), 1e6)
-    for limit, same in ((20.0, False), (None, True)):
-        network = HybridNetwork(3, 2, 2, input_limit=limit)
-        torch.nn.init.normal_(network.skip.weight)
-        linear = (far @ network.skip.weight.T).unflatten(-1, (2, 2))
-        assert torch.allclose(network(far)[1], linear, rtol=1e-3) == same
-
-
 @pytest.mark.parametrize(
     ("bounds", "expected"),
     [
@@ -433,7 +415,7 @@ def test_state_dict_round_trip_restores_every_output():
     [
         ({"activation": "tahn"}, ValueError, "activation must be one of .*Did you mean 'tanh'"),
         ({"scale": -0.1}, ValueError, r"scale must be a finite number >= 0, got -0\.1"),
-        ({"input_limit": 0.0}, ValueError, "input_limit must be a finite number > 0, got 0"),
+        ({"linear_skip": "no"}, TypeError, "linear_skip must be true or false, got 'no'"),
         ({"hidden": (8, 0)}, ValueError, "hidden must be an integer >= 1, got 0"),
         ({"hidden": (8.0,)}, TypeError, "hidden must be an integer"),
     ],

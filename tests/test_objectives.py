@@ -26,7 +26,7 @@ def parts(batch_size=4, with_critic=True, **network):
     torch.manual_seed(0)
     env = InventoryEnv(2, demand_mean=2.0, fixed_cost_per_item=2.0, initial_state="random",
                        batch_size=batch_size, dtype=torch.float64, seed=0)  # fmt: skip
-    policy = perturb(HybridPolicy.for_env(env, **{"hidden": (8,)} | network))
+    policy = perturb(HybridPolicy.for_env(env, **{"hidden": (8,), "activation": "tanh"} | network))
     critic = make_value_network(env, hidden=(8,)) if with_critic else None
     batch = differentiable_rollout(env, policy, STEPS)
     if batch_size == 4:
@@ -512,17 +512,3 @@ def test_reset_parameters_recursive():
         parameter.data.add_(1000.0)
     loss.reset_parameters_recursive()
     assert all((parameter < 500.0).all() for parameter in loss.parameters())
-
-
-def test_an_interrupt_in_a_network_stays_an_interrupt():
-    policy, critic, batch = parts()
-    loss = make_loss(policy, critic)
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    handle = critic.register_forward_pre_hook(interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        loss(batch)
-    handle.remove()
-    assert all(value.isfinite() for value in loss(batch).values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -253,20 +252,12 @@ class HybridLossModule(LossModule):
             inputs = tensordict.select(*self.actor_network.in_keys)
             return self.actor_network.get_dist(inputs).logits
 
-    @contextlib.contextmanager
-    def _parameters_of(self, name: str, *, held: bool = False) -> Iterator[None]:
+    def _parameters_of(self, name: str, *, held: bool = False) -> contextlib.AbstractContextManager:
         """Put a network's parameters in place; ``held`` stops gradients to them."""
         if not self.functional:
-            yield
-            return
+            return contextlib.nullcontext()
         network = getattr(self, f"{name}_network")
         params = getattr(
             self, f"target_{name}_network_params" if held else f"{name}_network_params"
         )
-        place = params.to_module(network, preserve_module_state=False)
-        place.__enter__()
-        try:
-            yield
-        finally:
-            # Told of an interrupt, tensordict's own __exit__ would answer with another error.
-            place.__exit__(None, None, None)
+        return params.to_module(network, preserve_module_state=False)
