@@ -1,5 +1,6 @@
 """Loss modules."""
 
+from hpo_torchrl.objectives.base import HybridLossModule
 from hpo_torchrl.objectives.hpo import HPOLoss
 
-__all__ = ["HPOLoss"]
+__all__ = ["HPOLoss", "HybridLossModule"]

@@ -26,8 +26,7 @@ class HybridLossModule(LossModule):
     """A TorchRL loss with a hybrid actor and, optionally, a critic.
 
     It holds the networks (functional or not), names the entries, and estimates advantages. A
-    subclass writes ``forward`` and ``out_keys``, and repeats the class annotations of the networks
-    (TorchRL looks for them on the class itself).
+    subclass writes ``forward`` and ``out_keys``.
 
     Args:
         actor_network: a :class:`HybridPolicy`, or any module whose ``get_dist`` returns a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
@@ -94,12 +94,6 @@ class HPOLoss(HybridLossModule):
         >>> sum(value for key, value in terms.items() if key.startswith("loss_")).backward()
     """
 
-    actor_network: ProbabilisticTensorDictSequential
-    critic_network: TensorDictModule | None
-    actor_network_params: TensorDictParams
-    critic_network_params: TensorDictParams | None
-    target_actor_network_params: TensorDictParams
-    target_critic_network_params: TensorDictParams | None
     _schedulable_buffers = frozenset({"entropy_coeff", "critic_coeff", "clip_epsilon"})
 
     def __init__(
