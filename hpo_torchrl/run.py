@@ -65,6 +65,7 @@ def train_run(
         run_dir / "learning_curve.png",
         [row["update"] for row in tested],
         [row["test_cost"] for row in tested],
+        errors=[row["test_cost_se"] for row in tested],
         optimum=trainer.reference.optimal_cost,
         lower_bound=trainer.reference.lower_bound,
     )

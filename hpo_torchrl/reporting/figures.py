@@ -20,6 +20,7 @@ def plot_learning_curve(
     updates: Sequence[float],
     costs: Sequence[float],
     *,
+    errors: Sequence[float] | None = None,
     optimum: float | None = None,
     lower_bound: float | None = None,
 ) -> Path:
@@ -29,6 +30,7 @@ def plot_learning_curve(
         path: the PNG file to write.
         updates: numbers of updates.
         costs: test cost per unit and period after each.
+        errors: their standard errors: short tests are noisy, and may read below the optimum.
         optimum: cost of the optimal policy.
         lower_bound: a cost that no policy can go below.
 
@@ -37,6 +39,11 @@ def plot_learning_curve(
     """
     figure, (axes,) = _figure(1)
     axes.plot(updates, costs, color=BLUE, linewidth=1.8)
+    spread = list(errors) if errors is not None else []
+    if spread:
+        lower = [cost - 2 * error for cost, error in zip(costs, spread, strict=True)]
+        upper = [cost + 2 * error for cost, error in zip(costs, spread, strict=True)]
+        axes.fill_between(updates, lower, upper, color=BLUE, alpha=0.2, linewidth=0)
     floor = optimum if optimum is not None else lower_bound
     if floor is not None and costs:
         label = "optimum" if optimum is not None else "lower bound"
@@ -55,7 +62,7 @@ def plot_learning_curve(
             axes.set_ylim(bottom=0.93 * floor)
     if costs:
         axes.annotate(
-            f"test cost {costs[-1]:.3f}",
+            f"short test {costs[-1]:.2f}" + (f" \u00b1 {spread[-1]:.2f}" if spread else ""),
             (updates[-1], costs[-1]),
             xytext=(0, 10),
             textcoords="offset points",
