@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_dtype, check_int, check_sizes
+from hpo_torchrl.envs._specs import set_hybrid_specs
 
 State = Mapping[str, Tensor]
 Action = Mapping[str, Tensor]
-
-_HALF_OPEN_SPAN = 100.0
 
 
 class DifferentiableEnv(EnvBase):
@@ -109,7 +107,7 @@ class DifferentiableEnv(EnvBase):
         self.cost_units = 1.0
         self.noise_shape = tuple(noise_shape)
         self.state_names = (*state_shapes, "step")
-        self._make_specs(state_shapes, observation_dim)
+        set_hybrid_specs(self, state_shapes, observation_dim)
         self.rng = torch.Generator(device=self.device or "cpu")
         if seed is None:
             seed = int(torch.randint(2**31 - 1, ()).item())
@@ -279,47 +277,3 @@ class DifferentiableEnv(EnvBase):
 
     def _step_zero(self) -> Tensor:
         return torch.zeros((*self.batch_size, 1), dtype=torch.int64, device=self.device)
-
-    def _make_specs(self, state_shapes: Mapping[str, Sequence[int]], observation_dim: int) -> None:
-        batch = self.batch_size
-        place = {"device": self.device, "dtype": self.float_dtype}
-        state = {
-            key: Unbounded(shape=(*batch, *shape), **place) for key, shape in state_shapes.items()
-        }
-        state["step"] = Unbounded(shape=(*batch, 1), dtype=torch.int64, device=self.device)
-        self.state_spec = Composite(state, shape=batch, device=self.device)
-        self.observation_spec = Composite(
-            {key: spec.clone() for key, spec in state.items()},
-            observation=Unbounded(shape=(*batch, observation_dim), **place),
-            shape=batch,
-            device=self.device,
-        )
-        low, high = self.continuous_bounds
-        span = _HALF_OPEN_SPAN * self.action_scale.expand(*batch, self.continuous_dim)
-        if low is None and high is None:
-            continuous: Unbounded | Bounded = Unbounded(shape=span.shape, **place)
-        else:
-            lower = torch.full_like(span, low) if low is not None else -span + (high or 0.0)
-            upper = torch.full_like(span, high) if high is not None else span + (low or 0.0)
-            continuous = Bounded(low=lower, high=upper, shape=span.shape, **place)
-        self.action_spec = Composite(
-            action=Composite(
-                discrete=Categorical(
-                    self.num_options, shape=batch, dtype=torch.int64, device=self.device
-                ),
-                continuous=continuous,
-                shape=batch,
-                device=self.device,
-            ),
-            shape=batch,
-            device=self.device,
-        )
-        self.reward_spec = Unbounded(shape=(*batch, 1), **place)
-        self.full_done_spec = Composite(
-            {
-                key: Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=self.device)
-                for key in ("done", "terminated", "truncated")
-            },
-            shape=batch,
-            device=self.device,
-        )
