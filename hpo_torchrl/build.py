@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpo_torchrl._checks import check_choice, check_int, did_you_mean
+from hpo_torchrl._checks import check_choice, check_int, did_you_mean, first_line
 from hpo_torchrl.algorithms import HPO, Algorithm
 from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network
@@ -126,9 +126,8 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device={device!r} cannot be used here ({reason}); use device=cpu."
+            f"device={device!r} cannot be used here ({first_line(error)}); use device=cpu."
         ) from error
 
 
@@ -143,8 +142,9 @@ def _load_tensor(key: str, path: str | Path) -> torch.Tensor:
             return torch.from_numpy(np.load(path, allow_pickle=False))
         content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ValueError(f"{key}={str(path)!r} cannot be read as numbers: {reason}") from error
+        raise ValueError(
+            f"{key}={str(path)!r} cannot be read as numbers: {first_line(error)}"
+        ) from error
     if not isinstance(content, torch.Tensor):
         raise ValueError(
             f"{key}={str(path)!r} must hold one tensor, got a {type(content).__name__}."

@@ -9,7 +9,7 @@ from typing import Any
 from torchrl.checkpoint import Checkpoint as TorchRLCheckpoint
 from torchrl.checkpoint import CheckpointRotation, GlobalRNGState
 
-from hpo_torchrl._checks import check_int
+from hpo_torchrl._checks import check_int, first_line
 
 _SUFFIX = ".torchrl"
 
@@ -121,8 +121,7 @@ class Checkpoint:
             if others
             else "No other checkpoint is left: start the run anew in another folder."
         )
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return CheckpointError(f"{path} is damaged or incomplete ({reason}). {fix}")
+        return CheckpointError(f"{path} is damaged or incomplete ({first_line(error)}). {fix}")
 
 
 def _step(path: Path) -> int:
