@@ -1,4 +1,4 @@
-"""The commands ``hpo-train`` and ``hpo-eval``."""
+"""The commands ``hpo-train``, ``hpo-eval`` and ``hpo-gradients``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hpo_torchrl._checks import did_you_mean
 from hpo_torchrl.algorithms import NonFiniteError
-from hpo_torchrl.reporting import format_summary
-from hpo_torchrl.run import evaluate_run, load_config, train_run
+from hpo_torchrl.reporting import format_gradients, format_summary
+from hpo_torchrl.run import evaluate_run, gradients_run, load_config, train_run
 from hpo_torchrl.training import CheckpointError
 
 _PACKAGE = Path(__file__).parent
@@ -54,6 +54,51 @@ def evaluate() -> None:
     _or_exit(
         "hpo-eval", lambda: print(format_summary(evaluate_run(given.run_dir, device=given.device)))
     )
+
+
+def gradients() -> None:
+    """Measure gradient estimators from the command line: ``hpo-gradients DIR``, or settings."""
+    parser = argparse.ArgumentParser(
+        prog="hpo-gradients",
+        description="Compare gradient estimators: signal, noise, alignment and bias of each.",
+    )
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="DIR | KEY=VALUE",
+        help="folder of a run, whose newest checkpoint is measured; or settings as of hpo-train, "
+        "whose untrained policy is",
+    )
+    parser.add_argument("--output", metavar="DIR", help="folder of gradients.csv and gradients.png")
+    parser.add_argument("--batches", type=int, default=40, help="batches per estimator")
+    parser.add_argument("--reference", type=int, default=160, help="batches of the reference")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the batches")
+    given = parser.parse_args()
+    _or_exit("hpo-gradients", lambda: _gradients(given))
+
+
+def _gradients(given: argparse.Namespace) -> None:
+    run_dir = None
+    if len(given.what) == 1 and "=" not in given.what[0]:
+        run_dir = Path(given.what[0])
+        config = load_config(run_dir)
+    else:
+        _check_overrides(given.what, "hpo-gradients")
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed = compose("train", given.what)
+        settings: Any = OmegaConf.to_container(composed, resolve=True)
+        config = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
+    output = Path(given.output) if given.output else run_dir or Path(".")
+    report = gradients_run(
+        config,
+        run_dir,
+        output_dir=output,
+        num_batches=given.batches,
+        num_reference=given.reference,
+        seed=given.seed,
+    )
+    print(format_gradients(report.rows, ceiling=report.ceiling, num_reference=report.num_reference))
+    print(f"\nwritten: {output / 'gradients.csv'}, {output / 'gradients.png'}")
 
 
 def _train(config: DictConfig, overrides: list[str]) -> None:
@@ -103,7 +148,7 @@ def _check_same(saved: dict[str, Any], settings: dict[str, Any], overrides: list
             )
 
 
-def _check_overrides(arguments: list[str]) -> None:
+def _check_overrides(arguments: list[str], command: str = "hpo-train") -> None:
     """Give unknown keys and unreadable values an error that names key, value and fix."""
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if len(overrides) != len(arguments):
@@ -112,7 +157,7 @@ def _check_overrides(arguments: list[str]) -> None:
         try:
             compose("train", overrides)
         except (HydraException, OmegaConfBaseException) as error:
-            _exit("hpo-train", _explain(str(error), overrides))
+            _exit(command, _explain(str(error), overrides))
 
 
 def _explain(message: str, overrides: list[str]) -> str:

@@ -8,12 +8,20 @@ from typing import Any
 
 import torch
 import yaml
+from tqdm import tqdm
 
 from hpo_torchrl._checks import check_int
+from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.build import build_algorithm, build_tests, call_with
+from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
 from hpo_torchrl.envs import InventoryEnv
 from hpo_torchrl.oracles import s_S_cost
-from hpo_torchrl.reporting import plot_inventory_policy, plot_learning_curve
+from hpo_torchrl.reporting import (
+    plot_gradients,
+    plot_inventory_policy,
+    plot_learning_curve,
+    write_gradients,
+)
 from hpo_torchrl.training import (
     CheckpointError,
     Trainer,
@@ -106,6 +114,81 @@ def evaluate_run(run_dir: str | Path, *, device: str | None = None) -> dict[str,
     trainer.checkpoint.config = load_config(run_dir)
     trainer.restore()
     return trainer.summary() | _describe_policy(trainer, None)
+
+
+def gradients_run(
+    config: Mapping[str, Any],
+    run_dir: str | Path | None = None,
+    *,
+    output_dir: str | Path | None = None,
+    num_batches: int = 40,
+    num_reference: int = 160,
+    seed: int = 0,
+    progress: bool = True,
+) -> GradientReport:
+    """Measure the gradient estimators on a configured problem; see :func:`gradient_report`.
+
+    Args:
+        config: the resolved configuration.
+        run_dir: folder of a run whose newest checkpoint is measured; ``None`` measures the
+            untrained policy.
+        output_dir: where ``gradients.csv`` and ``gradients.png`` go; ``None`` writes nothing.
+        num_batches: gradients per estimator.
+        num_reference: batches behind the reference gradient.
+        seed: seed of the batches.
+        progress: whether to show a progress bar.
+
+    Raises:
+        CheckpointError: the folder holds no run, or its checkpoint is damaged.
+        ValueError: a value of the configuration is refused, or its algorithm has no simulator
+            gradients.
+    """
+    check_int("seed", seed, minimum=0)
+    if run_dir is None:
+        torch.set_num_threads(
+            check_int("trainer.num_threads", config["trainer"]["num_threads"], minimum=1)
+        )
+        algorithm = build_algorithm(config)
+    else:
+        trainer = _build({**config, "logger": {"backend": None}}, Path(run_dir))
+        trainer.checkpoint.config = dict(config)
+        trainer.restore()
+        algorithm = trainer.algorithm
+    if not isinstance(algorithm, HPO):
+        raise ValueError(
+            "Gradients are measured of algorithms that roll out differentiably (algorithm=hpo), "
+            f"got {config['algorithm']['name']!r}."
+        )
+    torch.manual_seed(seed)
+    algorithm.env.set_seed(seed)
+    if run_dir is None:
+        algorithm.scaler.observe(algorithm.collector.collect().get(("next", "reward")))
+    sampler = GradientSampler(
+        algorithm.collector,
+        algorithm.critic,
+        gae_lambda=config["algorithm"]["gae_lambda"],
+        reward_units=algorithm.reward_units,
+    )
+    report = gradient_report(
+        sampler,
+        num_batches=num_batches,
+        num_reference=num_reference,
+        progress=lambda loop: iter(
+            tqdm(
+                loop,
+                total=num_batches + num_reference,
+                unit="batch",
+                disable=not progress,
+                dynamic_ncols=True,
+            )
+        ),
+    )
+    if output_dir is not None:
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_gradients(folder / "gradients.csv", report.rows)
+        plot_gradients(folder / "gradients.png", report.rows, ceiling=report.ceiling)
+    return report
 
 
 def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:

@@ -129,7 +129,7 @@ def test_demand_traces_from_a_file(tmp_path, monkeypatch, suffix):
         (["seed=-1"], ["seed must be an integer >= 0"]),
         (["dtype=float16x"], ["dtype must be one of", "'float32'"]),
         (["device=gpu7"], ["device='gpu7' cannot be used"]),
-        (["algorithm.cross_term=no"], ["cross_term must be true or false", "'no'"]),
+        (["algorithm.cross_term=no"], ["cross_term must be true, false or", "'no'"]),
         (["algorithm.entropy_coeff=abc"], ["entropy_coeff must be", "'abc'"]),
         (["algorithm.clip_epsilon=abc"], ["clip_epsilon must be", "'abc'"]),
         (["policy.shared_trunk=off"], ["shared_trunk must be true or false"]),

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hpo_torchrl"
 MODULES = sorted(m.name for m in pkgutil.walk_packages(hpo_torchrl.__path__, "hpo_torchrl."))
 ROOMS = ("envs", "modules", "objectives", "oracles", "reporting")
-FLOORS = [set(ROOMS), {"collectors"}, {"algorithms"}, {"training"}, {"build"}, {"run"}, {"cli"}]
+FLOORS = [set(ROOMS), {"collectors"}, {"algorithms", "diagnostics"}, {"training"}, {"build"}, {"run"}, {"cli"}]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -80,9 +80,14 @@ class RewardScaler(nn.Module):
         self.variance.lerp_(reward.var(correction=0) + (1.0 - share) * shift**2, share)
         self.mean.add_(share * shift)
 
+    @property
+    def scale(self) -> Tensor:
+        """The running standard deviation, kept away from 0."""
+        return self.variance.sqrt().clamp_min(1e-8)
+
     def forward(self, reward: Tensor) -> Tensor:
         """Return the scaled rewards; gradients flow."""
-        return reward / self.variance.sqrt().clamp_min(1e-8).to(reward.dtype)
+        return reward / self.scale.to(reward.dtype)
 
 
 def clip_gradients(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_choice, check_float, check_int
@@ -42,7 +42,8 @@ class HPO(Algorithm):
         reset_fraction: share of systems restarted at each window, so that rare states are seen.
         discount: gamma, of advantages and of gradients through transitions.
         gae_lambda: lambda of the advantage estimator.
-        cross_term: whether continuous actions are credited for the later choices they cause.
+        cross_term: whether continuous actions are credited for the later choices they cause:
+            ``True``, ``False`` or ``"adaptive"``, see :class:`HPOLoss`.
         learning_rate: Adam's step size at the start.
         learning_rate_schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
         learning_rate_final: share of ``learning_rate`` that is left at the end.
@@ -80,7 +81,7 @@ class HPO(Algorithm):
         reset_fraction: float = 0.1,
         discount: float = 0.99,
         gae_lambda: float = 0.95,
-        cross_term: bool = True,
+        cross_term: bool | str = True,
         learning_rate: float = 2e-3,
         learning_rate_schedule: str = "cosine",
         learning_rate_final: float = 0.01,
@@ -129,7 +130,7 @@ class HPO(Algorithm):
         )
         self.discount = discount
         self.scaler = RewardScaler().to(env.device or "cpu")
-        self.groups = _groups(policy, critic)
+        self.groups = policy.parameter_groups() | {"critic": dict(critic.named_parameters())}
         self.optimizer = torch.optim.Adam(
             [{"params": list(named.values())} for named in self.groups.values()],
             lr=learning_rate,
@@ -152,8 +153,8 @@ class HPO(Algorithm):
         check_finite({"the reward ('next', 'reward')": reward})
         cost = -float(reward.detach().mean()) / getattr(self.env, "cost_units", 1.0)
         self.scaler.observe(reward)
-        reward = self.scaler(reward)
-        batch.set(("next", "reward"), reward - self._average_reward(batch, reward.detach()))
+        scale, shift = self.reward_units(batch)
+        batch.set(("next", "reward"), reward / scale - shift)
         held = self.loss.add_advantage(batch)
         for key in ("advantage", "value_target"):
             batch.set(key, held.get(key))
@@ -163,6 +164,11 @@ class HPO(Algorithm):
         metrics |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
         metrics |= {"cost": cost, "learning_rate": self.optimizer.param_groups[0]["lr"]}
         return metrics | self._minibatches(held)
+
+    def reward_units(self, batch: TensorDictBase) -> tuple[Tensor, Tensor | float]:
+        """Return the scale and shift by which a batch is learned: ``reward / scale - shift``."""
+        reward = batch.get(("next", "reward")).detach()
+        return self.scaler.scale.to(reward.dtype), self._average_reward(batch, self.scaler(reward))
 
     def anneal(self, progress: float) -> None:
         """Anneal learning rate and entropy bonus."""
@@ -180,14 +186,15 @@ class HPO(Algorithm):
         self.detached_loss.entropy_coeff.fill_(bonus)
 
     def components(self) -> dict[str, Any]:
-        """Return policy, critic, optimizer, reward scale and collector."""
+        """Return policy, critic, optimizer, reward scale, collector and cross-term weight."""
+        weight = self.loss.cross_term_weight
         return {
             "policy": self.policy,
             "critic": self.critic,
             "optimizer": self.optimizer,
             "reward_scaler": self.scaler,
             "collector": self.collector,
-        }
+        } | ({} if weight is None else {"cross_term_weight": weight})
 
     @torch.no_grad()
     def _average_reward(self, batch: TensorDictBase, reward: Tensor) -> Tensor | float:
@@ -232,15 +239,3 @@ class HPO(Algorithm):
         norms = clip_gradients(self.groups, self.max_grad_norm)
         self.optimizer.step()
         return norms
-
-
-def _groups(policy: HybridPolicy, critic: TensorDictModule) -> dict[str, dict[str, nn.Parameter]]:
-    """Split the parameters into discrete, continuous (all else of the policy) and critic."""
-    discrete = {id(p) for p in getattr(policy.network, "discrete", nn.Identity()).parameters()}
-    named = dict(policy.named_parameters())
-    groups = {
-        "discrete": {name: p for name, p in named.items() if id(p) in discrete},
-        "continuous": {name: p for name, p in named.items() if id(p) not in discrete},
-        "critic": dict(critic.named_parameters()),
-    }
-    return {component: parameters for component, parameters in groups.items() if parameters}

@@ -1,6 +1,13 @@
 """Differentiable data: rollouts and a collector that keep the graph."""
 
+from hpo_torchrl.collectors.branching import branched_returns
 from hpo_torchrl.collectors.collector import DifferentiableCollector
 from hpo_torchrl.collectors.rollout import differentiable_rollout
+from hpo_torchrl.collectors.straight_through import straight_through_rollout
 
-__all__ = ["DifferentiableCollector", "differentiable_rollout"]
+__all__ = [
+    "DifferentiableCollector",
+    "branched_returns",
+    "differentiable_rollout",
+    "straight_through_rollout",
+]

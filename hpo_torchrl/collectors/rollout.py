@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,10 +12,15 @@ from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_choice, check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
-from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.modules import HybridAction, HybridPolicy
 
 ROUTES = ("auto", "functional", "general")
 _PARAMETERS = ("logits", "loc", "scale")
+# From the state, the observation and one step's noise to the action and what env.advance returns.
+Transition = Callable[
+    [Mapping[str, Tensor], Tensor],
+    tuple[HybridAction, dict[str, Tensor], Tensor, Tensor | None],
+]
 
 
 def differentiable_rollout(
@@ -71,48 +77,43 @@ def differentiable_rollout(
     check_int("num_steps", num_steps, minimum=1)
     check_float("discount", discount, minimum=0.0, maximum=1.0, strict=True)
     check_choice("route", route, ROUTES)
-    functional = (
-        isinstance(env, DifferentiableEnv)
-        and isinstance(policy, HybridPolicy)
-        and policy.mask_key is None
-        and policy.observation_key == "observation"
-    )
-    if route == "functional" and not functional:
-        raise TypeError(
-            "The functional route needs a DifferentiableEnv and a HybridPolicy that reads "
-            f"'observation' without a mask, got {type(env).__name__} and {type(policy).__name__}; "
-            "use route='auto' or 'general'."
-        )
+    functional = _is_functional(env, policy)
+    if route == "functional":
+        check_functional("The functional route", env, policy, "use route='auto' or 'general'")
     start = env.reset() if tensordict is None else tensordict.copy()
     if isinstance(env, DifferentiableEnv):
-        noise = _check_noise(env, start, num_steps, noise)
+        noise = noise_of(env, start, num_steps, noise)
     elif noise is not None:
         raise ValueError(
             f"noise can be given only to a DifferentiableEnv; {type(env).__name__} draws its own."
         )
     if functional and noise is not None and route != "general":
-        steps = _functional_route(env, policy, num_steps, start, noise, discount)
-    else:
-        steps = _general_route(env, policy, num_steps, start, noise, discount)
+
+        def transition(carried: Mapping[str, Tensor], step_noise: Tensor) -> tuple:
+            action = policy.act(carried["observation"])
+            chosen = {"discrete": action.discrete, "continuous": action.continuous}
+            return action, *env.advance(carried, chosen, step_noise)
+
+        return unroll(env, transition, start, noise, discount)
+    steps = _general_route(env, policy, num_steps, start, noise, discount)
     return steps.refine_names(..., "time")
 
 
-def _functional_route(
+def unroll(
     env: DifferentiableEnv,
-    policy: HybridPolicy,
-    num_steps: int,
+    transition: Transition,
     start: TensorDictBase,
     noise: Tensor,
     discount: float,
 ) -> TensorDict:
+    """Apply ``transition`` once per step of noise, with resets, and build the tensordict."""
     time = len(env.batch_size)
     carried = {key: start.get(key) for key in (*env.state_names, "observation")}
     never = torch.zeros((*env.batch_size, 1), dtype=torch.bool, device=env.device)
     history: list[dict[str, Tensor]] = []
     for step, step_noise in enumerate(noise.unbind(time)):
-        action = policy.act(carried["observation"])
+        action, after, reward, over = transition(carried, step_noise)
         chosen = {"discrete": action.discrete, "continuous": action.continuous}
-        after, reward, over = env.advance(carried, chosen, step_noise)
         after["observation"] = env.observe(after)
         row = {**carried, **chosen, "reward": reward, "over": never if over is None else over}
         if action.log_prob is not None and action.discrete_log_prob is not None:
@@ -120,15 +121,14 @@ def _functional_route(
             row["discrete_log_prob"] = action.discrete_log_prob
         history.append({**row, **{("next " + key): value for key, value in after.items()}})
         carried = {key: _discount_gradient(value, discount) for key, value in after.items()}
-        if over is not None and step < num_steps - 1 and bool(over.any()):
+        if over is not None and step < noise.shape[time] - 1 and bool(over.any()):
             fresh = env._reset()
             carried = {
-                key: torch.where(_expand(over, value), fresh.get(key), value)
+                key: torch.where(expand_mask(over, value), fresh.get(key), value)
                 for key, value in carried.items()
             }
-    return _assemble(
-        env, {key: torch.stack([row[key] for row in history], time) for key in history[0]}
-    )
+    stacked = {key: torch.stack([row[key] for row in history], time) for key in history[0]}
+    return _assemble(env, stacked).refine_names(..., "time")
 
 
 def _assemble(env: DifferentiableEnv, stacked: dict[str, Tensor]) -> TensorDict:
@@ -203,13 +203,33 @@ def _discount_gradient(value: Tensor, discount: float) -> Tensor:
     return _ScaleGradient.apply(value, discount)
 
 
-def _expand(mask: Tensor, value: Tensor) -> Tensor:
+def expand_mask(mask: Tensor, value: Tensor) -> Tensor:
+    """Append dimensions to a mask ``(*B, 1)`` until it broadcasts with an entry."""
     return mask.reshape(*mask.shape, *(1,) * (value.ndim - mask.ndim))
 
 
-def _check_noise(
+def _is_functional(env: EnvBase, policy: HybridPolicy) -> bool:
+    return (
+        isinstance(env, DifferentiableEnv)
+        and isinstance(policy, HybridPolicy)
+        and policy.mask_key is None
+        and policy.observation_key == "observation"
+    )
+
+
+def check_functional(name: str, env: EnvBase, policy: HybridPolicy, fix: str) -> None:
+    """Raise a ``TypeError`` if env and policy cannot be unrolled on plain tensors."""
+    if not _is_functional(env, policy):
+        raise TypeError(
+            f"{name} needs a DifferentiableEnv and a HybridPolicy that reads 'observation' "
+            f"without a mask, got {type(env).__name__} and {type(policy).__name__}; {fix}."
+        )
+
+
+def noise_of(
     env: DifferentiableEnv, start: TensorDictBase, num_steps: int, noise: Tensor | None
 ) -> Tensor:
+    """Return the noise given for a rollout, checked, or draw it."""
     if noise is None:
         return env.sample_noise(num_steps, {"step": start.get("step")})
     expected = (*env.batch_size, num_steps, *env.noise_shape)

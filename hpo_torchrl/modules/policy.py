@@ -225,6 +225,16 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         """Whether log-probabilities are written."""
         return self[-1].return_log_prob
 
+    def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Parameters by name, by component: ``"discrete"``, and ``"continuous"`` for all else."""
+        discrete = {id(p) for p in getattr(self.network, "discrete", nn.Identity()).parameters()}
+        named = dict(self.named_parameters())
+        groups = {
+            "discrete": {name: p for name, p in named.items() if id(p) in discrete},
+            "continuous": {name: p for name, p in named.items() if id(p) not in discrete},
+        }
+        return {component: parameters for component, parameters in groups.items() if parameters}
+
     def distribution(self, observation: Tensor, mask: Tensor | None = None) -> HybridDistribution:
         """Return the action distribution at ``observation``, on plain tensors."""
         logits, loc, scale = self.network(observation)

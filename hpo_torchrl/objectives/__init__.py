@@ -1,6 +1,7 @@
 """Loss modules."""
 
 from hpo_torchrl.objectives.base import HybridLossModule
+from hpo_torchrl.objectives.cross_weight import CrossTermWeight
 from hpo_torchrl.objectives.hpo import HPOLoss
 
-__all__ = ["HPOLoss", "HybridLossModule"]
+__all__ = ["CrossTermWeight", "HPOLoss", "HybridLossModule"]

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torchrl.objectives import LossModule, ValueEstimators
 from torchrl.objectives.utils import dispatch_value_estimator
@@ -19,6 +19,7 @@ from torchrl.objectives.value.functional import reward2go
 
 from hpo_torchrl._checks import check_choice, check_float
 
+BASELINES = ("leave_one_out",)
 _REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -32,7 +33,10 @@ class HybridLossModule(LossModule):
         actor_network: a :class:`HybridPolicy`, or any module whose ``get_dist`` returns a
             :class:`HybridDistribution`.
         critic_network: maps the observation to ``"state_value"``; ``None`` uses Monte-Carlo
-            returns without a baseline.
+            returns.
+        baseline: what is taken off Monte-Carlo returns: ``None``, or ``"leave_one_out"``, the mean
+            return of the batch's other rollouts from the same step (Kool, van Hoof & Welling
+            2019); it knows nothing of this rollout's options, so it adds no bias.
         functional: whether parameters are held as a ``TensorDictParams``.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"``.
     """
@@ -45,6 +49,7 @@ class HybridLossModule(LossModule):
             discrete_action: the options taken, int64 ``(*B, T)``.
             sample_log_prob: their log-probabilities when sampled; where absent, today's are used.
             advantage: the advantage; where absent, the value estimator computes it.
+            action_value: estimates of Q for every option, float ``(*B, T, M)``; optional.
             value_target: the critic's target.
             value: the critic's output.
             reward: the reward, in ``"next"``.
@@ -55,6 +60,7 @@ class HybridLossModule(LossModule):
         discrete_action: NestedKey = ("action", "discrete")
         sample_log_prob: NestedKey = "discrete_log_prob"
         advantage: NestedKey = "advantage"
+        action_value: NestedKey = "action_value"
         value_target: NestedKey = "value_target"
         value: NestedKey = "state_value"
         reward: NestedKey = "reward"
@@ -83,6 +89,7 @@ class HybridLossModule(LossModule):
         actor_network: ProbabilisticTensorDictSequential,
         critic_network: TensorDictModule | None = None,
         *,
+        baseline: str | None = None,
         functional: bool = True,
         reduction: str | None = None,
     ) -> None:
@@ -100,6 +107,11 @@ class HybridLossModule(LossModule):
             self.critic_network = critic_network
             self.critic_network_params = self.target_critic_network_params = None
         self.reduction = check_choice("reduction", reduction or "mean", _REDUCTIONS)
+        self.baseline = None if baseline is None else check_choice("baseline", baseline, BASELINES)
+        if baseline is not None and critic_network is not None:
+            raise ValueError(
+                f"baseline={baseline!r} takes the place of a critic; leave critic_network out."
+            )
         self._monte_carlo_gamma = 1.0
 
     @property
@@ -200,7 +212,10 @@ class HybridLossModule(LossModule):
             self.entry(held, ("next", key)) for key in (keys.reward, keys.done, keys.terminated)
         )
         if self.critic_network is None:
-            return held.set(keys.advantage, reward2go(reward, done, self.discount))
+            returns = reward2go(reward, done, self.discount)
+            if self.baseline == "leave_one_out":
+                returns = _leave_one_out(returns)
+            return held.set(keys.advantage, returns)
         for key in self.critic_network.in_keys:
             self.entry(held, key)
             self.entry(held, ("next", key))
@@ -241,15 +256,21 @@ class HybridLossModule(LossModule):
         with self._parameters_of("critic", held=held):
             return network(tensordict.select(*network.in_keys)).get(self.tensor_keys.value)
 
-    def _logits(self, tensordict: TensorDictBase) -> Tensor:
-        """Normalised log-probabilities of the options, ``(*B, T, M)``."""
-        with self._parameters_of("actor"):
-            for key in self.actor_network.in_keys:
-                self.entry(tensordict, key)
-            if hasattr(self.actor_network, "discrete_logits"):
-                return self.actor_network.discrete_logits(tensordict)
-            inputs = tensordict.select(*self.actor_network.in_keys)
-            return self.actor_network.get_dist(inputs).logits
+    def _logits(self, tensordict: TensorDictBase, *, held: bool = False) -> Tensor:
+        """Normalised log-probabilities of the options, ``(*B, T, M)``; ``held`` as above."""
+        for key in self.actor_network.in_keys:
+            self.entry(tensordict, key)
+        if held and not self.functional:
+            network: Any = _Logits(self.actor_network)
+            parameters = {name: value.detach() for name, value in network.named_parameters()}
+            return functional_call(network, parameters, (tensordict,))
+        with self._parameters_of("actor", held=held):
+            return _logits_of(self.actor_network, tensordict)
+
+    def _actor_parameters(self) -> list[Tensor]:
+        if not self.functional:
+            return list(self.actor_network.parameters())
+        return list(self.actor_network_params.values(True, True))
 
     def _parameters_of(self, name: str, *, held: bool = False) -> contextlib.AbstractContextManager:
         """Put a network's parameters in place; ``held`` stops gradients to them."""
@@ -260,3 +281,32 @@ class HybridLossModule(LossModule):
             self, f"target_{name}_network_params" if held else f"{name}_network_params"
         )
         return params.to_module(network, preserve_module_state=False)
+
+
+class _Logits(nn.Module):
+    """The log-probabilities of an actor as a module, for ``functional_call``."""
+
+    def __init__(self, actor: ProbabilisticTensorDictSequential) -> None:
+        super().__init__()
+        self.actor = actor
+
+    def forward(self, tensordict: TensorDictBase) -> Tensor:
+        return _logits_of(self.actor, tensordict)
+
+
+def _logits_of(actor: Any, tensordict: TensorDictBase) -> Tensor:
+    if hasattr(actor, "discrete_logits"):
+        return actor.discrete_logits(tensordict)
+    return actor.get_dist(tensordict.select(*actor.in_keys)).logits
+
+
+def _leave_one_out(returns: Tensor) -> Tensor:
+    """Returns ``(*B, T, 1)`` less the mean of the other rollouts' at the same step."""
+    rows = returns.reshape(-1, *returns.shape[-2:])
+    if len(rows) < 2:
+        raise ValueError(
+            "baseline='leave_one_out' compares a rollout with the others of the batch, got a "
+            "single one; collect at least two at once."
+        )
+    others = (rows.sum(0) - rows) / (len(rows) - 1)
+    return (rows - others).reshape(returns.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
@@ -11,7 +13,9 @@ from torchrl.objectives import distance_loss
 
 from hpo_torchrl._checks import check_bool, check_choice, check_float
 from hpo_torchrl.objectives.base import HybridLossModule
+from hpo_torchrl.objectives.cross_weight import CrossTermWeight
 
+CROSS_TERMS = {True: "on", False: "off"} | {name: name for name in ("on", "off", "adaptive")}
 _DISTANCES = ("l1", "l2", "smooth_l1")
 _NO_GRADIENT = (
     "The rewards {key!r} carry no gradient, so there is no pathwise term. Usual causes: the batch "
@@ -46,6 +50,10 @@ class HPOLoss(HybridLossModule):
     *Exact mode*, unbiased for the undiscounted sum of a finite horizon: ``clip_epsilon=None`` and
     either no critic (Monte-Carlo returns) or ``make_value_estimator(gamma=1, lmbda=1)``.
 
+    Where the batch holds ``"action_value"``, an estimate of Q for every option ``(*B, T, M)``
+    (:func:`~hpo_torchrl.collectors.branched_returns`), score function and cross term are taken in
+    expectation over the options instead of at the sampled one; clipping does not apply to it.
+
     Where a window ends in a state that is not terminal, the pathwise term goes on with the
     critic's value of that state, differentiated through the state with the critic's parameters
     held (Xu et al. 2022, SHAC).
@@ -56,8 +64,11 @@ class HPOLoss(HybridLossModule):
         critic_network: maps the observation to ``"state_value"``; ``None`` uses Monte-Carlo
             returns without a baseline.
         pathwise: whether to compute the pathwise term; without it the data may be detached.
-        cross_term: whether the cross term is in ``loss_objective``. Without it the gradient is
-            biased, with less variance.
+        cross_term: ``True`` (or ``"on"``): the cross term is in ``loss_objective``. ``False``
+            (``"off"``): without it the gradient is biased, with less variance. ``"adaptive"``:
+            weighted by its signal and noise, see :class:`CrossTermWeight`; this backpropagates
+            twice more through the rollout.
+        baseline: without a critic, what is taken off the returns; see :class:`HybridLossModule`.
         clip_epsilon: clipping range of the ratio of discrete probabilities; ``None`` uses the
             log-probability itself.
         entropy_coeff: weight of the entropy of the discrete choice; ``None`` drops the term.
@@ -102,7 +113,8 @@ class HPOLoss(HybridLossModule):
         critic_network: TensorDictModule | None = None,
         *,
         pathwise: bool = True,
-        cross_term: bool = True,
+        cross_term: bool | str = True,
+        baseline: str | None = None,
         clip_epsilon: float | None = 0.2,
         entropy_coeff: float | None = 0.0,
         entropy_in_advantage_units: bool = True,
@@ -112,9 +124,16 @@ class HPOLoss(HybridLossModule):
         reduction: str | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(actor_network, critic_network, functional=functional, reduction=reduction)
+        super().__init__(
+            actor_network,
+            critic_network,
+            baseline=baseline,
+            functional=functional,
+            reduction=reduction,
+        )
         self.pathwise = check_bool("pathwise", pathwise)
-        self.cross_term = check_bool("cross_term", cross_term)
+        self.cross_term = check_cross_term(cross_term)
+        self.cross_term_weight = CrossTermWeight() if self.cross_term == "adaptive" else None
         self.entropy_in_advantage_units = entropy_in_advantage_units
         self.loss_critic_type = check_choice("loss_critic_type", loss_critic_type, _DISTANCES)
         coefficients = {
@@ -141,6 +160,7 @@ class HPOLoss(HybridLossModule):
                 *(["loss_critic"] if critic else []),
                 *(["loss_entropy"] if self.entropy_coeff is not None else []),
                 *("entropy", "kl_approx"),
+                *(["cross_term_weight"] if self.cross_term == "adaptive" else []),
                 *(["clip_fraction"] if clipped else []),
                 *(["explained_variance"] if critic else []),
             ]
@@ -166,13 +186,23 @@ class HPOLoss(HybridLossModule):
         if self.pathwise:
             terms["loss_pathwise"] = -self._pathwise(tensordict)
 
-        # The cross term is the dependence of the log-probability on the state: attached or not.
-        logits = self._logits(tensordict if self.cross_term else held)
+        # The cross term is the dependence of the log-probabilities on the state: attached or not.
+        attached = self.cross_term == "on"
+        logits = self._logits(tensordict if attached else held)
+        action_value = held.get(keys.action_value, None)
+        if self.cross_term == "adaptive":
+            logits = self._add_weighted_cross(logits, tensordict, held, action_value)
         log_prob = logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1)
         old = held.get(keys.sample_log_prob, None)
         log_ratio = log_prob - (log_prob.detach() if old is None else old)
-        terms["loss_objective"] = -self._score_function(log_prob, log_ratio, advantage)
+        if action_value is None:
+            objective = self._score_function(log_prob, log_ratio, advantage)
+        else:
+            objective = _expectation(logits, action_value)
+        terms["loss_objective"] = -objective
         notes = {"kl_approx": -self._mean(log_ratio, held)}
+        if self.cross_term_weight is not None:
+            notes["cross_term_weight"] = self.cross_term_weight.weight
         if self.clip_epsilon is not None:
             beyond = (log_ratio.exp() - 1.0).abs() > self.clip_epsilon
             notes["clip_fraction"] = self._mean(beyond.to(log_ratio.dtype), held)
@@ -187,7 +217,7 @@ class HPOLoss(HybridLossModule):
             notes["explained_variance"] = 1.0 - residual / spread
 
         # The bonus is for exploring here, not for steering towards states of high entropy.
-        if self.cross_term and self.entropy_coeff is not None:
+        if self.cross_term != "off" and self.entropy_coeff is not None:
             logits = self._logits(held)
         entropy = -(logits.exp() * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(-1)
         if self.entropy_coeff is not None:
@@ -220,6 +250,26 @@ class HPOLoss(HybridLossModule):
         beyond = torch.zeros_like(reward[..., 0]).masked_scatter(ends, value)
         return reward.squeeze(-1) + self.discount * beyond
 
+    def _add_weighted_cross(
+        self,
+        logits: Tensor,
+        tensordict: TensorDictBase,
+        held: TensorDictBase,
+        action_value: Tensor | None,
+    ) -> Tensor:
+        """The log-probabilities with a weighted gradient through the state, values unchanged."""
+        weight: Any = self.cross_term_weight
+        through_state = self._logits(tensordict, held=True)
+        if through_state.requires_grad:
+            if action_value is None:
+                discrete = self.entry(held, self.tensor_keys.discrete_action).unsqueeze(-1)
+                cross = through_state.gather(-1, discrete) * held.get(self.tensor_keys.advantage)
+                cross = cross.squeeze(-1)
+            else:
+                cross = _expectation(through_state, action_value)
+            weight.observe(cross, [p for p in self._actor_parameters() if p.requires_grad])
+        return logits + weight.weight.to(logits.dtype) * (through_state - through_state.detach())
+
     def _score_function(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         """Each step's log-probability times advantage, or its clipped surrogate: ``(*B, T)``."""
         if self.clip_epsilon is None:
@@ -235,3 +285,21 @@ class HPOLoss(HybridLossModule):
     def _variance(self, value: Tensor, held: TensorDictBase) -> Tensor:
         """Population variance over the steps that count; 0 for a single one."""
         return self._mean((value - self._mean(value, held)) ** 2, held)
+
+
+def _expectation(logits: Tensor, action_value: Tensor) -> Tensor:
+    """Advantage expected over the options, ``(*B, T)``; its gradient needs no sampled option."""
+    probability = logits.exp()
+    value = (probability.detach() * action_value).sum(-1, keepdim=True)
+    return (probability * (action_value - value)).sum(-1)
+
+
+def check_cross_term(value: bool | str) -> str:
+    """Return ``"on"``, ``"off"`` or ``"adaptive"``.
+
+    Raises:
+        ValueError: it is none of these, nor ``True`` or ``False``.
+    """
+    if value not in CROSS_TERMS or not isinstance(value, (bool, str)):
+        raise ValueError(f"cross_term must be true, false or 'adaptive', got {value!r}.")
+    return CROSS_TERMS[value]

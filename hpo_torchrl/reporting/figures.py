@@ -37,7 +37,7 @@ def plot_learning_curve(
     Returns:
         The path.
     """
-    figure, (axes,) = _figure(1)
+    figure, [[axes]] = new_figure(1)
     axes.plot(updates, costs, color=BLUE, linewidth=1.8)
     spread = list(errors) if errors is not None else []
     if spread:
@@ -71,7 +71,7 @@ def plot_learning_curve(
         )
     _plain_numbers(axes)
     axes.set(xlabel="updates", ylabel="cost per unit and period", title="Learning curve")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_inventory_policy(
@@ -100,7 +100,7 @@ def plot_inventory_policy(
     Returns:
         The path.
     """
-    figure, (upper, lower) = _figure(2)
+    figure, [[upper], [lower]] = new_figure(2)
     upper.plot(position, order_probability, color=BLUE, linewidth=1.8)
     upper.set(ylabel="probability of ordering", ylim=(-0.04, 1.12), title="Learned policy")
     lower.scatter(visited_position, visited_order_up_to, s=5, color=GREEN, alpha=0.4, linewidths=0)
@@ -141,18 +141,21 @@ def plot_inventory_policy(
             ha="right",
             color=ORANGE,
         )
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _figure(rows: int) -> tuple[Figure, list[Axes]]:
+def new_figure(
+    rows: int, columns: int = 1, *, share_x: bool = True
+) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure of the house's style and its panels, row by row."""
     # The object interface leaves a user's pyplot state and backend alone.
-    figure = Figure(figsize=(7.0, 1.5 + 2.7 * rows), layout="constrained")
+    figure = Figure(figsize=(3.0 + 4.0 * columns, 1.5 + 2.7 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes: Any = figure.subplots(rows, 1, sharex=True, squeeze=False)
-    for one in axes[:, 0]:
+    axes: Any = figure.subplots(rows, columns, sharex=share_x, squeeze=False)
+    for one in axes.flat:
         one.spines[["top", "right"]].set_visible(False)
         one.grid(alpha=0.25)
-    return figure, list(axes[:, 0])
+    return figure, [list(row) for row in axes]
 
 
 def _plain_numbers(axes: Axes) -> None:
@@ -160,7 +163,8 @@ def _plain_numbers(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter("{x:g}")
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure and return its path."""
     path = Path(path)
     figure.savefig(path, dpi=140)
     return path

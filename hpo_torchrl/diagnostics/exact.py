@@ -1,0 +1,288 @@
+"""The exact policy gradient of small problems, term by term, by enumeration."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hpo_torchrl._checks import check_int
+from hpo_torchrl.envs import DifferentiableEnv
+from hpo_torchrl.modules import HybridPolicy
+
+Gradient = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ExactGradient:
+    """The gradient of the expected return and its three terms, float64, by parameter name.
+
+    Attributes:
+        objective: the expected return itself.
+        total: its gradient, by autograd through the exact expectation.
+        pathwise: through rewards and states, options held.
+        score_function: through the probabilities of the options, states held.
+        cross: through the states that the probabilities of the options depend on.
+    """
+
+    objective: float
+    total: Gradient
+    pathwise: Gradient
+    score_function: Gradient
+    cross: Gradient
+
+    def norm(self, term: str) -> float:
+        """Return the Euclidean norm of a term over all parameters."""
+        return float(torch.cat([g.flatten() for g in getattr(self, term).values()]).norm())
+
+
+def exact_gradient(
+    env: DifferentiableEnv,
+    policy: HybridPolicy,
+    num_steps: int,
+    *,
+    tensordict: TensorDictBase | None = None,
+    noise: Tensor | None = None,
+    noise_support: tuple[Tensor, Tensor] | None = None,
+    num_nodes: int | None = None,
+    max_leaves: int = 2**22,
+) -> ExactGradient:
+    r"""Compute the gradient of :math:`\mathbb E \sum_{t<T} r_t` and its terms without sampling.
+
+    All :math:`M^T` sequences of options are walked as one tree, so that the expectation is a
+    finite sum that autograd differentiates in float64. With :math:`P` the probability of reaching
+    a node and :math:`Q`, :math:`V` the exact values of its branches and of itself,
+
+    .. math::
+        \text{pathwise} &= \textstyle\sum P\, \tfrac{dr}{d\psi}, \qquad
+        \text{score} = \sum P\,(Q - V)\, \partial_\theta \log \pi_\theta(d|s), \\
+        \text{cross} &= \textstyle\sum P\,(Q - V)\, \partial_s \log \pi_\theta(d|s)\,
+        \tfrac{ds}{d\psi},
+
+    and their sum equals the total, which is computed on its own. A Gaussian continuous action is
+    integrated by Gauss-Hermite quadrature, exact for polynomials of degree ``2 num_nodes - 1``.
+
+    Args:
+        env: the environment; its batch is a set of initial states that is averaged over.
+        policy: the policy, unmasked, reading ``"observation"``.
+        num_steps: number of steps T, within one episode.
+        tensordict: initial states, as ``env.reset()`` returns them; ``None`` resets.
+        noise: fixed exogenous noise, ``(*B, T, *noise_shape)``; ``None`` draws it once, and the
+            gradient is exact for that draw.
+        noise_support: instead of ``noise``, the values ``(K, *noise_shape)`` and probabilities
+            ``(K,)`` of noise that is drawn anew at each step, enumerated too.
+        num_nodes: quadrature nodes per coordinate of a Gaussian continuous action.
+        max_leaves: largest number of rows at the last step.
+
+    Raises:
+        TypeError: the environment is no :class:`DifferentiableEnv`.
+        ValueError: the enumeration would be too large, a shape is wrong, the steps leave the
+            episode, or a Gaussian policy is given without ``num_nodes``.
+
+    Examples:
+        >>> from hpo_torchrl.diagnostics import exact_gradient
+        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.modules import HybridPolicy
+        >>> env = InventoryEnv(batch_size=4, initial_state="random", seed=0)
+        >>> exact = exact_gradient(env, HybridPolicy.for_env(env), 5)
+        >>> exact.norm("total") > 0
+        True
+    """
+    _check(env, policy, noise, noise_support)
+    check_int("num_steps", num_steps, minimum=1)
+    start = env.reset() if tensordict is None else tensordict
+    if env.horizon is not None and int(start["step"].max()) + num_steps > env.horizon:
+        raise ValueError(
+            f"num_steps={num_steps} from step {int(start['step'].max())} leaves the episode of "
+            f"horizon {env.horizon}: the exact gradient covers one episode. Take fewer steps."
+        )
+    systems = env.batch_size.numel()
+    if noise_support is None:
+        noise = env.sample_noise(num_steps, {"step": start["step"]}) if noise is None else noise
+        expected = (*env.batch_size, num_steps, *env.noise_shape)
+        if tuple(noise.shape) != expected:
+            raise ValueError(f"noise must have shape {expected}, got {tuple(noise.shape)}.")
+        noise = noise.double().reshape(systems, num_steps, *env.noise_shape)
+    network = copy.deepcopy(policy.network).double()
+    nodes, weights = _nodes(env, network, num_nodes)
+    width = env.num_options * len(nodes) * (1 if noise_support is None else len(noise_support[0]))
+    _check_size(env, width, num_steps, systems, max_leaves)
+
+    parameters: dict[str, Tensor] = dict(network.named_parameters())
+    held = {name: value.detach() for name, value in parameters.items()}
+    state = {
+        name: _double(start.get(name)).reshape(systems, *start.get(name).shape[env.batch_dims :])
+        for name in env.state_names
+    }
+    levels: list[_Level] = []
+    for t in range(num_steps):
+        observation = env.observe(state)
+        logits, loc, scale = functional_call(network, parameters, (observation,))
+        theta = functional_call(network, parameters, (observation.detach(),))[0]
+        through_state = functional_call(network, held, (observation,))[0]
+        if noise_support is None:
+            assert noise is not None
+            step_noise = noise[:, t].repeat_interleave(len(loc) // systems, 0).unsqueeze(1)
+            chance = torch.ones(1, dtype=torch.float64, device=loc.device)
+        else:
+            step_noise, chance = (_double(part).to(loc.device) for part in noise_support)
+            step_noise = step_noise.expand(len(loc), *step_noise.shape)
+        # The branches of a node: option x quadrature node x noise.
+        shape = (len(loc), env.num_options, len(nodes), len(chance))
+        action = loc[:, :, None] if scale is None else loc[:, :, None] + scale[:, :, None] * nodes
+        rows = {
+            "discrete": torch.arange(env.num_options, device=loc.device)[:, None, None],
+            "continuous": action[:, :, :, None],
+            "noise": step_noise[:, None, None],
+        }
+        rows |= {name: value[:, None, None, None] for name, value in state.items()}
+        flat = {
+            name: value.expand(*shape, *value.shape[4 if name != "discrete" else 3 :]).flatten(0, 3)
+            for name, value in rows.items()
+        }
+        next_noise = flat.pop("noise")
+        taken = {"discrete": flat.pop("discrete"), "continuous": flat.pop("continuous")}
+        state, reward, _ = env.advance(flat, taken, next_noise)
+        levels.append(
+            _Level(
+                probability=logits.softmax(-1),
+                reward=reward.reshape(shape),
+                theta=theta.log_softmax(-1),
+                through_state=through_state.log_softmax(-1),
+                weight=weights[:, None] * chance,
+            )
+        )
+    return _differentiate(levels, list(parameters.values()), _names(policy, network), systems)
+
+
+class _Level(NamedTuple):
+    """One step of the tree: R nodes, M options, G quadrature nodes, K values of the noise."""
+
+    probability: Tensor  # (R, M), attached to everything
+    reward: Tensor  # (R, M, G, K)
+    theta: Tensor  # (R, M) log-probabilities, states held
+    through_state: Tensor  # (R, M) log-probabilities, parameters held
+    weight: Tensor  # (G, K)
+
+
+def _differentiate(
+    levels: list[_Level], parameters: list[Tensor], names: list[str], systems: int
+) -> ExactGradient:
+    value = torch.zeros_like(levels[-1].reward)
+    advantages = []
+    for level in reversed(levels):
+        action_value = (level.weight * (level.reward + value.reshape(level.reward.shape))).sum(
+            (-2, -1)
+        )
+        value = (level.probability * action_value).sum(-1)
+        advantages.append((action_value - value.unsqueeze(-1)).detach())
+    objective = value.mean()
+    pathwise = score = cross = torch.zeros_like(objective)
+    reach = torch.full_like(value, 1.0 / systems).detach()
+    for level, advantage in zip(levels, reversed(advantages), strict=True):
+        chosen = (reach.unsqueeze(-1) * level.probability).detach()
+        leaf = chosen[:, :, None, None] * level.weight
+        pathwise = pathwise + (leaf * level.reward).sum()
+        score = score + (chosen * advantage * level.theta).sum()
+        cross = cross + (chosen * advantage * level.through_state).sum()
+        reach = leaf.flatten()
+
+    def gradient(scalar: Tensor) -> Gradient:
+        parts: list[Tensor | None] = [None] * len(parameters)
+        if scalar.requires_grad:
+            parts = list(
+                torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
+            )
+        return {
+            name: torch.zeros_like(parameter) if part is None else part
+            for name, parameter, part in zip(names, parameters, parts, strict=True)
+        }
+
+    return ExactGradient(
+        float(objective.detach()),
+        *(gradient(scalar) for scalar in (objective, pathwise, score, cross)),
+    )
+
+
+def _nodes(
+    env: DifferentiableEnv, network: nn.Module, num_nodes: int | None
+) -> tuple[Tensor, Tensor]:
+    """Nodes ``(G, n)`` and weights ``(G,)`` of the standard normal; one zero without a scale."""
+    device = env.device
+    if not getattr(network, "stochastic", True):
+        zero = torch.zeros(1, env.continuous_dim, dtype=torch.float64, device=device)
+        return zero, torch.ones(1, dtype=torch.float64, device=device)
+    if num_nodes is None:
+        raise ValueError(
+            "The policy's continuous action is Gaussian: give num_nodes, the quadrature nodes per "
+            "coordinate (5 to 10), or use a policy with scale=0."
+        )
+    check_int("num_nodes", num_nodes, minimum=1)
+    points, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(num_nodes))
+    weights = weights / weights.sum()
+    grid = torch.cartesian_prod(*[points] * env.continuous_dim).view(-1, env.continuous_dim)
+    mass = torch.cartesian_prod(*[weights] * env.continuous_dim).view(len(grid), -1).prod(-1)
+    return grid.to(device), mass.to(device)
+
+
+def _check(
+    env: DifferentiableEnv,
+    policy: HybridPolicy,
+    noise: Tensor | None,
+    noise_support: tuple[Tensor, Tensor] | None,
+) -> None:
+    if not isinstance(env, DifferentiableEnv):
+        raise TypeError(
+            "exact_gradient branches the simulator, which takes a DifferentiableEnv, got "
+            f"{type(env).__name__}; write its step as the method dynamics."
+        )
+    if policy.mask_key is not None or policy.observation_key != "observation":
+        raise ValueError(
+            "exact_gradient takes a policy that reads 'observation' without a mask, got "
+            f"observation_key={policy.observation_key!r}, mask_key={policy.mask_key!r}."
+        )
+    if noise_support is None:
+        return
+    if noise is not None:
+        raise ValueError("Give either noise (fixed) or noise_support (enumerated), not both.")
+    values, chance = noise_support
+    if tuple(values.shape) != (len(chance), *env.noise_shape) or chance.ndim != 1:
+        raise ValueError(
+            f"noise_support must be values of shape (K, *noise_shape) = (K, *{env.noise_shape}) "
+            f"and probabilities of shape (K,), got {tuple(values.shape)} and {tuple(chance.shape)}."
+        )
+    if bool((chance < 0).any()) or abs(float(chance.double().sum()) - 1.0) > 1e-9:
+        raise ValueError(
+            f"The probabilities of noise_support must be >= 0 and add up to 1, got a sum of "
+            f"{float(chance.double().sum()):.12g}."
+        )
+
+
+def _check_size(
+    env: DifferentiableEnv, width: int, num_steps: int, systems: int, max_leaves: int
+) -> None:
+    leaves = systems * width**num_steps
+    if leaves > max_leaves:
+        raise ValueError(
+            f"The enumeration would be too large: {systems} initial states x ({env.num_options} "
+            f"options x {width // env.num_options} values of action and noise) ** {num_steps} "
+            f"steps = {leaves:.3g} rows, above max_leaves={max_leaves}. Take fewer steps, initial "
+            "states, quadrature nodes or noise values, or raise max_leaves if memory allows."
+        )
+
+
+def _names(policy: HybridPolicy, network: nn.Module) -> list[str]:
+    """Names of the network's parameters within the policy."""
+    of_policy = {id(parameter): name for name, parameter in policy.named_parameters()}
+    own = dict(policy.network.named_parameters())
+    return [of_policy[id(own[name])] for name, _ in network.named_parameters()]
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value

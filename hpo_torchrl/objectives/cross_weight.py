@@ -1,0 +1,77 @@
+"""How much of the cross term to use, judged by its signal and its noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hpo_torchrl._checks import check_float
+
+
+class CrossTermWeight(nn.Module):
+    r"""Weight of the cross term that minimises the mean squared error of its estimate.
+
+    Of a batch's cross term :math:`\bar c` with expectation c, the multiple :math:`w \bar c` that
+    is closest to c in mean square has the weight
+
+    .. math::
+        w = \frac{S}{S + N}, \qquad S = \lVert c \rVert^2, \quad
+        N = \mathbb E \lVert \bar c - c \rVert^2 .
+
+    Halves of a batch are independent, so that with their cross terms :math:`c_1, c_2` the inner
+    product :math:`c_1 \cdot c_2` estimates S and :math:`\lVert (c_1 + c_2) / 2 \rVert^2` estimates
+    S + N, both without bias. Running means of the two, then their ratio cut to [0, 1], give w.
+
+    **Bias.** The gradient lacks :math:`(1 - w)\, c`. Where the cross term is clear the weight is
+    near 1 and the bias near 0; close to a discrete best response, where c vanishes while its noise
+    grows, the weight is near 0 and the update is the decentralised one. As the current batch has a
+    share in w, the two are slightly correlated.
+
+    Args:
+        decay: weight of the past in the running means; 0 uses each batch alone.
+    """
+
+    signal: Tensor
+    power: Tensor
+
+    def __init__(self, decay: float = 0.95) -> None:
+        super().__init__()
+        self.decay = check_float("decay", decay, minimum=0.0, maximum=1.0)
+        for name in ("signal", "power"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight w in [0, 1], a scalar; 1 before anything was observed."""
+        seen = self.power > 0
+        return torch.where(seen, self.signal / self.power.where(seen, 1.0), 1.0).clamp(0.0, 1.0)
+
+    def observe(self, cross: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Take a batch into the running means.
+
+        Args:
+            cross: surrogate of the cross term, ``(*B, T)``: its gradient is each step's share.
+            parameters: the parameters that the cross term reaches.
+
+        Raises:
+            ValueError: the batch is a single rollout, which has no halves.
+        """
+        rows = cross.reshape(-1, cross.shape[-1])
+        if len(rows) < 2:
+            raise ValueError(
+                "cross_term='adaptive' compares the halves of a batch, got a single rollout; "
+                "collect at least two at once, or use cross_term=True or False."
+            )
+        halves = []
+        for half in (rows[::2], rows[1::2]):
+            parts = torch.autograd.grad(
+                half.mean(), parameters, retain_graph=True, allow_unused=True
+            )
+            reached = [part.flatten() for part in parts if part is not None]
+            halves.append(torch.cat(reached).double())
+        first, second = halves
+        with torch.no_grad():
+            self.signal.lerp_(first @ second, 1.0 - self.decay)
+            self.power.lerp_((0.5 * (first + second)).square().sum(), 1.0 - self.decay)
