@@ -161,8 +161,9 @@ def gradients_run(
         )
     torch.manual_seed(seed)
     algorithm.env.set_seed(seed)
-    if run_dir is None:
+    if run_dir is None:  # a first batch, for the scale of the rewards; then fresh starts
         algorithm.scaler.observe(algorithm.collector.collect().get(("next", "reward")))
+        algorithm.collector.reset()
     sampler = GradientSampler(
         algorithm.collector,
         algorithm.critic,

@@ -102,7 +102,7 @@ class DifferentiableCollector:
                 self.env,
                 self.policy,
                 self.num_steps,
-                tensordict=self._start(),
+                tensordict=self.start(self._carried),
                 discount=self.discount,
                 route=self.route,
             )
@@ -111,6 +111,21 @@ class DifferentiableCollector:
         self._carried = self.env.maybe_reset(self.env.step_mdp(last.copy()))
         self.frames += self.frames_per_batch
         return batch
+
+    @property
+    def carried(self) -> TensorDictBase | None:
+        """The running systems, in which the next batch starts; ``None`` before the first."""
+        return self._carried
+
+    def start(self, carried: TensorDictBase | None) -> TensorDictBase:
+        """Return the start of a batch: ``carried``, with the restarts that are asked for."""
+        if carried is None or self.reset_at_each_iter:
+            return self.env.reset()
+        if self.reset_fraction > 0.0:
+            some = torch.rand(self.env.batch_size, device=self.env.device) < self.reset_fraction
+            carried = carried.copy().set("_reset", some.unsqueeze(-1))
+            carried = self.env.reset(carried, select_reset_only=True)
+        return carried
 
     def reset(self) -> None:
         """Forget the running systems: the next batch starts from fresh initial states."""
@@ -145,12 +160,3 @@ class DifferentiableCollector:
             ).unflatten_keys(".")
         if state["rng"] is not None:
             self.env.rng.set_state(state["rng"].cpu())
-
-    def _start(self) -> TensorDictBase:
-        if self._carried is None or self.reset_at_each_iter:
-            return self.env.reset()
-        if self.reset_fraction > 0.0:
-            some = torch.rand(self.env.batch_size, device=self.env.device) < self.reset_fraction
-            self._carried.set("_reset", some.unsqueeze(-1))
-            self._carried = self.env.reset(self._carried, select_reset_only=True)
-        return self._carried

@@ -1,11 +1,13 @@
 """Gradients under the microscope: exact values, and what estimators make of them."""
 
+from hpo_torchrl.diagnostics.best_response import BestResponse
 from hpo_torchrl.diagnostics.estimators import ESTIMATORS, GradientSampler
 from hpo_torchrl.diagnostics.exact import ExactGradient, exact_gradient
 from hpo_torchrl.diagnostics.report import GradientReport, gradient_report
 
 __all__ = [
     "ESTIMATORS",
+    "BestResponse",
     "ExactGradient",
     "GradientReport",
     "GradientSampler",

@@ -52,7 +52,10 @@ class GradientSampler:
     """Draw gradients of the expected return, estimator by estimator, from the same states.
 
     A gradient is that of the loss's objective, negated: the direction in which the return rises,
-    per step. All estimators of a draw start from the states in which the collector's batch starts.
+    per step. Each draw starts afresh from the systems that the collector has running, drawn with
+    replacement, with its restarts; where it has none yet, from fresh initial states. So the draws
+    are independent, and a policy that would drift away if it ran on is measured where it is now.
+    All estimators of a draw start from the same states.
 
     Args:
         collector: where batches come from: its environment, policy, window and discount.
@@ -96,9 +99,11 @@ class GradientSampler:
             loss.make_value_estimator(gamma=collector.discount)  # the bootstrap's discount
         self.exploring = HybridPolicy(_Exploring(self.policy.network, exploration_scale))
 
+        self._running = collector.carried
+
     def sample_mixed(self) -> Gradients:
         """Draw the mixed gradient alone, by parameter group."""
-        terms = self.loss(self._batch())
+        terms = self.loss(self._prepared(self._rollout(self._start(), None)))
         return self._gradients(terms["loss_pathwise"] + terms["loss_objective"])
 
     def sample(self) -> dict[str, Gradients]:
@@ -107,7 +112,15 @@ class GradientSampler:
         Estimators that branch the simulator are absent where the environment is not a
         :class:`DifferentiableEnv` or the policy is masked.
         """
-        batch = self._batch()
+        start, env = self._start(), self.collector.env
+        noise = (
+            env.sample_noise(self.collector.num_steps, start)
+            if isinstance(env, DifferentiableEnv)
+            else None
+        )
+        raw = self._rollout(start, noise)
+        scale, _ = self._units(raw)
+        batch = self._prepared(raw)
         terms = self.loss(batch)
         pathwise = self._gradients(terms["loss_pathwise"])
         objective = self._gradients(terms["loss_objective"])
@@ -123,22 +136,37 @@ class GradientSampler:
         if batch.shape[:-1].numel() > 1:
             own = self._objective(self.loss, self._leave_one_out(batch))
             found["mixed, leave-one-out"] = _combine(pathwise, own)
-        env = self.collector.env
-        start = batch.detach()[..., 0].exclude("next", "action", "advantage", "value_target")
-        if isinstance(env, DifferentiableEnv) and self.policy.mask_key is None:
-            found["mixed, expected options"] = self._expected_options(env, start)
-            found["Gumbel straight-through"] = self._straight_through(env, start)
+        if noise is not None and self.policy.mask_key is None:
+            found["mixed, expected options"] = self._expected_options(batch, noise, scale)
+            found["Gumbel straight-through"] = self._straight_through(start, noise)
         if self.policy.mask_key is None:
             found["score function only"] = self._score_function_only(start)
         return found
 
-    def _batch(self) -> TensorDictBase:
-        return self._prepared(self.collector.collect())
+    def _start(self) -> TensorDictBase:
+        running = self._running
+        if running is not None:
+            rows = torch.randint(running.numel(), (running.numel(),), device=running.device)
+            running = running.reshape(-1)[rows].reshape(running.shape)
+        return self.collector.start(running)
+
+    def _rollout(self, start: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
+        return differentiable_rollout(
+            self.collector.env,
+            self.policy,
+            self.collector.num_steps,
+            tensordict=start,
+            noise=noise,
+            discount=self.collector.discount,
+            route=self.collector.route,
+        )
+
+    def _units(self, batch: TensorDictBase) -> tuple[Tensor | float, Tensor | float]:
+        return (1.0, 0.0) if self.reward_units is None else self.reward_units(batch)
 
     def _prepared(self, batch: TensorDictBase) -> TensorDictBase:
-        if self.reward_units is not None:
-            scale, shift = self.reward_units(batch)
-            batch.set(("next", "reward"), batch.get(("next", "reward")) / scale - shift)
+        scale, shift = self._units(batch)
+        batch.set(("next", "reward"), batch.get(("next", "reward")) / scale - shift)
         held = self.loss.add_advantage(batch)
         for key in ("advantage", "value_target"):
             if (value := held.get(key, None)) is not None:
@@ -153,36 +181,28 @@ class GradientSampler:
         others = (rows.sum(0) - rows) / (len(rows) - 1)
         return batch.copy().set("advantage", (rows - others).reshape(returns.shape))
 
-    def _expected_options(self, env: DifferentiableEnv, start: TensorDictBase) -> Gradients:
-        noise = env.sample_noise(self.collector.num_steps, start)
-        rollout = differentiable_rollout(
-            env,
-            self.policy,
-            self.collector.num_steps,
-            tensordict=start,
-            noise=noise,
-            discount=self.collector.discount,
-        )
-        scale, _ = (1.0, 0.0) if self.reward_units is None else self.reward_units(rollout)
+    def _expected_options(
+        self, batch: TensorDictBase, noise: Tensor, scale: Tensor | float
+    ) -> Gradients:
         # The shift is the same for every option of a state, where only differences count.
         action_value = branched_returns(
-            env,
+            self.collector.env,
             self.policy,
-            rollout,
+            batch,
             noise,
             gamma=self.collector.discount,
             critic=None if self.critic is None else _Scaled(self.critic, scale),
         )
-        batch = self._prepared(rollout).set("action_value", action_value / scale)
-        terms = self.loss(batch)
+        terms = self.loss(batch.copy().set("action_value", action_value / scale))
         return self._gradients(terms["loss_pathwise"] + terms["loss_objective"])
 
-    def _straight_through(self, env: DifferentiableEnv, start: TensorDictBase) -> Gradients:
+    def _straight_through(self, start: TensorDictBase, noise: Tensor) -> Gradients:
         rollout = straight_through_rollout(
-            env,
+            self.collector.env,
             self.policy,
             self.collector.num_steps,
             tensordict=start,
+            noise=noise,
             temperature=self.temperature,
             discount=self.collector.discount,
         )

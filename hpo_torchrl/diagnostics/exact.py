@@ -42,6 +42,7 @@ class ExactGradient:
         return float(torch.cat([g.flatten() for g in getattr(self, term).values()]).norm())
 
 
+@torch.enable_grad()
 def exact_gradient(
     env: DifferentiableEnv,
     policy: HybridPolicy,
@@ -108,8 +109,10 @@ def exact_gradient(
         expected = (*env.batch_size, num_steps, *env.noise_shape)
         if tuple(noise.shape) != expected:
             raise ValueError(f"noise must have shape {expected}, got {tuple(noise.shape)}.")
-        noise = noise.double().reshape(systems, num_steps, *env.noise_shape)
-    network = copy.deepcopy(policy.network).double()
+        noise = torch.as_tensor(noise).double().reshape(systems, num_steps, *env.noise_shape)
+    env = _in_double(env)
+    # A frozen parameter has an exact gradient too.
+    network = copy.deepcopy(policy.network).double().requires_grad_(True)
     nodes, weights = _nodes(env, network, num_nodes)
     width = env.num_options * len(nodes) * (1 if noise_support is None else len(noise_support[0]))
     _check_size(env, width, num_steps, systems, max_leaves)
@@ -131,7 +134,8 @@ def exact_gradient(
             step_noise = noise[:, t].repeat_interleave(len(loc) // systems, 0).unsqueeze(1)
             chance = torch.ones(1, dtype=torch.float64, device=loc.device)
         else:
-            step_noise, chance = (_double(part).to(loc.device) for part in noise_support)
+            step_noise, chance = (part.double().to(loc.device) for part in noise_support)
+            chance = chance / chance.sum()  # single-precision probabilities add up to about 1
             step_noise = step_noise.expand(len(loc), *step_noise.shape)
         # The branches of a node: option x quadrature node x noise.
         shape = (len(loc), env.num_options, len(nodes), len(chance))
@@ -257,7 +261,7 @@ def _check(
             f"noise_support must be values of shape (K, *noise_shape) = (K, *{env.noise_shape}) "
             f"and probabilities of shape (K,), got {tuple(values.shape)} and {tuple(chance.shape)}."
         )
-    if bool((chance < 0).any()) or abs(float(chance.double().sum()) - 1.0) > 1e-9:
+    if bool((chance < 0).any()) or abs(float(chance.double().sum()) - 1.0) > 1e-6:
         raise ValueError(
             f"The probabilities of noise_support must be >= 0 and add up to 1, got a sum of "
             f"{float(chance.double().sum()):.12g}."
@@ -282,6 +286,15 @@ def _names(policy: HybridPolicy, network: nn.Module) -> list[str]:
     of_policy = {id(parameter): name for name, parameter in policy.named_parameters()}
     own = dict(policy.network.named_parameters())
     return [of_policy[id(own[name])] for name, _ in network.named_parameters()]
+
+
+def _in_double(env: DifferentiableEnv) -> DifferentiableEnv:
+    """A shallow copy whose tensors are float64, so that its arithmetic is."""
+    twin = copy.copy(env)
+    for name, value in vars(env).items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            setattr(twin, name, value.double())
+    return twin
 
 
 def _double(value: Tensor) -> Tensor:

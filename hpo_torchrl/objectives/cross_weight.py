@@ -27,7 +27,9 @@ class CrossTermWeight(nn.Module):
     **Bias.** The gradient lacks :math:`(1 - w)\, c`. Where the cross term is clear the weight is
     near 1 and the bias near 0; close to a discrete best response, where c vanishes while its noise
     grows, the weight is near 0 and the update is the decentralised one. As the current batch has a
-    share in w, the two are slightly correlated.
+    share in w, the two are slightly correlated. Halves are every other rollout, the last of an odd
+    number left out; where rollouts differ by design (each from its own fixed start), the halves do
+    too, and S is estimated too low.
 
     Args:
         decay: weight of the past in the running means; 0 uses each batch alone.
@@ -51,6 +53,8 @@ class CrossTermWeight(nn.Module):
     def observe(self, cross: Tensor, parameters: Sequence[Tensor]) -> None:
         """Take a batch into the running means.
 
+        A batch whose gradients are not finite is left out.
+
         Args:
             cross: surrogate of the cross term, ``(*B, T)``: its gradient is each step's share.
             parameters: the parameters that the cross term reaches.
@@ -65,6 +69,7 @@ class CrossTermWeight(nn.Module):
                 "collect at least two at once, or use cross_term=True or False."
             )
         halves = []
+        rows = rows[: len(rows) // 2 * 2]
         for half in (rows[::2], rows[1::2]):
             parts = torch.autograd.grad(
                 half.mean(), parameters, retain_graph=True, allow_unused=True
@@ -73,5 +78,7 @@ class CrossTermWeight(nn.Module):
             halves.append(torch.cat(reached).double())
         first, second = halves
         with torch.no_grad():
-            self.signal.lerp_(first @ second, 1.0 - self.decay)
-            self.power.lerp_((0.5 * (first + second)).square().sum(), 1.0 - self.decay)
+            signal, power = first @ second, (0.5 * (first + second)).square().sum()
+            share = (1.0 - self.decay) * (signal.isfinite() & power.isfinite())
+            self.signal.lerp_(signal.nan_to_num(), share)
+            self.power.lerp_(power.nan_to_num(), share)

@@ -300,6 +300,6 @@ def check_cross_term(value: bool | str) -> str:
     Raises:
         ValueError: it is none of these, nor ``True`` or ``False``.
     """
-    if value not in CROSS_TERMS or not isinstance(value, (bool, str)):
+    if not isinstance(value, (bool, str)) or value not in CROSS_TERMS:
         raise ValueError(f"cross_term must be true, false or 'adaptive', got {value!r}.")
     return CROSS_TERMS[value]

@@ -1,0 +1,141 @@
+"""Measure gradient estimators along a training run, and against the number of items.
+
+    python benchmarks/gradient_quality.py gaps  [KEY=VALUE ...] [--seeds 3]
+    python benchmarks/gradient_quality.py sizes [KEY=VALUE ...] [--items 1 5 20 50]
+
+``gaps`` trains and stops wherever the policy first comes within another 5 % of the optimum, to
+measure signal, noise and alignment of the estimators there. ``sizes`` measures the untrained policy
+of joint replenishment with n items: how the noise of the pure score function, on which PPO rests,
+grows over that of the mixed gradient. Both print a table and write a CSV file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from hpo_torchrl.build import build_algorithm, build_tests
+from hpo_torchrl.cli import CONFIGS
+from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
+from hpo_torchrl.training import reference_cost
+
+SHOWN = ("pathwise", "cross", "mixed", "score function only")
+MEASURES = ("alignment", "noise", "signal")
+
+
+def configuration(overrides: list[str]) -> dict:
+    """Return the configuration of hpo-train with these settings."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return OmegaConf.to_container(compose("train", overrides), resolve=True)
+
+
+def report_of(algorithm, config: dict, batches: int, reference: int) -> GradientReport:
+    """Measure an algorithm's estimators as they stand."""
+    sampler = GradientSampler(
+        algorithm.collector,
+        algorithm.critic,
+        gae_lambda=config["algorithm"]["gae_lambda"],
+        reward_units=algorithm.reward_units,
+    )
+    return gradient_report(sampler, num_batches=batches, num_reference=reference)
+
+
+def measure_gaps(given: argparse.Namespace) -> list[dict]:
+    """Train, and measure at the first visit of every 5 % of gap."""
+    rows = []
+    for seed in range(given.seeds):
+        config = configuration([*given.settings, f"seed={seed}"])
+        algorithm = build_algorithm(config)
+        tests, headline, quick = build_tests(config["env"])
+        optimum = reference_cost(tests[headline].env).optimal_cost
+        total, visited = config["trainer"]["num_updates"], set()
+        for update in range(given.updates):
+            algorithm.anneal(update / total)
+            algorithm.iterate()
+            gap = 100 * (quick.run(algorithm.policy).mean / optimum - 1)
+            place = max(0, int(gap // 5)) if gap < 25 else 5 if gap < 50 else None
+            if place is None or place in visited:
+                continue
+            visited.add(place)
+            report = report_of(algorithm, config, given.batches, given.reference)
+            where = f"{5 * place}-{5 * place + 5} %" if place < 5 else "25-50 %"
+            rows += rows_of(report, {"gap": where, "seed": seed, "update": update + 1})
+            print(f"seed {seed}, update {update + 1}, gap {gap:.1f} %", flush=True)
+            if len(visited) == 6:
+                break
+    return rows
+
+
+def measure_sizes(given: argparse.Namespace) -> list[dict]:
+    """Measure the untrained policy at every number of items."""
+    rows = []
+    for items in given.items:
+        config = configuration([*given.settings, f"env.num_items={items}"])
+        algorithm = build_algorithm(config)
+        algorithm.scaler.observe(algorithm.collector.collect()["next", "reward"])
+        algorithm.collector.reset()
+        report = report_of(algorithm, config, given.batches, given.reference)
+        rows += rows_of(report, {"items": items})
+        noise = [report.value(name, "noise") for name in ("score function only", "mixed")]
+        print(
+            f"n = {items}: noise of the score function over that of the mixed gradient "
+            f"{noise[0] / noise[1]:.3g}, variance {(noise[0] / noise[1]) ** 2:.3g}",
+            flush=True,
+        )
+    return rows
+
+
+def rows_of(report: GradientReport, where: dict) -> list[dict]:
+    """Return the report's rows of the continuous parameters, with where they were measured."""
+    rows = [row for row in report.rows if row["group"] == "continuous"]
+    return [where | {"ceiling": report.ceiling["continuous"]} | row for row in rows]
+
+
+def show(rows: list[dict], key: str) -> None:
+    """Print the mean of each measure by place and estimator."""
+    places = sorted({row[key] for row in rows}, key=lambda p: float(str(p).split("-")[0]))
+    for measure in MEASURES:
+        print(f"\n{measure:<22}" + "".join(f"{place!s:>10}" for place in places))
+        for name in SHOWN:
+            cells = ""
+            for place in places:
+                found = [r[measure] for r in rows if r[key] == place and r["estimator"] == name]
+                cells += f"{sum(found) / len(found):>10.3g}" if found else f"{'-':>10}"
+            print(f"{name:<22}{cells}")
+    ceilings = [
+        [row["ceiling"] for row in rows if row[key] == place and row["estimator"] == "mixed"]
+        for place in places
+    ]
+    print(f"\n{'highest alignment':<22}" + "".join(f"{sum(c) / len(c):>10.3g}" for c in ceilings))
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("gaps", "sizes"))
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=100)
+    parser.add_argument("--items", type=int, nargs="+", default=[1, 5, 20, 50])
+    parser.add_argument("--batches", type=int, default=40)
+    parser.add_argument("--reference", type=int, default=160)
+    parser.add_argument("--out", help="CSV file; gradient_quality_WHAT.csv by default")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = measure_gaps(given) if given.what == "gaps" else measure_sizes(given)
+    show(rows, "gap" if given.what == "gaps" else "items")
+    path = Path(given.out or f"gradient_quality_{given.what}.csv")
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"\nwritten: {path}")
+
+
+if __name__ == "__main__":
+    main()
