@@ -12,12 +12,16 @@ import torch
 
 from hpo_torchrl._checks import check_choice, check_int, did_you_mean, first_line
 from hpo_torchrl.algorithms import HPO, Algorithm
-from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv
+from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.modules.networks import HybridNetwork
 from hpo_torchrl.training import Evaluation
 
-ENVS: dict[str, Callable[..., DifferentiableEnv]] = {"inventory": InventoryEnv}
+ENVS: dict[str, Callable[..., DifferentiableEnv]] = {
+    "inventory": InventoryEnv,
+    "switched_lqr": SwitchedLQREnv.from_recipe,
+    "switched_lqr_matrices": SwitchedLQREnv,
+}
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"hpo": HPO}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -2,5 +2,6 @@
 
 from hpo_torchrl.envs.differentiable import DifferentiableEnv
 from hpo_torchrl.envs.inventory import InventoryEnv
+from hpo_torchrl.envs.switched_lqr import SwitchedLQREnv
 
-__all__ = ["DifferentiableEnv", "InventoryEnv"]
+__all__ = ["DifferentiableEnv", "InventoryEnv", "SwitchedLQREnv"]

@@ -13,6 +13,7 @@ from hpo_torchrl.reporting.figures import BLUE, GREY, ORANGE, new_figure, save_f
 Row = Mapping[str, Any]
 
 _TITLES = {"discrete": "discrete choice", "continuous": "continuous action"}
+_RESOLVED = 0.5  # alignment of a perfect estimator below which a reference is mostly noise
 _LEGEND = """\
 Each line is one way to estimate how the parameters should change, from one batch.
   signal      length of its average over many batches
@@ -41,22 +42,27 @@ def format_gradients(
             f"  {'':<24}{'signal':>10}{'noise':>10}{'signal/noise':>14}"
             f"{'alignment':>11}{'':<16}{'bias':>8}",
         ]
-        for row in (row for row in rows if row["group"] == group):
-            lines.append(_line(row))
+        lines += [_line(row, known=best >= _RESOLVED) for row in rows if row["group"] == group]
+        if not best >= _RESOLVED:
+            lines.append(
+                "  The gradient here is below the noise of the reference: near a stationary point "
+                "of the\n  training, alignment and bias say little. More --reference batches "
+                "resolve it further."
+            )
     known = {row["estimator"]: row["known_bias"] for row in rows if row["whole"]}
     lines += ["", "Known bias of the whole estimators"]
     lines += [f"  {name:<24}{bias}" for name, bias in known.items()]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, *, known: bool) -> str:
     name = row["estimator"] if row["whole"] else f"{row['estimator']} (term)"
     interval = f" [{row['alignment_low']:.2f}, {row['alignment_high']:.2f}]"
     bias = f"{_percent(row['bias'])} [{_percent(row['bias_low'])}, {_percent(row['bias_high'])}]"
     return (
         f"  {name:<24}{row['signal']:>10.3g}{row['noise']:>10.3g}"
         f"{row['signal_to_noise']:>14.2g}{row['alignment']:>11.2f}{interval:<16}"
-        f"{bias if row['whole'] else '':>8}"
+        f"{(bias if known else '?') if row['whole'] else '':>8}"
     )
 
 
