@@ -250,13 +250,14 @@ def test_multirun_makes_a_folder_for_each_job(tmp_path):
 def test_readme_commands_run_as_written(tmp_path):
     """Every hpo- command of the README, in order, shrunk by further overrides."""
     text = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^(hpo-(?:train|eval)[^#\n]*)", text, re.MULTILINE)
-    assert len(lines) >= 5
+    lines = re.findall(r"^(hpo-(?:train|eval|gradients)[^#\n]*)", text, re.MULTILINE)
+    assert len(lines) >= 6
     small = " ".join(map(shlex.quote, SMALL))
     script = ["set -e"]
     for line in lines:
         shrink = line.startswith("hpo-train") and "resume=" not in line
-        script.append(f"{line.strip()} {small}" if shrink else line.strip())
+        few = " --batches 3 --reference 3" if line.startswith("hpo-gradients") else ""
+        script.append(f"{line.strip()} {small}" if shrink else line.strip() + few)
     bin_dir = Path(sys.executable).parent
     subprocess.run(
         ["bash", "-c", "\n".join(script)],

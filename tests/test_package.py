@@ -26,7 +26,15 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hpo_torchrl"
 MODULES = sorted(m.name for m in pkgutil.walk_packages(hpo_torchrl.__path__, "hpo_torchrl."))
 ROOMS = ("envs", "modules", "objectives", "oracles", "reporting")
-FLOORS = [set(ROOMS), {"collectors"}, {"algorithms", "diagnostics"}, {"training"}, {"build"}, {"run"}, {"cli"}]
+FLOORS = [
+    set(ROOMS),
+    {"collectors"},
+    {"algorithms", "diagnostics"},
+    {"training"},
+    {"build"},
+    {"run"},
+    {"cli"},
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -103,11 +111,23 @@ def test_every_config_line_is_explained(path):
             assert explained or passed_on, f"{path.name}: {line!r} has no comment"
 
 
-def test_readme_python_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/gradients.md"])
+def test_python_of_the_documents_runs(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, page, "exec"), {})
+
+
+def test_gradients_page_names_what_there_is():
+    """The places in the code that the derivation points to exist."""
+    page = (ROOT / "docs/gradients.md").read_text()
+    for row in re.findall(r"^\|.*\| (`[a-z]+/.*) \|$", page, re.MULTILINE):
+        path, *names = re.findall(r"`([^`]+)`", row)
+        source = (PACKAGE / path).read_text()
+        for name in names:
+            if "/" not in name:
+                assert re.search(rf"\b{name.split('.')[-1]}\b", source) or "branch" in name, name
 
 
 @pytest.mark.parametrize("target", ["train", "test", "lint"])
