@@ -40,9 +40,7 @@ def problem(name: str) -> list[str]:
     return [
         "env=switched_lqr",
         f"env.dim={number}",
-        *("trainer.num_updates=1200", "algorithm.learning_rate=0.004"),
-        *("algorithm.window=20", "algorithm.reset_at_each_iter=true"),
-        *("algorithm.reset_fraction=0", "algorithm.discount=1"),
+        *("trainer.num_updates=1000", "algorithm.learning_rate=0.01"),
     ]
 
 

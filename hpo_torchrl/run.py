@@ -13,12 +13,10 @@ from tqdm import tqdm
 from hpo_torchrl._checks import check_int
 from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.build import build_algorithm, build_tests, call_with
+from hpo_torchrl.describe import describe_policy
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
-from hpo_torchrl.envs import InventoryEnv
-from hpo_torchrl.oracles import s_S_cost
 from hpo_torchrl.reporting import (
     plot_gradients,
-    plot_inventory_policy,
     plot_learning_curve,
     write_gradients,
 )
@@ -26,7 +24,6 @@ from hpo_torchrl.training import (
     CheckpointError,
     Trainer,
     reference_cost,
-    view_inventory_policy,
     write_json,
 )
 
@@ -66,7 +63,7 @@ def train_run(
         draft = run_dir / f"{CONFIG_FILE}.tmp"
         draft.write_text(yaml.safe_dump(dict(config), sort_keys=False))
         draft.replace(run_dir / CONFIG_FILE)
-    summary = trainer.train() | _describe_policy(trainer, run_dir)
+    summary = trainer.train() | _describe(trainer, run_dir)
     write_json(run_dir / SUMMARY_FILE, summary)
     tested = [row for row in trainer.logger.rows if "test_cost" in row]
     plot_learning_curve(
@@ -76,6 +73,7 @@ def train_run(
         errors=[row["test_cost_se"] for row in tested],
         optimum=trainer.reference.optimal_cost,
         lower_bound=trainer.reference.lower_bound,
+        baselines=trainer.reference.baselines,
     )
     return summary
 
@@ -113,7 +111,7 @@ def evaluate_run(run_dir: str | Path, *, device: str | None = None) -> dict[str,
     # The tests may run on another device than the training: only that may differ.
     trainer.checkpoint.config = load_config(run_dir)
     trainer.restore()
-    return trainer.summary() | _describe_policy(trainer, None)
+    return trainer.summary() | _describe(trainer, None)
 
 
 def gradients_run(
@@ -145,9 +143,7 @@ def gradients_run(
     """
     check_int("seed", seed, minimum=0)
     if run_dir is None:
-        torch.set_num_threads(
-            check_int("trainer.num_threads", config["trainer"]["num_threads"], minimum=1)
-        )
+        _set_threads(config["trainer"]["num_threads"])
         algorithm = build_algorithm(config)
     else:
         trainer = _build({**config, "logger": {"backend": None}}, Path(run_dir))
@@ -194,7 +190,7 @@ def gradients_run(
 
 def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
     settings = dict(config["trainer"])
-    torch.set_num_threads(check_int("trainer.num_threads", settings.pop("num_threads"), minimum=1))
+    _set_threads(settings.pop("num_threads"))
     algorithm = build_algorithm(config)
     tests, headline, quick = build_tests(config["env"])
     arguments = {
@@ -204,7 +200,8 @@ def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
         "tests": tests,
         "headline": headline,
         "quick_test": quick,
-        "reference": reference_cost(tests[headline].env),
+        "reference": reference_cost(tests[headline].env, seed=tests[headline].seed),
+        "quick_reference": reference_cost(quick.env, seed=quick.seed),
         "env_name": config["env"]["name"],
         "algorithm_name": config["algorithm"]["name"],
         "seed": config["seed"],
@@ -213,31 +210,13 @@ def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
     return call_with("trainer", Trainer, {**settings, **arguments})
 
 
-def _describe_policy(trainer: Trainer, run_dir: Path | None) -> dict[str, Any]:
-    """Read the inventory rule off the policy, and draw it where there is a folder."""
-    env, reference = trainer.tests[trainer.headline].env, trainer.reference
-    if not isinstance(env, InventoryEnv):
-        return {}
-    env.set_seed(trainer.tests[trainer.headline].seed)
-    view = view_inventory_policy(env, trainer.algorithm.policy)
-    if run_dir is not None:
-        plot_inventory_policy(
-            run_dir / "policy.png",
-            **{key: value.tolist() for key, value in view._asdict().items()},
-            optimal_s=reference.s,
-            optimal_S=reference.S,
-        )
-    if reference.optimal_cost is None:
-        return {}
-    s, S = view.reorder_point, view.order_up_to_level
-    found: dict[str, Any] = {"optimal_s": reference.s, "optimal_S": reference.S}
-    found |= {"learned_s": s, "learned_S": S, "learned_rule_cost": None}
-    if s is not None and S is not None and s < S:
-        costs = (env.demand_mean, env.holding_cost, env.shortage_cost)
-        mean, holding, shortage = (float(value) for value in costs)
-        rule = s_S_cost(s, S, mean, holding, shortage, env.fixed_cost, env.lead_time)
-        found["learned_rule_cost"] = rule + mean * float(env.procurement_cost)
-    return found
+def _set_threads(number: Any) -> None:
+    torch.set_num_threads(check_int("trainer.num_threads", number, minimum=1))
+
+
+def _describe(trainer: Trainer, run_dir: Path | None) -> dict[str, Any]:
+    test = trainer.tests[trainer.headline]
+    return describe_policy(test, trainer.algorithm.policy, trainer.reference, run_dir)
 
 
 def _check_new(run_dir: Path) -> None:

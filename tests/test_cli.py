@@ -121,6 +121,8 @@ def test_demand_traces_from_a_file(tmp_path, monkeypatch, suffix):
         (["env.num_items=2", "env.holding_cost=[1,2,3]"], ["holding_cost", "got 3"]),
         (["env.demand_traces=/no/such/file.npy"], ["env.demand_traces", "not a file"]),
         (["algorithm.learning_rate=0"], ["learning_rate must be", "> 0"]),
+        (["algorithm.adam_betas=0.9"], ["adam_betas must be two numbers", "0.9"]),
+        (["algorithm.adam_betas=[0.9,1.5]"], ["adam_betas[1] must be", "1.5"]),
         (["algorithm.discount=1.5"], ["discount must be", "<= 1", "1.5"]),
         (["algorithm.learning_rate_schedule=step"], ["learning_rate_schedule", "'cosine'"]),
         (["policy.activation=gelu"], ["activation must be one of", "'gelu'"]),

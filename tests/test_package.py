@@ -18,7 +18,7 @@ import yaml
 
 import hpo_torchrl
 from hpo_torchrl.algorithms import HPO
-from hpo_torchrl.envs import InventoryEnv
+from hpo_torchrl.envs import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.modules import HybridNetwork, make_value_network
 from hpo_torchrl.training import Trainer
 
@@ -31,6 +31,7 @@ FLOORS = [
     {"collectors"},
     {"algorithms", "diagnostics"},
     {"training"},
+    {"describe"},
     {"build"},
     {"run"},
     {"cli"},
@@ -73,14 +74,23 @@ def defaults(function) -> dict:
 def test_algorithm_config_has_the_keys_of_the_constructor():
     settings = config("algorithm/hpo.yaml")
     settings.pop("name")
-    assert settings == defaults(HPO.__init__)
+    known = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults(HPO.__init__).items()}
+    assert settings == known
 
 
-def test_environment_config_has_the_keys_of_the_constructor():
-    settings = config("env/inventory.yaml")
-    for key in ("name", "evaluation"):
-        settings.pop(key)
-    assert set(settings) == set(defaults(InventoryEnv.__init__))
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("inventory", InventoryEnv.__init__),
+        ("switched_lqr", SwitchedLQREnv.from_recipe),
+        ("switched_lqr_2d", SwitchedLQREnv.__init__),
+    ],
+)
+def test_environment_config_has_the_keys_of_the_constructor(name, function):
+    settings = config(f"env/{name}.yaml")
+    for key in ("name", "evaluation", "defaults"):
+        settings.pop(key, None)
+    assert set(settings) == set(inspect.signature(function).parameters) - {"self"}
 
 
 def test_network_configs_have_the_keys_of_the_networks():

@@ -137,7 +137,7 @@ def test_reference_is_the_optimum_for_one_item_and_a_lower_bound_for_more():
     assert many.optimal_cost is None
     assert many.lower_bound == pytest.approx(37.0644, abs=1e-4)
     assert reference_cost(InventoryEnv(lost_sales=True)) == Reference()
-    assert one.gap(2 * one.optimal_cost) == pytest.approx(1.0)
+    assert one.gaps(2 * one.optimal_cost)["gap"] == pytest.approx(1.0)
 
 
 def test_policy_view_reads_off_the_rule():

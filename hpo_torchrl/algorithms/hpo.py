@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,14 +38,19 @@ class HPO(Algorithm):
             keeps the graph.
         policy: the hybrid policy.
         critic: the value network.
-        window: steps T of a rollout; systems run on from window to window.
-        reset_at_each_iter: start every window from fresh initial states (finite horizons).
+        window: steps T of a rollout; ``None`` is the episode where one terminates, else 30.
+        reset_at_each_iter: start every window from fresh initial states; ``None`` does so where a
+            window is a whole episode. Otherwise systems run on from window to window.
         reset_fraction: share of systems restarted at each window, so that rare states are seen.
-        discount: gamma, of advantages and of gradients through transitions.
+        discount: gamma, of advantages and of gradients through transitions; ``None`` is 1 where
+            an episode terminates, else 0.99.
         gae_lambda: lambda of the advantage estimator.
         cross_term: whether continuous actions are credited for the later choices they cause:
             ``True``, ``False`` or ``"adaptive"``, see :class:`HPOLoss`.
         learning_rate: Adam's step size at the start.
+        adam_betas: Adam's decay rates of the mean and the square of the gradient. The latter
+            forgets fast, because the first gradients, of an untrained policy in an unstable system,
+            may be thousands of times the later ones and would hold the steps small for long after.
         learning_rate_schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
         learning_rate_final: share of ``learning_rate`` that is left at the end.
         entropy_coeff: entropy bonus at the start, in standard deviations of the advantage.
@@ -76,13 +82,14 @@ class HPO(Algorithm):
         policy: HybridPolicy,
         critic: TensorDictModule,
         *,
-        window: int = 30,
-        reset_at_each_iter: bool = False,
+        window: int | None = None,
+        reset_at_each_iter: bool | None = None,
         reset_fraction: float = 0.1,
-        discount: float = 0.99,
+        discount: float | None = None,
         gae_lambda: float = 0.95,
         cross_term: bool | str = True,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 1e-2,
+        adam_betas: Sequence[float] = (0.9, 0.95),
         learning_rate_schedule: str = "cosine",
         learning_rate_final: float = 0.01,
         entropy_coeff: float = 0.3,
@@ -93,9 +100,16 @@ class HPO(Algorithm):
         epochs: int = 2,
         num_minibatches: int = 4,
         target_kl: float = 0.015,
-        max_grad_norm: float = 5.0,
+        max_grad_norm: float = 0.5,
     ) -> None:
+        episode = _episode(env)
+        if window is None:
+            window = episode or 30
         check_int("window", window, minimum=1)
+        if reset_at_each_iter is None:
+            reset_at_each_iter = window == episode
+        if discount is None:
+            discount = 0.99 if episode is None else 1.0
         check_float("gae_lambda", gae_lambda, minimum=0.0, maximum=1.0)
         check_float("learning_rate", learning_rate, minimum=0.0, strict=True)
         check_choice("learning_rate_schedule", learning_rate_schedule, SCHEDULES)
@@ -125,15 +139,14 @@ class HPO(Algorithm):
         self.detached_loss = HPOLoss(policy, critic, pathwise=False, cross_term=False, **shared)
         self.loss.make_value_estimator(gamma=discount, lmbda=gae_lambda)
         # Only a system known never to terminate may have a constant taken off its rewards.
-        self.continuing = isinstance(env, DifferentiableEnv) and not (
-            env.horizon and env.horizon_terminates
-        )
+        self.continuing = isinstance(env, DifferentiableEnv) and episode is None
         self.discount = discount
         self.scaler = RewardScaler().to(env.device or "cpu")
         self.groups = policy.parameter_groups() | {"critic": dict(critic.named_parameters())}
         self.optimizer = torch.optim.Adam(
             [{"params": list(named.values())} for named in self.groups.values()],
             lr=learning_rate,
+            betas=_check_betas(adam_betas),
             eps=1e-5,
         )
         self.learning_rate, self.schedule = learning_rate, learning_rate_schedule
@@ -239,3 +252,19 @@ class HPO(Algorithm):
         norms = clip_gradients(self.groups, self.max_grad_norm)
         self.optimizer.step()
         return norms
+
+
+def _episode(env: EnvBase) -> int | None:
+    """Length of episodes that end for good, or ``None``."""
+    terminates = isinstance(env, DifferentiableEnv) and env.horizon_terminates
+    return env.horizon if terminates else None
+
+
+def _check_betas(betas: Sequence[float]) -> tuple[float, float]:
+    if isinstance(betas, str) or not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"adam_betas must be two numbers such as [0.9, 0.95], got {betas!r}.")
+    first, second = (
+        check_float(f"adam_betas[{i}]", beta, minimum=0.0, maximum=0.9999)
+        for i, beta in enumerate(betas)
+    )
+    return first, second

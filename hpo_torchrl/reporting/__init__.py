@@ -1,6 +1,10 @@
 """Tables and figures, from plain numbers."""
 
-from hpo_torchrl.reporting.figures import plot_inventory_policy, plot_learning_curve
+from hpo_torchrl.reporting.figures import (
+    plot_inventory_policy,
+    plot_learning_curve,
+    plot_mode_plane,
+)
 from hpo_torchrl.reporting.gradients import format_gradients, plot_gradients, write_gradients
 from hpo_torchrl.reporting.table import format_summary
 
@@ -10,5 +14,6 @@ __all__ = [
     "plot_gradients",
     "plot_inventory_policy",
     "plot_learning_curve",
+    "plot_mode_plane",
     "write_gradients",
 ]

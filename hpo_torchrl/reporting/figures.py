@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 # Okabe & Ito's palette, told apart with every common colour-vision deficiency.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+# Learning curves show costs up to this many times the optimum.
+_HIGHEST = 5.0
+MODES = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
 
 def plot_learning_curve(
@@ -23,6 +28,7 @@ def plot_learning_curve(
     errors: Sequence[float] | None = None,
     optimum: float | None = None,
     lower_bound: float | None = None,
+    baselines: Mapping[str, float] | None = None,
 ) -> Path:
     """Draw test cost against updates, with the optimum (or a lower bound) as a line.
 
@@ -33,6 +39,7 @@ def plot_learning_curve(
         errors: their standard errors: short tests are noisy, and may read below the optimum.
         optimum: cost of the optimal policy.
         lower_bound: a cost that no policy can go below.
+        baselines: costs of simple rules by name, drawn as lines.
 
     Returns:
         The path.
@@ -44,22 +51,17 @@ def plot_learning_curve(
         lower = [cost - 2 * error for cost, error in zip(costs, spread, strict=True)]
         upper = [cost + 2 * error for cost, error in zip(costs, spread, strict=True)]
         axes.fill_between(updates, lower, upper, color=BLUE, alpha=0.2, linewidth=0)
+    for name, cost in (baselines or {}).items():
+        _level(axes, f"{name} {cost:.3f}", cost, GREY, above=True)
     floor = optimum if optimum is not None else lower_bound
     if floor is not None and costs:
         label = "optimum" if optimum is not None else "lower bound"
-        axes.axhline(floor, color=ORANGE, linewidth=1.5, linestyle="--")
-        axes.annotate(
-            f"{label} {floor:.3f}",
-            (0.01, floor),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, -12),
-            textcoords="offset points",
-            color=ORANGE,
-        )
-        # The start is many times the optimum; a logarithm keeps the end of the curve readable.
+        _level(axes, f"{label} {floor:.3f}", floor, ORANGE, above=False)
+        # The start is many times the optimum: a logarithm, cut there, keeps the end readable.
         if min(*costs, floor) > 0:
             axes.set_yscale("log")
-            axes.set_ylim(bottom=0.93 * floor)
+            highest = max(*costs, *(baselines or {}).values())
+            axes.set_ylim(0.93 * floor, min(1.1 * highest, _HIGHEST * floor))
     if costs:
         axes.annotate(
             f"short test {costs[-1]:.2f}" + (f" \u00b1 {spread[-1]:.2f}" if spread else ""),
@@ -72,6 +74,19 @@ def plot_learning_curve(
     _plain_numbers(axes)
     axes.set(xlabel="updates", ylabel="cost per unit and period", title="Learning curve")
     return save_figure(figure, path)
+
+
+def _level(axes: Axes, label: str, cost: float, colour: str, *, above: bool) -> None:
+    """Draw a horizontal line with its name."""
+    axes.axhline(cost, color=colour, linewidth=1.4, linestyle="--")
+    axes.annotate(
+        label,
+        (0.01, cost),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 4 if above else -12),
+        textcoords="offset points",
+        color=colour,
+    )
 
 
 def plot_inventory_policy(
@@ -141,6 +156,50 @@ def plot_inventory_policy(
             ha="right",
             color=ORANGE,
         )
+    return save_figure(figure, path)
+
+
+def plot_mode_plane(
+    path: str | Path,
+    *,
+    extent: float,
+    planes: Mapping[str, Sequence[Sequence[int]]],
+    paths: Mapping[str, Sequence[Sequence[Sequence[float]]]],
+    num_modes: int,
+) -> Path:
+    """Draw which mode a policy chooses in the plane of a two-dimensional state.
+
+    Args:
+        path: the PNG file to write.
+        extent: the plane runs from -extent to extent in both coordinates.
+        planes: by title, the mode at each point of a square grid, rows by the second coordinate.
+        paths: by title, trajectories to draw over the plane: points ``(x_1, x_2)`` in order.
+        num_modes: number of modes.
+
+    Returns:
+        The path.
+    """
+    figure, [panels] = new_figure(1, len(planes), share_x=False)
+    colours = ListedColormap([MODES[mode % len(MODES)] for mode in range(num_modes)])
+    for axes, (title, plane) in zip(panels, planes.items(), strict=True):
+        axes.imshow(
+            plane,
+            origin="lower",
+            extent=(-extent, extent, -extent, extent),
+            cmap=colours,
+            vmin=-0.5,
+            vmax=num_modes - 0.5,
+            alpha=0.55,
+            interpolation="nearest",
+        )
+        for points in paths.get(title, ()):
+            axes.plot(*zip(*points, strict=True), color="black", linewidth=0.8, alpha=0.7)
+        axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$")
+        axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+        axes.grid(visible=False)
+    shown = [Patch(color=colours(mode), alpha=0.55) for mode in range(num_modes)]
+    names = [f"mode {mode}" for mode in range(num_modes)]
+    figure.legend(shown, names, loc="outside lower center", ncols=min(num_modes, 8), frameon=False)
     return save_figure(figure, path)
 
 

@@ -26,8 +26,12 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     for key in ("optimal_cost", "lower_bound", "upper_bound"):
         if summary.get(key) is not None:
             rows.append((key.replace("_", " "), f"{summary[key]:.4f}"))
+    for name, cost in (summary.get("baseline_costs") or {}).items():
+        rows.append((name, f"{cost:.4f}"))
     if summary.get("gap") is not None:
         rows.append(("gap", f"{100 * summary['gap']:+.2f} %"))
+    elif summary.get("gap_to_lower_bound") is not None:
+        rows.append(("gap", _between(summary)))
     if summary.get("learned_s") is not None:
         learned = f"({summary['learned_s']}, {summary['learned_S']})"
         if summary.get("learned_rule_cost") is not None:
@@ -46,6 +50,13 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         )
     )
     return "\n".join(f"{name:<17}{text}" for name, text in rows)
+
+
+def _between(summary: Mapping[str, Any]) -> str:
+    text = f"at most {100 * summary['gap_to_lower_bound']:+.2f} % (to the lower bound)"
+    if summary.get("gap_to_upper_bound") is not None:
+        text += f", at least {100 * summary['gap_to_upper_bound']:+.2f} % (to the upper bound)"
+    return text
 
 
 def _estimate(summary: Mapping[str, Any], key: str) -> str:

@@ -2,45 +2,85 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv
-from hpo_torchrl.oracles import optimal_s_S
+from tensordict.nn import TensorDictModuleBase
+
+from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.oracles import fixed_mode_cost, optimal_s_S, switched_lqr_optimum
+
+# Widths to aim for in turn, with the largest set of matrices to spend on each: seconds in all.
+_LQR_ATTEMPTS = ((0.001, 1000), (0.01, 50_000))
+_LQR_EXACT = 20_000
 
 
-class Reference(NamedTuple):
-    """Long-run cost per unit and period of the optimum, or bounds on it; ``None`` where unknown.
+@dataclass(frozen=True)
+class Reference:
+    """Cost per unit and period of the optimum, or bounds on it; ``None`` where unknown.
 
-    ``s`` and ``S`` are the optimal reorder point and order-up-to level of a single item.
+    Attributes:
+        optimal_cost: cost of the optimum.
+        lower_bound: what no policy can go below.
+        upper_bound: what some known policy attains.
+        baselines: costs of simple rules by name: the lines to beat.
+        s: optimal reorder point of a single item.
+        S: its optimal order-up-to level.
+        policy: the optimal policy, or that of the upper bound.
+        paired: whether the costs are of the test's own initial states, and all its noise is in
+            those: gaps then have no sampling error of their own.
     """
 
     optimal_cost: float | None = None
     lower_bound: float | None = None
     upper_bound: float | None = None
+    baselines: Mapping[str, float] = field(default_factory=dict)
     s: int | None = None
     S: int | None = None
+    policy: TensorDictModuleBase | None = field(default=None, compare=False)
+    paired: bool = False
 
-    def gap(self, cost: float) -> float | None:
-        """Return cost / optimum - 1, or ``None`` where the optimum is unknown."""
-        return None if self.optimal_cost is None else cost / self.optimal_cost - 1.0
+    def gaps(self, cost: float) -> dict[str, float | None]:
+        """Return cost / optimum - 1 as ``gap``, and the same for either bound; ``None`` if unknown.
+
+        Between a lower and an upper bound the true gap is between ``gap_to_upper_bound`` (at
+        least) and ``gap_to_lower_bound`` (at most).
+        """
+        known = {
+            "gap": self.optimal_cost,
+            "gap_to_lower_bound": self.lower_bound,
+            "gap_to_upper_bound": self.upper_bound,
+        }
+        return {name: None if base is None else cost / base - 1.0 for name, base in known.items()}
 
 
-def reference_cost(env: DifferentiableEnv) -> Reference:
+def reference_cost(env: DifferentiableEnv, *, seed: int | None = None) -> Reference:
     """Return the optimum of an environment, or bounds on it.
 
-    One item with backlogged Poisson demand is solved exactly. For n items, giving each an equal
-    share of the joint fixed cost and solving it alone can only be cheaper than any joint policy:
-    a lower bound (cost allocation).
+    *Inventory.* One item with backlogged Poisson demand is solved exactly. For n items, giving each
+    an equal share of the joint fixed cost and solving it alone can only be cheaper than any joint
+    policy: a lower bound (cost allocation).
+
+    *Switched LQR* without noise, on the initial states that the environment draws: exact for one or
+    two modes, certified bounds for more, and the best fixed mode as the line to beat.
 
     Args:
-        env: the environment.
+        env: the environment; one with random initial states is reset.
+        seed: seed of the initial states, where the optimum depends on them.
 
     Returns:
         The reference; all ``None`` where nothing is known.
     """
+    if isinstance(env, InventoryEnv):
+        return _inventory(env)
+    if isinstance(env, SwitchedLQREnv):
+        return _switched_lqr(env, seed)
+    return Reference()
+
+
+def _inventory(env: InventoryEnv) -> Reference:
     solvable = (
-        isinstance(env, InventoryEnv)
-        and env.demand == "poisson"
+        env.demand == "poisson"
         and env.demand_traces is None
         and not env.lost_sales
         and bool((env.holding_cost > 0).all())
@@ -66,3 +106,34 @@ def reference_cost(env: DifferentiableEnv) -> Reference:
         return Reference(lower_bound=cost)
     s, S, _ = next(iter(solved.values()))
     return Reference(optimal_cost=cost, s=s, S=S)
+
+
+def _switched_lqr(env: SwitchedLQREnv, seed: int | None) -> Reference:
+    if env.process_noise > 0 or env.horizon is None:
+        return Reference()
+    if seed is not None:
+        env.set_seed(seed)
+    x0 = env.reset().get("x").reshape(-1, env.A.shape[-1])
+    A, B, Q, R = (matrix.cpu() for matrix in (env.A, env.B, env.Q, env.R))
+    units = env.horizon * env.cost_units
+    fixed = fixed_mode_cost(A, B, Q, R, env.horizon, x0).flatten(1).mean(1) / units
+    baselines = {"best fixed mode": float(fixed.min())}
+    attempts = [(0.0, _LQR_EXACT)] if env.num_options <= 2 else []
+    for tolerance, limit in [*attempts, *_LQR_ATTEMPTS]:
+        try:
+            optimum = switched_lqr_optimum(A, B, Q, R, env.horizon, tolerance, max_matrices=limit)
+        except MemoryError:
+            continue
+        cost = float(optimum.cost(x0).mean()) / units
+        policy = optimum.policy()
+        if tolerance == 0.0:
+            return Reference(optimal_cost=cost, baselines=baselines, policy=policy, paired=True)
+        lower = float(optimum.lower_bound(x0).mean()) / units
+        return Reference(
+            lower_bound=lower,
+            upper_bound=cost,
+            baselines=baselines,
+            policy=policy,
+            paired=True,
+        )
+    return Reference(baselines=baselines)

@@ -28,7 +28,8 @@ def summarise(
 
     Returns:
         ``test_cost`` and ``test_cost_se`` of the headline, ``optimal_cost``, ``lower_bound``,
-        ``upper_bound`` and ``gap`` (``None`` where unknown), the counters, and for each test
+        ``upper_bound``, ``gap``, ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None`` where
+        unknown), ``baseline_costs`` of simple rules, the counters, and for each test
         ``<name>_cost`` and ``<name>_cost_se``.
     """
     costs = {name: test.run(policy) for name, test in tests.items()}
@@ -40,7 +41,8 @@ def summarise(
         "optimal_cost": reference.optimal_cost,
         "lower_bound": reference.lower_bound,
         "upper_bound": reference.upper_bound,
-        "gap": reference.gap(cost.mean),
+        **reference.gaps(cost.mean),
+        "baseline_costs": dict(reference.baselines),
         **{key: counters[key] for key in ("env_steps", "updates", "wall_seconds")},
     }
     for name, estimate in costs.items():

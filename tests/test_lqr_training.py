@@ -1,0 +1,166 @@
+"""Switched LQR from the command line: references, gaps, pictures, settings that fit episodes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from hpo_torchrl.algorithms import HPO
+from hpo_torchrl.cli import train
+from hpo_torchrl.collectors import differentiable_rollout
+from hpo_torchrl.describe import describe_policy
+from hpo_torchrl.envs import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.oracles import fixed_mode_cost
+from hpo_torchrl.training import Evaluation, Reference, reference_cost
+
+SMALL = [
+    "trainer.num_updates=3",
+    "trainer.progress=false",
+    "env.batch_size=8",
+    "policy.hidden=[8]",
+    "critic.hidden=[8]",
+    "env.evaluation.quick.batch_size=16",
+    "env.evaluation.tests.fixed_start.batch_size=16",
+]
+
+
+def run_train(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["hpo-train", *SMALL, *arguments])
+    train()
+    return capsys.readouterr().out
+
+
+def test_two_modes_are_compared_with_the_optimum(tmp_path, monkeypatch, capsys):
+    shown = run_train(monkeypatch, capsys, "env=switched_lqr", f"output_dir={tmp_path / 'run'}")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["gap"] == pytest.approx(summary["test_cost"] / summary["optimal_cost"] - 1)
+    assert summary["baseline_costs"]["best fixed mode"] > summary["optimal_cost"]
+    assert sum(summary["mode_shares"]) == pytest.approx(1.0, abs=1e-3)
+    assert "best fixed mode" in shown
+    assert summary["env_steps"] == 3 * 8 * 20  # a window is an episode
+    assert not (tmp_path / "run" / "policy.png").exists()  # three dimensions have no plane
+
+
+def test_more_modes_are_compared_with_bounds(tmp_path, monkeypatch, capsys):
+    settings = ["env=switched_lqr", "env.dim=4", "env.num_modes=3"]
+    shown = run_train(monkeypatch, capsys, *settings, f"output_dir={tmp_path / 'run'}")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["optimal_cost"] is summary["gap"] is None
+    assert 0 < summary["lower_bound"] <= summary["upper_bound"] < 1.02 * summary["lower_bound"]
+    assert summary["gap_to_upper_bound"] <= summary["gap_to_lower_bound"]
+    assert "gap" in shown
+    assert "at most" in shown
+
+
+def test_two_dimensions_are_drawn(tmp_path, monkeypatch, capsys):
+    settings = ["env=switched_lqr_2d", "env.horizon=4", f"output_dir={tmp_path / 'run'}"]
+    run_train(monkeypatch, capsys, *settings)
+    assert (tmp_path / "run" / "policy.png").stat().st_size > 10_000
+    assert (tmp_path / "run" / "learning_curve.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["env=switched_lqr", "env.num_modes=0"], "num_modes"),
+        (["env=switched_lqr", "env.num_modes=5"], "num_modes"),
+        (["env=switched_lqr", "env.horizon=0"], "horizon"),
+        (["env=switched_lqr", "env.input_cost=-1"], "input_cost"),
+        (["env=switched_lqr_2d", "env.Q=[[1,2],[0,1]]"], "Q"),
+        (["env=switched_lqr_2d", "env.A=[[[2,1],[0,1]]]"], "A"),
+    ],
+)
+def test_bad_systems_are_refused(tmp_path, monkeypatch, capsys, overrides, words):
+    run_dir = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, capsys, *overrides, f"output_dir={run_dir}")
+    message = capsys.readouterr().err
+    assert message.startswith("hpo-train: error: ")
+    assert words in message
+    assert not run_dir.exists()
+
+
+def make(num_modes=2, **kwargs):
+    settings = {"batch_size": 32, "dtype": torch.float64, "horizon": 6} | kwargs
+    return SwitchedLQREnv.from_recipe(3, num_modes, **settings)
+
+
+def test_reference_is_of_the_initial_states_of_the_test():
+    """The optimal policy, run by the test itself, scores the reference exactly."""
+    env = make(seed=1)
+    reference = reference_cost(env, seed=7)
+    env.set_seed(7)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        run = env.rollout(env.horizon, reference.policy)
+    cost = -float(run["next", "reward"].mean()) / env.cost_units
+    assert reference.optimal_cost == pytest.approx(cost, rel=1e-9)
+    assert reference_cost(env, seed=8).optimal_cost != pytest.approx(cost, rel=1e-3)
+
+
+def test_reference_knows_its_limits():
+    assert reference_cost(make(process_noise=0.1)) == Reference()
+    env = make(num_modes=1, seed=0)
+    one = reference_cost(env, seed=3)
+    assert one.optimal_cost == pytest.approx(one.baselines["best fixed mode"], rel=1e-9)
+    env.set_seed(3)
+    x0 = env.reset()["x"]
+    fixed = fixed_mode_cost(env.A, env.B, env.Q, env.R, env.horizon, x0)
+    expected = float(fixed.mean()) / (env.horizon * env.cost_units)
+    assert one.optimal_cost == pytest.approx(expected, rel=1e-9)
+
+
+def test_gaps_to_what_is_known():
+    assert Reference().gaps(2.0) == dict.fromkeys(
+        ("gap", "gap_to_lower_bound", "gap_to_upper_bound")
+    )
+    bounded = Reference(lower_bound=1.0, upper_bound=1.6).gaps(2.0)
+    assert bounded["gap"] is None
+    assert bounded["gap_to_lower_bound"] == pytest.approx(1.0)
+    assert bounded["gap_to_upper_bound"] == pytest.approx(0.25)
+
+
+def build(env, **kwargs):
+    return HPO(env, HybridPolicy.for_env(env, hidden=(4,)), make_value_network(env), **kwargs)
+
+
+def test_settings_follow_the_episode():
+    whole = build(make())
+    assert (whole.collector.num_steps, whole.discount) == (6, 1.0)
+    assert whole.collector.reset_at_each_iter
+    part = build(make(), window=3, discount=0.9)
+    assert (part.collector.num_steps, part.discount) == (3, 0.9)
+    assert not part.collector.reset_at_each_iter
+    endless = build(InventoryEnv(batch_size=4))
+    assert (endless.collector.num_steps, endless.discount) == (30, 0.99)
+    assert not endless.collector.reset_at_each_iter
+    with pytest.raises(ValueError, match="window must be an integer >= 1"):
+        build(make(), window=0)
+
+
+def test_one_mode_learns_the_riccati_feedback():
+    """A short training comes near the exact optimum: the bulk of the way, not the last percent."""
+    env = make(num_modes=1, batch_size=64, seed=0, dtype=torch.float32)
+    torch.manual_seed(0)
+    hpo = build(env)
+    for update in range(200):
+        hpo.anneal(update / 200)
+        hpo.iterate()
+    test = Evaluation(make(num_modes=1, batch_size=128, dtype=torch.float32), num_steps=6, seed=5)
+    optimum = reference_cost(test.env, seed=5).optimal_cost
+    assert 0.999 <= test.run(hpo.policy).mean / optimum < 1.1
+
+
+def test_description_counts_the_modes():
+    env = make(seed=0)
+    policy = HybridPolicy.for_env(env, hidden=(4,))
+    with torch.no_grad():
+        policy.network.discrete[-1].bias.copy_(torch.tensor([0.0, 5.0]))
+    test = Evaluation(env, num_steps=6, seed=0)
+    assert describe_policy(test, policy, Reference(), None) == {"mode_shares": [0.0, 1.0]}
+    run = differentiable_rollout(env, policy, 2)
+    assert run["action", "discrete"].float().mean() > 0.9
