@@ -29,7 +29,13 @@ TEMPERATURES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 def problem(seed: int, systems: int = 32) -> tuple[SwitchedLQREnv, HybridNetwork]:
     """Return a system with two modes and a continuous policy that is near a sensible feedback."""
     env = SwitchedLQREnv.from_recipe(
-        2, 2, horizon=HORIZON, batch_size=systems, dtype=torch.float64, seed=seed
+        2,
+        2,
+        recipe_seed=seed,
+        horizon=HORIZON,
+        batch_size=systems,
+        dtype=torch.float64,
+        seed=seed,
     )
     network = HybridNetwork(3, 2, 2, action_scale=env.action_scale, hidden=(), dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hpo_torchrl._checks import did_you_mean
+from hpo_torchrl._checks import check_int, did_you_mean
 from hpo_torchrl.algorithms import NonFiniteError
 from hpo_torchrl.reporting import format_gradients, format_summary
 from hpo_torchrl.run import evaluate_run, gradients_run, load_config, train_run
@@ -73,16 +73,27 @@ def gradients() -> None:
     parser.add_argument("--batches", type=int, default=40, help="batches per estimator")
     parser.add_argument("--reference", type=int, default=160, help="batches of the reference")
     parser.add_argument("--seed", type=int, default=0, help="seed of the batches")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     _or_exit("hpo-gradients", lambda: _gradients(given))
 
 
 def _gradients(given: argparse.Namespace) -> None:
     run_dir = None
-    if len(given.what) == 1 and "=" not in given.what[0]:
-        run_dir = Path(given.what[0])
+    folders = [text for text in given.what if "=" not in text or Path(text).is_dir()]
+    for flag in ("batches", "reference"):
+        check_int(f"--{flag}", getattr(given, flag), minimum=2)
+    if folders:
+        if len(given.what) > 1:
+            raise ValueError(
+                f"A run is measured under its own configuration: give {folders[0]} alone, or "
+                "settings alone for an untrained policy."
+            )
+        run_dir = Path(folders[0])
         config = load_config(run_dir)
     else:
+        for text in given.what:
+            if text.lstrip("+~").split("=", 1)[0] in _NOT_SETTINGS:
+                raise ValueError(f"{text!r} is of hpo-train; use --output DIR, or give the run.")
         _check_overrides(given.what, "hpo-gradients")
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = compose("train", given.what)

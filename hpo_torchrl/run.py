@@ -10,7 +10,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from hpo_torchrl._checks import check_int
+from hpo_torchrl._checks import check_int, first_line
 from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.build import build_algorithm, build_tests, call_with
 from hpo_torchrl.describe import describe_policy
@@ -82,12 +82,18 @@ def load_config(run_dir: str | Path) -> dict[str, Any]:
     """Read the configuration of a run.
 
     Raises:
-        CheckpointError: the folder holds no run.
+        CheckpointError: the folder holds no run, or its configuration is damaged.
     """
     path = Path(run_dir) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{run_dir} is not the folder of a run: it holds no {CONFIG_FILE}.")
-    return yaml.safe_load(path.read_text())
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
+    if not isinstance(config, dict) or not {"env", "algorithm", "trainer"} <= set(config):
+        raise CheckpointError(f"{path} is damaged: it lacks sections of a configuration.")
+    return config
 
 
 def evaluate_run(run_dir: str | Path, *, device: str | None = None) -> dict[str, Any]:
@@ -157,17 +163,11 @@ def gradients_run(
         )
     torch.manual_seed(seed)
     algorithm.env.set_seed(seed)
-    if run_dir is None:  # a first batch, for the scale of the rewards; then fresh starts
+    if not algorithm.scaler.weight:  # untrained: a first batch scales the rewards; fresh starts
         algorithm.scaler.observe(algorithm.collector.collect().get(("next", "reward")))
         algorithm.collector.reset()
-    sampler = GradientSampler(
-        algorithm.collector,
-        algorithm.critic,
-        gae_lambda=config["algorithm"]["gae_lambda"],
-        reward_units=algorithm.reward_units,
-    )
     report = gradient_report(
-        sampler,
+        GradientSampler.of(algorithm),
         num_batches=num_batches,
         num_reference=num_reference,
         progress=lambda loop: iter(
@@ -193,6 +193,8 @@ def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
     _set_threads(settings.pop("num_threads"))
     algorithm = build_algorithm(config)
     tests, headline, quick = build_tests(config["env"])
+    tested = tests[headline]
+    other_starts = (quick.env.batch_size, quick.seed) != (tested.env.batch_size, tested.seed)
     arguments = {
         "algorithm": algorithm,
         "run_dir": run_dir,
@@ -200,8 +202,8 @@ def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
         "tests": tests,
         "headline": headline,
         "quick_test": quick,
-        "reference": reference_cost(tests[headline].env, seed=tests[headline].seed),
-        "quick_reference": reference_cost(quick.env, seed=quick.seed),
+        "reference": reference_cost(tested.env, seed=tested.seed),
+        "quick_reference": reference_cost(quick.env, seed=quick.seed) if other_starts else None,
         "env_name": config["env"]["name"],
         "algorithm_name": config["algorithm"]["name"],
         "seed": config["seed"],

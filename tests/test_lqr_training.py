@@ -114,6 +114,16 @@ def test_reference_knows_its_limits():
     assert one.optimal_cost == pytest.approx(expected, rel=1e-9)
 
 
+def test_no_lower_bound_where_the_guard_might_pay():
+    """Here doing nothing, held by the guard, is far cheaper than what the oracle knows of."""
+    env = SwitchedLQREnv(
+        [[[2.0]]], [[[1.0]]], [[0.001]], [[100.0]], horizon=12, state_limit=10.0, batch_size=8
+    )
+    reference = reference_cost(env, seed=0)
+    assert reference.optimal_cost is reference.lower_bound is None
+    assert reference.upper_bound is not None
+
+
 def test_gaps_to_what_is_known():
     assert Reference().gaps(2.0) == dict.fromkeys(
         ("gap", "gap_to_lower_bound", "gap_to_upper_bound")

@@ -140,7 +140,7 @@ class HPO(Algorithm):
         self.loss.make_value_estimator(gamma=discount, lmbda=gae_lambda)
         # Only a system known never to terminate may have a constant taken off its rewards.
         self.continuing = isinstance(env, DifferentiableEnv) and episode is None
-        self.discount = discount
+        self.discount, self.gae_lambda = discount, gae_lambda
         self.scaler = RewardScaler().to(env.device or "cpu")
         self.groups = policy.parameter_groups() | {"critic": dict(critic.named_parameters())}
         self.optimizer = torch.optim.Adam(

@@ -34,7 +34,8 @@ class BestResponse(nn.Module):
         state_of: recovers the state, with its ``"step"``, from an observation.
 
     Raises:
-        ValueError: the temperature is 0 or not finite, or the horizon is below 1.
+        ValueError: the temperature is 0 or not finite, the horizon is below 1, or the environment
+            is not in float64.
     """
 
     stochastic = False
@@ -51,6 +52,10 @@ class BestResponse(nn.Module):
         super().__init__()
         self.env, self.network, self.state_of = env, network, state_of
         self.horizon = check_int("horizon", horizon, minimum=1)
+        if env.float_dtype != torch.float64:
+            raise ValueError(
+                f"BestResponse needs an env with dtype=torch.float64, got {env.float_dtype}."
+            )
         if check_float("temperature", temperature) == 0.0:
             raise ValueError("temperature must not be 0; take a small one such as 0.01.")
         self.temperature = temperature

@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
+from torchrl.envs.utils import set_exploration_type
 
 from hpo_torchrl._checks import check_float
 from hpo_torchrl.collectors import (
@@ -20,6 +21,7 @@ from hpo_torchrl.collectors import (
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import CrossTermWeight, HPOLoss
+from hpo_torchrl.objectives.base import leave_one_out
 
 Gradients = dict[str, Tensor]
 
@@ -81,25 +83,44 @@ class GradientSampler:
         check_float("exploration_scale", exploration_scale, minimum=0.0, strict=True)
         self.collector, self.critic, self.reward_units = collector, critic, reward_units
         self.policy, self.temperature = collector.policy, temperature
-        self.groups = {
-            name: list(named.values()) for name, named in self.policy.parameter_groups().items()
+        groups = {
+            name: [p for p in named.values() if p.requires_grad]  # frozen ones have no gradient
+            for name, named in self.policy.parameter_groups().items()
         }
+        self.groups = {name: group for name, group in groups.items() if group}
+        self.gae_lambda = gae_lambda
         exact: dict[str, Any] = {"clip_epsilon": None, "entropy_coeff": None, "critic_coeff": None}
         self.loss, self.no_cross, self.adaptive = (
             HPOLoss(self.policy, critic, cross_term=cross, **exact)
             for cross in (True, False, "adaptive")
         )
         # Each batch by itself: a running mean over batches would make the draws depend.
-        self.adaptive.cross_term_weight = CrossTermWeight(decay=0.0)
+        self.adaptive.cross_term_weight = CrossTermWeight(decay=0.0).to(
+            collector.env.device or "cpu"
+        )
         self.returns = HPOLoss(self.policy, critic, **exact)
         for loss, lmbda in ((self.loss, gae_lambda), (self.returns, 1.0)):
             estimator: dict[str, Any] = {} if critic is None else {"lmbda": lmbda}
             loss.make_value_estimator(gamma=collector.discount, **estimator)
         for loss in (self.no_cross, self.adaptive):
             loss.make_value_estimator(gamma=collector.discount)  # the bootstrap's discount
-        self.exploring = HybridPolicy(_Exploring(self.policy.network, exploration_scale))
+        self.exploring = HybridPolicy(
+            _Exploring(self.policy.network, exploration_scale),
+            observation_key=self.policy.observation_key,
+        )
 
         self._running = collector.carried
+
+    @classmethod
+    def of(cls, algorithm: Any, **kwargs: Any) -> GradientSampler:
+        """Return the sampler of an algorithm as it trains: its collector, critic and units."""
+        return cls(
+            algorithm.collector,
+            algorithm.critic,
+            gae_lambda=algorithm.gae_lambda,
+            reward_units=algorithm.reward_units,
+            **kwargs,
+        )
 
     def sample_mixed(self) -> Gradients:
         """Draw the mixed gradient alone, by parameter group."""
@@ -109,8 +130,10 @@ class GradientSampler:
     def sample(self) -> dict[str, Gradients]:
         """Draw one gradient by each estimator, by parameter group.
 
-        Estimators that branch the simulator are absent where the environment is not a
-        :class:`DifferentiableEnv` or the policy is masked.
+        Absent are: those that branch the simulator, where the environment is no
+        :class:`DifferentiableEnv`, the policy is masked or (expected options) the critic reads
+        something else than the observation; the pure score function, where the policy is masked;
+        and those that compare rollouts, where there is one.
         """
         start, env = self._start(), self.collector.env
         noise = (
@@ -131,13 +154,14 @@ class GradientSampler:
             "cross": _combine(objective, score, -1.0),
             "mixed": _combine(pathwise, objective),
         }
-        adaptive = self._objective(self.adaptive, batch)
-        found["mixed, adaptive cross"] = _combine(pathwise, adaptive)
-        if batch.shape[:-1].numel() > 1:
+        if batch.shape[:-1].numel() > 1:  # these two compare rollouts with one another
+            adaptive = self._objective(self.adaptive, batch)
+            found["mixed, adaptive cross"] = _combine(pathwise, adaptive)
             own = self._objective(self.loss, self._leave_one_out(batch))
             found["mixed, leave-one-out"] = _combine(pathwise, own)
         if noise is not None and self.policy.mask_key is None:
-            found["mixed, expected options"] = self._expected_options(batch, noise, scale)
+            if self.critic is None or list(self.critic.in_keys) == ["observation"]:
+                found["mixed, expected options"] = self._expected_options(batch, noise, scale)
             found["Gumbel straight-through"] = self._straight_through(start, noise)
         if self.policy.mask_key is None:
             found["score function only"] = self._score_function_only(start)
@@ -150,16 +174,26 @@ class GradientSampler:
             running = running.reshape(-1)[rows].reshape(running.shape)
         return self.collector.start(running)
 
+    def describe(self, name: str) -> Estimator:
+        """Return what is known of an estimator, with this critic."""
+        known = ESTIMATORS[name]
+        if self.critic is None or not known.bias.startswith("none"):
+            return known
+        by_lambda = name in ("mixed", "score function only")
+        how = f"at lambda = {self.gae_lambda:g}" if by_lambda else "beyond the window's end"
+        return known._replace(bias=known.bias + f", but for the critic's errors {how}")
+
     def _rollout(self, start: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
-        return differentiable_rollout(
-            self.collector.env,
-            self.policy,
-            self.collector.num_steps,
-            tensordict=start,
-            noise=noise,
-            discount=self.collector.discount,
-            route=self.collector.route,
-        )
+        with set_exploration_type(self.collector.exploration_type):
+            return differentiable_rollout(
+                self.collector.env,
+                self.policy,
+                self.collector.num_steps,
+                tensordict=start,
+                noise=noise,
+                discount=self.collector.discount,
+                route=self.collector.route,
+            )
 
     def _units(self, batch: TensorDictBase) -> tuple[Tensor | float, Tensor | float]:
         return (1.0, 0.0) if self.reward_units is None else self.reward_units(batch)
@@ -177,9 +211,7 @@ class GradientSampler:
         """The batch with other advantages: returns less the mean return of the other rollouts."""
         held = self.returns.add_advantage(batch.exclude("advantage", "value_target"))
         returns = held.get("advantage" if self.critic is None else "value_target")
-        rows = returns.reshape(-1, *returns.shape[-2:])
-        others = (rows.sum(0) - rows) / (len(rows) - 1)
-        return batch.copy().set("advantage", (rows - others).reshape(returns.shape))
+        return batch.copy().set("advantage", leave_one_out(returns))
 
     def _expected_options(
         self, batch: TensorDictBase, noise: Tensor, scale: Tensor | float
@@ -223,7 +255,9 @@ class GradientSampler:
 
     def _gradients(self, loss: Tensor) -> Gradients:
         parameters = [p for group in self.groups.values() for p in group]
-        parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        parts: Any = [None] * len(parameters)
+        if loss.requires_grad:
+            parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         filled = iter(
             (torch.zeros_like(p) if g is None else -g).flatten().double()
             for g, p in zip(parts, parameters, strict=True)

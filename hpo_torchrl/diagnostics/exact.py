@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hpo_torchrl._checks import check_int
+from hpo_torchrl._checks import check_choice, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
@@ -38,7 +38,12 @@ class ExactGradient:
     cross: Gradient
 
     def norm(self, term: str) -> float:
-        """Return the Euclidean norm of a term over all parameters."""
+        """Return the Euclidean norm of a term over all parameters.
+
+        Args:
+            term: ``"total"``, ``"pathwise"``, ``"score_function"`` or ``"cross"``.
+        """
+        check_choice("term", term, ("total", "pathwise", "score_function", "cross"))
         return float(torch.cat([g.flatten() for g in getattr(self, term).values()]).norm())
 
 
@@ -81,8 +86,12 @@ def exact_gradient(
         num_nodes: quadrature nodes per coordinate of a Gaussian continuous action.
         max_leaves: largest number of rows at the last step.
 
+    Returns:
+        The expected return, its gradient and the three terms.
+
     Raises:
-        TypeError: the environment is no :class:`DifferentiableEnv`.
+        TypeError: the environment is no :class:`DifferentiableEnv`, or the policy no
+            :class:`HybridPolicy`.
         ValueError: the enumeration would be too large, a shape is wrong, the steps leave the
             episode, or a Gaussian policy is given without ``num_nodes``.
 
@@ -95,9 +104,19 @@ def exact_gradient(
         >>> exact.norm("total") > 0
         True
     """
+    if noise_support is not None:
+        noise_support = torch.as_tensor(noise_support[0]), torch.as_tensor(noise_support[1])
     _check(env, policy, noise, noise_support)
     check_int("num_steps", num_steps, minimum=1)
+    check_int("max_leaves", max_leaves, minimum=1)
     start = env.reset() if tensordict is None else tensordict
+    missing = [key for key in env.state_names if start.get(key, None) is None]
+    if missing or start.batch_size != env.batch_size:
+        raise ValueError(
+            f"tensordict must hold the state entries {list(env.state_names)} with the batch size "
+            f"{tuple(env.batch_size)}, as env.reset() returns them; got the batch size "
+            f"{tuple(start.batch_size)}" + (f" without {missing}." if missing else ".")
+        )
     if env.horizon is not None and int(start["step"].max()) + num_steps > env.horizon:
         raise ValueError(
             f"num_steps={num_steps} from step {int(start['step'].max())} leaves the episode of "
@@ -107,9 +126,10 @@ def exact_gradient(
     if noise_support is None:
         noise = env.sample_noise(num_steps, {"step": start["step"]}) if noise is None else noise
         expected = (*env.batch_size, num_steps, *env.noise_shape)
+        noise = torch.as_tensor(noise)
         if tuple(noise.shape) != expected:
             raise ValueError(f"noise must have shape {expected}, got {tuple(noise.shape)}.")
-        noise = torch.as_tensor(noise).double().reshape(systems, num_steps, *env.noise_shape)
+        noise = noise.double().reshape(systems, num_steps, *env.noise_shape)
     env = _in_double(env)
     # A frozen parameter has an exact gradient too.
     network = copy.deepcopy(policy.network).double().requires_grad_(True)
@@ -246,6 +266,9 @@ def _check(
             "exact_gradient branches the simulator, which takes a DifferentiableEnv, got "
             f"{type(env).__name__}; write its step as the method dynamics."
         )
+    if not isinstance(policy, HybridPolicy):
+        raise TypeError(f"policy must be a HybridPolicy, got {type(policy).__name__}.")
+    policy.check_env(env)
     if policy.mask_key is not None or policy.observation_key != "observation":
         raise ValueError(
             "exact_gradient takes a policy that reads 'observation' without a mask, got "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from hpo_torchrl._checks import check_float, check_int
-from hpo_torchrl.diagnostics.estimators import ESTIMATORS, GradientSampler
+from hpo_torchrl.diagnostics.estimators import GradientSampler
 
-MEASURES = ("signal", "noise", "signal_to_noise", "alignment", "bias")
 _RESAMPLES = 1000
 
 
@@ -29,21 +26,26 @@ class GradientReport:
             estimator of the gradient, not one of its terms), ``known_bias`` (in words), and each of
             ``signal``, ``noise``, ``signal_to_noise``, ``alignment`` and ``bias`` with its interval
             in ``<measure>_low`` and ``<measure>_high``.
-        ceiling: by group, the alignment that a perfect estimator would show: the reference has
-            noise of its own.
+        ceiling: by group, the alignment that a perfect estimator would show, with its interval
+            ``(estimate, low, high)``: the reference has noise of its own.
         num_batches: gradients per estimator.
         batch_frames: environment steps in a batch.
         num_reference: batches behind the reference gradient.
     """
 
     rows: list[dict[str, Any]]
-    ceiling: dict[str, float]
+    ceiling: dict[str, tuple[float, float, float]]
     num_batches: int
     batch_frames: int
     num_reference: int
 
     def value(self, estimator: str, measure: str, group: str = "continuous") -> float:
         """Return one figure of the report.
+
+        Args:
+            estimator: its name, one of ``ESTIMATORS``.
+            measure: ``"signal"``, ``"alignment_low"``, ...
+            group: ``"discrete"`` or ``"continuous"``.
 
         Raises:
             KeyError: the report holds no such row.
@@ -75,9 +77,9 @@ def gradient_report(
     * **alignment**, the mean cosine of :math:`g_i` and :math:`\bar r`: 1 points the way of the
       large-batch gradient, 0 anywhere;
     * **bias**, :math:`\lVert \mathbb E g - \mathbb E r \rVert / \lVert \mathbb E r \rVert`, with
-      the noise of both means taken off; 0 where it is within that noise.
+      the noise of both means taken off; an interval that starts at 0 holds no evidence of any.
 
-    Intervals are percentiles of a bootstrap over batches; the reference is held.
+    Intervals are percentiles of a bootstrap over the batches and those of the reference.
 
     Args:
         sampler: draws the gradients.
@@ -85,6 +87,9 @@ def gradient_report(
         num_reference: batches behind the reference.
         confidence: of the intervals.
         progress: wraps the loop over batches, for example ``tqdm``.
+
+    Returns:
+        The report.
 
     Raises:
         ValueError: a number is out of range.
@@ -103,7 +108,7 @@ def gradient_report(
     """
     check_int("num_batches", num_batches, minimum=2)
     check_int("num_reference", num_reference, minimum=2)
-    check_float("confidence", confidence, minimum=0.0, maximum=1.0, strict=True)
+    check_float("confidence", confidence, minimum=0.0, maximum=0.999, strict=True)
     reference: list[dict[str, Tensor]] = []
     draws: list[dict[str, dict[str, Tensor]]] = []
     for number in progress(iter(range(num_reference + num_batches))):
@@ -112,77 +117,88 @@ def gradient_report(
         else:
             draws.append(sampler.sample())
     rows: list[dict[str, Any]] = []
-    ceiling: dict[str, float] = {}
+    ceiling: dict[str, tuple[float, float, float]] = {}
     for group in sampler.groups:
-        stacked = torch.stack([gradient[group] for gradient in reference])
-        target = _Reference.of(stacked)
-        ceiling[group] = target.ceiling
+        target = _Batches.of([gradient[group] for gradient in reference], seed=1)
+        ceiling[group] = target.ceiling(confidence)
         for name in draws[0]:
-            gradients = torch.stack([draw[name][group] for draw in draws])
-            if bool(gradients.any()):  # an estimator that does not reach a group has no row in it
-                known = ESTIMATORS[name]
+            batches = _Batches.of([draw[name][group] for draw in draws], seed=0)
+            if bool(batches.gradients.any()):  # what does not reach a group has no row in it
+                known = sampler.describe(name)
                 row = {"group": group, "estimator": name, "whole": known.whole}
-                rows.append(
-                    row | {"known_bias": known.bias} | _measure(gradients, target, confidence)
-                )
+                rows.append(row | {"known_bias": known.bias} | batches.measure(target, confidence))
     frames = sampler.collector.frames_per_batch
     return GradientReport(rows, ceiling, num_batches, frames, num_reference)
 
 
 @dataclass(frozen=True)
-class _Reference:
-    mean: Tensor
-    squared_signal: float
+class _Batches:
+    """Gradients of independent batches, and what resampling them needs: their inner products."""
+
+    gradients: NDArray[np.float64]
+    gram: NDArray[np.float64]
+    counts: NDArray[np.float64]  # how often each bootstrap resample holds each batch
 
     @classmethod
-    def of(cls, gradients: Tensor) -> _Reference:
-        mean = gradients.mean(0)
-        variance = float(gradients.var(0).sum())
-        return cls(mean, float(mean.square().sum()) - variance / len(gradients))
+    def of(cls, gradients: list[Tensor], seed: int) -> _Batches:
+        stacked = torch.stack(gradients).cpu().numpy()
+        size = len(stacked)
+        rng = np.random.default_rng(seed)
+        drawn = rng.multinomial(size, np.full(size, 1.0 / size), _RESAMPLES).astype(float)
+        # The first row is the sample itself: its figures are the estimates.
+        return cls(stacked, stacked @ stacked.T, np.concatenate([np.ones((1, size)), drawn]))
 
     @property
-    def ceiling(self) -> float:
-        """Cosine between the expected gradient and its estimate here."""
-        square = float(self.mean.square().sum())
-        return math.sqrt(max(0.0, self.squared_signal) / square) if square else math.nan
+    def squared_norm(self) -> NDArray[np.float64]:
+        """Squared norm of the mean gradient."""
+        pairs = np.einsum("ri,ij,rj->r", self.counts, self.gram, self.counts, optimize=True)
+        return pairs / self.counts.sum(-1) ** 2
+
+    @property
+    def squared_signal(self) -> NDArray[np.float64]:
+        """Squared norm of the expected gradient, from pairs of different batches only."""
+        # Drawn twice, a batch must not count as two independent ones.
+        total, squares = self.counts.sum(-1), self.counts**2
+        own = squares @ np.diag(self.gram)
+        pairs = self.squared_norm * total**2 - own
+        return pairs / np.maximum(total**2 - squares.sum(-1), 1.0)
+
+    def ceiling(self, confidence: float) -> tuple[float, float, float]:
+        """Cosine between the expected gradient and the mean of these, with its interval."""
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            cosine = np.sqrt(np.maximum(self.squared_signal, 0.0) / self.squared_norm)
+        return _interval(cosine, confidence)
+
+    def measure(self, reference: _Batches, confidence: float) -> dict[str, float]:
+        """All measures with their intervals; the reference is resampled as well."""
+        # An exploding estimator (the straight-through one does) is measured without warnings.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            total, power = self.counts.sum(-1), np.diag(self.gram)
+            inner = self.gradients @ reference.gradients.T @ reference.counts.T
+            inner = (inner / reference.counts.sum(-1)).T  # (resamples, batches)
+            norms = np.sqrt(power) * np.sqrt(reference.squared_norm)[:, None]
+            cosine = inner / np.maximum(norms, 1e-300)
+            squared = self.squared_signal
+            target = reference.squared_signal
+            signal = np.sqrt(np.maximum(squared, 0.0))
+            noise = np.sqrt(np.maximum(self.counts @ power / total - squared, 0.0))
+            distance = squared - 2 * (self.counts * inner).sum(-1) / total + target
+            found = {
+                "signal": signal,
+                "noise": noise,
+                "signal_to_noise": signal / np.maximum(noise, 1e-300),
+                "alignment": (self.counts * cosine).sum(-1) / total,
+                "bias": np.sqrt(np.maximum(distance, 0.0) / np.maximum(target, 1e-300)),
+            }
+        row: dict[str, float] = {}
+        for name, values in found.items():
+            keys = (name, f"{name}_low", f"{name}_high")
+            row |= dict(zip(keys, _interval(values, confidence), strict=True))
+        return row
 
 
-def _measure(gradients: Tensor, reference: _Reference, confidence: float) -> dict[str, float]:
-    gram = (gradients @ gradients.T).numpy()
-    inner = (gradients @ reference.mean).numpy()
-    norms = np.sqrt(np.diag(gram)) * float(reference.mean.norm())
-    cosine = inner / np.maximum(norms, 1e-300)
-
-    def statistics(index: NDArray[np.int64], axis: int = -1) -> NDArray[np.float64]:
-        # Drawn twice, a batch must not count as two independent ones: only true pairs do.
-        counts = (index[..., None] == np.arange(len(gram))).sum(axis - 1).astype(float)
-        total = counts.sum(-1)
-        own = (counts**2) @ np.diag(gram)
-        pairs = np.einsum("...i,ij,...j->...", counts, gram, counts) - own
-        squared_signal = pairs / np.maximum(total**2 - (counts**2).sum(-1), 1.0)
-        variance = counts @ np.diag(gram) / total - squared_signal
-        signal = np.sqrt(np.maximum(squared_signal, 0.0))
-        noise = np.sqrt(np.maximum(variance, 0.0))
-        distance = squared_signal - 2 * counts @ inner / total + reference.squared_signal
-        scale = max(reference.squared_signal, 1e-300)
-        bias = np.sqrt(np.maximum(distance, 0.0) / scale)
-        ratio = signal / np.maximum(noise, 1e-300)
-        return np.stack([signal, noise, ratio, counts @ cosine / total, bias])
-
-    index = np.arange(len(gram))
-    # An exploding estimator (the straight-through one does) is measured as such, without warnings.
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = statistics(index)
-        interval = bootstrap(
-            (index,),
-            statistics,
-            n_resamples=_RESAMPLES,
-            confidence_level=confidence,
-            method="percentile",
-            vectorized=True,
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-    row: dict[str, float] = {}
-    for name, value, low, high in zip(MEASURES, found, *interval, strict=True):
-        row |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
-    return row
+def _interval(values: NDArray[np.float64], confidence: float) -> tuple[float, float, float]:
+    """Estimate and percentile interval of ``(estimate, resample, ...)``."""
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.nanpercentile(np.nan_to_num(values[1:]), [tail, 100.0 - tail])
+    return float(values[0]), float(low), float(high)

@@ -214,7 +214,7 @@ class HybridLossModule(LossModule):
         if self.critic_network is None:
             returns = reward2go(reward, done, self.discount)
             if self.baseline == "leave_one_out":
-                returns = _leave_one_out(returns)
+                returns = leave_one_out(returns)
             return held.set(keys.advantage, returns)
         for key in self.critic_network.in_keys:
             self.entry(held, key)
@@ -300,7 +300,7 @@ def _logits_of(actor: Any, tensordict: TensorDictBase) -> Tensor:
     return actor.get_dist(tensordict.select(*actor.in_keys)).logits
 
 
-def _leave_one_out(returns: Tensor) -> Tensor:
+def leave_one_out(returns: Tensor) -> Tensor:
     """Returns ``(*B, T, 1)`` less the mean of the other rollouts' at the same step."""
     rows = returns.reshape(-1, *returns.shape[-2:])
     if len(rows) < 2:

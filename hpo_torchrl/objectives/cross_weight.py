@@ -75,6 +75,8 @@ class CrossTermWeight(nn.Module):
                 half.mean(), parameters, retain_graph=True, allow_unused=True
             )
             reached = [part.flatten() for part in parts if part is not None]
+            if not reached:  # every parameter that the cross term reaches is frozen
+                return
             halves.append(torch.cat(reached).double())
         first, second = halves
         with torch.no_grad():

@@ -133,7 +133,6 @@ class HPOLoss(HybridLossModule):
         )
         self.pathwise = check_bool("pathwise", pathwise)
         self.cross_term = check_cross_term(cross_term)
-        self.cross_term_weight = CrossTermWeight() if self.cross_term == "adaptive" else None
         self.entropy_in_advantage_units = entropy_in_advantage_units
         self.loss_critic_type = check_choice("loss_critic_type", loss_critic_type, _DISTANCES)
         coefficients = {
@@ -143,6 +142,8 @@ class HPOLoss(HybridLossModule):
         }
         if device is None:
             device = next((parameter.device for parameter in actor_network.parameters()), None)
+        adaptive = self.cross_term == "adaptive"
+        self.cross_term_weight = CrossTermWeight().to(device) if adaptive else None
         for name, value in coefficients.items():
             if value is not None:
                 number = value.item() if isinstance(value, Tensor) else value

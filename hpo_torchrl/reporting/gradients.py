@@ -19,39 +19,51 @@ Each line is one way to estimate how the parameters should change, from one batc
   signal      length of its average over many batches
   noise       how far one batch strays from that average; signal/noise above 1 is a clear gradient
   alignment   cosine with the mixed gradient of {reference} batches: 1 the same way, 0 any way
-  bias        distance of its average from that of the mixed gradient, relative to the latter;
-              [low, high] are 95 % intervals, and a bias whose low is 0 may be none"""
+  bias        distance of its average from that of the mixed gradient, relative to the latter; the
+              mixed gradient with cross term is the yardstick even if the training leaves it out,
+              and whatever bias its critic gives it is not seen here
+[low, high] are bootstrap intervals, of 95 % unless asked otherwise; a bias whose low is 0 may be
+none.
+A (term) is one part of the gradient: pathwise + score function + cross = mixed."""
 
 
 def format_gradients(
-    rows: Sequence[Row], *, ceiling: Mapping[str, float], num_reference: int
+    rows: Sequence[Row], *, ceiling: Mapping[str, Sequence[float]], num_reference: int
 ) -> str:
     """Format a gradient report as one table, with what its columns mean.
 
     Args:
         rows: one per parameter group and estimator, as ``GradientReport.rows``.
-        ceiling: by group, the alignment of a perfect estimator.
+        ceiling: by group, the alignment of a perfect estimator: estimate, low and high.
         num_reference: batches behind the reference gradient.
     """
     lines = [_LEGEND.format(reference=num_reference)]
+    known = {row["estimator"]: row["known_bias"] for row in rows}
     for group in dict.fromkeys(row["group"] for row in rows):
-        best = ceiling.get(group, math.nan)
+        best, least, _ = ceiling[group]
         lines += [
             "",
             f"{_TITLES.get(group, group)} (a perfect estimator would show alignment {best:.2f})",
             f"  {'':<24}{'signal':>10}{'noise':>10}{'signal/noise':>14}"
             f"{'alignment':>11}{'':<16}{'bias':>8}",
         ]
-        lines += [_line(row, known=best >= _RESOLVED) for row in rows if row["group"] == group]
-        if not best >= _RESOLVED:
+        lines += [_line(row, known=least >= _RESOLVED) for row in rows if row["group"] == group]
+        zero = [
+            name
+            for name in known
+            if name not in {r["estimator"] for r in rows if r["group"] == group}
+        ]
+        if zero:
+            lines.append(f"  exactly 0 here: {', '.join(zero)}")
+        if not least >= _RESOLVED:
             lines.append(
                 "  The gradient here is below the noise of the reference: near a stationary point "
                 "of the\n  training, alignment and bias say little. More --reference batches "
                 "resolve it further."
             )
-    known = {row["estimator"]: row["known_bias"] for row in rows if row["whole"]}
     lines += ["", "Known bias of the whole estimators"]
-    lines += [f"  {name:<24}{bias}" for name, bias in known.items()]
+    whole = {row["estimator"] for row in rows if row["whole"]}
+    lines += [f"  {name:<24}{bias}" for name, bias in known.items() if name in whole]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -80,7 +92,9 @@ def write_gradients(path: str | Path, rows: Sequence[Row]) -> Path:
     return path
 
 
-def plot_gradients(path: str | Path, rows: Sequence[Row], *, ceiling: Mapping[str, float]) -> Path:
+def plot_gradients(
+    path: str | Path, rows: Sequence[Row], *, ceiling: Mapping[str, Sequence[float]]
+) -> Path:
     """Draw alignment and signal-to-noise of the estimators, with intervals.
 
     Args:
@@ -108,10 +122,10 @@ def plot_gradients(path: str | Path, rows: Sequence[Row], *, ceiling: Mapping[st
                 )
                 axes.plot(row[measure], place, "o", color=colour)
             axes.set_yticks(range(len(names)), names if axes is left else [])
-        if math.isfinite(ceiling.get(group, math.nan)):
-            left.axvline(ceiling[group], color=ORANGE, linestyle="--", linewidth=1.2)
+        if math.isfinite(ceiling[group][0]):
+            left.axvline(ceiling[group][0], color=ORANGE, linestyle="--", linewidth=1.2)
         left.axvline(0.0, color=GREY, linewidth=0.8)
-        left.set(xlabel="alignment", title=_TITLES.get(group, group), xlim=(-0.6, 1.05))
+        left.set(xlabel="alignment", title=_TITLES.get(group, group), xlim=(-1.05, 1.05))
         right.axvline(1.0, color=GREY, linewidth=0.8)
         right.set_xscale("symlog", linthresh=0.1)
         right.set(xlabel="signal / noise", xlim=(0, None))
