@@ -5,15 +5,16 @@
 
 ``gaps`` trains and stops wherever the policy first comes within another 5 % of the optimum, to
 measure signal, noise and alignment of the estimators there. ``sizes`` measures joint replenishment
-with n items, untrained but for a discrete choice that depends on the state at random: how the noise
-of the pure score function, on which PPO rests, grows over that of the mixed gradient. Both print a
-table and write a CSV file.
+with n items, after ``--after`` updates: how the noise of the pure score function, on which PPO
+rests, grows over that of the mixed gradient. (An untrained discrete net is uniform in every state:
+there is no cross term yet.) Both print a table and write a CSV file.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import statistics
 from pathlib import Path
 
 import torch
@@ -68,21 +69,28 @@ def measure_gaps(given: argparse.Namespace) -> list[dict]:
 
 
 def measure_sizes(given: argparse.Namespace) -> list[dict]:
-    """Measure the untrained policy at every number of items."""
+    """Measure the policy early in training at every number of items."""
     rows = []
     for items in given.items:
-        config = configuration([*given.settings, f"env.num_items={items}"])
-        algorithm = build_algorithm(config)
-        algorithm.scaler.observe(algorithm.collector.collect()["next", "reward"])
-        algorithm.collector.reset()
-        with torch.no_grad():  # a choice that depends on the state, or there is no cross term yet
-            torch.nn.init.orthogonal_(algorithm.policy.network.discrete[-1].weight, gain=1.0)
-        report = report_of(algorithm, given.batches, given.reference)
-        rows += rows_of(report, {"items": items})
-        noise = [report.value(name, "noise") for name in ("score function only", "mixed")]
+        ratios = []
+        for seed in range(given.seeds):
+            config = configuration([*given.settings, f"env.num_items={items}", f"seed={seed}"])
+            algorithm = build_algorithm(config)
+            total = config["trainer"]["num_updates"]
+            for update in range(given.after):
+                algorithm.anneal(update / total)
+                algorithm.iterate()
+            if not given.after:
+                algorithm.scaler.observe(algorithm.collector.collect()["next", "reward"])
+                algorithm.collector.reset()
+            report = report_of(algorithm, given.batches, given.reference)
+            rows += rows_of(report, {"items": items, "seed": seed})
+            noise = [report.value(name, "noise") for name in ("score function only", "mixed")]
+            ratios.append(noise[0] / noise[1])
+        ratio = statistics.geometric_mean(ratios)
         print(
             f"n = {items}: noise of the score function over that of the mixed gradient "
-            f"{noise[0] / noise[1]:.3g}, variance {(noise[0] / noise[1]) ** 2:.3g}",
+            f"{ratio:.3g} ({min(ratios):.3g} to {max(ratios):.3g}), of variances {ratio**2:.3g}",
             flush=True,
         )
     return rows
@@ -95,7 +103,7 @@ def rows_of(report: GradientReport, where: dict) -> list[dict]:
 
 
 def show(rows: list[dict], key: str) -> None:
-    """Print the mean of each measure by place and estimator."""
+    """Print the median of each measure by place and estimator."""
     places = sorted({row[key] for row in rows}, key=lambda p: float(str(p).split("-")[0]))
     for measure in MEASURES:
         print(f"\n{measure:<22}" + "".join(f"{place!s:>10}" for place in places))
@@ -103,7 +111,7 @@ def show(rows: list[dict], key: str) -> None:
             cells = ""
             for place in places:
                 found = [r[measure] for r in rows if r[key] == place and r["estimator"] == name]
-                cells += f"{sum(found) / len(found):>10.3g}" if found else f"{'-':>10}"
+                cells += f"{statistics.median(found):>10.3g}" if found else f"{'-':>10}"
             print(f"{name:<22}{cells}")
     ceilings = [
         [row["ceiling"] for row in rows if row[key] == place and row["estimator"] == "mixed"]
@@ -120,6 +128,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--items", type=int, nargs="+", default=[1, 5, 20, 50])
+    parser.add_argument("--after", type=int, default=0, help="updates before sizes are measured")
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--reference", type=int, default=160)
     parser.add_argument("--out", help="CSV file; gradient_quality_WHAT.csv by default")
