@@ -40,7 +40,7 @@ def problem(name: str) -> list[str]:
     return [
         "env=switched_lqr",
         f"env.dim={number}",
-        *("trainer.num_updates=1000", "algorithm.learning_rate=0.01"),
+        "env.batch_size=128",
     ]
 
 

@@ -156,7 +156,7 @@ def test_one_mode_learns_the_riccati_feedback():
     """A short training comes near the exact optimum: the bulk of the way, not the last percent."""
     env = make(num_modes=1, batch_size=64, seed=0, dtype=torch.float32)
     torch.manual_seed(0)
-    hpo = build(env)
+    hpo = build(env, learning_rate=1e-2, adam_betas=(0.9, 0.95), max_grad_norm=0.5)
     for update in range(200):
         hpo.anneal(update / 200)
         hpo.iterate()

@@ -88,7 +88,8 @@ def test_algorithm_config_has_the_keys_of_the_constructor():
 )
 def test_environment_config_has_the_keys_of_the_constructor(name, function):
     settings = config(f"env/{name}.yaml")
-    for key in ("name", "evaluation", "defaults"):
+    settings = settings.get("env", settings)
+    for key in ("name", "evaluation"):
         settings.pop(key, None)
     assert set(settings) == set(inspect.signature(function).parameters) - {"self"}
 

@@ -48,9 +48,9 @@ class HPO(Algorithm):
         cross_term: whether continuous actions are credited for the later choices they cause:
             ``True``, ``False`` or ``"adaptive"``, see :class:`HPOLoss`.
         learning_rate: Adam's step size at the start.
-        adam_betas: Adam's decay rates of the mean and the square of the gradient. The latter
-            forgets fast, because the first gradients, of an untrained policy in an unstable system,
-            may be thousands of times the later ones and would hold the steps small for long after.
+        adam_betas: Adam's decay rates of the mean and the square of the gradient. Where the first
+            gradients are thousands of times the later ones (an untrained policy lets an unstable
+            system grow), a second one of 0.95 forgets them soon; 0.999 holds the steps small.
         learning_rate_schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
         learning_rate_final: share of ``learning_rate`` that is left at the end.
         entropy_coeff: entropy bonus at the start, in standard deviations of the advantage.
@@ -88,8 +88,8 @@ class HPO(Algorithm):
         discount: float | None = None,
         gae_lambda: float = 0.95,
         cross_term: bool | str = True,
-        learning_rate: float = 1e-2,
-        adam_betas: Sequence[float] = (0.9, 0.95),
+        learning_rate: float = 2e-3,
+        adam_betas: Sequence[float] = (0.9, 0.999),
         learning_rate_schedule: str = "cosine",
         learning_rate_final: float = 0.01,
         entropy_coeff: float = 0.3,
@@ -100,7 +100,7 @@ class HPO(Algorithm):
         epochs: int = 2,
         num_minibatches: int = 4,
         target_kl: float = 0.015,
-        max_grad_norm: float = 0.5,
+        max_grad_norm: float = 5.0,
     ) -> None:
         episode = _episode(env)
         if window is None:
