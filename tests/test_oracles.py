@@ -269,7 +269,7 @@ def test_numpy_numbers_are_accepted():
 
 
 def test_examples_in_docstrings_run():
-    assert oracles.__all__ == ["optimal_s_S", "s_S_cost"]
+    assert {"optimal_s_S", "s_S_cost"} <= set(oracles.__all__)
     outcome = doctest.testmod(s_S_module)
     assert outcome.attempted >= 3
     assert outcome.failed == 0
