@@ -11,24 +11,25 @@ after every update once the policy is within 10 %, and after every fifth before.
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 import statistics
 import time
-from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from hpo_torchrl.build import build_algorithm, build_tests
-from hpo_torchrl.cli import CONFIGS
-from hpo_torchrl.envs import SwitchedLQREnv
-from hpo_torchrl.oracles import switched_lqr_optimum
+from hpo_torchrl.cli import compose_config
+from hpo_torchrl.reporting import write_rows
+from hpo_torchrl.training import reference_cost
 
 CHOICES = (True, False, "adaptive")
 # Long-run cost per item of identical items, by value iteration on the inventory positions.
-INVENTORY = {1: 37.0644, 2: 38.1397, 3: 38.5078, 4: 38.674}
+INVENTORY = {
+    "inventory1": 37.0644,
+    "inventory2": 38.1397,
+    "inventory3": 38.5078,
+    "inventory4": 38.674,
+}
 IN_A_ROW = 3
 
 
@@ -44,24 +45,13 @@ def problem(name: str) -> list[str]:
     ]
 
 
-def optimum(name: str, env) -> float:
-    """Return the optimal cost, per unit and period, on the test's initial states."""
-    if not isinstance(env, SwitchedLQREnv):
-        return INVENTORY[int(name.removeprefix("inventory"))]
-    x0 = env.reset()["x"].double()
-    exact = switched_lqr_optimum(env.A, env.B, env.Q, env.R, env.horizon)
-    return float(exact.cost(x0).mean()) / (env.horizon * env.cost_units)
-
-
 def updates_to_gap(name: str, choice: bool | str, seed: int, target: float) -> dict:
     """Train until the gap has been reached in three tests in a row."""
     settings = [*problem(name), f"seed={seed}", f"algorithm.cross_term={choice}".lower()]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", settings), resolve=True)
+    config = compose_config(settings)
     algorithm = build_algorithm(config)
     quick = build_tests(config["env"])[2]
-    quick.env.set_seed(quick.seed)
-    best = optimum(name, quick.env)
+    best = INVENTORY.get(name) or reference_cost(quick.env, seed=quick.seed).optimal_cost
     start, total, row, near = time.perf_counter(), config["trainer"]["num_updates"], 0, False
     for update in range(total):
         algorithm.anneal(update / total)
@@ -94,10 +84,7 @@ def main() -> None:
             for seed in range(given.seeds):
                 rows.append(updates_to_gap(name, choice, seed, given.gap))
                 print(rows[-1], flush=True)
-            with Path(given.out).open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            write_rows(given.out, rows)
     print(f"\n{'updates to the gap':<20}" + "".join(f"{choice!s:>24}" for choice in CHOICES))
     for name in given.problems:
         cells = ""

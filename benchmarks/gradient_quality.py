@@ -13,27 +13,18 @@ there is no cross term yet.) Both print a table and write a CSV file.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
-from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from hpo_torchrl.build import build_algorithm, build_tests
-from hpo_torchrl.cli import CONFIGS
+from hpo_torchrl.cli import compose_config
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
+from hpo_torchrl.reporting import write_rows
 from hpo_torchrl.training import reference_cost
 
 SHOWN = ("pathwise", "cross", "mixed", "score function only")
 MEASURES = ("alignment", "noise", "signal")
-
-
-def configuration(overrides: list[str]) -> dict:
-    """Return the configuration of hpo-train with these settings."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return OmegaConf.to_container(compose("train", overrides), resolve=True)
 
 
 def report_of(algorithm, batches: int, reference: int) -> GradientReport:
@@ -46,7 +37,7 @@ def measure_gaps(given: argparse.Namespace) -> list[dict]:
     """Train, and measure at the first visit of every 5 % of gap."""
     rows = []
     for seed in range(given.seeds):
-        config = configuration([*given.settings, f"seed={seed}"])
+        config = compose_config([*given.settings, f"seed={seed}"])
         algorithm = build_algorithm(config)
         tests, headline, quick = build_tests(config["env"])
         optimum = reference_cost(tests[headline].env).optimal_cost
@@ -74,15 +65,12 @@ def measure_sizes(given: argparse.Namespace) -> list[dict]:
     for items in given.items:
         ratios = []
         for seed in range(given.seeds):
-            config = configuration([*given.settings, f"env.num_items={items}", f"seed={seed}"])
+            config = compose_config([*given.settings, f"env.num_items={items}", f"seed={seed}"])
             algorithm = build_algorithm(config)
             total = config["trainer"]["num_updates"]
             for update in range(given.after):
                 algorithm.anneal(update / total)
                 algorithm.iterate()
-            if not given.after:
-                algorithm.scaler.observe(algorithm.collector.collect()["next", "reward"])
-                algorithm.collector.reset()
             report = report_of(algorithm, given.batches, given.reference)
             rows += rows_of(report, {"items": items, "seed": seed})
             noise = [report.value(name, "noise") for name in ("score function only", "mixed")]
@@ -136,12 +124,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = measure_gaps(given) if given.what == "gaps" else measure_sizes(given)
     show(rows, "gap" if given.what == "gaps" else "items")
-    path = Path(given.out or f"gradient_quality_{given.what}.csv")
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"\nwritten: {path}")
+    out = given.out or f"gradient_quality_{given.what}.csv"
+    print(f"\nwritten: {write_rows(out, rows)}")
 
 
 if __name__ == "__main__":

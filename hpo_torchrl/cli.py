@@ -77,6 +77,13 @@ def gradients() -> None:
     _or_exit("hpo-gradients", lambda: _gradients(given))
 
 
+def compose_config(overrides: list[str]) -> dict[str, Any]:
+    """Return the configuration of a run under these settings, as ``hpo-train`` would resolve it."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        settings: Any = OmegaConf.to_container(compose("train", overrides), resolve=True)
+    return {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
+
+
 def _gradients(given: argparse.Namespace) -> None:
     run_dir = None
     folders = [text for text in given.what if "=" not in text or Path(text).is_dir()]
@@ -95,10 +102,7 @@ def _gradients(given: argparse.Namespace) -> None:
             if text.lstrip("+~").split("=", 1)[0] in _NOT_SETTINGS:
                 raise ValueError(f"{text!r} is of hpo-train; use --output DIR, or give the run.")
         _check_overrides(given.what, "hpo-gradients")
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = compose("train", given.what)
-        settings: Any = OmegaConf.to_container(composed, resolve=True)
-        config = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
+        config = compose_config(given.what)
     output = Path(given.output) if given.output else run_dir or Path(".")
     report = gradients_run(
         config,

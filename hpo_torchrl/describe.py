@@ -34,11 +34,10 @@ def describe_policy(
         What the summary tells of the rule.
     """
     env = test.env
+    env.set_seed(test.seed)
     if isinstance(env, InventoryEnv):
-        env.set_seed(test.seed)
         return _describe_inventory(env, policy, reference, run_dir)
     if isinstance(env, SwitchedLQREnv):
-        env.set_seed(test.seed)
         return _describe_switched_lqr(env, policy, reference, run_dir)
     return {}
 
@@ -71,9 +70,9 @@ def _describe_inventory(
 def _describe_switched_lqr(
     env: SwitchedLQREnv, policy: HybridPolicy, reference: Reference, run_dir: Path | None
 ) -> dict[str, Any]:
-    """Share of the test's decisions by mode, weighed by nothing; in two dimensions, the plane."""
+    """Share of the test's decisions that take each mode; in two dimensions, the plane."""
     with set_exploration_type(ExplorationType.DETERMINISTIC):
-        run = differentiable_rollout(env, policy, env.horizon or 1)
+        run = differentiable_rollout(env, policy, env.horizon)
     modes = run["action", "discrete"].flatten()
     shares = torch.bincount(modes, minlength=env.num_options) / modes.numel()
     if run_dir is not None and env.A.shape[-1] == 2:

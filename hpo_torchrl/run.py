@@ -15,17 +15,8 @@ from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.build import build_algorithm, build_tests, call_with
 from hpo_torchrl.describe import describe_policy
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
-from hpo_torchrl.reporting import (
-    plot_gradients,
-    plot_learning_curve,
-    write_gradients,
-)
-from hpo_torchrl.training import (
-    CheckpointError,
-    Trainer,
-    reference_cost,
-    write_json,
-)
+from hpo_torchrl.reporting import plot_gradients, plot_learning_curve, write_rows
+from hpo_torchrl.training import Checkpoint, CheckpointError, Trainer, reference_cost, write_json
 
 CONFIG_FILE, SUMMARY_FILE = "config.yaml", "summary.json"
 
@@ -148,14 +139,10 @@ def gradients_run(
             gradients.
     """
     check_int("seed", seed, minimum=0)
-    if run_dir is None:
-        _set_threads(config["trainer"]["num_threads"])
-        algorithm = build_algorithm(config)
-    else:
-        trainer = _build({**config, "logger": {"backend": None}}, Path(run_dir))
-        trainer.checkpoint.config = dict(config)
-        trainer.restore()
-        algorithm = trainer.algorithm
+    _set_threads(config["trainer"]["num_threads"])
+    algorithm = build_algorithm(config)
+    if run_dir is not None:
+        Checkpoint(run_dir, algorithm.components(), config=config).load()
     if not isinstance(algorithm, HPO):
         raise ValueError(
             "Gradients are measured of algorithms that roll out differentiably (algorithm=hpo), "
@@ -163,9 +150,6 @@ def gradients_run(
         )
     torch.manual_seed(seed)
     algorithm.env.set_seed(seed)
-    if not algorithm.scaler.weight:  # untrained: a first batch scales the rewards; fresh starts
-        algorithm.scaler.observe(algorithm.collector.collect().get(("next", "reward")))
-        algorithm.collector.reset()
     report = gradient_report(
         GradientSampler.of(algorithm),
         num_batches=num_batches,
@@ -183,7 +167,7 @@ def gradients_run(
     if output_dir is not None:
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        write_gradients(folder / "gradients.csv", report.rows)
+        write_rows(folder / "gradients.csv", report.rows)
         plot_gradients(folder / "gradients.png", report.rows, ceiling=report.ceiling)
     return report
 

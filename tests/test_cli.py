@@ -13,22 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shrunk import SMALL
 
 from hpo_torchrl.cli import _check_overrides, _or_exit, evaluate, train
 
 ROOT = Path(__file__).parents[1]
-SMALL = [
-    "trainer.num_updates=3",
-    "trainer.progress=false",
-    "env.batch_size=8",
-    "algorithm.window=5",
-    "policy.hidden=[8]",
-    "critic.hidden=[8]",
-    "env.evaluation.quick.num_steps=60",
-    "env.evaluation.tests.long_run.batch_size=8",
-    "env.evaluation.tests.long_run.num_steps=230",
-    "env.evaluation.tests.protocol.batch_size=8",
-]
 
 
 def run_train(monkeypatch, *arguments: str) -> None:

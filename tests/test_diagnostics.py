@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shrunk import SMALL
 from tensordict import TensorDict
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
@@ -266,18 +267,6 @@ def test_report_is_formatted_and_drawn(tmp_path):
     assert path.stat().st_size > 10_000
 
 
-SMALL = [
-    "env.batch_size=8",
-    "algorithm.window=5",
-    "policy.hidden=[8]",
-    "critic.hidden=[8]",
-    "env.evaluation.quick.num_steps=60",
-    "env.evaluation.tests.long_run.batch_size=8",
-    "env.evaluation.tests.long_run.num_steps=230",
-    "env.evaluation.tests.protocol.batch_size=8",
-]
-
-
 def run_gradients(monkeypatch, *arguments):
     few = ["--batches", "3", "--reference", "4"]
     monkeypatch.setattr(sys, "argv", ["hpo-gradients", *few, *arguments])
@@ -286,7 +275,7 @@ def run_gradients(monkeypatch, *arguments):
 
 def test_command_measures_a_run_and_leaves_it_as_it_was(tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
-    settings = [*SMALL, "trainer.num_updates=2", "trainer.progress=false", f"output_dir={run_dir}"]
+    settings = [*SMALL, f"output_dir={run_dir}"]
     monkeypatch.setattr(sys, "argv", ["hpo-train", *settings])
     train()
     before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}

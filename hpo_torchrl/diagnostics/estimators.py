@@ -108,12 +108,17 @@ class GradientSampler:
             _Exploring(self.policy.network, exploration_scale),
             observation_key=self.policy.observation_key,
         )
-
         self._running = collector.carried
 
     @classmethod
     def of(cls, algorithm: Any, **kwargs: Any) -> GradientSampler:
-        """Return the sampler of an algorithm as it trains: its collector, critic and units."""
+        """Return the sampler of an algorithm as it trains: its collector, critic and units.
+
+        An untrained one has no scale of its rewards yet: a first batch gives it.
+        """
+        if not algorithm.scaler.weight:
+            algorithm.scaler.observe(algorithm.collector.collect().get(("next", "reward")))
+            algorithm.collector.reset()
         return cls(
             algorithm.collector,
             algorithm.critic,
@@ -124,7 +129,8 @@ class GradientSampler:
 
     def sample_mixed(self) -> Gradients:
         """Draw the mixed gradient alone, by parameter group."""
-        terms = self.loss(self._prepared(self._rollout(self._start(), None)))
+        batch, _ = self._prepared(self._rollout(self._start(), None))
+        terms = self.loss(batch)
         return self._gradients(terms["loss_pathwise"] + terms["loss_objective"])
 
     def sample(self) -> dict[str, Gradients]:
@@ -141,9 +147,7 @@ class GradientSampler:
             if isinstance(env, DifferentiableEnv)
             else None
         )
-        raw = self._rollout(start, noise)
-        scale, _ = self._units(raw)
-        batch = self._prepared(raw)
+        batch, scale = self._prepared(self._rollout(start, noise))
         terms = self.loss(batch)
         pathwise = self._gradients(terms["loss_pathwise"])
         objective = self._gradients(terms["loss_objective"])
@@ -195,17 +199,15 @@ class GradientSampler:
                 route=self.collector.route,
             )
 
-    def _units(self, batch: TensorDictBase) -> tuple[Tensor | float, Tensor | float]:
-        return (1.0, 0.0) if self.reward_units is None else self.reward_units(batch)
-
-    def _prepared(self, batch: TensorDictBase) -> TensorDictBase:
-        scale, shift = self._units(batch)
+    def _prepared(self, batch: TensorDictBase) -> tuple[TensorDictBase, Tensor | float]:
+        """Rescale the rewards in place and add advantages; return the scale as well."""
+        scale, shift = (1.0, 0.0) if self.reward_units is None else self.reward_units(batch)
         batch.set(("next", "reward"), batch.get(("next", "reward")) / scale - shift)
         held = self.loss.add_advantage(batch)
         for key in ("advantage", "value_target"):
             if (value := held.get(key, None)) is not None:
                 batch.set(key, value)
-        return batch
+        return batch, scale
 
     def _leave_one_out(self, batch: TensorDictBase) -> TensorDictBase:
         """The batch with other advantages: returns less the mean return of the other rollouts."""
@@ -238,14 +240,15 @@ class GradientSampler:
             temperature=self.temperature,
             discount=self.collector.discount,
         )
-        return self._gradients(self.loss(self._prepared(rollout))["loss_pathwise"])
+        batch, _ = self._prepared(rollout)
+        return self._gradients(self.loss(batch)["loss_pathwise"])
 
     def _score_function_only(self, start: TensorDictBase) -> Gradients:
         with torch.no_grad():
             rollout = differentiable_rollout(
                 self.collector.env, self.exploring, self.collector.num_steps, tensordict=start
             )
-            batch = self._prepared(rollout)
+            batch, _ = self._prepared(rollout)
         dist = self.exploring.distribution(batch[self.policy.observation_key])
         log_prob = dist.log_prob(batch["action"])
         return self._gradients(-(log_prob * batch["advantage"].squeeze(-1)).mean())

@@ -5,7 +5,7 @@ from hpo_torchrl.reporting.figures import (
     plot_learning_curve,
     plot_mode_plane,
 )
-from hpo_torchrl.reporting.gradients import format_gradients, plot_gradients, write_gradients
+from hpo_torchrl.reporting.gradients import format_gradients, plot_gradients, write_rows
 from hpo_torchrl.reporting.table import format_summary
 
 __all__ = [
@@ -15,5 +15,5 @@ __all__ = [
     "plot_inventory_policy",
     "plot_learning_curve",
     "plot_mode_plane",
-    "write_gradients",
+    "write_rows",
 ]

@@ -82,8 +82,8 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f} %" if value < 10 else ">1000 %"
 
 
-def write_gradients(path: str | Path, rows: Sequence[Row]) -> Path:
-    """Write a gradient report as a CSV file, one row per group and estimator."""
+def write_rows(path: str | Path, rows: Sequence[Row]) -> Path:
+    """Write rows that share their keys, a gradient report for example, as a CSV file."""
     path = Path(path)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
