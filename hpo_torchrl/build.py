@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,18 @@ import numpy as np
 import torch
 
 from hpo_torchrl._checks import check_choice, check_int, did_you_mean, first_line
-from hpo_torchrl.algorithms import HPO, Algorithm
+from hpo_torchrl.algorithms import (
+    DDPG,
+    HPO,
+    PPO,
+    Algorithm,
+    FixedModeRule,
+    GumbelSoftmax,
+    OrderUpToRule,
+    Pathwise,
+    RSRule,
+    SSRule,
+)
 from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.modules.networks import HybridNetwork
@@ -19,10 +30,21 @@ from hpo_torchrl.training import Evaluation
 
 ENVS: dict[str, Callable[..., DifferentiableEnv]] = {
     "inventory": InventoryEnv,
+    "inventory_heterogeneous": InventoryEnv.heterogeneous,
     "switched_lqr": SwitchedLQREnv.from_recipe,
     "switched_lqr_matrices": SwitchedLQREnv,
 }
-ALGORITHMS: dict[str, Callable[..., Algorithm]] = {"hpo": HPO}
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+    "hpo": HPO,
+    "ppo": PPO,
+    "gumbel_softmax": GumbelSoftmax,
+    "pathwise": Pathwise,
+    "ddpg": DDPG,
+    "s_S": SSRule,
+    "R_S": RSRule,
+    "order_up_to": OrderUpToRule,
+    "fixed_mode": FixedModeRule,
+}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -57,7 +79,7 @@ def build_algorithm(config: Mapping[str, Any]) -> Algorithm:
     """
     torch.manual_seed(check_int("seed", config["seed"], minimum=0))
     env = build_env(config["env"])
-    _check_keys("policy", config["policy"], _accepted(HybridNetwork))
+    _check_keys("policy", config["policy"], accepted(HybridNetwork))
     policy = HybridPolicy.for_env(env, **config["policy"])
     critic = call_with("critic", make_value_network, {"env": env, **config["critic"]})
     arguments = dict(config["algorithm"])
@@ -103,22 +125,40 @@ def call_with(section: str, function: Callable, arguments: Mapping[str, Any]) ->
     Raises:
         ValueError: a key is unknown; the message names it, its value and the known ones.
     """
-    _check_keys(section, arguments, _accepted(function))
+    _check_keys(section, arguments, accepted(function))
     return function(**arguments)
 
 
-def _accepted(function: Callable) -> list[str]:
-    # Of a class ask the constructor: TorchRL's metaclass hides it behind (*args, **kwargs).
-    target = function.__init__ if inspect.isclass(function) else function
-    return [name for name in inspect.signature(target).parameters if name != "self"]
+def accepted(function: Callable) -> dict[str, inspect.Parameter]:
+    """Return the arguments that a function, class or class method takes, by name.
+
+    One that ends in ``**others`` hands these on: a class to the next class that it derives from, a
+    class method to its class.
+    """
+    if inspect.isclass(function):
+        # The constructor's own signature: TorchRL's metaclass hides it behind (*args, **kwargs).
+        chain = [cls.__dict__["__init__"] for cls in function.__mro__ if "__init__" in vars(cls)]
+    else:
+        chain = [function]
+        if isinstance(owner := getattr(function, "__self__", None), type):
+            chain += [cls.__dict__["__init__"] for cls in owner.__mro__ if "__init__" in vars(cls)]
+    found: dict[str, inspect.Parameter] = {}
+    for target in chain:
+        parameters = inspect.signature(target).parameters.values()
+        variadic = {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+        named = {p.name: p for p in parameters if p.name != "self" and p.kind not in variadic}
+        found = named | found
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return found
 
 
-def _check_keys(section: str, arguments: Mapping[str, Any], accepted: list[str]) -> None:
+def _check_keys(section: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:
     for key, value in arguments.items():
-        if key not in accepted:
+        if key not in known:
             raise ValueError(
-                f"Unknown key {section}.{key}={value!r}.{did_you_mean(key, accepted)} "
-                f"Known keys of {section}: {', '.join(accepted)}."
+                f"Unknown key {section}.{key}={value!r}.{did_you_mean(key, known)} "
+                f"Known keys of {section}: {', '.join(known)}."
             )
 
 

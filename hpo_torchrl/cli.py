@@ -13,14 +13,25 @@ from typing import Any, NoReturn
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hpo_torchrl._checks import check_int, did_you_mean
 from hpo_torchrl.algorithms import NonFiniteError
+from hpo_torchrl.jobs import make_job, train_job
 from hpo_torchrl.reporting import format_gradients, format_summary
-from hpo_torchrl.run import evaluate_run, gradients_run, load_config, train_run
+from hpo_torchrl.run import (
+    NOT_SETTINGS,
+    evaluate_run,
+    gradients_run,
+    load_config,
+    run_settings,
+    train_run,
+)
+from hpo_torchrl.sweep import SweepRefused, shows_bars
 from hpo_torchrl.training import CheckpointError
 
 _PACKAGE = Path(__file__).parent
@@ -28,19 +39,41 @@ _PACKAGE = Path(__file__).parent
 CONFIGS = next(
     path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()
 )
-_NOT_SETTINGS = ("output_dir", "resume")
-_INTERRUPTED = "interrupted; a training goes on with hpo-train resume=FOLDER."
+_INTERRUPTED = (
+    "interrupted; a training goes on with hpo-train resume=FOLDER, a sweep with its own command."
+)
 
 
 def train() -> None:
-    """Train from the command line: ``hpo-train [KEY=VALUE ...]``; see ``configs/``."""
+    """Train from the command line: ``hpo-train [KEY=VALUE ...]``; see ``configs/``.
+
+    With ``--multirun`` a sweep, which goes on where it stopped when the command is given again.
+    """
+    sys.argv[1:] = [_quote_folder(argument) for argument in sys.argv[1:]]
     _check_overrides(sys.argv[1:])
-    _hydra_train()
+    _or_exit("hpo-train", _start_hydra)
+
+
+def _start_hydra() -> None:
+    try:
+        _hydra_train()
+    except SweepRefused as refused:
+        cause = refused.__cause__
+        if isinstance(cause, (HydraException, OmegaConfBaseException)):
+            _check_overrides(refused.overrides)  # exits, with the words for it
+        if cause is not None:
+            raise cause from None
+        raise
 
 
 @hydra.main(config_path=str(CONFIGS), config_name="train", version_base="1.3")
-def _hydra_train(config: DictConfig) -> None:
-    _or_exit("hpo-train", lambda: _train(config, list(HydraConfig.get().overrides.task)))
+def _hydra_train(config: DictConfig) -> Any:
+    settings = HydraConfig.get()
+    overrides = list(settings.overrides.task)
+    if settings.mode == RunMode.MULTIRUN:
+        job = make_job(config, overrides, settings.runtime.choices.get("experiment"))
+        return train_job(job, progress=shows_bars(settings) and config.trainer.progress)
+    return _or_exit("hpo-train", lambda: _train(config, overrides))
 
 
 def evaluate() -> None:
@@ -81,7 +114,7 @@ def compose_config(overrides: list[str]) -> dict[str, Any]:
     """Return the configuration of a run under these settings, as ``hpo-train`` would resolve it."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         settings: Any = OmegaConf.to_container(compose("train", overrides), resolve=True)
-    return {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
+    return run_settings(settings)
 
 
 def _gradients(given: argparse.Namespace) -> None:
@@ -99,7 +132,7 @@ def _gradients(given: argparse.Namespace) -> None:
         config = load_config(run_dir)
     else:
         for text in given.what:
-            if text.lstrip("+~").split("=", 1)[0] in _NOT_SETTINGS:
+            if text.lstrip("+~").split("=", 1)[0] in NOT_SETTINGS:
                 raise ValueError(f"{text!r} is of hpo-train; use --output DIR, or give the run.")
         _check_overrides(given.what, "hpo-gradients")
         config = compose_config(given.what)
@@ -132,27 +165,20 @@ def _train(config: DictConfig, overrides: list[str]) -> None:
     else:
         run_dir = Path(str(settings["output_dir"] or _new_folder(settings)))
         print(f"{'folder':<17}{run_dir}", flush=True)
-        traces = settings["env"].get("demand_traces")
-        if isinstance(traces, str):  # a resume may start from another directory
-            settings["env"]["demand_traces"] = str(Path(traces).absolute())
-        settings = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
-        summary = train_run(settings, run_dir)
+        summary = train_run(run_settings(settings), run_dir)
     print(format_summary(summary))
 
 
 def _new_folder(settings: dict[str, Any]) -> Path:
     name = f"{settings['env']['name']}-{settings['algorithm']['name']}-seed{settings['seed']}"
-    folder = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    # The jobs of a sweep may start in the same second.
-    number = HydraConfig.get().job.get("num", None)
-    return folder if number is None else folder.with_name(f"{folder.name}-{number}")
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _check_same(saved: dict[str, Any], settings: dict[str, Any], overrides: list[str]) -> None:
     """Refuse overrides that would change a run on its way."""
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
-        if key in _NOT_SETTINGS:
+        if key in NOT_SETTINGS:
             continue
         old = OmegaConf.select(OmegaConf.create(saved), key)
         new = OmegaConf.select(OmegaConf.create(settings), key)
@@ -165,14 +191,34 @@ def _check_same(saved: dict[str, Any], settings: dict[str, Any], overrides: list
 
 def _check_overrides(arguments: list[str], command: str = "hpo-train") -> None:
     """Give unknown keys and unreadable values an error that names key, value and fix."""
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    if len(overrides) != len(arguments):
-        return  # Hydra's own flags: --help, --cfg, --multirun; Hydra reports on those.
+    overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    if any(argument.startswith("-") for argument in overrides):
+        return  # Hydra's own flags: --help, --cfg; Hydra reports on those.
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
+            if len(overrides) < len(arguments):
+                overrides = [_first_value(override) for override in overrides]
             compose("train", overrides)
         except (HydraException, OmegaConfBaseException) as error:
             _exit(command, _explain(str(error), overrides))
+
+
+def _first_value(override: str) -> str:
+    """The first value of a sweep: a key is known, or unknown, for all of them."""
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_discrete_sweep():
+        return override
+    return f"{parsed.get_key_element()}={next(iter(parsed.sweep_string_iterator()))}"
+
+
+def _quote_folder(argument: str) -> str:
+    """Quote a folder for Hydra, which takes the commas and signs in a run's name for its own."""
+    key, _, folder = argument.partition("=")
+    plain = re.fullmatch(r"[\w./~+-]*|'.*'|\".*\"|.*\$\{.*", folder)
+    if key not in ("output_dir", "resume", "sweep_dir") or plain:
+        return argument
+    escaped = folder.replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def _explain(message: str, overrides: list[str]) -> str:

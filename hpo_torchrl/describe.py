@@ -33,6 +33,8 @@ def describe_policy(
     Returns:
         What the summary tells of the rule.
     """
+    if not isinstance(policy, HybridPolicy):
+        return {}  # a rule says what it does
     env = test.env
     env.set_seed(test.seed)
     if isinstance(env, InventoryEnv):

@@ -11,7 +11,7 @@ import yaml
 from tqdm import tqdm
 
 from hpo_torchrl._checks import check_int, first_line
-from hpo_torchrl.algorithms import HPO
+from hpo_torchrl.algorithms import HPO, Algorithm
 from hpo_torchrl.build import build_algorithm, build_tests, call_with
 from hpo_torchrl.describe import describe_policy
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
@@ -19,19 +19,41 @@ from hpo_torchrl.reporting import plot_gradients, plot_learning_curve, write_row
 from hpo_torchrl.training import Checkpoint, CheckpointError, Trainer, reference_cost, write_json
 
 CONFIG_FILE, SUMMARY_FILE = "config.yaml", "summary.json"
+GRADIENT_FILES = ("gradients.csv", "gradients.png")
+# Keys of a command, not of a run: where it goes and what is said about it.
+NOT_SETTINGS = ("output_dir", "resume", "sweep_dir", "sweep_estimate")
+
+
+def run_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run is bound to, of a resolved configuration.
+
+    Left out are the keys of the command; a file of demand is named by its full path, so that the
+    run can be resumed from another directory.
+    """
+    settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
+    traces = settings["env"].get("demand_traces")
+    if isinstance(traces, str):
+        settings["env"] = {**settings["env"], "demand_traces": str(Path(traces).absolute())}
+    return settings
 
 
 def train_run(
-    config: Mapping[str, Any], run_dir: str | Path, *, resume: bool = False
+    config: Mapping[str, Any],
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool | None = None,
 ) -> dict[str, Any]:
     """Train as configured, in ``run_dir``, and leave summary and pictures there.
 
-    Everything is built and checked before the folder is touched.
+    Everything is built and checked before the folder is touched. With ``gradients`` in the
+    configuration, the trained policy's gradients are measured too; see :func:`gradients_run`.
 
     Args:
         config: the resolved configuration, as ``configs/train.yaml`` lays it out.
         run_dir: folder of the run: new or empty of runs, or with ``resume`` an interrupted run.
         resume: go on from the newest checkpoint.
+        progress: whether to show progress bars; as configured by default.
 
     Returns:
         The summary.
@@ -47,6 +69,8 @@ def train_run(
     if not resume:
         _check_new(run_dir)
     trainer = _build(config, run_dir)
+    trainer.progress = trainer.progress if progress is None else progress
+    gradients = _gradient_sizes(config, trainer.algorithm)
     if resume:
         trainer.resume()
     else:
@@ -66,6 +90,8 @@ def train_run(
         lower_bound=trainer.reference.lower_bound,
         baselines=trainer.reference.baselines,
     )
+    if gradients is not None:
+        gradients_run(config, run_dir, output_dir=run_dir, progress=trainer.progress, **gradients)
     return summary
 
 
@@ -140,14 +166,9 @@ def gradients_run(
     """
     check_int("seed", seed, minimum=0)
     _set_threads(config["trainer"]["num_threads"])
-    algorithm = build_algorithm(config)
+    algorithm = _differentiable(build_algorithm(config), config)
     if run_dir is not None:
         Checkpoint(run_dir, algorithm.components(), config=config).load()
-    if not isinstance(algorithm, HPO):
-        raise ValueError(
-            "Gradients are measured of algorithms that roll out differentiably (algorithm=hpo), "
-            f"got {config['algorithm']['name']!r}."
-        )
     torch.manual_seed(seed)
     algorithm.env.set_seed(seed)
     report = gradient_report(
@@ -167,8 +188,8 @@ def gradients_run(
     if output_dir is not None:
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        write_rows(folder / "gradients.csv", report.rows)
-        plot_gradients(folder / "gradients.png", report.rows, ceiling=report.ceiling)
+        write_rows(folder / GRADIENT_FILES[0], report.rows)
+        plot_gradients(folder / GRADIENT_FILES[1], report.rows, ceiling=report.ceiling)
     return report
 
 
@@ -194,6 +215,36 @@ def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
         "logger_backend": config["logger"]["backend"],
     }
     return call_with("trainer", Trainer, {**settings, **arguments})
+
+
+def _gradient_sizes(config: Mapping[str, Any], algorithm: Algorithm) -> dict[str, int] | None:
+    """Return the checked ``gradients`` section of a configuration."""
+    section = config.get("gradients")  # runs of older versions have none
+    if section is None:
+        return None
+    if not isinstance(section, Mapping):
+        raise TypeError(
+            "gradients must be null, or sizes such as {num_batches: 40, num_reference: 160}, "
+            f"got {section!r}."
+        )
+    _differentiable(algorithm, config)
+    return call_with("gradients", _checked_sizes, section)
+
+
+def _checked_sizes(num_batches: int = 40, num_reference: int = 160) -> dict[str, int]:
+    sizes = {"num_batches": num_batches, "num_reference": num_reference}
+    for name, size in sizes.items():
+        check_int(f"gradients.{name}", size, minimum=2)
+    return sizes
+
+
+def _differentiable(algorithm: Algorithm, config: Mapping[str, Any]) -> HPO:
+    if not isinstance(algorithm, HPO):
+        raise ValueError(
+            "Gradients are measured of algorithms that roll out differentiably (algorithm=hpo), "
+            f"got {config['algorithm']['name']!r}."
+        )
+    return algorithm
 
 
 def _set_threads(number: Any) -> None:

@@ -1,6 +1,25 @@
 """Algorithms: each collects and updates in one small class."""
 
 from hpo_torchrl.algorithms.base import Algorithm, NonFiniteError
+from hpo_torchrl.algorithms.ddpg import DDPG
 from hpo_torchrl.algorithms.hpo import HPO
+from hpo_torchrl.algorithms.learner import Learner
+from hpo_torchrl.algorithms.pathwise import GumbelSoftmax, Pathwise
+from hpo_torchrl.algorithms.ppo import PPO
+from hpo_torchrl.algorithms.rules import FixedModeRule, OrderUpToRule, RSRule, Rule, SSRule
 
-__all__ = ["HPO", "Algorithm", "NonFiniteError"]
+__all__ = [
+    "DDPG",
+    "HPO",
+    "PPO",
+    "Algorithm",
+    "FixedModeRule",
+    "GumbelSoftmax",
+    "Learner",
+    "NonFiniteError",
+    "OrderUpToRule",
+    "Pathwise",
+    "RSRule",
+    "Rule",
+    "SSRule",
+]

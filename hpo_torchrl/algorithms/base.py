@@ -10,8 +10,6 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from hpo_torchrl.modules import HybridPolicy
-
 
 class NonFiniteError(RuntimeError):
     """A loss, gradient or batch entry became NaN or infinite; the message names it."""
@@ -21,13 +19,15 @@ class Algorithm(abc.ABC):
     """Collects a batch and updates a policy; the trainer owns time, logging and files.
 
     Attributes:
-        policy: the policy in training.
+        policy: the policy in training: a :class:`HybridPolicy`, or a rule's module.
         collector: where its batches come from; has ``collect``, ``frames``, ``state_dict``,
             ``load_state_dict`` and ``shutdown``.
+        learns: whether there is anything to train.
     """
 
-    policy: HybridPolicy
+    policy: Any
     collector: Any
+    learns = True
 
     @abc.abstractmethod
     def update(self, batch: TensorDictBase) -> dict[str, float]:

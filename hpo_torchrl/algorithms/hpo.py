@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,17 +10,17 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from hpo_torchrl._checks import check_choice, check_float, check_int
-from hpo_torchrl.algorithms.base import Algorithm, RewardScaler, check_finite, clip_gradients
+from hpo_torchrl._checks import check_float, check_int
+from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import DifferentiableCollector
-from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import HPOLoss
 
-SCHEDULES = ("constant", "linear", "cosine")
+# The share of the learning rate that the discrete net starts with, and how it may change.
+_FIRST_SHARE, _LEAST_SHARE, _FACTOR = 0.1, 1e-3, 1.5
 
 
-class HPO(Algorithm):
+class HPO(Learner):
     """Hybrid Policy Optimization (Alvo, Russo & Kanoria 2026, arXiv 2605.14297).
 
     An update of one batch of differentiable rollouts:
@@ -38,30 +36,17 @@ class HPO(Algorithm):
             keeps the graph.
         policy: the hybrid policy.
         critic: the value network.
-        window: steps T of a rollout; ``None`` is the episode where one terminates, else 30.
-        reset_at_each_iter: start every window from fresh initial states; ``None`` does so where a
-            window is a whole episode. Otherwise systems run on from window to window.
-        reset_fraction: share of systems restarted at each window, so that rare states are seen.
-        discount: gamma, of advantages and of gradients through transitions; ``None`` is 1 where
-            an episode terminates, else 0.99.
-        gae_lambda: lambda of the advantage estimator.
         cross_term: whether continuous actions are credited for the later choices they cause:
             ``True``, ``False`` or ``"adaptive"``, see :class:`HPOLoss`.
-        learning_rate: Adam's step size at the start.
-        adam_betas: Adam's decay rates of the mean and the square of the gradient. Where the first
-            gradients are thousands of times the later ones (an untrained policy lets an unstable
-            system grow), a second one of 0.95 forgets them soon; 0.999 holds the steps small.
-        learning_rate_schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
-        learning_rate_final: share of ``learning_rate`` that is left at the end.
-        entropy_coeff: entropy bonus at the start, in standard deviations of the advantage.
-        entropy_final: entropy bonus at the end, in the same unit.
-        entropy_until: share of the run by which the bonus has been annealed to its final value.
         critic_coeff: weight of the critic's loss.
         clip_epsilon: clipping range of the ratio of discrete probabilities; ``None`` is off.
         epochs: passes over the detached data per update; 0 makes step 2 the whole update.
         num_minibatches: minibatches in a pass.
-        target_kl: approximate KL divergence at which an update stops early.
-        max_grad_norm: gradient-norm clip of each component.
+        target_kl: KL divergence of the options' probabilities that an update aims at. It stops
+            early beyond it, and the discrete net's share of the learning rate follows it: where
+            the observation has many entries, the same step moves the choice much further.
+        learner: further arguments, of :class:`Learner`. Its ``discount`` is that of advantages
+            and of gradients through transitions.
 
     Raises:
         ValueError: an argument is out of range, or the policy does not fit the environment.
@@ -82,79 +67,35 @@ class HPO(Algorithm):
         policy: HybridPolicy,
         critic: TensorDictModule,
         *,
-        window: int | None = None,
-        reset_at_each_iter: bool | None = None,
-        reset_fraction: float = 0.1,
-        discount: float | None = None,
-        gae_lambda: float = 0.95,
         cross_term: bool | str = True,
-        learning_rate: float = 2e-3,
-        adam_betas: Sequence[float] = (0.9, 0.999),
-        learning_rate_schedule: str = "cosine",
-        learning_rate_final: float = 0.01,
-        entropy_coeff: float = 0.3,
-        entropy_final: float = 0.0,
-        entropy_until: float = 0.6,
         critic_coeff: float = 1.0,
         clip_epsilon: float | None = 0.2,
         epochs: int = 2,
         num_minibatches: int = 4,
         target_kl: float = 0.015,
-        max_grad_norm: float = 5.0,
+        **learner,
     ) -> None:
-        episode = _episode(env)
-        if window is None:
-            window = episode or 30
-        check_int("window", window, minimum=1)
-        if reset_at_each_iter is None:
-            reset_at_each_iter = window == episode
-        if discount is None:
-            discount = 0.99 if episode is None else 1.0
-        check_float("gae_lambda", gae_lambda, minimum=0.0, maximum=1.0)
-        check_float("learning_rate", learning_rate, minimum=0.0, strict=True)
-        check_choice("learning_rate_schedule", learning_rate_schedule, SCHEDULES)
-        check_float("learning_rate_final", learning_rate_final, minimum=0.0, maximum=1.0)
-        check_float("entropy_coeff", entropy_coeff, minimum=0.0)
-        check_float("entropy_final", entropy_final, minimum=0.0, maximum=entropy_coeff)
-        check_float("entropy_until", entropy_until, minimum=0.0, maximum=1.0, strict=True)
-        check_int("epochs", epochs, minimum=0)
-        check_int("num_minibatches", num_minibatches, minimum=1)
-        check_float("target_kl", target_kl, minimum=0.0, strict=True)
-        check_float("max_grad_norm", max_grad_norm, minimum=0.0, strict=True)
-        self.env, self.policy, self.critic = env, policy, critic
+        self.epochs = check_int("epochs", epochs, minimum=0)
+        self.num_minibatches = check_int("num_minibatches", num_minibatches, minimum=1)
+        self.target_kl = check_float("target_kl", target_kl, minimum=0.0, strict=True)
+        super().__init__(env, policy, critic, **learner)
         self.collector = DifferentiableCollector(
             env,
             policy,
-            frames_per_batch=window * env.batch_size.numel(),
-            reset_at_each_iter=reset_at_each_iter,
-            reset_fraction=reset_fraction,
-            discount=discount,
+            frames_per_batch=self.window * env.batch_size.numel(),
+            reset_at_each_iter=self.reset_at_each_iter,
+            reset_fraction=self.reset_fraction,
+            discount=self.discount,
         )
         shared: dict[str, Any] = {
             "clip_epsilon": clip_epsilon,
-            "entropy_coeff": entropy_coeff,
+            "entropy_coeff": self.entropy_bonus,
             "critic_coeff": critic_coeff,
         }
+        self.share("discrete", _FIRST_SHARE)
         self.loss = HPOLoss(policy, critic, cross_term=cross_term, **shared)
         self.detached_loss = HPOLoss(policy, critic, pathwise=False, cross_term=False, **shared)
-        self.loss.make_value_estimator(gamma=discount, lmbda=gae_lambda)
-        # Only a system known never to terminate may have a constant taken off its rewards.
-        self.continuing = isinstance(env, DifferentiableEnv) and episode is None
-        self.discount, self.gae_lambda = discount, gae_lambda
-        self.scaler = RewardScaler().to(env.device or "cpu")
-        self.groups = policy.parameter_groups() | {"critic": dict(critic.named_parameters())}
-        self.optimizer = torch.optim.Adam(
-            [{"params": list(named.values())} for named in self.groups.values()],
-            lr=learning_rate,
-            betas=_check_betas(adam_betas),
-            eps=1e-5,
-        )
-        self.learning_rate, self.schedule = learning_rate, learning_rate_schedule
-        self.learning_rate_final = learning_rate_final
-        self.entropy_coeff, self.entropy_final = entropy_coeff, entropy_final
-        self.entropy_until = entropy_until
-        self.epochs, self.num_minibatches = epochs, num_minibatches
-        self.target_kl, self.max_grad_norm = target_kl, max_grad_norm
+        self.loss.make_value_estimator(gamma=self.discount, lmbda=self.gae_lambda)
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Do one update.
@@ -162,109 +103,62 @@ class HPO(Algorithm):
         The batch's graph is consumed, its rewards are rescaled, and advantages and value targets
         are added to it.
         """
-        reward = batch.get(("next", "reward"))
-        check_finite({"the reward ('next', 'reward')": reward})
-        cost = -float(reward.detach().mean()) / getattr(self.env, "cost_units", 1.0)
-        self.scaler.observe(reward)
-        scale, shift = self.reward_units(batch)
-        batch.set(("next", "reward"), reward / scale - shift)
+        metrics = self.rescale(batch)
         held = self.loss.add_advantage(batch)
         for key in ("advantage", "value_target"):
             batch.set(key, held.get(key))
+        before = self._log_probabilities(held)
         terms = self.loss(batch)
-        norms = self._step(terms)
-        metrics = {key: float(value) for key, value in terms.detach().items()}
-        metrics |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
-        metrics |= {"cost": cost, "learning_rate": self.optimizer.param_groups[0]["lr"]}
-        return metrics | self._minibatches(held)
-
-    def reward_units(self, batch: TensorDictBase) -> tuple[Tensor, Tensor | float]:
-        """Return the scale and shift by which a batch is learned: ``reward / scale - shift``."""
-        reward = batch.get(("next", "reward")).detach()
-        return self.scaler.scale.to(reward.dtype), self._average_reward(batch, self.scaler(reward))
+        metrics |= self.step(terms)
+        metrics |= {key: float(value) for key, value in terms.detach().items()}
+        metrics |= self._minibatches(held, before)
+        self._adapt(metrics["kl"])
+        return metrics
 
     def anneal(self, progress: float) -> None:
-        """Anneal learning rate and entropy bonus."""
-        factor = {
-            "constant": 1.0,
-            "linear": 1.0 - progress,
-            "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-        }[self.schedule]
-        final = self.learning_rate_final
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * (final + (1.0 - final) * factor)
-        left = max(0.0, 1.0 - progress / self.entropy_until)
-        bonus = self.entropy_final + (self.entropy_coeff - self.entropy_final) * left
-        self.loss.entropy_coeff.fill_(bonus)
-        self.detached_loss.entropy_coeff.fill_(bonus)
+        """Anneal learning rate, entropy bonus and restarts."""
+        super().anneal(progress)
+        self.loss.entropy_coeff.fill_(self.entropy_bonus)
+        self.detached_loss.entropy_coeff.fill_(self.entropy_bonus)
 
     def components(self) -> dict[str, Any]:
         """Return policy, critic, optimizer, reward scale, collector and cross-term weight."""
         weight = self.loss.cross_term_weight
-        return {
-            "policy": self.policy,
-            "critic": self.critic,
-            "optimizer": self.optimizer,
-            "reward_scaler": self.scaler,
-            "collector": self.collector,
-        } | ({} if weight is None else {"cross_term_weight": weight})
+        return super().components() | ({} if weight is None else {"cross_term_weight": weight})
 
-    @torch.no_grad()
-    def _average_reward(self, batch: TensorDictBase, reward: Tensor) -> Tensor | float:
-        """Constant to take off the rewards of a system that never terminates.
-
-        A constant reward rho adds rho / (1 - discount) to every value, which the critic would
-        chase as the policy improves. Taking off the average temporal difference instead (Naik et
-        al. 2024, value-based reward centering) leaves the critic its level, whatever that is.
-        """
-        if not self.continuing or self.discount == 1.0:
-            return 0.0
-        value, after = (
-            self.critic(data.select(*self.critic.in_keys).detach()).get("state_value").mean()
-            for data in (batch, batch.get("next"))
-        )
-        return reward.mean() + self.discount * after - value
-
-    def _minibatches(self, held: TensorDictBase) -> dict[str, float]:
+    def _minibatches(self, held: TensorDictBase, before: Tensor) -> dict[str, float]:
         keys = self.detached_loss.tensor_keys
         needed: list[Any] = [*list(self.policy.in_keys), keys.discrete_action, keys.sample_log_prob]
         data = held.select(*needed, keys.advantage, keys.value_target).reshape(-1)
-        passes, kl = 0, 0.0
+        passes, kl = 0, self._divergence(held, before)
         while passes < self.epochs and kl <= self.target_kl:
             order = torch.randperm(data.shape[0], device=data.device)
-            kls = []
             for rows in order.chunk(self.num_minibatches):
                 terms = self.detached_loss(data[rows])
-                self._step(terms)
-                kls.append(float(terms["kl_approx"]))
-            kl = sum(kls) / len(kls)
+                self.step(terms)
+            kl = self._divergence(held, before)
             passes += 1
-        if not passes:
-            return {}
-        clipped = terms.get("clip_fraction", torch.zeros(()))
-        return {"kl": kl, "epochs": passes, "clip_fraction": float(clipped)}
+        metrics = {"kl": kl, "epochs": passes}
+        if passes and self.detached_loss.clip_epsilon is not None:
+            metrics["clip_fraction"] = float(terms["clip_fraction"])
+        return metrics
 
-    def _step(self, terms: TensorDictBase) -> dict[str, float]:
-        losses = [value for key, value in terms.items() if key.startswith("loss_")]
-        check_finite(terms)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(losses).sum().backward()
-        norms = clip_gradients(self.groups, self.max_grad_norm)
-        self.optimizer.step()
-        return norms
+    @torch.no_grad()
+    def _log_probabilities(self, held: TensorDictBase) -> Tensor:
+        # A masked option has logit -inf; clamped, it adds 0 to a divergence instead of NaN.
+        logits = self.policy.discrete_logits(held)
+        return logits.clamp_min(torch.finfo(logits.dtype).min)
 
+    def _divergence(self, held: TensorDictBase, before: Tensor) -> float:
+        """Mean KL divergence of today's choice from that before the update."""
+        after = self._log_probabilities(held)
+        return float((before.exp() * (before - after)).sum(-1).mean())
 
-def _episode(env: EnvBase) -> int | None:
-    """Length of episodes that end for good, or ``None``."""
-    terminates = isinstance(env, DifferentiableEnv) and env.horizon_terminates
-    return env.horizon if terminates else None
-
-
-def _check_betas(betas: Sequence[float]) -> tuple[float, float]:
-    if isinstance(betas, str) or not isinstance(betas, Sequence) or len(betas) != 2:
-        raise ValueError(f"adam_betas must be two numbers such as [0.9, 0.95], got {betas!r}.")
-    first, second = (
-        check_float(f"adam_betas[{i}]", beta, minimum=0.0, maximum=0.9999)
-        for i, beta in enumerate(betas)
-    )
-    return first, second
+    def _adapt(self, kl: float) -> None:
+        """Let the discrete net's share of the learning rate follow the divergence it caused."""
+        share = self.share("discrete")
+        if kl > 2.0 * self.target_kl:
+            share /= _FACTOR
+        elif kl < 0.5 * self.target_kl:
+            share *= _FACTOR
+        self.share("discrete", min(1.0, max(_LEAST_SHARE, share)))

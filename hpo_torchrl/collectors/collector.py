@@ -7,12 +7,19 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl._checks import check_bool, check_choice, check_float, check_int
-from hpo_torchrl.collectors.rollout import ROUTES, differentiable_rollout
+from hpo_torchrl.collectors.rollout import ROUTES, check_functional, differentiable_rollout
+from hpo_torchrl.collectors.straight_through import straight_through_rollout
 from hpo_torchrl.modules import HybridPolicy
+
+
+def restarts(env: EnvBase, fraction: float) -> Tensor:
+    """Draw which systems start the next window afresh, bool ``(*B, 1)``."""
+    return (torch.rand(env.batch_size, device=env.device) < fraction).unsqueeze(-1)
 
 
 class DifferentiableCollector:
@@ -33,6 +40,8 @@ class DifferentiableCollector:
         discount: see :func:`differentiable_rollout`.
         exploration_type: how the policy acts.
         route: see :func:`differentiable_rollout`.
+        temperature: of a :func:`straight_through_rollout`, which is then what a batch is; ``None``
+            takes an ordinary differentiable rollout.
 
     Raises:
         TypeError: a number of frames is not an integer.
@@ -61,6 +70,7 @@ class DifferentiableCollector:
         discount: float = 1.0,
         exploration_type: ExplorationType = ExplorationType.RANDOM,
         route: str = "auto",
+        temperature: float | None = None,
     ) -> None:
         check_int("frames_per_batch", frames_per_batch, minimum=1)
         check_int("total_frames", total_frames, minimum=-1)
@@ -81,6 +91,10 @@ class DifferentiableCollector:
         self.reset_at_each_iter = check_bool("reset_at_each_iter", reset_at_each_iter)
         self.reset_fraction = reset_fraction
         self.discount, self.exploration_type, self.route = discount, exploration_type, route
+        if temperature is not None:
+            check_float("temperature", temperature, minimum=0.0, strict=True)
+            check_functional("temperature", env, policy, "leave it out")
+        self.temperature = temperature
         self.frames = 0
         self._carried: TensorDictBase | None = None
 
@@ -97,15 +111,26 @@ class DifferentiableCollector:
 
     def collect(self) -> TensorDict:
         """Collect one batch of shape ``(*B, T)`` and carry the state over."""
+        start = self.start(self._carried)
         with set_exploration_type(self.exploration_type):
-            batch = differentiable_rollout(
-                self.env,
-                self.policy,
-                self.num_steps,
-                tensordict=self.start(self._carried),
-                discount=self.discount,
-                route=self.route,
-            )
+            if self.temperature is None:
+                batch = differentiable_rollout(
+                    self.env,
+                    self.policy,
+                    self.num_steps,
+                    tensordict=start,
+                    discount=self.discount,
+                    route=self.route,
+                )
+            else:
+                batch = straight_through_rollout(
+                    self.env,
+                    self.policy,
+                    self.num_steps,
+                    tensordict=start,
+                    discount=self.discount,
+                    temperature=self.temperature,
+                )
         last = batch.detach()[(..., -1)]
         # ``maybe_reset`` restarts the systems whose episode ended with the window.
         self._carried = self.env.maybe_reset(self.env.step_mdp(last.copy()))
@@ -122,8 +147,7 @@ class DifferentiableCollector:
         if carried is None or self.reset_at_each_iter:
             return self.env.reset()
         if self.reset_fraction > 0.0:
-            some = torch.rand(self.env.batch_size, device=self.env.device) < self.reset_fraction
-            carried = carried.copy().set("_reset", some.unsqueeze(-1))
+            carried = carried.copy().set("_reset", restarts(self.env, self.reset_fraction))
             carried = self.env.reset(carried, select_reset_only=True)
         return carried
 

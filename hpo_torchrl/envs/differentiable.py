@@ -141,6 +141,16 @@ class DifferentiableEnv(EnvBase):
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
         """Draw the noise of ``num_steps`` steps, ``(*B, num_steps, *noise_shape)``."""
 
+    def rule_of_thumb(self, observation: Tensor) -> Tensor:
+        """Return the option a simple rule would take, int64 ``(*B,)``; optional.
+
+        :class:`~hpo_torchrl.algorithms.Pathwise` learns the continuous action beside it.
+
+        Raises:
+            NotImplementedError: the environment knows no such rule.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no rule of thumb.")
+
     # -- noise ---------------------------------------------------------------------------------
 
     def sample_noise(self, num_steps: int, state: State | None = None) -> Tensor:

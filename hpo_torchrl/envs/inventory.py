@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from hpo_torchrl._checks import (
     check_dtype,
     check_float,
     check_int,
+    check_range,
     check_sizes,
     per_item,
 )
@@ -22,6 +24,8 @@ from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 DEMANDS = ("poisson", "normal")
 # Where holding is almost free the economic interval has no end; a start has to have one.
 _LONGEST_INTERVAL = 100
+# How far items stray from their common level at a random start, in periods of demand.
+_SPREAD = 2.0
 INITIAL_STATES = ("empty", "random", "stationary")
 
 
@@ -153,6 +157,59 @@ class InventoryEnv(DifferentiableEnv):
         self.cost_units = float(num_items)
         self.order_interval = order_interval
 
+    @classmethod
+    def heterogeneous(
+        cls,
+        num_items: int,
+        *,
+        instance_seed: int = 0,
+        demand_range: Sequence[float] = (6.0, 14.0),
+        holding_range: Sequence[float] = (0.7, 1.3),
+        shortage_range: Sequence[float] = (6.3, 11.7),
+        **others,
+    ) -> InventoryEnv:
+        """Make an environment whose items differ: means and costs drawn uniformly, once.
+
+        The first n items of a longer instance of the same seed are the instance of n items, so
+        that sizes can be compared.
+
+        Args:
+            num_items: number of items n.
+            instance_seed: seed of the draw.
+            demand_range: least and largest mean demand.
+            holding_range: least and largest holding cost h.
+            shortage_range: least and largest shortage cost p.
+            others: further arguments, of the class.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: an argument is out of range, or is drawn and given as well.
+
+        Examples:
+            >>> from hpo_torchrl.envs import InventoryEnv
+            >>> few, many = (InventoryEnv.heterogeneous(n) for n in (3, 5))
+            >>> (few.demand_mean == many.demand_mean[:3]).all().item()
+            True
+        """
+        check_int("num_items", num_items, minimum=1)
+        check_int("instance_seed", instance_seed, minimum=0)
+        ranges = {
+            "demand_mean": ("demand_range", demand_range),
+            "holding_cost": ("holding_range", holding_range),
+            "shortage_cost": ("shortage_range", shortage_range),
+        }
+        for stream, (name, (label, bounds)) in enumerate(ranges.items()):
+            if others.get(name) is not None:
+                raise ValueError(
+                    f"{name} is drawn from {label} for heterogeneous items, got {others[name]!r} "
+                    "as well; leave it out, or use InventoryEnv (env=inventory) itself."
+                )
+            low, high = check_range(label, bounds)
+            # A stream of its own for each: what one draws does not depend on how many there are.
+            rng = np.random.default_rng([instance_seed, stream])
+            others[name] = rng.uniform(low, high, num_items).tolist()
+        return cls(num_items, **others)
+
     def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
         """Serve one period of demand; the equations stand in the class docstring.
 
@@ -190,6 +247,11 @@ class InventoryEnv(DifferentiableEnv):
         """Return the inventory in periods of mean demand, flat: ``(*B, n * max(L, 1))``."""
         return (state["inventory"] / self.demand_mean.unsqueeze(-1)).flatten(-2)
 
+    def rule_of_thumb(self, observation: Tensor) -> Tensor:
+        """Order when the items' mean position no longer covers the lead time and one period."""
+        position = observation.unflatten(-1, (self.num_items, -1)).sum(-1).mean(-1)
+        return (position <= self.lead_time + 1).long()
+
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
         """Return the demand of the coming periods, ``(*B, T, n)``.
 
@@ -216,6 +278,17 @@ class InventoryEnv(DifferentiableEnv):
         return {"inventory": inventory}
 
     @property
+    def solvable(self) -> bool:
+        """Whether the oracles' assumptions hold: backlogged Poisson demand, h and p above 0."""
+        return (
+            self.demand == "poisson"
+            and self.demand_traces is None
+            and not self.lost_sales
+            and bool((self.holding_cost > 0).all())
+            and bool((self.shortage_cost > 0).all())
+        )
+
+    @property
     def order_up_to(self) -> Tensor:
         """Mean demand of lead time, review and one order interval, ``(n,)``: a rough S."""
         return (self.lead_time + 1 + self.order_interval) * self.demand_mean
@@ -223,12 +296,17 @@ class InventoryEnv(DifferentiableEnv):
     def _random_inventory(self, inventory: Tensor) -> Tensor:
         # Wide on purpose: rare states must be seen in training. On hand from one period of
         # backlog up to the rough S, and half the systems await an order anywhere in the pipeline.
-        batch, slots = self.batch_size, inventory.shape[-1]
-        on_hand = self._draw(torch.rand, (*batch, self.num_items))
-        on_hand = on_hand * (self.order_up_to + self.demand_mean) - self.demand_mean
+        # Items are ordered together, so their levels rise and fall together, up to a spread of
+        # their own: drawn one by one, a thousand items would never be short all at once.
+        batch, slots, own = self.batch_size, inventory.shape[-1], self.num_items > 1
+        level = self._draw(torch.rand, (*batch, 1))
+        level = level * (self.order_up_to + self.demand_mean) - self.demand_mean
+        spread = own * _SPREAD * (2 * self._draw(torch.rand, (*batch, self.num_items)) - 1)
+        on_hand = level + spread * self.demand_mean
         inventory[..., 0] = on_hand.clamp_min(0.0) if self.lost_sales else on_hand
         if slots > 1:
-            size = self._draw(torch.rand, (*batch, self.num_items)) * self.order_up_to
+            spread = 1 + own * 0.25 * (2 * self._draw(torch.rand, (*batch, self.num_items)) - 1)
+            size = self._draw(torch.rand, (*batch, 1)) * spread * self.order_up_to
             waiting = self._draw(torch.rand, (*batch, 1)) < 0.5
             slot = 1 + (self._draw(torch.rand, (*batch, 1)) * (slots - 1)).long()
             slot = slot.unsqueeze(-1).expand(*batch, self.num_items, 1)

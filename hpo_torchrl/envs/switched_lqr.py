@@ -228,6 +228,11 @@ class SwitchedLQREnv(DifferentiableEnv):
             return x
         return torch.cat([x, state["step"].to(x.dtype) / self.horizon], -1)
 
+    def rule_of_thumb(self, observation: Tensor) -> Tensor:
+        """Take the mode whose inputs reach most of the state, the largest norm of B' x."""
+        x = observation[..., : self.A.shape[-1]]
+        return torch.einsum("...i,mij->...mj", x, self.B).square().sum(-1).argmax(-1)
+
     def initial_state(self) -> dict[str, Tensor]:
         """Draw each coordinate of x uniformly from [-range, range] / sqrt(n)."""
         uniform = self._draw(torch.rand, self.state_spec["x"].shape)

@@ -5,29 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.objectives import distance_loss
 
-from hpo_torchrl._checks import check_bool, check_choice, check_float
-from hpo_torchrl.objectives.base import HybridLossModule
+from hpo_torchrl._checks import check_bool
 from hpo_torchrl.objectives.cross_weight import CrossTermWeight
+from hpo_torchrl.objectives.pathwise import PathwiseLoss
 
 CROSS_TERMS = {True: "on", False: "off"} | {name: name for name in ("on", "off", "adaptive")}
-_DISTANCES = ("l1", "l2", "smooth_l1")
-_NO_GRADIENT = (
-    "The rewards {key!r} carry no gradient, so there is no pathwise term. Usual causes: the batch "
-    "was collected under torch.no_grad() (TorchRL collectors do; use differentiable_rollout or "
-    "DifferentiableCollector); it was detached or went through a replay buffer; the policy sampled "
-    "its continuous action without reparameterisation (stock CompositeDistribution policies do; "
-    "use HybridPolicy); the environment's step breaks the graph (.detach(), .item(), numpy). For "
-    "detached data, ask for no pathwise term: HPOLoss(..., pathwise=False, cross_term=False)."
-)
 
 
-class HPOLoss(HybridLossModule):
+class HPOLoss(PathwiseLoss):
     r"""Mixed-gradient loss for hybrid actions, on differentiable rollouts.
 
     With the sampled options and all noise held fixed, rewards and states are differentiable
@@ -127,28 +117,22 @@ class HPOLoss(HybridLossModule):
         super().__init__(
             actor_network,
             critic_network,
+            entropy_coeff=entropy_coeff,
+            entropy_in_advantage_units=entropy_in_advantage_units,
+            critic_coeff=critic_coeff,
+            loss_critic_type=loss_critic_type,
             baseline=baseline,
             functional=functional,
             reduction=reduction,
+            device=device,
         )
         self.pathwise = check_bool("pathwise", pathwise)
         self.cross_term = check_cross_term(cross_term)
-        self.entropy_in_advantage_units = entropy_in_advantage_units
-        self.loss_critic_type = check_choice("loss_critic_type", loss_critic_type, _DISTANCES)
-        coefficients = {
-            "clip_epsilon": clip_epsilon,
-            "entropy_coeff": entropy_coeff,
-            "critic_coeff": critic_coeff if critic_network is not None else None,
-        }
         if device is None:
             device = next((parameter.device for parameter in actor_network.parameters()), None)
         adaptive = self.cross_term == "adaptive"
         self.cross_term_weight = CrossTermWeight().to(device) if adaptive else None
-        for name, value in coefficients.items():
-            if value is not None:
-                number = value.item() if isinstance(value, Tensor) else value
-                check_float(name, number, minimum=0.0, strict=name == "clip_epsilon")
-            self.register_coeff_buffer(name, value, device=device)
+        self._coefficient("clip_epsilon", clip_epsilon, device, strict=True)
 
     @property
     def out_keys(self) -> list[NestedKey]:
@@ -208,48 +192,10 @@ class HPOLoss(HybridLossModule):
             beyond = (log_ratio.exp() - 1.0).abs() > self.clip_epsilon
             notes["clip_fraction"] = self._mean(beyond.to(log_ratio.dtype), held)
 
-        if self.critic_coeff is not None:
-            target = self.entry(held, keys.value_target)
-            value = self._value(held)
-            distance = distance_loss(value, target, loss_function=self.loss_critic_type)
-            terms["loss_critic"] = self.critic_coeff * distance.squeeze(-1)
-            spread = self._variance(target.squeeze(-1), held).clamp_min(1e-12)
-            residual = self._variance((target - value.detach()).squeeze(-1), held)
-            notes["explained_variance"] = 1.0 - residual / spread
-
         # The bonus is for exploring here, not for steering towards states of high entropy.
         if self.cross_term != "off" and self.entropy_coeff is not None:
             logits = self._logits(held)
-        entropy = -(logits.exp() * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(-1)
-        if self.entropy_coeff is not None:
-            unit: Tensor | float = 1.0
-            if self.entropy_in_advantage_units:
-                unit = self._variance(advantage, held).sqrt()
-            terms["loss_entropy"] = -self.entropy_coeff * unit * entropy
-        notes["entropy"] = self._mean(entropy, held)
-
-        out = {key: self._reduce_loss(term, held) for key, term in terms.items()}
-        out |= {key: note.detach() for key, note in notes.items()}
-        return TensorDict({key: out[key] for key in self.out_keys})
-
-    def _pathwise(self, tensordict: TensorDictBase) -> Tensor:
-        """Rewards, and beyond the end of a window the value of its last state: ``(*B, T)``."""
-        reward = self.entry(tensordict, ("next", self.tensor_keys.reward))
-        if not reward.requires_grad:
-            raise RuntimeError(_NO_GRADIENT.format(key=("next", self.tensor_keys.reward)))
-        if self.critic_network is None:
-            return reward.squeeze(-1)
-        critic_keys = self.critic_network.in_keys
-        after = tensordict.get("next")
-        ends = after.get(self.tensor_keys.done).squeeze(-1).clone()
-        ends[..., -1] = True
-        ends &= ~after.get(self.tensor_keys.terminated).squeeze(-1)
-        if not bool(ends.any()):
-            return reward.squeeze(-1)
-        final = after.select(*critic_keys)[ends]
-        value = self._value(final, held=True).squeeze(-1)
-        beyond = torch.zeros_like(reward[..., 0]).masked_scatter(ends, value)
-        return reward.squeeze(-1) + self.discount * beyond
+        return self._finish(terms, notes, held, logits)
 
     def _add_weighted_cross(
         self,
@@ -278,14 +224,6 @@ class HPOLoss(HybridLossModule):
         ratio = log_ratio.exp()
         within = ratio.clamp(1.0 - self.clip_epsilon, 1.0 + self.clip_epsilon)
         return torch.minimum(ratio * advantage, within * advantage)
-
-    def _mean(self, value: Tensor, held: TensorDictBase) -> Tensor:
-        """Mean over the steps that count: TorchRL's loss mask is honoured."""
-        return self._reduce_loss(value, held, reduction="mean")
-
-    def _variance(self, value: Tensor, held: TensorDictBase) -> Tensor:
-        """Population variance over the steps that count; 0 for a single one."""
-        return self._mean((value - self._mean(value, held)) ** 2, held)
 
 
 def _expectation(logits: Tensor, action_value: Tensor) -> Tensor:

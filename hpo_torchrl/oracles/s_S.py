@@ -170,6 +170,10 @@ def _search(
     if G[0] <= by_depth.min():
         return None
     s = best_S - 1 - int(by_depth.argmin())
+    # Where so little demand has no measurable probability, c(s, y*) is flat in s, and only the
+    # lowest of such s is safe to start from: it stays below those that larger S ask for.
+    while setup > 0 and G[s] < by_depth.min():
+        s -= 1
     best = cost(s, best_S)
     for S in range(best_S + 1, G.size):
         if G[S] > best:

@@ -13,7 +13,7 @@ from hpo_torchrl._checks import check_float, check_int
 from hpo_torchrl.oracles._quadratic_sets import minimum, unpack
 from hpo_torchrl.oracles._riccati import Stage, System, pruning, recursion, riccati_steps
 
-__all__ = ["SwitchedLQROptimum", "fixed_mode_cost", "switched_lqr_optimum"]
+__all__ = ["SwitchedLQROptimum", "fixed_mode_cost", "fixed_mode_gains", "switched_lqr_optimum"]
 
 # States of the pilot study that spreads a tolerance over the stages.
 _PILOT_STATES = 128
@@ -215,6 +215,34 @@ def fixed_mode_cost(A: Any, B: Any, Q: Any, R: Any, horizon: int, x0: Any) -> Te
     for _ in range(check_int("horizon", horizon, minimum=1)):
         P = system.riccati(P, modes)
     return torch.einsum("...i,mij,...j->m...", x, P, x)
+
+
+def fixed_mode_gains(A: Any, B: Any, Q: Any, R: Any, horizon: int, mode: int) -> Tensor:
+    """Return the best feedback u = -K x of a mode that is never left, by steps gone.
+
+    Args:
+        A: this and the next ones: as for :func:`switched_lqr_optimum`.
+        B: see there.
+        Q: see there.
+        R: see there.
+        horizon: steps T.
+        mode: the mode.
+
+    Returns:
+        K in float64, ``(T, m, n)``.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: shapes disagree, an argument is out of range, or there is no such mode.
+    """
+    system = System.of(A, B, Q, R)
+    if check_int("mode", mode, minimum=0) >= system.num_modes:
+        raise ValueError(f"mode must be one of the {system.num_modes} modes from 0 on, got {mode}.")
+    P, gains = torch.zeros_like(system.A[mode]), []
+    for _ in range(check_int("horizon", horizon, minimum=1)):
+        gains.append(system.gain(P, mode))
+        P = system.riccati(P, mode)
+    return torch.stack(gains[::-1])
 
 
 def _pilot(system: System, horizon: int) -> SwitchedLQROptimum:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModuleBase
 
 from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv, SwitchedLQREnv
-from hpo_torchrl.oracles import fixed_mode_cost, optimal_s_S, switched_lqr_optimum
+from hpo_torchrl.oracles import (
+    best_periodic_rule,
+    best_total_demand_rule,
+    fixed_mode_cost,
+    joint_replenishment_lower_bound,
+    joint_replenishment_optimum,
+    optimal_s_S,
+    switched_lqr_optimum,
+)
 
 # Widths to aim for in turn, with the largest set of matrices to spend on each: seconds in all.
 _LQR_ATTEMPTS = ((0.001, 1000), (0.01, 50_000))
 _LQR_EXACT = 20_000
+# Items up to which value iteration on all positions is a matter of seconds.
+_EXACT_ITEMS = 3
 
 
 @dataclass(frozen=True)
@@ -58,9 +70,9 @@ class Reference:
 def reference_cost(env: DifferentiableEnv, *, seed: int | None = None) -> Reference:
     """Return the optimum of an environment, or bounds on it.
 
-    *Inventory.* One item with backlogged Poisson demand is solved exactly. For n items, giving each
-    an equal share of the joint fixed cost and solving it alone can only be cheaper than any joint
-    policy: a lower bound (cost allocation).
+    *Inventory* with backlogged Poisson demand: exact for up to three items. For more, a lower bound
+    (each item alone, at the best allocation of the joint fixed cost) and the best of two simple
+    rules as the upper bound: order all items every R periods, or once Q units are missing.
 
     *Switched LQR* without noise, on the initial states that the environment draws: exact for one or
     two modes, certified bounds for more, and the best fixed mode as the line to beat. Where being
@@ -81,33 +93,33 @@ def reference_cost(env: DifferentiableEnv, *, seed: int | None = None) -> Refere
 
 
 def _inventory(env: InventoryEnv) -> Reference:
-    solvable = (
-        env.demand == "poisson"
-        and env.demand_traces is None
-        and not env.lost_sales
-        and bool((env.holding_cost > 0).all())
-        and bool((env.shortage_cost > 0).all())
-    )
-    if not solvable:
+    if not env.solvable:
         return Reference()
-    rows = (env.demand_mean, env.holding_cost, env.shortage_cost, env.procurement_cost)
-    share = env.fixed_cost / env.num_items
-    solved: dict[tuple[float, ...], tuple[int, int, float]] = {}
-    total = 0.0
-    for item in zip(*(row.double().tolist() for row in rows), strict=True):
-        mean, holding, shortage, procurement = item
-        if item not in solved:
-            try:
-                solved[item] = optimal_s_S(mean, holding, shortage, share, env.lead_time)
-            except ValueError:  # beyond what the oracle searches: no reason to refuse a training
-                return Reference()
-        # Backlogged demand is all bought in the end, whatever the policy.
-        total += solved[item][2] + procurement * mean
-    cost = total / env.num_items
-    if env.num_items > 1:
-        return Reference(lower_bound=cost)
-    s, S, _ = next(iter(solved.values()))
-    return Reference(optimal_cost=cost, s=s, S=S)
+    n, K, L = env.num_items, env.fixed_cost, env.lead_time
+    rows = (env.demand_mean, env.holding_cost, env.shortage_cost)
+    costs: Any = (*(row.double().tolist() for row in rows), K, L)
+    # Backlogged demand is all bought in the end, whatever the policy.
+    bought = float((env.demand_mean * env.procurement_cost).double().sum())
+
+    def per_item(cost: float) -> float:
+        return (cost + bought) / n
+
+    try:
+        if n == 1:
+            s, S, cost = optimal_s_S(*(column[0] for column in costs[:3]), K, L)
+            return Reference(optimal_cost=per_item(cost), s=s, S=S)
+        rules = {
+            "(Q, S) rule": per_item(best_total_demand_rule(*costs).cost),
+            "(R, S) rule": per_item(best_periodic_rule(*costs).cost),
+        }
+        bound = per_item(joint_replenishment_lower_bound(*costs).cost)
+    except ValueError:  # beyond what the oracles search: no reason to refuse a training
+        return Reference()
+    if n <= _EXACT_ITEMS:
+        with contextlib.suppress(ValueError):  # too many positions for value iteration
+            optimum = per_item(joint_replenishment_optimum(*costs).cost)
+            return Reference(optimal_cost=optimum, baselines=rules)
+    return Reference(lower_bound=bound, upper_bound=min(rules.values()), baselines=rules)
 
 
 def _switched_lqr(env: SwitchedLQREnv, seed: int | None) -> Reference:

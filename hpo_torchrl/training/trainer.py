@@ -79,7 +79,8 @@ class Trainer:
         if headline not in tests:
             raise ValueError(f"headline must be one of the tests {list(tests)}, got {headline!r}.")
         self.algorithm, self.run_dir = algorithm, Path(run_dir)
-        self.num_updates = check_int("num_updates", num_updates, minimum=1)
+        check_int("num_updates", num_updates, minimum=1)
+        self.num_updates = num_updates if algorithm.learns else 0
         self.quick_test, self.tests, self.headline = quick_test, dict(tests), headline
         self.reference = Reference() if reference is None else reference
         self.quick_reference = quick_reference or self.reference

@@ -1,0 +1,145 @@
+"""Learned-critic policy gradients: a replay buffer, and the slopes of a critic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import EnvBase
+from torchrl.objectives import SoftUpdate
+
+from hpo_torchrl._checks import check_float, check_int
+from hpo_torchrl.algorithms.learner import Learner
+from hpo_torchrl.collectors import SampleCollector
+from hpo_torchrl.modules import HybridPolicy, make_q_network
+from hpo_torchrl.objectives import LearnedCriticLoss
+
+
+class DDPG(Learner):
+    """Deterministic policy gradients with a learned critic, for hybrid actions.
+
+    TorchRL's ``Collector`` fills TorchRL's replay buffer; :class:`LearnedCriticLoss` follows the
+    critic's slopes. No gradient of the simulator is used: what the critic believes takes its place.
+
+    Args:
+        env: the training environment: any ``EnvBase`` with hybrid actions.
+        policy: the hybrid policy; a stochastic u explores (``policy.scale``).
+        critic: a value network, whose hidden layers tell how wide the critic of actions is.
+        updates_per_batch: gradient steps after each batch.
+        minibatch_size: transitions in a step.
+        buffer_batches: batches that the replay buffer holds.
+        target_decay: weight of the past in the target networks.
+        learning_rate: Adam's step size at the start.
+        learner: further arguments, of :class:`Learner`; ``gae_lambda`` has no say here.
+
+    Raises:
+        ValueError: an argument is out of range, or the policy does not fit the environment.
+
+    Examples:
+        >>> from hpo_torchrl.algorithms import DDPG
+        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
+        >>> env = InventoryEnv(batch_size=16, initial_state="random", seed=0)
+        >>> policy = HybridPolicy.for_env(env, scale=0.1)
+        >>> algorithm = DDPG(env, policy, make_value_network(env), window=20)
+        >>> "loss_qvalue" in algorithm.iterate()
+        True
+    """
+
+    def __init__(
+        self,
+        env: EnvBase,
+        policy: HybridPolicy,
+        critic: TensorDictModule,
+        *,
+        updates_per_batch: int = 20,
+        minibatch_size: int = 512,
+        buffer_batches: int = 10,
+        target_decay: float = 0.99,
+        learning_rate: float = 1e-3,
+        **learner,
+    ) -> None:
+        self.updates_per_batch = check_int("updates_per_batch", updates_per_batch, minimum=1)
+        check_int("minibatch_size", minibatch_size, minimum=1)
+        check_int("buffer_batches", buffer_batches, minimum=1)
+        check_float("target_decay", target_decay, minimum=0.0, maximum=1.0)
+        q_network = make_q_network(env, hidden=_widths(critic))
+        super().__init__(env, policy, q_network, learning_rate=learning_rate, **learner)
+        frames = self.window * env.batch_size.numel()
+        self.collector = SampleCollector(
+            env,
+            policy,
+            frames_per_batch=frames,
+            reset_at_each_iter=self.reset_at_each_iter,
+            reset_fraction=self.reset_fraction,
+        )
+        self.buffer = TensorDictReplayBuffer(
+            storage=LazyTensorStorage(buffer_batches * frames), batch_size=minibatch_size
+        )
+        self.loss = LearnedCriticLoss(
+            policy, q_network, entropy_coeff=self.entropy_bonus, gamma=self.discount
+        )
+        self.targets = SoftUpdate(self.loss, eps=target_decay)
+
+    def update(self, batch: TensorDictBase) -> dict[str, float]:
+        """Add a batch to the buffer and take gradient steps; its rewards are rescaled."""
+        inputs = self.policy.in_keys
+        raw = batch.select(*inputs, "action", "next").copy()
+        raw["next"] = raw["next"].select(*inputs, "reward", "terminated")
+        metrics = self.rescale(batch)
+        self.buffer.extend(raw.reshape(-1))
+        # Rewards are kept as they came, so that one scale holds for old and new ones.
+        scale, shift = self.reward_units(raw)
+        for _ in range(self.updates_per_batch):
+            part = self.buffer.sample()
+            part["next", "reward"] = part["next", "reward"] / scale - shift
+            terms = self.loss(part)
+            norms = self.step(terms)
+            self.targets.step()
+        return metrics | norms | {key: float(value) for key, value in terms.detach().items()}
+
+    def anneal(self, progress: float) -> None:
+        """Anneal learning rate, entropy bonus and restarts."""
+        super().anneal(progress)
+        self.loss.entropy_coeff.fill_(self.entropy_bonus)
+
+    def components(self) -> dict[str, Any]:
+        """Return policy, critic, target networks, optimizer, reward scale, buffer, collector."""
+        return super().components() | {"loss": self.loss, "buffer": _Held(self.buffer)}
+
+    def _average_reward(self, batch: TensorDictBase, reward: Tensor) -> Tensor | float:
+        """A critic of actions has no level to follow by its own: take the mean reward off."""
+        return reward.mean() if self.continuing and self.discount < 1.0 else 0.0
+
+
+class _Held:
+    """A replay buffer for a checkpoint, empty or not: TorchRL's own saves no empty one."""
+
+    def __init__(self, buffer: TensorDictReplayBuffer) -> None:
+        self._buffer = buffer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the transitions and the place of the next one; nothing of an empty buffer."""
+        if not len(self._buffer):
+            return {"transitions": None, "cursor": 0}
+        transitions = self._buffer[:].flatten_keys(".")
+        held = {key: value.clone() for key, value in transitions.items() if key != "index"}
+        return {"transitions": held, "cursor": int(self._buffer.writer._cursor)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Fill the buffer again."""
+        self._buffer.empty()
+        if state["transitions"] is not None:
+            count = len(next(iter(state["transitions"].values())))
+            transitions = TensorDict(state["transitions"], batch_size=[count])
+            self._buffer.extend(transitions.unflatten_keys("."))
+            self._buffer.writer._cursor = state["cursor"]
+
+
+def _widths(critic: nn.Module) -> list[int]:
+    """Widths of a network's hidden layers."""
+    layers = [module for module in critic.modules() if isinstance(module, nn.Linear)]
+    return [layer.out_features for layer in layers[:-1]]

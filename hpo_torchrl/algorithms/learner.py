@@ -1,0 +1,227 @@
+"""What all algorithms that train networks share: one optimizer, its schedules, reward units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from hpo_torchrl._checks import check_choice, check_float, check_int
+from hpo_torchrl.algorithms.base import Algorithm, RewardScaler, check_finite, clip_gradients
+from hpo_torchrl.envs import DifferentiableEnv
+from hpo_torchrl.modules import HybridPolicy
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+class Learner(Algorithm):
+    """An algorithm that trains networks by Adam on batches of rollouts.
+
+    Args:
+        env: the training environment.
+        policy: the hybrid policy.
+        critic: the network beside it.
+        window: steps T of a rollout; ``None`` is the episode where one terminates, else 30.
+        reset_at_each_iter: start every window from fresh initial states; ``None`` does so where a
+            window is a whole episode. Otherwise systems run on from window to window.
+        reset_fraction: share of systems restarted at each window at the start of the run. An
+            untrained policy drives systems out of bounds, many-dimensional ones fast; what is
+            learned far out is wrong at home.
+        reset_fraction_final: the same later on, so that rare states stay in the data.
+        reset_until: share of the run by which the one has become the other.
+        discount: gamma; ``None`` is 1 where an episode terminates, else 0.99.
+        gae_lambda: lambda of the advantage estimator.
+        learning_rate: Adam's step size at the start.
+        adam_betas: Adam's decay rates of the mean and the square of the gradient. An untrained
+            policy's first gradients are many times the later ones; a second rate of 0.95 forgets
+            them soon, 0.999 holds the steps small for long.
+        learning_rate_schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
+        learning_rate_final: share of ``learning_rate`` that is left at the end.
+        entropy_coeff: entropy bonus of the discrete choice at the start, in standard deviations
+            of the advantage.
+        entropy_final: entropy bonus at the end, in the same unit.
+        entropy_until: share of the run by which the bonus has been annealed to its final value.
+        max_grad_norm: gradient-norm clip of each component.
+
+    Attributes:
+        groups: parameters by name, by component.
+        entropy_bonus: the bonus of now.
+
+    Raises:
+        ValueError: an argument is out of range, or the policy does not fit the environment.
+    """
+
+    def __init__(
+        self,
+        env: EnvBase,
+        policy: HybridPolicy,
+        critic: TensorDictModule,
+        *,
+        window: int | None = None,
+        reset_at_each_iter: bool | None = None,
+        reset_fraction: float = 1.0,
+        reset_fraction_final: float = 0.1,
+        reset_until: float = 0.5,
+        discount: float | None = None,
+        gae_lambda: float = 0.95,
+        learning_rate: float = 5e-3,
+        adam_betas: Sequence[float] = (0.9, 0.95),
+        learning_rate_schedule: str = "cosine",
+        learning_rate_final: float = 0.01,
+        entropy_coeff: float = 0.3,
+        entropy_final: float = 0.0,
+        entropy_until: float = 0.6,
+        max_grad_norm: float = 0.5,
+    ) -> None:
+        self.env, self.policy, self.critic = env, policy, critic
+        episode = _episode(env)
+        self.window = check_int("window", window or episode or 30, minimum=1)
+        if reset_at_each_iter is None:
+            reset_at_each_iter = self.window == episode
+        self.reset_at_each_iter = reset_at_each_iter
+        if discount is None:
+            discount = 0.99 if episode is None else 1.0
+        self.discount = check_float("discount", discount, minimum=0.0, maximum=1.0)
+        self.gae_lambda = check_float("gae_lambda", gae_lambda, minimum=0.0, maximum=1.0)
+        # Only a system known never to terminate may have a constant taken off its rewards.
+        self.continuing = isinstance(env, DifferentiableEnv) and episode is None
+        check_float("learning_rate", learning_rate, minimum=0.0, strict=True)
+        check_choice("learning_rate_schedule", learning_rate_schedule, SCHEDULES)
+        check_float("learning_rate_final", learning_rate_final, minimum=0.0, maximum=1.0)
+        check_float("entropy_coeff", entropy_coeff, minimum=0.0)
+        check_float("entropy_final", entropy_final, minimum=0.0, maximum=entropy_coeff)
+        check_float("entropy_until", entropy_until, minimum=0.0, maximum=1.0, strict=True)
+        check_float("reset_fraction", reset_fraction, minimum=0.0, maximum=1.0)
+        check_float("reset_fraction_final", reset_fraction_final, minimum=0.0, maximum=1.0)
+        check_float("reset_until", reset_until, minimum=0.0, maximum=1.0, strict=True)
+        check_float("max_grad_norm", max_grad_norm, minimum=0.0, strict=True)
+        policy.check_env(env)
+        self.scaler = RewardScaler().to(env.device or "cpu")
+        self.groups = policy.parameter_groups() | {"critic": dict(critic.named_parameters())}
+        self.optimizer = torch.optim.Adam(
+            # The share of the learning rate stands in the group, so that a checkpoint holds it.
+            [{"params": list(named.values()), "share": 1.0} for named in self.groups.values()],
+            lr=learning_rate,
+            betas=_check_betas(adam_betas),
+            eps=1e-5,
+        )
+        self.learning_rate, self.schedule = learning_rate, learning_rate_schedule
+        self.learning_rate_final = learning_rate_final
+        self.entropy_coeff, self.entropy_final = entropy_coeff, entropy_final
+        self.entropy_until, self.entropy_bonus = entropy_until, entropy_coeff
+        self.reset_fraction, self.reset_fraction_final = reset_fraction, reset_fraction_final
+        self.reset_until, self.max_grad_norm = reset_until, max_grad_norm
+
+    def anneal(self, progress: float) -> None:
+        """Anneal learning rate, entropy bonus and restarts."""
+        factor = {
+            "constant": 1.0,
+            "linear": 1.0 - progress,
+            "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+        }[self.schedule]
+        final = self.learning_rate_final
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["share"] * self.learning_rate * (final + (1.0 - final) * factor)
+        self.entropy_bonus = _anneal(
+            self.entropy_coeff, self.entropy_final, progress / self.entropy_until
+        )
+        self.collector.reset_fraction = _anneal(
+            self.reset_fraction, self.reset_fraction_final, progress / self.reset_until
+        )
+
+    def share(self, component: str, value: float | None = None) -> float:
+        """Return a component's share of the learning rate, after setting it if one is given."""
+        group = self.optimizer.param_groups[list(self.groups).index(component)]
+        if value is not None:
+            group["share"] = value
+        return group["share"]
+
+    def components(self) -> dict[str, Any]:
+        """Return policy, critic, optimizer, reward scale and collector."""
+        return {
+            "policy": self.policy,
+            "critic": self.critic,
+            "optimizer": self.optimizer,
+            "reward_scaler": self.scaler,
+            "collector": self.collector,
+        }
+
+    def rescale(self, batch: TensorDictBase) -> dict[str, float]:
+        """Bring the rewards of a batch to the scale of learning; return the cost that they meant.
+
+        Raises:
+            NonFiniteError: a reward is not finite.
+        """
+        reward = batch.get(("next", "reward"))
+        check_finite({"the reward ('next', 'reward')": reward})
+        self.scaler.observe(reward)
+        scale, shift = self.reward_units(batch)
+        batch.set(("next", "reward"), reward / scale - shift)
+        cost = -float(reward.detach().mean()) / getattr(self.env, "cost_units", 1.0)
+        rates = {
+            f"learning_rate/{name}": group["lr"]
+            for name, group in zip(self.groups, self.optimizer.param_groups, strict=True)
+        }
+        return {"cost": cost} | rates
+
+    def reward_units(self, batch: TensorDictBase) -> tuple[Tensor, Tensor | float]:
+        """Return the scale and shift by which a batch is learned: ``reward / scale - shift``."""
+        reward = batch.get(("next", "reward")).detach()
+        return self.scaler.scale.to(reward.dtype), self._average_reward(batch, self.scaler(reward))
+
+    @torch.no_grad()
+    def _average_reward(self, batch: TensorDictBase, reward: Tensor) -> Tensor | float:
+        """Constant to take off the rewards of a system that never terminates.
+
+        A constant reward rho adds rho / (1 - discount) to every value, which the critic would
+        chase as the policy improves. Taking off the average temporal difference instead (Naik et
+        al. 2024, value-based reward centering) leaves the critic its level, whatever that is.
+        """
+        if not self.continuing or self.discount == 1.0:
+            return 0.0
+        value, after = (
+            self.critic(data.select(*self.critic.in_keys).detach()).get("state_value").mean()
+            for data in (batch, batch.get("next"))
+        )
+        return reward.mean() + self.discount * after - value
+
+    def step(self, terms: TensorDictBase | Mapping[str, Tensor]) -> dict[str, float]:
+        """Descend the sum of the ``loss_*`` terms once; return the gradient norms by component.
+
+        Raises:
+            NonFiniteError: a term or a gradient is not finite; no parameter has changed.
+        """
+        losses = [value for key, value in terms.items() if key.startswith("loss_")]
+        check_finite(terms)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(losses).sum().backward()
+        norms = clip_gradients(self.groups, self.max_grad_norm)
+        self.optimizer.step()
+        return {f"grad_norm/{name}": norm for name, norm in norms.items()}
+
+
+def _anneal(first: float, last: float, progress: float) -> float:
+    """Go linearly from one value to another as ``progress`` goes from 0 to 1, and stay there."""
+    return last + (first - last) * max(0.0, 1.0 - progress)
+
+
+def _episode(env: EnvBase) -> int | None:
+    """Length of episodes that end for good, or ``None``."""
+    terminates = isinstance(env, DifferentiableEnv) and env.horizon_terminates
+    return env.horizon if terminates else None
+
+
+def _check_betas(betas: Sequence[float]) -> tuple[float, float]:
+    if isinstance(betas, str) or not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"adam_betas must be two numbers such as [0.9, 0.95], got {betas!r}.")
+    first, second = (
+        check_float(f"adam_betas[{i}]", beta, minimum=0.0, maximum=0.9999)
+        for i, beta in enumerate(betas)
+    )
+    return first, second

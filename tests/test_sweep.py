@@ -1,0 +1,365 @@
+"""Sweeps: folders, plan, going on after an interruption, failures, experiments."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from shrunk import SMALL
+
+from hpo_torchrl import estimate, jobs
+from hpo_torchrl.algorithms import NonFiniteError
+from hpo_torchrl.build import build_algorithm
+from hpo_torchrl.cli import CONFIGS, compose_config, train
+from hpo_torchrl.estimate import Pending, Speed, describe_cost, measure_speed, measure_spread
+from hpo_torchrl.jobs import DONE, NEW, UNFINISHED, run_name, run_state
+
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+GRID = ["algorithm.cross_term=true,false", "seed=0,1"]
+QUICK = [*SMALL, "sweep_dir=sweep", "sweep_estimate=false"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def command(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["hpo-train", *arguments])
+    train()
+
+
+def sweep(monkeypatch, *arguments: str) -> None:
+    command(monkeypatch, "--multirun", *arguments)
+
+
+def refused(monkeypatch, capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        sweep(monkeypatch, *arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def folders(where: str = "sweep") -> dict[tuple, Path]:
+    """The folders of a sweep's runs, by cross term and seed."""
+    found = {}
+    for path in Path(where).glob("*/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        found[config["algorithm"]["cross_term"], config["seed"]] = path.parent
+    return found
+
+
+def contents(where: str = "sweep") -> dict[Path, bytes]:
+    """Everything but Hydra's record of the command."""
+    paths = (path for path in Path(where).glob("*/**/*") if path.is_file())
+    return {path: path.read_bytes() for path in paths}
+
+
+def course(folder: Path | str) -> list[dict]:
+    """All that a finished run logged, but for the time it took."""
+    assert (Path(folder) / "summary.json").exists()
+    with (Path(folder) / "metrics.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row.pop("wall_seconds")]
+
+
+def test_a_sweep_plans_trains_and_is_done(monkeypatch, capsys):
+    sweep(monkeypatch, *GRID, *SMALL)
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0] == "plan             4 runs in runs/sweep: 4 new"
+    assert [line.split("   ")[-1] for line in lines[2:4]] == [
+        "algorithm.cross_term=True",
+        "algorithm.cross_term=False",
+    ]
+    assert lines[4].startswith("estimated time   0:01 (hours:minutes)")
+    assert lines[5].startswith("1 of 4 done      algorithm.cross_term=True,seed=0   test cost")
+    assert lines[8].startswith("4 of 4 done      algorithm.cross_term=False,seed=1   test cost")
+    assert "4/4" in shown.err
+    runs = folders("runs/sweep")
+    assert set(runs) == {(cross, seed) for cross in (True, False) for seed in (0, 1)}
+    saved = yaml.safe_load((runs[True, 1] / "config.yaml").read_text())
+    assert not {"output_dir", "resume", "sweep_dir", "sweep_estimate"} & set(saved)
+    # A run of a sweep is the run that it would have been alone.
+    command(monkeypatch, *SMALL, "seed=1", "output_dir=alone")
+    assert (Path("alone") / "config.yaml").read_text() == (
+        runs[True, 1] / "config.yaml"
+    ).read_text()
+    assert course("alone") == course(runs[True, 1]) != course(runs[True, 0])
+
+    before = contents("runs/sweep")
+    capsys.readouterr()
+    sweep(monkeypatch, *GRID, *SMALL, "trainer.progress=true")
+    shown = capsys.readouterr().out
+    assert "4 runs in runs/sweep: 4 done already" in shown
+    assert shown.count("\ndone already") == 4
+    assert "estimated" not in shown
+    assert contents("runs/sweep") == before
+
+
+def test_a_killed_sweep_goes_on_where_it_stopped(monkeypatch, capsys):
+    long = ["trainer.num_updates=60", "trainer.checkpoint_every=5"]
+    arguments = [*QUICK, *long, "seed=0,1,2"]
+    line = [sys.executable, "-m", "hpo_torchrl.cli", "--multirun", *arguments]
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        end = time.monotonic() + 60
+        while not list(Path("sweep").glob("*seed=1*/checkpoints/checkpoint-*5.torchrl")):
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    runs = folders()
+    assert set(runs) == {(True, 0), (True, 1)}
+    finished, stopped = runs[True, 0], runs[True, 1]
+    assert not (stopped / "summary.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    first_checkpoint = (stopped / "config.yaml").stat().st_mtime_ns
+
+    sweep(monkeypatch, *arguments)
+    assert "3 runs in sweep: 1 done already, 1 unfinished, 1 new" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    assert (stopped / "config.yaml").stat().st_mtime_ns == first_checkpoint  # not started anew
+    command(monkeypatch, *SMALL, *long, "seed=1", "output_dir=whole")
+    assert course(stopped) == course("whole")
+
+
+@pytest.mark.parametrize("checkpoint", [None, b"cut off"])
+def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(monkeypatch, capsys, checkpoint):
+    sweep(monkeypatch, *QUICK, "seed=0,1")
+    run = folders()[True, 1]
+    whole = course(run)
+    for path in [*run.glob("checkpoints/*"), *run.glob("*.csv"), *run.glob("summary.json")]:
+        path.unlink()
+    if checkpoint is not None:
+        (run / "checkpoints" / "checkpoint-000000000000.torchrl").write_bytes(checkpoint)
+    sweep(monkeypatch, *QUICK, "seed=0,1")
+    assert "1 done already, 1 new" in capsys.readouterr().out
+    assert course(run) == whole
+
+
+def test_a_run_of_another_configuration_is_refused(monkeypatch, capsys):
+    sweep(monkeypatch, *QUICK, "seed=0,1")
+    config = folders()[True, 1] / "config.yaml"
+    config.write_text(config.read_text().replace("lead_time: 2", "lead_time: 3"))
+    before = contents()
+    message = refused(monkeypatch, capsys, *QUICK, "seed=0,1,2")
+    assert str(config.parent) in message
+    assert "env.lead_time was 3, is 2" in message
+    assert "sweep_dir=DIR" in message
+    assert contents() == before
+    config.unlink()
+    assert "without config.yaml" in refused(monkeypatch, capsys, *QUICK, "seed=0,1,2")
+
+
+def test_a_failure_is_recorded_and_tried_again(monkeypatch, capsys):
+    real = jobs.train_run
+
+    def fails_once(config, run_dir, **kwargs):
+        if config["seed"] == 1:
+            raise NonFiniteError("Update 2: the loss is not finite.")
+        return real(config, run_dir, **kwargs)
+
+    monkeypatch.setattr(jobs, "train_run", fails_once)
+    with pytest.raises(SystemExit) as stop:
+        sweep(monkeypatch, *QUICK, "seed=0,1,2")
+    assert stop.value.code == 1
+    shown = capsys.readouterr()
+    assert "2 of 3 done      seed=2" in shown.out
+    assert "failed           seed=1   NonFiniteError: Update 2" in shown.out
+    assert "1 of 3 runs failed" in shown.err
+    (record,) = Path("sweep").glob("*/failed.txt")
+    assert record.read_text().startswith("NonFiniteError: Update 2: the loss is not finite.\n")
+    assert "fails_once" in record.read_text()
+
+    monkeypatch.setattr(jobs, "train_run", real)
+    sweep(monkeypatch, *QUICK, "seed=0,1,2")
+    assert "2 done already, 1 new" in capsys.readouterr().out
+    assert not record.exists()
+    assert (record.parent / "summary.json").exists()
+
+
+def test_an_interrupt_stops_the_sweep(monkeypatch, capsys):
+    def interrupted(config, run_dir, **kwargs):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("Converting a tensordict to boolean value is not permitted")
+
+    monkeypatch.setattr(jobs, "train_run", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        sweep(monkeypatch, *QUICK, "seed=0,1")
+    assert stop.value.code == 130
+    assert "a sweep with its own command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["env.nmu_items=1,2"], ["env.nmu_items=1", "Did you mean 'num_items'"]),
+        (["seed=0,1", "trainer.num_update=1"], ["Did you mean 'num_updates'"]),
+        (["env=inventory,invntory"], ["env/invntory"]),
+        (["experiment=inventory_size"], ["experiment/inventory_size"]),
+        (["seed=0,1", "resume=old"], ["resume=old", "leave --multirun out"]),
+        (["seed=0,1", "output_dir=same"], ["share the folder same", "sweep_dir=DIR"]),
+        (["seed=0,1", "sweep_estimate=never"], ["sweep_estimate must be true or false"]),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(monkeypatch, capsys, arguments, words):
+    message = refused(monkeypatch, capsys, *SMALL, *arguments)
+    for word in words:
+        assert word in message
+    assert not list(Path().iterdir())
+
+
+def test_a_run_of_a_sweep_resumes_by_its_folder(monkeypatch, capsys):
+    sweep(monkeypatch, *SMALL, "sweep_estimate=false", "sweep_dir=a sweep", "seed=0,1")
+    run = folders("a sweep")[True, 1]
+    whole = course(run)
+    assert {"=", ","} <= set(str(run))
+    (run / "summary.json").unlink()
+    command(monkeypatch, f"resume={run}")
+    assert course(run) == whole
+
+
+def test_a_run_leaves_the_gradients_it_was_asked_for(monkeypatch, capsys):
+    few = "gradients={num_batches: 3, num_reference: 4}"
+    few_updates = [*QUICK, "trainer.num_updates=1", "seed=0"]
+    sweep(monkeypatch, *few_updates, few)
+    assert "plan             1 run in sweep: 1 new" in capsys.readouterr().out
+    (run,) = folders().values()
+    assert "gradients" not in run.name
+    for name in ("gradients.csv", "gradients.png", "summary.json"):
+        assert (run / name).exists()
+    assert "gradients" in yaml.safe_load((run / "config.yaml").read_text())
+    table, metrics = (run / "gradients.csv").read_text(), (run / "metrics.csv").read_text()
+    (run / "gradients.png").unlink()  # stopped while it measured
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert run_state(run, settings) == UNFINISHED
+    sweep(monkeypatch, *few_updates, few)
+    assert run_state(run, settings) == DONE
+    assert (run / "gradients.csv").read_text() == table
+    assert (run / "metrics.csv").read_text() == metrics
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [("true", "gradients must be null"), ("{batches: 3}", "gradients.batches"), ("{}", None)],
+)
+def test_gradient_sizes_are_checked_before_anything_is_written(monkeypatch, capsys, value, word):
+    few = "{num_batches: 1}" if word is None else value
+    monkeypatch.setattr(sys, "argv", ["hpo-train", *SMALL, f"gradients={few}", "output_dir=run"])
+    with pytest.raises(SystemExit) as stop:
+        train()
+    assert stop.value.code == 2
+    assert (word or "gradients.num_batches must be an integer >= 2") in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["seed=0", "algorithm=hpo", "env.num_items=5"], "algorithm=hpo,env.num_items=5,seed=0"),
+        (["policy.hidden=[8,8]", "+env.x=1"], "env.x=1,policy.hidden=[8,8]"),
+        (["experiment=lqr_sizes", "trainer.progress=false", "sweep_dir=a", "seed=1"], "seed=1"),
+        (["output_dir=a", "sweep_estimate=false", "gradients.num_batches=3"], "default"),
+    ],
+)
+def test_names_are_readable_and_the_same_in_any_order(overrides, name):
+    assert run_name(overrides) == run_name(overrides[::-1]) == name
+
+
+def test_names_are_safe_and_distinct():
+    odd = [run_name([f"env.demand_traces=/a{sign}b.npy"]) for sign in "/: *?'\"<>|\\é"]
+    assert len(set(odd)) == len(odd)
+    for name in odd:
+        assert all(letter.isascii() and letter not in '/: *?"<>|\\' for letter in name)
+    long = [run_name([*SMALL, *(f"a.b.key{i}=1" for i in range(40)), f"seed={j}"]) for j in (0, 1)]
+    assert long[0] != long[1]
+    assert max(map(len, long)) < 200
+
+
+def test_an_empty_folder_is_new(tmp_path):
+    assert run_state(tmp_path, {}) == NEW
+
+
+def test_speed_is_measured_without_a_trace():
+    speed = measure_speed(compose_config([*SMALL, "+gradients.num_batches=2"]))
+    assert min(speed) > 0
+    assert not list(Path().iterdir())
+
+
+def test_many_configurations_are_measured_in_part(monkeypatch):
+    def fake(settings):
+        if settings["number"] == 0:
+            raise ValueError("cannot be built")
+        return Speed(settings["number"], 1.0, 0.0)
+
+    monkeypatch.setattr(estimate, "measure_speed", fake)
+    found = measure_spread([{"number": number} for number in range(34)])
+    assert found.measured == list(range(3, 34, 3))
+    assert found.problems == {0: "ValueError: cannot be built"}
+    assert found.speeds[0] is None
+    assert [speed.update for speed in found.speeds[3:]] == pytest.approx(range(3, 34))
+
+
+def test_cost_is_shared_by_workers(monkeypatch):
+    monkeypatch.setattr(estimate, "measure_speed", lambda settings: Speed(1.0, 0.0, 20.0))
+
+    def lines(workers, updates_done=0):
+        runs = [
+            Pending(
+                f"seed={seed}",
+                {"seed": seed, "env": {}, "trainer": {"num_updates": 100, "eval_every": 10}},
+                updates_done,
+            )
+            for seed in range(61)
+        ]
+        return describe_cost(runs, workers)
+
+    assert lines(1)[1].split() == ["120", "x", "61", "every", "seed"]
+    assert lines(1)[-1].split()[2] == "2:02"
+    assert lines(1, updates_done=60)[-1].split()[2] == "1:01"
+    assert lines(2)[-1].split()[2] == "1:01"
+    assert "2 runs side by side" in lines(2)[-1]
+    assert "the launcher's workers" in lines(None)[-1]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_compose_and_build(name):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        params = compose("train", [f"experiment={name}"], return_hydra_config=True)
+        texts = [f"{key}={value}" for key, value in params.hydra.sweeper.params.items()]
+        values = {}
+        for override in OverridesParser.create().parse_overrides(texts):
+            key = override.get_key_element()
+            values[key] = (
+                [f"{key}={value}" for value in override.sweep_string_iterator()]
+                if override.is_sweep_override()
+                else [override.input_line]
+            )
+    assert max(map(len, values.values())) > 1
+    # Every value occurs, with the first and with the last of the others.
+    chosen = [[value[min(i, len(value) - 1)] for value in values.values()] for i in range(4)]
+    for job in chosen:
+        build_algorithm(compose_config([f"experiment={name}", *job]))
+
+
+def test_runs_side_by_side(capfd):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    line = [sys.executable, "-m", "hpo_torchrl.cli", "--multirun", *QUICK, "seed=0,1,2"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    subprocess.run([*line, *launcher], check=True)
+    shown = capfd.readouterr().out
+    assert shown.startswith("plan             3 runs in sweep: 3 new")
+    assert "3 of 3 done" in shown
+    assert len(folders()) == 3
