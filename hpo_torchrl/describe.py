@@ -55,8 +55,8 @@ def _describe_inventory(
             optimal_s=reference.s,
             optimal_S=reference.S,
         )
-    if reference.optimal_cost is None:
-        return {}
+    if reference.s is None:
+        return {}  # several items follow no (s, S)
     s, S = view.reorder_point, view.order_up_to_level
     found: dict[str, Any] = {"optimal_s": reference.s, "optimal_S": reference.S}
     found |= {"learned_s": s, "learned_S": S, "learned_rule_cost": None}

@@ -25,7 +25,7 @@ _SLOW_SECONDS = 2.0
 
 
 class Speed(NamedTuple):
-    """Seconds that the parts of a run take."""
+    """Seconds that the parts of a run take; a rule that needs no training has the last alone."""
 
     update: float
     quick_test: float
@@ -61,19 +61,21 @@ def measure_speed(settings: Mapping[str, Any]) -> Speed:
     torch.set_num_threads(settings["trainer"]["num_threads"])
     algorithm = build_algorithm(settings)
     tests, _, quick = build_tests(settings["env"])
-    algorithm.anneal(0.0)
-    update = _seconds(algorithm.iterate)
-    if update < _SLOW_SECONDS:
-        update = sum(_seconds(algorithm.iterate) for _ in range(2)) / 2
+    update = quick_test = 0.0
+    if algorithm.learns:
+        algorithm.anneal(0.0)
+        update = _seconds(algorithm.iterate)
+        if update < _SLOW_SECONDS:
+            update = sum(_seconds(algorithm.iterate) for _ in range(2)) / 2
+        quick_test = _test_seconds(quick, algorithm)
     final = sum(_test_seconds(test, algorithm) for test in tests.values())
     sizes = settings.get("gradients")
     if sizes is not None:
         sampler = GradientSampler.of(algorithm)
         final += sizes.get("num_reference", 160) * _seconds(sampler.sample_mixed)
         final += sizes.get("num_batches", 40) * _seconds(sampler.sample)
-    speed = Speed(update, _test_seconds(quick, algorithm), final)
     algorithm.collector.shutdown()
-    return speed
+    return Speed(update, quick_test, final)
 
 
 def measure_spread(

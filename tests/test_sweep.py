@@ -106,14 +106,14 @@ def test_a_sweep_plans_trains_and_is_done(monkeypatch, capsys):
 
 
 def test_a_killed_sweep_goes_on_where_it_stopped(monkeypatch, capsys):
-    long = ["trainer.num_updates=60", "trainer.checkpoint_every=5"]
+    long = ["trainer.num_updates=30", "trainer.checkpoint_every=3"]
     arguments = [*QUICK, *long, "seed=0,1,2"]
     line = [sys.executable, "-m", "hpo_torchrl.cli", "--multirun", *arguments]
     with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         end = time.monotonic() + 60
-        while not list(Path("sweep").glob("*seed=1*/checkpoints/checkpoint-*5.torchrl")):
+        while not list(Path("sweep").glob("*seed=1*/checkpoints/checkpoint-*[36].torchrl")):
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -293,8 +293,10 @@ def test_an_empty_folder_is_new(tmp_path):
 
 
 def test_speed_is_measured_without_a_trace():
-    speed = measure_speed(compose_config([*SMALL, "+gradients.num_batches=2"]))
-    assert min(speed) > 0
+    assert min(measure_speed(compose_config([*SMALL, "+gradients.num_batches=2"]))) > 0
+    rule = [text for text in SMALL if "algorithm" not in text]
+    update, quick_test, final = measure_speed(compose_config([*rule, "algorithm=s_S"]))
+    assert final > 0 == update == quick_test
     assert not list(Path().iterdir())
 
 

@@ -1,0 +1,433 @@
+"""Every algorithm: it runs everywhere, resumes exactly, and uses the gradients it says it uses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torch.distributions import Categorical, Normal
+from torchrl.objectives import HardUpdate
+
+from hpo_torchrl.algorithms import (
+    DDPG,
+    HPO,
+    PPO,
+    FixedModeRule,
+    GumbelSoftmax,
+    OrderUpToRule,
+    Pathwise,
+    RSRule,
+    SSRule,
+)
+from hpo_torchrl.build import ALGORITHMS, build_algorithm
+from hpo_torchrl.cli import compose_config
+from hpo_torchrl.collectors import differentiable_rollout, straight_through_rollout
+from hpo_torchrl.envs import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.modules import HybridPolicy, make_q_network, make_value_network
+from hpo_torchrl.objectives import HPOLoss, LearnedCriticLoss, PathwiseLoss
+from hpo_torchrl.oracles import best_periodic_rule, fixed_mode_cost, optimal_s_S
+from hpo_torchrl.run import train_run
+from hpo_torchrl.training import Checkpoint, evaluate, reference_cost
+
+ENVS = ("inventory", "inventory_heterogeneous", "switched_lqr", "switched_lqr_2d")
+INVENTORY_RULES, LQR_RULES = ("s_S", "R_S", "order_up_to"), ("fixed_mode",)
+LEARNERS = tuple(name for name in ALGORITHMS if name not in INVENTORY_RULES + LQR_RULES)
+
+
+def shrunk(env: str, algorithm: str) -> list[str]:
+    """Return the settings of a run that takes a second."""
+    settings = [f"env={env}", f"algorithm={algorithm}", "env.batch_size=8", "trainer.num_updates=2"]
+    settings += ["trainer.progress=false", "policy.hidden=[8]", "critic.hidden=[8]"]
+    if env == "inventory_heterogeneous":
+        settings.append("env.num_items=4")
+    if env.startswith("inventory"):
+        settings += ["env.evaluation.tests.long_run.batch_size=8"]
+        settings += ["env.evaluation.tests.long_run.num_steps=230"]
+        settings += ["env.evaluation.quick.num_steps=60"]
+    return settings
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("env", ENVS)
+def test_every_algorithm_runs_on_every_environment(env, algorithm, tmp_path):
+    config = compose_config(shrunk(env, algorithm))
+    wrong = LQR_RULES if env.startswith("inventory") else INVENTORY_RULES
+    if algorithm in wrong:
+        with pytest.raises(ValueError, match=f"algorithm={algorithm} (needs|is for)"):
+            train_run(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        return
+    summary = train_run(config, tmp_path / "run")
+    assert math.isfinite(summary["test_cost"])
+    assert summary["updates"] == (2 if algorithm in LEARNERS else 0)
+    assert summary["algorithm"] == algorithm
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("env", ["inventory", "switched_lqr"])
+@pytest.mark.parametrize("algorithm", LEARNERS)
+def test_every_algorithm_resumes_exactly(env, algorithm, tmp_path):
+    settings = shrunk(env, algorithm)
+    if algorithm == "ddpg":  # so small that the buffer goes round
+        settings += ["algorithm.buffer_batches=2"]
+    config = compose_config(settings)
+
+    def advance(one, updates):
+        for update in updates:
+            one.anneal(update / 20)
+            one.iterate()
+
+    first = build_algorithm(config)
+    checkpoint = Checkpoint(tmp_path, first.components(), config=config)
+    checkpoint.save(0, {})
+    advance(first, range(3))
+    checkpoint.save(3, {})
+    advance(first, range(3, 6))
+    torch.rand(7)
+    second = build_algorithm(config)
+    Checkpoint(tmp_path, second.components(), config=config).load()
+    advance(second, range(3, 6))
+    assert first.collector.frames == second.collector.frames
+    for name, value in first.policy.state_dict().items():
+        assert torch.equal(value, second.policy.state_dict()[name]), name
+
+
+# -- PPO -----------------------------------------------------------------------------------------
+
+
+def make(algorithm, *, scale=0.0, num_items=3, **arguments):
+    env = InventoryEnv(num_items, batch_size=8, initial_state="random", seed=0)
+    policy = HybridPolicy.for_env(env, hidden=[8], scale=scale, learn_scale=scale > 0)
+    critic = make_value_network(env, hidden=[8])
+    return algorithm(env, policy, critic, window=6, **arguments)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DDPG])
+def test_no_simulator_gradient_leaks_into_model_free_algorithms(algorithm, monkeypatch):
+    learner = make(algorithm, scale=0.3)
+    seen = []
+    dynamics = learner.env.dynamics
+
+    def spy(state, action, noise):
+        after, reward = dynamics(state, action, noise)
+        seen.append(reward.requires_grad or any(v.requires_grad for v in after.values()))
+        return after, reward
+
+    monkeypatch.setattr(learner.env, "dynamics", spy)
+    batch = learner.collector.collect()
+    assert len(seen) >= 6
+    assert not any(seen)
+    assert not any(value.requires_grad for value in batch.values(True, True))
+
+
+def test_ppo_steps_as_if_the_batch_had_come_from_a_file():
+    """The same numbers without any history of the simulator give the same step."""
+    one, other = (make(PPO, scale=0.3) for _ in range(2))
+    other.policy.load_state_dict(one.policy.state_dict())
+    other.critic.load_state_dict(one.critic.state_dict())
+    batch = one.collector.collect()
+    copy = TensorDict.from_dict(
+        {key: value.numpy().copy() for key, value in batch.items(True, True)}, batch_size=[8, 6]
+    )
+    for learner, data in ((one, batch), (other, copy)):
+        torch.manual_seed(3)
+        learner.update(data)
+    for first, second in zip(one.policy.parameters(), other.policy.parameters(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_ppo_clips_the_joint_probability():
+    """TorchRL's loss sees log Cat + log N, as torch.distributions computes them."""
+    learner = make(PPO, scale=0.3)
+    batch = learner.collector.collect()
+    logits, loc, scale = learner.policy.network(batch["observation"])
+    d, u = batch["action", "discrete"], batch["action", "continuous"]
+    index = d[..., None, None].expand(*d.shape, 1, 3)
+    loc, scale = (part.gather(-2, index).squeeze(-2) for part in (loc, scale))
+    joint = Categorical(logits=logits).log_prob(d) + Normal(loc, scale).log_prob(u).sum(-1)
+    torch.testing.assert_close(batch["action_log_prob"], joint.detach())
+    with torch.no_grad():  # another policy: the ratio is that of the joint probabilities
+        learner.policy.network.continuous[-1].bias += 0.05
+        learner.policy.network.discrete[-1].bias[1] += 0.3
+    learner.rescale(batch)
+    learner.advantage(batch)
+    terms = learner.loss(batch.reshape(-1))
+    new = learner.policy.get_dist(batch).log_prob(batch["action"]).detach()
+    torch.testing.assert_close(terms["mean_ratio"], (new - joint).exp().mean().detach())
+
+
+def test_ppo_learns_its_scale_and_values_entropy():
+    start = make(PPO, scale=0.3).policy.network.log_scale.detach().clone()
+    wide = make(PPO, scale=0.3, scale_entropy_coeff=10.0, max_grad_norm=100.0)
+    wide.iterate()
+    assert (wide.policy.network.log_scale > start).all()
+
+
+def test_ppo_refuses_a_deterministic_action():
+    with pytest.raises(ValueError, match=r"policy\.scale=0: .* Set policy\.scale"):
+        make(PPO)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "arguments", "message"),
+    [
+        (PPO, {"epochs": 0}, r"epochs must be an integer >= 1, got 0"),
+        (PPO, {"clip_epsilon": 0.0}, r"clip_epsilon must be .* > 0"),
+        (PPO, {"scale_entropy_coeff": -1.0}, r"scale_entropy_coeff must be .* >= 0"),
+        (HPO, {"reset_fraction": 1.5}, r"reset_fraction must be .* <= 1, got 1\.5"),
+        (HPO, {"reset_until": 0.0}, r"reset_until must be .* > 0"),
+        (HPO, {"learning_rate": 0.0}, r"learning_rate must be .* > 0"),
+        (GumbelSoftmax, {"temperature": 0.0}, r"temperature must be .* > 0"),
+        (Pathwise, {"option": 2}, r"option must be one of the 2 options 0 to 1, got 2"),
+        (DDPG, {"minibatch_size": 0}, r"minibatch_size must be an integer >= 1"),
+        (DDPG, {"target_decay": 1.5}, r"target_decay must be .* <= 1"),
+    ],
+)
+def test_bad_arguments_are_named(algorithm, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(algorithm, scale=0.3, **arguments)
+
+
+# -- pathwise ------------------------------------------------------------------------------------
+
+
+def gradients(module, value):
+    parameters = dict(module.named_parameters())
+    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+    return dict(zip(parameters, found, strict=True))
+
+
+def test_pathwise_loss_is_the_pathwise_term_of_the_mixed_loss():
+    env = InventoryEnv(2, batch_size=8, initial_state="random", seed=0)
+    policy, critic = HybridPolicy.for_env(env, hidden=[8]), make_value_network(env, hidden=[8])
+    nn.init.normal_(critic.module[-1].weight)
+    batch = differentiable_rollout(env, policy, 5)
+    found = []
+    for loss in (PathwiseLoss(policy, critic), HPOLoss(policy, critic, cross_term=False)):
+        loss.make_value_estimator(gamma=0.9, lmbda=0.9)
+        value = loss(batch)["loss_pathwise"]
+        found.append(torch.autograd.grad(value, policy.network.skip.weight, retain_graph=True)[0])
+    assert torch.equal(*found)
+    assert found[0].any()
+
+
+def test_only_straight_through_rollouts_move_the_discrete_net():
+    env = InventoryEnv(2, batch_size=8, initial_state="random", seed=0)
+    policy = HybridPolicy.for_env(env, hidden=[8])
+    loss = PathwiseLoss(policy, None, entropy_coeff=None)
+    for rollout, reached in ((differentiable_rollout, False), (straight_through_rollout, True)):
+        grads = gradients(policy.network.discrete, loss(rollout(env, policy, 5))["loss_pathwise"])
+        assert any(g is not None and g.any() for g in grads.values()) == reached
+
+
+def test_pathwise_follows_the_rule_of_thumb():
+    learner = make(Pathwise, num_items=2)
+    batch = learner.collector.collect()
+    position = batch["observation"].unflatten(-1, (2, 2)).sum(-1).mean(-1)
+    assert torch.equal(batch["action", "discrete"], (position <= 3).long())
+    assert "discrete" not in learner.groups
+    before = learner.policy.network.skip.weight.clone()
+    learner.update(batch)
+    assert (learner.policy.network.skip.weight != before).any()
+    always = make(Pathwise, option=1).collector.collect()
+    assert always["action", "discrete"].all()
+
+
+def test_pathwise_rule_of_thumb_of_a_switched_lqr_is_the_mode_that_reaches_most():
+    env = SwitchedLQREnv.from_recipe(4, 2, batch_size=16, seed=0)
+    x = env.reset()["observation"]
+    reach = torch.stack([(x[:, :2] ** 2).sum(-1), (x[:, 2:4] ** 2).sum(-1)], -1)
+    assert torch.equal(env.rule_of_thumb(x), reach.argmax(-1))
+
+
+def test_pathwise_needs_separate_heads():
+    env = InventoryEnv(batch_size=4)
+    policy = HybridPolicy.for_env(env, shared_trunk=True)
+    with pytest.raises(ValueError, match=r"policy\.shared_trunk=false"):
+        Pathwise(env, policy, make_value_network(env))
+
+
+# -- learned critic ------------------------------------------------------------------------------
+
+
+def test_learned_critic_gradient_is_the_critics_slope():
+    """With Q_d(s, u) = -|u - target_d|^2 everything is known in closed form."""
+    env = InventoryEnv(2, batch_size=16, initial_state="random", seed=0)
+    policy = HybridPolicy.for_env(env, hidden=[8], scale=0.1)
+    targets = torch.tensor([[10.0, 20.0], [30.0, 5.0]])
+
+    class Quadratic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(()))
+
+        def forward(self, observation, candidate):
+            return self.shift - (candidate.unsqueeze(-2) - targets).square().sum(-1)
+
+    q = TensorDictModule(Quadratic(), ["observation", "candidate"], ["action_value"])
+    loss = LearnedCriticLoss(policy, q, gamma=0.5)
+    HardUpdate(loss, value_network_update_interval=1)
+    with torch.no_grad():
+        batch = env.rollout(4, policy).reshape(-1)
+    kept = batch.clone()
+    terms = loss(batch)
+    assert (batch == kept).all()
+    logits, loc, _ = policy.network(batch["observation"])
+    values = -(loc - targets).square().sum(-1)
+    expected = -(logits.softmax(-1) * values).sum(-1).mean()
+    torch.testing.assert_close(terms["loss_actor"], expected)
+    ours = gradients(policy, terms["loss_actor"])
+    for name, gradient in gradients(policy, expected).items():
+        if gradient is not None:
+            torch.testing.assert_close(ours[name], gradient)
+    # Neither term moves what it must not.
+    terms = loss(batch)
+    assert not any(p.grad is not None for p in q.parameters())
+    (shift,) = torch.autograd.grad(
+        terms["loss_actor"], [loss.qvalue_network_params["module", "shift"]], allow_unused=True
+    )
+    assert shift is None
+    ours = gradients(policy, loss(batch)["loss_qvalue"] + 0.0 * loss(batch)["loss_actor"])
+    assert not any(g.any() for g in ours.values() if g is not None)
+    # The target: reward plus half the next state's value.
+    after, _, _ = policy.network(batch["next", "observation"])
+    goal = batch["next", "reward"].squeeze(-1)
+    _, loc, _ = policy.network(batch["next", "observation"])
+    goal = goal + 0.5 * (after.softmax(-1) * -(loc - targets).square().sum(-1)).sum(-1)
+    taken = -((batch["action", "continuous"] - targets[batch["action", "discrete"]]) ** 2)
+    torch.testing.assert_close(terms["loss_qvalue"], (taken.sum(-1) - goal).square().mean())
+
+
+def test_q_network_reads_actions_in_their_natural_unit():
+    env = InventoryEnv(2, demand_mean=[5.0, 50.0], batch_size=3)
+    q = make_q_network(env, hidden=[8])
+    nn.init.normal_(q.module.net[-1].weight)
+    data = env.reset()
+    ten = q(data.set("candidate", 1.0 * env.action_scale.expand(3, 2)))["action_value"]
+    raw = q.module.net(torch.cat([data["observation"], torch.ones(3, 2)], -1))
+    torch.testing.assert_close(ten, raw)
+
+
+# -- rules ---------------------------------------------------------------------------------------
+
+
+def stationary(num_items, **changes):
+    return InventoryEnv(num_items, batch_size=256, initial_state="stationary", **changes)
+
+
+def test_rules_cost_what_the_oracles_say():
+    env = stationary(1)
+    s_S = evaluate(env, SSRule(env).policy, 600, skip=100)
+    assert abs(s_S.mean - optimal_s_S(10, 1, 9, 64, 2).cost) < 4 * s_S.standard_error
+    env = stationary(3, demand_mean=[6.0, 10.0, 14.0], holding_cost=[1.3, 1.0, 0.7])
+    exact = best_periodic_rule([6, 10, 14], [1.3, 1, 0.7], 9, 192, 2)
+    R_S = evaluate(env, RSRule(env).policy, 100 + 120 * exact.R, skip=100)
+    assert abs(R_S.mean - exact.cost / 3) < 4 * R_S.standard_error
+    # Without a fixed cost, ordering up to the newsvendor level every period is optimal.
+    env = stationary(1, fixed_cost_per_item=0.0)
+    free = evaluate(env, OrderUpToRule(env).policy, 600, skip=100)
+    assert abs(free.mean - optimal_s_S(10, 1, 9, 0, 2).cost) < 4 * free.standard_error
+
+
+def test_fixed_mode_rule_costs_what_riccati_says():
+    env = SwitchedLQREnv.from_recipe(4, 2, batch_size=64, seed=5, dtype=torch.float64)
+    x0 = env.reset()["x"]
+    costs = fixed_mode_cost(env.A, env.B, env.Q, env.R, env.horizon, x0).mean(-1)
+    rule = FixedModeRule(env).policy
+    run = env.rollout(
+        env.horizon,
+        rule,
+        tensordict=env.reset(TensorDict({"x": x0}, [64]), set_state=True),
+        auto_reset=False,
+    )
+    paid = -run["next", "reward"].sum((1, 2)).mean()
+    torch.testing.assert_close(paid, costs[rule.mode])
+
+
+def test_rules_refuse_what_their_formulas_do_not_cover():
+    for changes in ({"lost_sales": True}, {"demand": "normal"}):
+        with pytest.raises(ValueError, match="algorithm=R_S needs env=inventory with backlogged"):
+            RSRule(InventoryEnv(batch_size=2, **changes))
+
+
+def test_references_of_joint_replenishment():
+    two = reference_cost(stationary(2, procurement_cost=2.0))
+    assert two.optimal_cost == pytest.approx(38.1397 + 20.0, abs=1e-3)
+    many = reference_cost(stationary(20))
+    assert many.optimal_cost is None
+    assert many.lower_bound == pytest.approx(37.0644, abs=1e-3)
+    assert many.upper_bound == pytest.approx(38.8823, abs=1e-3)
+    assert many.baselines["(R, S) rule"] >= many.baselines["(Q, S) rule"]
+
+
+# -- what HPO does besides its gradient ----------------------------------------------------------
+
+
+def test_heterogeneous_instances_share_their_prefix():
+    large = InventoryEnv.heterogeneous(30, instance_seed=3)
+    for n in (1, 7, 29):
+        small = InventoryEnv.heterogeneous(n, instance_seed=3)
+        for name in ("demand_mean", "holding_cost", "shortage_cost"):
+            assert torch.equal(getattr(small, name), getattr(large, name)[:n])
+    other = InventoryEnv.heterogeneous(30, instance_seed=4)
+    assert (other.demand_mean != large.demand_mean).all()
+    assert 6 <= float(large.demand_mean.min()) <= float(large.demand_mean.max()) <= 14
+    assert 0.7 <= float(large.holding_cost.min()) <= float(large.holding_cost.max()) <= 1.3
+    with pytest.raises(ValueError, match="demand_mean is drawn from demand_range"):
+        InventoryEnv.heterogeneous(3, demand_mean=5.0)
+    with pytest.raises(ValueError, match=r"demand_range\[1\] must be .* >= 6, got 5"):
+        InventoryEnv.heterogeneous(3, demand_range=[6.0, 5.0])
+
+
+def test_random_starts_are_wide_for_any_number_of_items():
+    """The mean over the items varies as much for a hundred as for one; each item strays too."""
+    spreads = []
+    for n in (1, 100):
+        env = InventoryEnv(n, batch_size=2000, initial_state="random", seed=0)
+        position = env.reset()["inventory"].sum(-1)
+        spreads.append(float(position.mean(-1).std()))
+    assert spreads[1] > 0.9 * spreads[0]
+    assert position.std(-1).mean() > 5.0
+
+
+def test_restarts_are_annealed():
+    learner = make(HPO, reset_fraction=0.8, reset_fraction_final=0.2, reset_until=0.5)
+    fractions = []
+    for progress in (0.0, 0.25, 0.5, 1.0):
+        learner.anneal(progress)
+        fractions.append(learner.collector.reset_fraction)
+    assert fractions == pytest.approx([0.8, 0.5, 0.2, 0.2])
+
+
+def test_the_discrete_step_follows_its_divergence():
+    learner = make(HPO, target_kl=0.01)
+    start = learner.share("discrete")
+    learner._adapt(0.1)
+    assert learner.share("discrete") < start
+    for _ in range(50):
+        learner._adapt(0.0)
+    assert learner.share("discrete") == 1.0
+    learner._adapt(0.01)
+    assert learner.share("discrete") == 1.0
+    learner.share("discrete", 0.25)
+    learner.anneal(0.0)
+    rates = {group["lr"] for group in learner.optimizer.param_groups}
+    assert rates == {learner.learning_rate, 0.25 * learner.learning_rate}
+
+
+def test_an_update_measures_how_far_the_choice_moved():
+    learner = make(HPO, epochs=0)
+    batch = learner.collector.collect()
+    states = batch["observation"].detach().clone()
+    before = Categorical(logits=learner.policy.network.logits(states).detach())
+    learner.share("discrete", 1.0)
+    learner.anneal(0.0)
+    metrics = learner.update(batch)
+    after = Categorical(logits=learner.policy.network.logits(states).detach())
+    expected = torch.distributions.kl_divergence(before, after).mean()
+    assert metrics["kl"] == pytest.approx(float(expected), rel=1e-3, abs=1e-7)
+    assert metrics["kl"] > 0
