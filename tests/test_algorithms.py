@@ -403,20 +403,35 @@ def test_restarts_are_annealed():
     assert fractions == pytest.approx([0.8, 0.5, 0.2, 0.2])
 
 
-def test_the_discrete_step_follows_its_divergence():
-    learner = make(HPO, target_kl=0.01)
-    start = learner.share("discrete")
-    learner._adapt(0.1)
-    assert learner.share("discrete") < start
+@pytest.mark.parametrize("component", ["discrete", "continuous"])
+def test_a_nets_step_follows_how_far_it_moved(component):
+    learner = make(HPO)
+    start = learner.share(component)
+    learner._adapt(component, 10.0)
+    assert learner.share(component) < start
     for _ in range(50):
-        learner._adapt(0.0)
-    assert learner.share("discrete") == 1.0
-    learner._adapt(0.01)
-    assert learner.share("discrete") == 1.0
-    learner.share("discrete", 0.25)
+        learner._adapt(component, 0.0)
+    assert learner.share(component) == 1.0
+    learner._adapt(component, 1.0)
+    assert learner.share(component) == 1.0
+    learner.share(component, 0.25)
     learner.anneal(0.0)
-    rates = {group["lr"] for group in learner.optimizer.param_groups}
-    assert rates == {learner.learning_rate, 0.25 * learner.learning_rate}
+    rates = dict(zip(learner.groups, learner.optimizer.param_groups, strict=True))
+    assert rates[component]["lr"] == 0.25 * learner.learning_rate
+    assert rates["critic"]["lr"] == learner.learning_rate
+
+
+def test_many_items_start_in_small_steps():
+    """A first step of full length would move a hundred items' orders by far more than is wanted."""
+    moves = {}
+    for share in (None, 1.0):
+        learner = make(HPO, num_items=100)
+        if share is not None:
+            learner.share("continuous", share)
+        learner.anneal(0.0)
+        moves[share] = learner.iterate()["move"]
+    assert moves[1.0] > 0.5
+    assert moves[None] < 0.25
 
 
 def test_an_update_measures_how_far_the_choice_moved():
@@ -431,3 +446,8 @@ def test_an_update_measures_how_far_the_choice_moved():
     expected = torch.distributions.kl_divergence(before, after).mean()
     assert metrics["kl"] == pytest.approx(float(expected), rel=1e-3, abs=1e-7)
     assert metrics["kl"] > 0
+    with torch.no_grad():
+        after = learner.policy.distribution(states)
+    loc, _ = after.branch(batch["action", "discrete"])
+    move = (loc - batch["action", "continuous"]) / learner.env.action_scale
+    assert metrics["move"] == pytest.approx(float(move.detach().square().mean().sqrt()), rel=1e-3)

@@ -235,7 +235,7 @@ def test_torchrl_example_improves_on_its_start(capsys):
 def test_multirun_makes_a_folder_for_each_job(tmp_path):
     command = [sys.executable, "-m", "hpo_torchrl.cli", "--multirun", "seed=0,1", *SMALL]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-    assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 2
+    assert len(list((tmp_path / "runs" / "sweep").glob("*/summary.json"))) == 2
 
 
 def test_readme_commands_run_as_written(tmp_path):

@@ -101,7 +101,7 @@ def test_both_routes_equal_env_rollout_bit_for_bit(case, scale, given_noise):
         if env.horizon:  # systems at different points of their episodes
             step = torch.arange(env.batch_size.numel()) % env.horizon
             start["step"] = step.reshape(start["step"].shape)
-        torch.manual_seed(1)
+        torch.manual_seed(2)
         if route != "torchrl":
             noise = env.sample_noise(7, start) if given_noise else None
             options = {"tensordict": start, "noise": noise, "route": route}

@@ -329,8 +329,13 @@ def test_initial_states_are_what_they_are_called():
     assert (InventoryEnv(**common).reset()["inventory"] == 0).all()
     wide = InventoryEnv(**common, initial_state="random")
     inventory = wide.reset()["inventory"]
-    assert -10 <= inventory[..., 0].min() < -8
-    assert 0.95 * wide.order_up_to[0] < inventory[..., 0].max() <= wide.order_up_to[0]
+    # From one period of backlog to the rough S, and two periods of demand either way by item.
+    top = wide.order_up_to[0]
+    assert -10 - 20 <= inventory[..., 0].min() < -10
+    assert top < inventory[..., 0].max() <= top + 20
+    level = inventory[..., 0].mean(-1)
+    assert level.min() < 0
+    assert level.max() > 0.9 * top
     awaiting = (inventory[..., 1:] > 0).any(-1)
     assert 0.4 < awaiting.float().mean() < 0.6
     assert (awaiting[:, 0] == awaiting[:, 1]).all()

@@ -27,7 +27,8 @@ def parts(batch_size=4, with_critic=True, **network):
     env = InventoryEnv(2, demand_mean=2.0, fixed_cost_per_item=2.0, initial_state="random",
                        batch_size=batch_size, dtype=torch.float64, seed=0)  # fmt: skip
     policy = perturb(HybridPolicy.for_env(env, **{"hidden": (8,), "activation": "tanh"} | network))
-    critic = make_value_network(env, hidden=(8,)) if with_critic else None
+    # As built the critic is zero everywhere, and has no gradient but in its head.
+    critic = perturb(make_value_network(env, hidden=(8,))) if with_critic else None
     batch = differentiable_rollout(env, policy, STEPS)
     if batch_size == 4:
         for system, step, terminates in [(0, 2, 0), (3, 5, 0), (1, 3, 1), (2, 5, 1)]:

@@ -77,13 +77,6 @@ def simulated_cost(s, S, mean, h, p, K, lead_time, periods):
 
 
 @pytest.mark.parametrize(("mean", "lead_time"), REFERENCE)
-def test_large_mean_whose_small_demands_have_no_probability():
-    """c(s, S) is flat in s there; the search must not start from too high an s."""
-    s, S, cost = optimal_s_S(300, 1, 9, 1000, 2)
-    assert (s, S) == (824, 1520)
-    assert cost == pytest.approx(678.3178, abs=1e-3)
-
-
 def test_reference_table(mean, lead_time):
     s, S, cost = REFERENCE[mean, lead_time]
     found = optimal_s_S(mean, 1, 9, 64, lead_time)
@@ -280,3 +273,10 @@ def test_examples_in_docstrings_run():
     outcome = doctest.testmod(s_S_module)
     assert outcome.attempted >= 3
     assert outcome.failed == 0
+
+
+def test_large_mean_whose_small_demands_have_no_probability():
+    """c(s, S) is flat in s there; the search must not start from too high an s."""
+    s, S, cost = optimal_s_S(300, 1, 9, 1000, 2)
+    assert (s, S) == (824, 1520)
+    assert cost == pytest.approx(678.3178, abs=1e-3)

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 import hpo_torchrl
-from hpo_torchrl.algorithms import HPO
+from hpo_torchrl.build import ALGORITHMS, accepted
+from hpo_torchrl.cli import compose_config
 from hpo_torchrl.envs import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.modules import HybridNetwork, make_value_network
 from hpo_torchrl.training import Trainer
@@ -34,7 +35,9 @@ FLOORS = [
     {"describe"},
     {"build"},
     {"run"},
-    {"cli"},
+    {"jobs", "estimate"},
+    {"sweep"},
+    {"cli", "report_cli"},
 ]
 
 
@@ -67,38 +70,64 @@ def config(name: str) -> dict:
 
 
 def defaults(function) -> dict:
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    """Return the arguments that have a default, as a configuration writes it."""
+    found = {name: p.default for name, p in accepted(function).items() if p.default is not p.empty}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
 
 
-def test_algorithm_config_has_the_keys_of_the_constructor():
-    settings = config("algorithm/hpo.yaml")
-    settings.pop("name")
-    known = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults(HPO.__init__).items()}
-    assert settings == known
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithm_config_has_the_keys_of_the_constructor(name):
+    settings = compose_config([f"algorithm={name}"])["algorithm"]
+    assert settings.pop("name") == name
+    assert {"policy": None, "critic": None, **settings} == {
+        "policy": None,
+        "critic": None,
+        **defaults(ALGORITHMS[name]),
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "function"),
     [
-        ("inventory", InventoryEnv.__init__),
+        ("inventory", InventoryEnv),
         ("switched_lqr", SwitchedLQREnv.from_recipe),
-        ("switched_lqr_2d", SwitchedLQREnv.__init__),
+        ("switched_lqr_2d", SwitchedLQREnv),
     ],
 )
 def test_environment_config_has_the_keys_of_the_constructor(name, function):
-    settings = config(f"env/{name}.yaml")
-    settings = settings.get("env", settings)
-    for key in ("name", "evaluation"):
-        settings.pop(key, None)
-    assert set(settings) == set(inspect.signature(function).parameters) - {"self"}
+    settings = compose_config([f"env={name}"])["env"]
+    assert set(settings) - {"name", "evaluation"} == set(inspect_parameters(function))
+
+
+def test_heterogeneous_inventory_config_differs_where_its_items_do():
+    settings = compose_config(["env=inventory_heterogeneous"])["env"]
+    drawn = {"demand_mean", "holding_cost", "shortage_cost", "demand_traces"}
+    known = set(accepted(InventoryEnv.heterogeneous)) - drawn
+    assert set(settings) - {"name", "evaluation"} == known
+    for key, value in defaults(InventoryEnv.heterogeneous).items():
+        if key.endswith("range") or key == "instance_seed":
+            assert settings[key] == value
+
+
+def inspect_parameters(function) -> list[str]:
+    target = function.__init__ if inspect.isclass(function) else function
+    return [name for name in inspect.signature(target).parameters if name != "self"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs/tuned").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_tuned_settings_are_of_a_known_pair(path):
+    """Hydra looks them up by name: a misspelt one would silently never be used."""
+    envs = sorted((p.stem for p in (ROOT / "configs/env").glob("*.yaml")), key=len, reverse=True)
+    env = next(name for name in envs if path.stem.startswith(f"{name}_"))
+    assert path.stem.removeprefix(f"{env}_") in ALGORITHMS
 
 
 def test_network_configs_have_the_keys_of_the_networks():
     derived = {"continuous_bounds", "action_scale", "device", "dtype", "observation_key"}
     for name, function in (("policy", HybridNetwork.__init__), ("critic", make_value_network)):
         known = {key: value for key, value in defaults(function).items() if key not in derived}
-        known["hidden"] = list(known["hidden"])
         assert config(f"{name}/mlp.yaml") == known
 
 

@@ -133,7 +133,7 @@ def test_reference_is_the_optimum_for_one_item_and_a_lower_bound_for_more():
     one = reference_cost(InventoryEnv(procurement_cost=2.0))
     assert one.optimal_cost == pytest.approx(37.0644 + 20.0, abs=1e-4)
     assert (one.s, one.S) == (26, 62)
-    many = reference_cost(InventoryEnv(num_items=3))
+    many = reference_cost(InventoryEnv(num_items=4))
     assert many.optimal_cost is None
     assert many.lower_bound == pytest.approx(37.0644, abs=1e-4)
     assert reference_cost(InventoryEnv(lost_sales=True)) == Reference()
@@ -181,7 +181,10 @@ def test_anneal_ends_with_no_bonus_and_a_small_step():
     assert float(hpo.loss.entropy_coeff) == pytest.approx(0.2)
     hpo.anneal(1.0)
     assert float(hpo.loss.entropy_coeff) == float(hpo.detached_loss.entropy_coeff) == 0.0
-    assert hpo.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+    rates = dict(zip(hpo.groups, (g["lr"] for g in hpo.optimizer.param_groups), strict=True))
+    for component, rate in rates.items():
+        assert rate == pytest.approx(1e-4 * hpo.share(component))
+    assert hpo.share("critic") == 1.0
 
 
 def test_reward_offset_does_not_change_a_continuing_update():

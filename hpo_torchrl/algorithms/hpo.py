@@ -16,8 +16,8 @@ from hpo_torchrl.collectors import DifferentiableCollector
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import HPOLoss
 
-# The share of the learning rate that the discrete net starts with, and how it may change.
-_FIRST_SHARE, _LEAST_SHARE, _FACTOR = 0.1, 1e-3, 1.5
+# The share of the learning rate that the policy's nets start with, and how it may change.
+_FIRST_SHARE, _LEAST_SHARE, _FACTOR = 0.02, 1e-3, 1.5
 
 
 class HPO(Learner):
@@ -45,6 +45,8 @@ class HPO(Learner):
         target_kl: KL divergence of the options' probabilities that an update aims at. It stops
             early beyond it, and the discrete net's share of the learning rate follows it: where
             the observation has many entries, the same step moves the choice much further.
+        target_move: root mean square move of the continuous action's mean, in action scales, that
+            an update aims at; the continuous net's share of the learning rate follows it.
         learner: further arguments, of :class:`Learner`. Its ``discount`` is that of advantages
             and of gradients through transitions.
 
@@ -73,11 +75,13 @@ class HPO(Learner):
         epochs: int = 2,
         num_minibatches: int = 4,
         target_kl: float = 0.015,
+        target_move: float = 0.1,
         **learner,
     ) -> None:
         self.epochs = check_int("epochs", epochs, minimum=0)
         self.num_minibatches = check_int("num_minibatches", num_minibatches, minimum=1)
         self.target_kl = check_float("target_kl", target_kl, minimum=0.0, strict=True)
+        self.target_move = check_float("target_move", target_move, minimum=0.0, strict=True)
         super().__init__(env, policy, critic, **learner)
         self.collector = DifferentiableCollector(
             env,
@@ -92,7 +96,10 @@ class HPO(Learner):
             "entropy_coeff": self.entropy_bonus,
             "critic_coeff": critic_coeff,
         }
-        self.share("discrete", _FIRST_SHARE)
+        for component in self.policy.parameter_groups():
+            self.share(component, _FIRST_SHARE)
+        scale = getattr(env, "action_scale", None)
+        self.action_scale = 1.0 if scale is None else scale
         self.loss = HPOLoss(policy, critic, cross_term=cross_term, **shared)
         self.detached_loss = HPOLoss(policy, critic, pathwise=False, cross_term=False, **shared)
         self.loss.make_value_estimator(gamma=self.discount, lmbda=self.gae_lambda)
@@ -107,12 +114,15 @@ class HPO(Learner):
         held = self.loss.add_advantage(batch)
         for key in ("advantage", "value_target"):
             batch.set(key, held.get(key))
-        before = self._log_probabilities(held)
+        before, mean = self._log_probabilities(held), self._mean_action(held)
         terms = self.loss(batch)
         metrics |= self.step(terms)
         metrics |= {key: float(value) for key, value in terms.detach().items()}
         metrics |= self._minibatches(held, before)
-        self._adapt(metrics["kl"])
+        move = ((self._mean_action(held) - mean) / self.action_scale).square().mean().sqrt()
+        metrics["move"] = float(move)
+        self._adapt("discrete", metrics["kl"] / self.target_kl)
+        self._adapt("continuous", metrics["move"] / self.target_move)
         return metrics
 
     def anneal(self, progress: float) -> None:
@@ -154,11 +164,17 @@ class HPO(Learner):
         after = self._log_probabilities(held)
         return float((before.exp() * (before - after)).sum(-1).mean())
 
-    def _adapt(self, kl: float) -> None:
-        """Let the discrete net's share of the learning rate follow the divergence it caused."""
-        share = self.share("discrete")
-        if kl > 2.0 * self.target_kl:
+    @torch.no_grad()
+    def _mean_action(self, held: TensorDictBase) -> Tensor:
+        """Mean of the continuous action at the options taken, ``(*B, T, n)``."""
+        dist = self.policy.get_dist(held.select(*self.policy.in_keys))
+        return dist.branch(held.get(("action", "discrete")))[0]
+
+    def _adapt(self, component: str, moved: float) -> None:
+        """Let a net's share of the learning rate follow how far it moved, in units of the aim."""
+        share = self.share(component)
+        if moved > 2.0:
             share /= _FACTOR
-        elif kl < 0.5 * self.target_kl:
+        elif moved < 0.5:
             share *= _FACTOR
-        self.share("discrete", min(1.0, max(_LEAST_SHARE, share)))
+        self.share(component, min(1.0, max(_LEAST_SHARE, share)))

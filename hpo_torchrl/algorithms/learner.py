@@ -81,7 +81,9 @@ class Learner(Algorithm):
     ) -> None:
         self.env, self.policy, self.critic = env, policy, critic
         episode = _episode(env)
-        self.window = check_int("window", window or episode or 30, minimum=1)
+        if window is None:
+            window = episode or 30
+        self.window = check_int("window", window, minimum=1)
         if reset_at_each_iter is None:
             reset_at_each_iter = self.window == episode
         self.reset_at_each_iter = reset_at_each_iter

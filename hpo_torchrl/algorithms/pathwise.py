@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
@@ -134,7 +136,7 @@ class Pathwise(PathwiseLearner):
         critic_coeff: float = 1.0,
         **learner,
     ) -> None:
-        network = policy.network
+        network: Any = policy.network
         if not isinstance(getattr(network, "trunk", None), nn.Identity):
             raise ValueError(
                 "algorithm=pathwise replaces the discrete net by a rule that reads the "
@@ -161,9 +163,9 @@ class FixedRule(nn.Module):
     def __init__(self, env: EnvBase, num_options: int, option: int | None = None) -> None:
         super().__init__()
         self.num_options, self.option = num_options, option
-        rule = getattr(env, "rule_of_thumb", None)
-        base = DifferentiableEnv.rule_of_thumb
-        self._rule = None if getattr(rule, "__func__", rule) is base else rule
+        rule: Any = getattr(env, "rule_of_thumb", None)
+        known = getattr(rule, "__func__", None) is not DifferentiableEnv.rule_of_thumb
+        self._rule: Any = rule if known else None
         if option is not None and check_int("option", option, minimum=0) >= num_options:
             raise ValueError(
                 f"option must be one of the {num_options} options 0 to {num_options - 1}, got "
@@ -177,10 +179,9 @@ class FixedRule(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the logits of the rule at an observation."""
-        if self.option is None:
-            choice = self._rule(observation.detach())
+        if self.option is not None:
+            choice = torch.full(observation.shape[:-1], self.option, device=observation.device)
         else:
-            shape = observation.shape[:-1]
-            choice = torch.full(shape, self.option, device=observation.device)
+            choice = self._rule(observation.detach())
         chosen = nn.functional.one_hot(choice, self.num_options)
         return _CERTAIN * chosen.to(observation.dtype)

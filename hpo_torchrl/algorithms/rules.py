@@ -127,12 +127,12 @@ class FixedModeRule(Rule):
                 f"algorithm=fixed_mode is for a switched LQR, got {type(env).__name__}; choose "
                 "env=switched_lqr, or another algorithm."
             )
-        matrices = [matrix.cpu() for matrix in (env.A, env.B, env.Q, env.R)]
+        A, B, Q, R = (matrix.cpu() for matrix in (env.A, env.B, env.Q, env.R))
         generator = torch.Generator().manual_seed(0)
         shape = (4096, env.A.shape[-1])
         x0 = 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
-        mode = int(fixed_mode_cost(*matrices, env.horizon, x0).mean(-1).argmin())
-        gains = fixed_mode_gains(*matrices, env.horizon, mode)
+        mode = int(fixed_mode_cost(A, B, Q, R, env.horizon, x0).mean(-1).argmin())
+        gains = fixed_mode_gains(A, B, Q, R, env.horizon, mode)
         return FixedModePolicy(mode, gains).to(env.device)
 
 

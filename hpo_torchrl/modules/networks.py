@@ -17,6 +17,11 @@ from hpo_torchrl._checks import check_bool, check_choice, check_float, check_siz
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
+# Of the softplus that keeps an action on its side of a bound.
+_SHARPNESS = 2.0
+# Where an untrained policy acts, in action scales from the bound: rather too much than too little.
+_START = 1.2
+
 
 class HybridNetwork(nn.Module):
     r"""Map an observation to the parameters of a :class:`HybridDistribution`.
@@ -30,10 +35,13 @@ class HybridNetwork(nn.Module):
     range           mean
     ==============  ===========================================
     unbounded       c z
-    [low, inf)      low + c softplus(z + 1)
-    (-inf, high]    high - c softplus(z + 1)
+    [low, inf)      low + c softplus(2 (z + 1.2)) / 2
+    (-inf, high]    high - c softplus(2 (z + 1.2)) / 2
     [low, high]     low + (high - low) sigmoid(z)
     ==============  ===========================================
+
+    The softplus is a sharp one, so that an action of natural size is linear in z: what is linear
+    in the observation (order up to a level) stays within reach of the linear skip.
 
     Args:
         observation_dim: length of the observation.
@@ -139,7 +147,7 @@ class HybridNetwork(nn.Module):
             return self.action_scale * raw
         if self.low is not None and self.high is not None:
             return self.low + (self.high - self.low) * torch.sigmoid(raw)
-        size = self.action_scale * F.softplus(raw + 1.0)
+        size = self.action_scale * F.softplus(raw + _START, beta=_SHARPNESS)
         return size + self.low if self.low is not None else -size + (self.high or 0.0)
 
 

@@ -44,12 +44,14 @@ class LearnedCriticLoss(LossModule):
 
     Examples:
         >>> import torch
+        >>> from torchrl.objectives import SoftUpdate
         >>> from hpo_torchrl.envs import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy, make_q_network
         >>> from hpo_torchrl.objectives import LearnedCriticLoss
         >>> env = InventoryEnv(batch_size=8, initial_state="random")
         >>> policy = HybridPolicy.for_env(env)
         >>> loss = LearnedCriticLoss(policy, make_q_network(env), gamma=0.99)
+        >>> targets = SoftUpdate(loss, eps=0.99)
         >>> with torch.no_grad():
         ...     batch = env.rollout(5, policy).reshape(-1)
         >>> sorted(key for key in loss(batch).keys() if key.startswith("loss_"))

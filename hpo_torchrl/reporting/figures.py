@@ -60,7 +60,7 @@ def plot_learning_curve(
         # The start is many times the optimum: a logarithm, cut there, keeps the end readable.
         if min(*costs, floor) > 0:
             axes.set_yscale("log")
-            highest = max(*costs, *(baselines or {}).values())
+            highest = max([*costs, *(baselines or {}).values()])
             axes.set_ylim(0.93 * floor, min(1.1 * highest, _HIGHEST * floor))
     if costs:
         axes.annotate(

@@ -106,7 +106,8 @@ def _inventory(env: InventoryEnv) -> Reference:
 
     try:
         if n == 1:
-            s, S, cost = optimal_s_S(*(column[0] for column in costs[:3]), K, L)
+            mean, holding, shortage = (float(row) for row in rows)
+            s, S, cost = optimal_s_S(mean, holding, shortage, K, L)
             return Reference(optimal_cost=per_item(cost), s=s, S=S)
         rules = {
             "(Q, S) rule": per_item(best_total_demand_rule(*costs).cost),
