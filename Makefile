@@ -6,11 +6,12 @@ INSTALLED := .venv/.installed
 # Options for the command, for example: make train ARGS="env.num_items=3 seed=1"
 ARGS ?=
 
-.PHONY: help train test lint format clean
+.PHONY: help train test figure lint format clean
 
 help:
 	@echo "make train    train HPO on the single-item inventory problem (ARGS=... overrides)"
 	@echo "make test     run the tests"
+	@echo "make figure   HPO against PPO by number of items: sweep, tables and figures (20 minutes)"
 	@echo "make lint     check style, formatting and types"
 	@echo "make format   apply the formatting"
 
@@ -24,6 +25,11 @@ train: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Two runs at once; interrupted, the same command goes on where it stopped.
+figure: $(INSTALLED)
+	$(BIN)/hpo-train --multirun experiment=inventory_sizes hydra/launcher=joblib hydra.launcher.n_jobs=2 $(ARGS)
+	$(BIN)/hpo-report runs/inventory_sizes
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

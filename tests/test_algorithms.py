@@ -407,12 +407,12 @@ def test_restarts_are_annealed():
 def test_a_nets_step_follows_how_far_it_moved(component):
     learner = make(HPO)
     start = learner.share(component)
-    learner._adapt(component, 10.0)
+    learner.follow(component, 10.0)
     assert learner.share(component) < start
     for _ in range(50):
-        learner._adapt(component, 0.0)
+        learner.follow(component, 0.0)
     assert learner.share(component) == 1.0
-    learner._adapt(component, 1.0)
+    learner.follow(component, 1.0)
     assert learner.share(component) == 1.0
     learner.share(component, 0.25)
     learner.anneal(0.0)

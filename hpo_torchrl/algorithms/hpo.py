@@ -16,9 +16,6 @@ from hpo_torchrl.collectors import DifferentiableCollector
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import HPOLoss
 
-# The share of the learning rate that the policy's nets start with, and how it may change.
-_FIRST_SHARE, _LEAST_SHARE, _FACTOR = 0.02, 1e-3, 1.5
-
 
 class HPO(Learner):
     """Hybrid Policy Optimization (Alvo, Russo & Kanoria 2026, arXiv 2605.14297).
@@ -96,8 +93,7 @@ class HPO(Learner):
             "entropy_coeff": self.entropy_bonus,
             "critic_coeff": critic_coeff,
         }
-        for component in self.policy.parameter_groups():
-            self.share(component, _FIRST_SHARE)
+        self.start_small()
         scale = getattr(env, "action_scale", None)
         self.action_scale = 1.0 if scale is None else scale
         self.loss = HPOLoss(policy, critic, cross_term=cross_term, **shared)
@@ -121,8 +117,8 @@ class HPO(Learner):
         metrics |= self._minibatches(held, before)
         move = ((self._mean_action(held) - mean) / self.action_scale).square().mean().sqrt()
         metrics["move"] = float(move)
-        self._adapt("discrete", metrics["kl"] / self.target_kl)
-        self._adapt("continuous", metrics["move"] / self.target_move)
+        self.follow("discrete", metrics["kl"] / self.target_kl)
+        self.follow("continuous", metrics["move"] / self.target_move)
         return metrics
 
     def anneal(self, progress: float) -> None:
@@ -169,12 +165,3 @@ class HPO(Learner):
         """Mean of the continuous action at the options taken, ``(*B, T, n)``."""
         dist = self.policy.get_dist(held.select(*self.policy.in_keys))
         return dist.branch(held.get(("action", "discrete")))[0]
-
-    def _adapt(self, component: str, moved: float) -> None:
-        """Let a net's share of the learning rate follow how far it moved, in units of the aim."""
-        share = self.share(component)
-        if moved > 2.0:
-            share /= _FACTOR
-        elif moved < 0.5:
-            share *= _FACTOR
-        self.share(component, min(1.0, max(_LEAST_SHARE, share)))

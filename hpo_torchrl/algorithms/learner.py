@@ -18,6 +18,8 @@ from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
 SCHEDULES = ("constant", "linear", "cosine")
+# The share of the learning rate that a policy's nets start with, and how it may change.
+_FIRST_SHARE, _LEAST_SHARE, _FACTOR = 0.02, 1e-3, 1.5
 
 
 class Learner(Algorithm):
@@ -143,6 +145,30 @@ class Learner(Algorithm):
         if value is not None:
             group["share"] = value
         return group["share"]
+
+    def start_small(self) -> None:
+        """Let the policy's nets begin with a small share of the learning rate.
+
+        Where the observation has many entries, the same step of every weight moves a policy much
+        further than where it has few.
+        """
+        for component in self.policy.parameter_groups():
+            self.share(component, _FIRST_SHARE)
+
+    def follow(self, component: str, moved: float) -> None:
+        """Let a component's share of the learning rate follow how far it moved the policy.
+
+        Args:
+            component: its name in :attr:`groups`.
+            moved: how far an update moved it, in units of what is aimed at. Beyond twice the aim
+                the share falls, below half of it it grows, up to all of the learning rate.
+        """
+        share = self.share(component)
+        if moved > 2.0:
+            share /= _FACTOR
+        elif moved < 0.5:
+            share *= _FACTOR
+        self.share(component, min(1.0, max(_LEAST_SHARE, share)))
 
     def components(self) -> dict[str, Any]:
         """Return policy, critic, optimizer, reward scale and collector."""

@@ -23,8 +23,8 @@ class PPO(Learner):
     advantages, its ``ClipPPOLoss`` clips the ratio of
     :math:`\log \mathrm{Cat}(d) + \log \mathcal N(u \mid d)`. No gradient of the simulator is used.
     What :class:`HPO` does besides its gradient (one reward scale, restarts, annealing, the unit of
-    the entropy bonus, gradient clipping) is the same here, so that a comparison of the two compares
-    gradients.
+    the entropy bonus, gradient clipping, steps that follow how far they move the policy) is the
+    same here, so that a comparison of the two compares gradients.
 
     The entropy bonus is that of the discrete choice; the standard deviation of u has a bonus of
     its own, in the same unit per dimension.
@@ -39,7 +39,8 @@ class PPO(Learner):
             per dimension; it matters where the scale is learned.
         epochs: passes over a batch.
         num_minibatches: minibatches in a pass.
-        target_kl: approximate KL divergence of the joint probability at which an update stops.
+        target_kl: approximate KL divergence of the joint probability that an update aims at: beyond
+            it the update stops, and the policy's share of the learning rate follows it.
         learning_rate: Adam's step size at the start.
         learner: further arguments, of :class:`Learner`.
 
@@ -94,6 +95,7 @@ class PPO(Learner):
             reset_at_each_iter=self.reset_at_each_iter,
             reset_fraction=self.reset_fraction,
         )
+        self.start_small()
         self.advantage = GAE(gamma=self.discount, lmbda=self.gae_lambda, value_network=critic)
         self.loss = ClipPPOLoss(
             policy,
@@ -126,6 +128,8 @@ class PPO(Learner):
                 logged["entropy"] = float(entropy)
             kl = sum(kls) / len(kls)
             passes += 1
+        for component in self.policy.parameter_groups():
+            self.follow(component, kl / self.target_kl)
         return metrics | logged | {"kl": kl, "epochs": passes}
 
     def _entropy(self, part: TensorDictBase) -> tuple[Tensor, Tensor]:
