@@ -163,7 +163,7 @@ def _check_keys(section: str, arguments: Mapping[str, Any], known: Collection[st
 
 
 def _choose(section: str, arguments: dict[str, Any], known: Mapping[str, Callable]) -> Callable:
-    return known[check_choice(f"{section}.name", arguments.pop("name"), known)]
+    return known[check_choice(f"{section}.name", arguments.pop("name", None), known)]
 
 
 def _check_device(device: str) -> None:

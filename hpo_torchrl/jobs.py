@@ -23,7 +23,7 @@ from hpo_torchrl.run import (
     run_settings,
     train_run,
 )
-from hpo_torchrl.training.checkpoint import _differences
+from hpo_torchrl.training.checkpoint import differences
 
 FAILURE_FILE = "failed.txt"
 DONE, UNFINISHED, NEW, FAILED = "done already", "unfinished", "new", "failed"
@@ -110,10 +110,10 @@ def run_state(folder: Path, settings: Mapping[str, Any]) -> str:
                 "which run. Move it away, or give this sweep another folder by sweep_dir=DIR."
             )
         return NEW
-    differences = _differences(_compared(load_config(folder)), _compared(settings))
-    if differences:
+    changed = differences(_compared(load_config(folder)), _compared(settings))
+    if changed:
         raise ValueError(
-            f"{folder} holds a run of another configuration: {'; '.join(differences)}. Give this "
+            f"{folder} holds a run of another configuration: {'; '.join(changed)}. Give this "
             "sweep another folder by sweep_dir=DIR, or move that run away; nothing was changed."
         )
     usable = updates_done(folder) is not None

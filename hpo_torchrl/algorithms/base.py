@@ -82,8 +82,9 @@ class RewardScaler(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """The running standard deviation, kept away from 0."""
-        return self.variance.sqrt().clamp_min(1e-8)
+        """The running standard deviation; of rewards that do not vary, their size."""
+        deviation, size = self.variance.sqrt(), self.mean.abs()
+        return torch.where(deviation > 1e-6 * size, deviation, size).clamp_min(1e-8)
 
     def forward(self, reward: Tensor) -> Tensor:
         """Return the scaled rewards; gradients flow."""

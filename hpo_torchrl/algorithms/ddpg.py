@@ -15,6 +15,7 @@ from hpo_torchrl._checks import check_float, check_int
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import SampleCollector
 from hpo_torchrl.modules import HybridPolicy, make_q_network
+from hpo_torchrl.modules.networks import ACTIVATIONS
 from hpo_torchrl.objectives import LearnedCriticLoss
 
 
@@ -27,7 +28,7 @@ class DDPG(Learner):
     Args:
         env: the training environment: any ``EnvBase`` with hybrid actions.
         policy: the hybrid policy; a stochastic u explores (``policy.scale``).
-        critic: a value network, whose hidden layers tell how wide the critic of actions is.
+        critic: a value network, whose hidden layers tell what the critic of actions is like.
         updates_per_batch: gradient steps after each batch.
         minibatch_size: transitions in a step.
         buffer_batches: batches that the replay buffer holds.
@@ -66,18 +67,19 @@ class DDPG(Learner):
         check_int("minibatch_size", minibatch_size, minimum=1)
         check_int("buffer_batches", buffer_batches, minimum=1)
         check_float("target_decay", target_decay, minimum=0.0, maximum=1.0)
-        q_network = make_q_network(env, hidden=_widths(critic))
+        widths, activation = _shape(critic)
+        q_network = make_q_network(env, hidden=widths, activation=activation)
         super().__init__(env, policy, q_network, learning_rate=learning_rate, **learner)
-        frames = self.window * env.batch_size.numel()
         self.collector = SampleCollector(
             env,
             policy,
-            frames_per_batch=frames,
-            reset_at_each_iter=self.reset_at_each_iter,
-            reset_fraction=self.reset_fraction,
+            **self.collecting,
         )
+        frames = self.collecting["frames_per_batch"]
         self.buffer = TensorDictReplayBuffer(
-            storage=LazyTensorStorage(buffer_batches * frames), batch_size=minibatch_size
+            # On the environment's device, where the networks are: TorchRL's default is the CPU.
+            storage=LazyTensorStorage(buffer_batches * frames, device=env.device or "cpu"),
+            batch_size=minibatch_size,
         )
         self.loss = LearnedCriticLoss(
             policy, q_network, entropy_coeff=self.entropy_bonus, gamma=self.discount
@@ -101,18 +103,19 @@ class DDPG(Learner):
             self.targets.step()
         return metrics | norms | {key: float(value) for key, value in terms.detach().items()}
 
-    def anneal(self, progress: float) -> None:
-        """Anneal learning rate, entropy bonus and restarts."""
-        super().anneal(progress)
-        self.loss.entropy_coeff.fill_(self.entropy_bonus)
+    def losses(self) -> list[LearnedCriticLoss]:
+        """The one loss."""
+        return [self.loss]
 
     def components(self) -> dict[str, Any]:
         """Return policy, critic, target networks, optimizer, reward scale, buffer, collector."""
         return super().components() | {"loss": self.loss, "buffer": _Held(self.buffer)}
 
     def _average_reward(self, batch: TensorDictBase, reward: Tensor) -> Tensor | float:
-        """A critic of actions has no level to follow by its own: take the mean reward off."""
-        return reward.mean() if self.continuing and self.discount < 1.0 else 0.0
+        """The running mean: all transitions of the buffer share it, so it must not jump."""
+        if not self.continuing or self.discount == 1.0:
+            return 0.0
+        return (self.scaler.mean / self.scaler.scale).to(reward.dtype)
 
 
 class _Held:
@@ -139,7 +142,9 @@ class _Held:
             self._buffer.writer._cursor = state["cursor"]
 
 
-def _widths(critic: nn.Module) -> list[int]:
-    """Widths of a network's hidden layers."""
-    layers = [module for module in critic.modules() if isinstance(module, nn.Linear)]
-    return [layer.out_features for layer in layers[:-1]]
+def _shape(critic: nn.Module) -> tuple[list[int], str]:
+    """Widths of a network's hidden layers, and their activation."""
+    modules = list(critic.modules())
+    widths = [module.out_features for module in modules if isinstance(module, nn.Linear)][:-1]
+    kinds = {type(module) for module in modules}
+    return widths, next((name for name, kind in ACTIVATIONS.items() if kind in kinds), "tanh")

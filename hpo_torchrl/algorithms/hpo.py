@@ -83,10 +83,8 @@ class HPO(Learner):
         self.collector = DifferentiableCollector(
             env,
             policy,
-            frames_per_batch=self.window * env.batch_size.numel(),
-            reset_at_each_iter=self.reset_at_each_iter,
-            reset_fraction=self.reset_fraction,
             discount=self.discount,
+            **self.collecting,
         )
         shared: dict[str, Any] = {
             "clip_epsilon": clip_epsilon,
@@ -117,15 +115,14 @@ class HPO(Learner):
         metrics |= self._minibatches(held, before)
         move = ((self._mean_action(held) - mean) / self.action_scale).square().mean().sqrt()
         metrics["move"] = float(move)
-        self.follow("discrete", metrics["kl"] / self.target_kl)
+        # A divergence grows with the square of a step.
+        self.follow("discrete", (metrics["kl"] / self.target_kl) ** 0.5)
         self.follow("continuous", metrics["move"] / self.target_move)
         return metrics
 
-    def anneal(self, progress: float) -> None:
-        """Anneal learning rate, entropy bonus and restarts."""
-        super().anneal(progress)
-        self.loss.entropy_coeff.fill_(self.entropy_bonus)
-        self.detached_loss.entropy_coeff.fill_(self.entropy_bonus)
+    def losses(self) -> list[HPOLoss]:
+        """The loss of the differentiable step and that of the detached passes."""
+        return [self.loss, self.detached_loss]
 
     def components(self) -> dict[str, Any]:
         """Return policy, critic, optimizer, reward scale, collector and cross-term weight."""

@@ -39,7 +39,7 @@ class Learner(Algorithm):
         reset_until: share of the run by which the one has become the other.
         discount: gamma; ``None`` is 1 where an episode terminates, else 0.99.
         gae_lambda: lambda of the advantage estimator.
-        learning_rate: Adam's step size at the start.
+        learning_rate: Adam's step size at the start; the policy's nets may take a share of it.
         adam_betas: Adam's decay rates of the mean and the square of the gradient. An untrained
             policy's first gradients are many times the later ones; a second rate of 0.95 forgets
             them soon, 0.999 holds the steps small for long.
@@ -54,6 +54,8 @@ class Learner(Algorithm):
     Attributes:
         groups: parameters by name, by component.
         entropy_bonus: the bonus of now.
+        rate: what the schedule leaves of the learning rate now.
+        collecting: what every collector of its batches is told.
 
     Raises:
         ValueError: an argument is out of range, or the policy does not fit the environment.
@@ -88,7 +90,6 @@ class Learner(Algorithm):
         self.window = check_int("window", window, minimum=1)
         if reset_at_each_iter is None:
             reset_at_each_iter = self.window == episode
-        self.reset_at_each_iter = reset_at_each_iter
         if discount is None:
             discount = 0.99 if episode is None else 1.0
         self.discount = check_float("discount", discount, minimum=0.0, maximum=1.0)
@@ -116,28 +117,41 @@ class Learner(Algorithm):
             eps=1e-5,
         )
         self.learning_rate, self.schedule = learning_rate, learning_rate_schedule
+        self.rate = 1.0
         self.learning_rate_final = learning_rate_final
         self.entropy_coeff, self.entropy_final = entropy_coeff, entropy_final
         self.entropy_until, self.entropy_bonus = entropy_until, entropy_coeff
         self.reset_fraction, self.reset_fraction_final = reset_fraction, reset_fraction_final
         self.reset_until, self.max_grad_norm = reset_until, max_grad_norm
+        self.collecting: dict[str, Any] = {
+            "frames_per_batch": self.window * env.batch_size.numel(),
+            "reset_at_each_iter": reset_at_each_iter,
+            "reset_fraction": reset_fraction,
+        }
 
     def anneal(self, progress: float) -> None:
-        """Anneal learning rate, entropy bonus and restarts."""
+        """Anneal learning rate, entropy bonus (of the losses too) and restarts."""
         factor = {
             "constant": 1.0,
             "linear": 1.0 - progress,
             "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
         }[self.schedule]
         final = self.learning_rate_final
+        self.rate = final + (1.0 - final) * factor
         for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * self.learning_rate * (final + (1.0 - final) * factor)
+            group["lr"] = group["share"] * self.learning_rate * self.rate
         self.entropy_bonus = _anneal(
             self.entropy_coeff, self.entropy_final, progress / self.entropy_until
         )
+        for loss in self.losses():
+            loss.entropy_coeff.fill_(self.entropy_bonus)
         self.collector.reset_fraction = _anneal(
             self.reset_fraction, self.reset_fraction_final, progress / self.reset_until
         )
+
+    def losses(self) -> list[Any]:
+        """Losses whose ``entropy_coeff`` is annealed."""
+        return []
 
     def share(self, component: str, value: float | None = None) -> float:
         """Return a component's share of the learning rate, after setting it if one is given."""
@@ -160,10 +174,14 @@ class Learner(Algorithm):
 
         Args:
             component: its name in :attr:`groups`.
-            moved: how far an update moved it, in units of what is aimed at. Beyond twice the aim
-                the share falls, below half of it it grows, up to all of the learning rate.
+            moved: how far an update moved it, in units of what is aimed at by a full step. Beyond
+                twice the aim the share falls, below half of it it grows, up to all of the learning
+                rate. The aim shrinks with the schedule of the learning rate: the share would undo
+                that one otherwise.
         """
-        share = self.share(component)
+        if component not in self.groups:  # a network of the user's own may have no such part
+            return
+        share, moved = self.share(component), moved / self.rate
         if moved > 2.0:
             share /= _FACTOR
         elif moved < 0.5:
@@ -241,8 +259,8 @@ def _anneal(first: float, last: float, progress: float) -> float:
 
 def _episode(env: EnvBase) -> int | None:
     """Length of episodes that end for good, or ``None``."""
-    terminates = isinstance(env, DifferentiableEnv) and env.horizon_terminates
-    return env.horizon if terminates else None
+    # By attribute, so that an environment behind TorchRL's transforms is found too.
+    return env.horizon if getattr(env, "horizon_terminates", False) else None
 
 
 def _check_betas(betas: Sequence[float]) -> tuple[float, float]:

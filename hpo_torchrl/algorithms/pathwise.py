@@ -13,6 +13,7 @@ from torchrl.envs import EnvBase
 from hpo_torchrl._checks import check_float, check_int
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import DifferentiableCollector
+from hpo_torchrl.collectors.rollout import check_functional
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import PathwiseLoss
@@ -29,11 +30,9 @@ class PathwiseLearner(Learner):
         self.collector = DifferentiableCollector(
             self.env,
             self.policy,
-            frames_per_batch=self.window * self.env.batch_size.numel(),
-            reset_at_each_iter=self.reset_at_each_iter,
-            reset_fraction=self.reset_fraction,
             discount=self.discount,
             temperature=temperature,
+            **self.collecting,
         )
         check_float("critic_coeff", critic_coeff, minimum=0.0)
         self.loss = PathwiseLoss(
@@ -48,10 +47,9 @@ class PathwiseLearner(Learner):
         metrics |= self.step(terms)
         return metrics | {key: float(value) for key, value in terms.detach().items()}
 
-    def anneal(self, progress: float) -> None:
-        """Anneal learning rate, entropy bonus and restarts."""
-        super().anneal(progress)
-        self.loss.entropy_coeff.fill_(self.entropy_bonus)
+    def losses(self) -> list[PathwiseLoss]:
+        """The one loss."""
+        return [self.loss]
 
 
 class GumbelSoftmax(PathwiseLearner):
@@ -92,6 +90,8 @@ class GumbelSoftmax(PathwiseLearner):
         critic_coeff: float = 1.0,
         **learner,
     ) -> None:
+        check_float("temperature", temperature, minimum=0.0, strict=True)
+        check_functional("algorithm=gumbel_softmax", env, policy, "choose another algorithm")
         super().__init__(env, policy, critic, **learner)
         self._prepare(critic_coeff, temperature)
 

@@ -11,6 +11,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from hpo_torchrl._checks import check_float, check_int
+from hpo_torchrl._entropy import entropy_of
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import SampleCollector
 from hpo_torchrl.modules import HybridPolicy
@@ -39,8 +40,9 @@ class PPO(Learner):
             per dimension; it matters where the scale is learned.
         epochs: passes over a batch.
         num_minibatches: minibatches in a pass.
-        target_kl: approximate KL divergence of the joint probability that an update aims at: beyond
-            it the update stops, and the policy's share of the learning rate follows it.
+        target_kl: approximate KL divergence of the joint probability, its mean over a pass, that an
+            update aims at: beyond it no further pass is made, and the policy's share of the
+            learning rate follows it.
         learning_rate: Adam's step size at the start.
         learner: further arguments, of :class:`Learner`.
 
@@ -91,9 +93,7 @@ class PPO(Learner):
         self.collector = SampleCollector(
             env,
             policy,
-            frames_per_batch=self.window * env.batch_size.numel(),
-            reset_at_each_iter=self.reset_at_each_iter,
-            reset_fraction=self.reset_fraction,
+            **self.collecting,
         )
         self.start_small()
         self.advantage = GAE(gamma=self.discount, lmbda=self.gae_lambda, value_network=critic)
@@ -129,14 +129,15 @@ class PPO(Learner):
             kl = sum(kls) / len(kls)
             passes += 1
         for component in self.policy.parameter_groups():
-            self.follow(component, kl / self.target_kl)
+            # A divergence grows with the square of a step.
+            self.follow(component, (max(kl, 0.0) / self.target_kl) ** 0.5)
         return metrics | logged | {"kl": kl, "epochs": passes}
 
     def _entropy(self, part: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Mean entropy of the discrete choice, and the bonus."""
         if self.scale_entropy_coeff == 0.0:
             logits = self.policy.discrete_logits(part)
-            entropy = -(logits.exp() * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(-1)
+            entropy = entropy_of(logits)
             return entropy.mean().detach(), self.entropy_bonus * entropy.mean()
         dist = self.policy.get_dist(part)
         entropy = dist.entropy_discrete().mean()

@@ -17,6 +17,17 @@ from hpo_torchrl.collectors.straight_through import straight_through_rollout
 from hpo_torchrl.modules import HybridPolicy
 
 
+def check_frames(frames_per_batch: int, env: EnvBase) -> int:
+    """Check that a batch holds as many steps of every system, and return their number."""
+    systems = env.batch_size.numel()
+    if check_int("frames_per_batch", frames_per_batch, minimum=1) % systems:
+        raise ValueError(
+            f"frames_per_batch must be a multiple of the {systems} systems of the environment, got "
+            f"{frames_per_batch}; a batch of T steps holds T * {systems}."
+        )
+    return systems
+
+
 def restarts(env: EnvBase, fraction: float) -> Tensor:
     """Draw which systems start the next window afresh, bool ``(*B, 1)``."""
     return (torch.rand(env.batch_size, device=env.device) < fraction).unsqueeze(-1)
@@ -72,17 +83,11 @@ class DifferentiableCollector:
         route: str = "auto",
         temperature: float | None = None,
     ) -> None:
-        check_int("frames_per_batch", frames_per_batch, minimum=1)
+        systems = check_frames(frames_per_batch, env)
         check_int("total_frames", total_frames, minimum=-1)
         check_float("discount", discount, minimum=0.0, maximum=1.0, strict=True)
         check_choice("route", route, ROUTES)
         check_float("reset_fraction", reset_fraction, minimum=0.0, maximum=1.0)
-        systems = env.batch_size.numel()
-        if frames_per_batch % systems:
-            raise ValueError(
-                f"frames_per_batch must be a multiple of the {systems} systems of the "
-                f"environment, got {frames_per_batch}; a batch of T steps holds T * {systems}."
-            )
         if hasattr(policy, "check_env"):
             policy.check_env(env)
         self.env, self.policy = env, policy

@@ -9,8 +9,8 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
-from hpo_torchrl._checks import check_bool, check_float, check_int
-from hpo_torchrl.collectors.collector import restarts
+from hpo_torchrl._checks import check_bool, check_float
+from hpo_torchrl.collectors.collector import check_frames, restarts
 from hpo_torchrl.modules import HybridPolicy
 
 
@@ -52,12 +52,12 @@ class SampleCollector:
         reset_at_each_iter: bool = False,
         reset_fraction: float = 0.0,
     ) -> None:
-        check_int("frames_per_batch", frames_per_batch, minimum=1)
+        check_frames(frames_per_batch, env)
         self.reset_fraction = check_float(
             "reset_fraction", reset_fraction, minimum=0.0, maximum=1.0
         )
         self.env, self.policy, self.frames_per_batch = env, policy, frames_per_batch
-        self.frames, self._started = 0, False
+        self.frames = 0
         self._collector = Collector(
             env,
             policy,
@@ -71,9 +71,9 @@ class SampleCollector:
 
     def collect(self) -> TensorDictBase:
         """Collect one batch of shape ``(*B, T)``, detached; the systems run on afterwards."""
-        if self._started and self.reset_fraction > 0.0:
+        afresh = self.frames == 0 or self._collector.reset_at_each_iter
+        if self.reset_fraction > 0.0 and not afresh:
             self._collector.reset(restarts(self.env, self.reset_fraction).squeeze(-1))
-        self._started = True
         batch = self._collector.rollout()
         self.frames += self.frames_per_batch
         # A copy: TorchRL reuses the buffers of a batch for the next one.
@@ -87,7 +87,7 @@ class SampleCollector:
         """Return the frames so far, the running systems and the environment's generator."""
         # TorchRL's own state leaves the running systems out.
         carried = self._collector._carrier.flatten_keys(".").items()
-        state: dict[str, Any] = {"frames": self.frames, "started": self._started, "rng": None}
+        state: dict[str, Any] = {"frames": self.frames, "rng": None}
         state["carried"] = {key: value.clone() for key, value in carried}
         if isinstance(rng := getattr(self.env, "rng", None), torch.Generator):
             state["rng"] = rng.get_state()
@@ -95,7 +95,7 @@ class SampleCollector:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where :meth:`state_dict` was taken."""
-        self.frames, self._started = state["frames"], state["started"]
+        self.frames = state["frames"]
         self._collector._carrier = TensorDict(
             state["carried"], batch_size=self.env.batch_size, device=self.env.device
         ).unflatten_keys(".")

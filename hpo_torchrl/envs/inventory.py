@@ -262,10 +262,7 @@ class InventoryEnv(DifferentiableEnv):
             steps = torch.arange(num_steps, device=self.device)
             at = (state["step"] + steps) % min(length, self.horizon or length)
             return self.demand_traces.gather(1, at.unsqueeze(-1).expand(-1, -1, self.num_items))
-        mean = self.demand_mean.expand(*self.batch_size, num_steps, self.num_items)
-        if self.demand == "poisson":
-            return torch.poisson(mean, generator=self.rng)
-        return (mean + mean.sqrt() * self._draw(torch.randn, mean.shape)).clamp_min(0.0)
+        return self._demand(self.demand_mean.expand(*self.batch_size, num_steps, self.num_items))
 
     def initial_state(self) -> dict[str, Tensor]:
         """Draw the start of an episode as ``initial_state`` says."""
@@ -324,9 +321,14 @@ class InventoryEnv(DifferentiableEnv):
                 "discrete": ((period + phase) % self.order_interval == 0).long(),
                 "continuous": (self.order_up_to - inventory.sum(-1)).clamp_min(0.0),
             }
-            demand = torch.poisson(mean, generator=self.rng)
+            demand = self._demand(mean)
             inventory = self.dynamics({"inventory": inventory}, action, demand)[0]["inventory"]
         return inventory
+
+    def _demand(self, mean: Tensor) -> Tensor:
+        if self.demand == "poisson":
+            return torch.poisson(mean, generator=self.rng)
+        return (mean + mean.sqrt() * self._draw(torch.randn, mean.shape)).clamp_min(0.0)
 
     def _draw(self, sampler, shape) -> Tensor:
         return sampler(shape, generator=self.rng, dtype=self.float_dtype, device=self.device)

@@ -10,6 +10,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.distributions import Distribution
 
+from hpo_torchrl._entropy import entropy_of
+
 _Shape = torch.Size | list[int] | tuple[int, ...]
 
 
@@ -160,9 +162,7 @@ class HybridDistribution(Distribution):
 
     def entropy_discrete(self) -> Tensor:
         """Return H(d) in nats, ``(*B,)``."""
-        # A masked option has logit -inf and probability 0; clamping makes 0 * -inf a 0.
-        least = torch.finfo(self.logits.dtype).min
-        return -(self.probs * self.logits.clamp_min(least)).sum(-1)
+        return entropy_of(self.logits)
 
     def _select(self, branches: Tensor, discrete: Tensor) -> Tensor:
         branches = branches.expand(*discrete.shape, *branches.shape[-2:])

@@ -18,9 +18,9 @@ from hpo_torchrl._checks import check_bool, check_choice, check_float, check_siz
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
 # Of the softplus that keeps an action on its side of a bound.
-_SHARPNESS = 2.0
+_SHARPNESS = 4.0
 # Where an untrained policy acts, in action scales from the bound: rather too much than too little.
-_START = 1.2
+_START = 1.3
 
 
 class HybridNetwork(nn.Module):
@@ -35,8 +35,8 @@ class HybridNetwork(nn.Module):
     range           mean
     ==============  ===========================================
     unbounded       c z
-    [low, inf)      low + c softplus(2 (z + 1.2)) / 2
-    (-inf, high]    high - c softplus(2 (z + 1.2)) / 2
+    [low, inf)      low + c softplus(4 (z + 1.3)) / 4
+    (-inf, high]    high - c softplus(4 (z + 1.3)) / 4
     [low, high]     low + (high - low) sigmoid(z)
     ==============  ===========================================
 

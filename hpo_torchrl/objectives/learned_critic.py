@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.objectives import LossModule, ValueEstimators
 
 from hpo_torchrl._checks import check_float
+from hpo_torchrl._entropy import entropy_of
 
 
 class LearnedCriticLoss(LossModule):
@@ -32,7 +33,8 @@ class LearnedCriticLoss(LossModule):
         actor_network: a :class:`HybridPolicy`.
         qvalue_network: reads the observation and ``"candidate"``, a continuous action ``(*B, n)``,
             and writes ``"action_value"``, ``(*B, M)``.
-        entropy_coeff: weight c of the entropy of the discrete choice.
+        entropy_coeff: weight c of the entropy of the discrete choice, in standard deviations of
+            the advantage Q - V under the policy.
         gamma: discount.
 
     Returns:
@@ -95,13 +97,19 @@ class LearnedCriticLoss(LossModule):
         device = next(qvalue_network.parameters()).device
         self.register_coeff_buffer("entropy_coeff", entropy_coeff, device=device)
         self.out_keys = ["loss_actor", "loss_qvalue", "loss_entropy", "entropy", "td_error"]
-        after = [("next", key) for key in (*actor_network.in_keys, "reward", "terminated")]
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries that the loss reads."""
         keys = self.tensor_keys
-        self.in_keys = [
-            *actor_network.in_keys,
+        seen = [*self.actor_network.in_keys, *self.qvalue_network.in_keys]
+        seen = [key for key in dict.fromkeys(seen) if key != "candidate"]
+        after = [*seen, keys.reward, keys.terminated]
+        return [
+            *seen,
             keys.discrete_action,
             keys.continuous_action,
-            *after,
+            *(("next", key) if isinstance(key, str) else ("next", *key) for key in after),
         ]
 
     def _forward_value_estimator_keys(self, **kwargs) -> None:
@@ -122,12 +130,16 @@ class LearnedCriticLoss(LossModule):
         error = taken - goal
         logits, values = self._options(tensordict, target=False)
         probability = logits.exp()
-        entropy = -(probability * logits).sum(-1)
+        entropy = entropy_of(logits)
+        # A bonus in standard deviations of the advantage serves every scale of rewards.
+        with torch.no_grad():
+            spread = values - (probability * values).sum(-1, keepdim=True)
+            unit = (probability * spread.square()).sum(-1).mean().sqrt()
         return TensorDict(
             {
                 "loss_actor": -(probability * values).sum(-1).mean(),
                 "loss_qvalue": error.pow(2).mean(),
-                "loss_entropy": -self.entropy_coeff * entropy.mean(),
+                "loss_entropy": -self.entropy_coeff * unit * entropy.mean(),
                 "entropy": entropy.mean().detach(),
                 "td_error": error.abs().mean().detach(),
             }
@@ -141,8 +153,9 @@ class LearnedCriticLoss(LossModule):
         # Held here: the critic is taught by its own error alone. The frozen targets' slopes are
         # never asked for.
         critic = self.target_qvalue_network_params if target else self.qvalue_network_params
+        critic = critic.detach()
         values = [
-            self._q(tensordict, dist.loc[..., option, :], critic.detach())[..., option]
+            self._q(tensordict, dist.loc[..., option, :], critic)[..., option]
             for option in range(dist.num_options)
         ]
         return dist.logits, torch.stack(values, -1)

@@ -107,10 +107,10 @@ class Checkpoint:
         return paths[-1]
 
     def _check_config(self, path: Path, saved: Mapping[str, Any]) -> None:
-        differences = _differences(saved, self.config)
-        if differences:
+        changed = differences(saved, self.config)
+        if changed:
             raise CheckpointError(
-                f"{path} was written under another configuration: {'; '.join(differences)}. "
+                f"{path} was written under another configuration: {'; '.join(changed)}. "
                 "Resume with the run's own configuration, or start a new run in another folder."
             )
 
@@ -129,13 +129,13 @@ def _step(path: Path) -> int:
     return int(text) if text.isdigit() else -1
 
 
-def _differences(saved: Mapping[str, Any], current: Mapping[str, Any], at: str = "") -> list[str]:
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any], at: str = "") -> list[str]:
     found = []
     for key in sorted({*saved, *current}):
         name = f"{at}{key}"
         old, new = saved.get(key, "absent"), current.get(key, "absent")
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{name}.")
+            found += differences(old, new, f"{name}.")
         elif old != new:
             found.append(f"{name} was {old!r}, is {new!r}")
     return found

@@ -113,13 +113,15 @@ def _inventory(env: InventoryEnv) -> Reference:
             "(Q, S) rule": per_item(best_total_demand_rule(*costs).cost),
             "(R, S) rule": per_item(best_periodic_rule(*costs).cost),
         }
-        bound = per_item(joint_replenishment_lower_bound(*costs).cost)
     except ValueError:  # beyond what the oracles search: no reason to refuse a training
         return Reference()
     if n <= _EXACT_ITEMS:
         with contextlib.suppress(ValueError):  # too many positions for value iteration
             optimum = per_item(joint_replenishment_optimum(*costs).cost)
             return Reference(optimal_cost=optimum, baselines=rules)
+    bound = None
+    with contextlib.suppress(ValueError):
+        bound = per_item(joint_replenishment_lower_bound(*costs).cost)
     return Reference(lower_bound=bound, upper_bound=min(rules.values()), baselines=rules)
 
 
