@@ -23,9 +23,14 @@ from hpo_torchrl.algorithms import (
     RSRule,
     SSRule,
 )
+from hpo_torchrl.algorithms.base import RewardScaler
 from hpo_torchrl.build import ALGORITHMS, build_algorithm
 from hpo_torchrl.cli import compose_config
-from hpo_torchrl.collectors import differentiable_rollout, straight_through_rollout
+from hpo_torchrl.collectors import (
+    SampleCollector,
+    differentiable_rollout,
+    straight_through_rollout,
+)
 from hpo_torchrl.envs import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.modules import HybridPolicy, make_q_network, make_value_network
 from hpo_torchrl.objectives import HPOLoss, LearnedCriticLoss, PathwiseLoss
@@ -451,3 +456,88 @@ def test_an_update_measures_how_far_the_choice_moved():
     loc, _ = after.branch(batch["action", "discrete"])
     move = (loc - batch["action", "continuous"]) / learner.env.action_scale
     assert metrics["move"] == pytest.approx(float(move.detach().square().mean().sqrt()), rel=1e-3)
+
+
+# -- found in review -----------------------------------------------------------------------------
+
+
+class PlainNetwork(nn.Module):
+    """A network of a user's own: one body, no part called discrete."""
+
+    stochastic = False
+
+    def __init__(self, inputs, options, dimension):
+        super().__init__()
+        self.shape = (options, dimension)
+        self.body = nn.Linear(inputs, options * (1 + dimension))
+
+    def forward(self, observation):
+        logits, loc = self.body(observation).split([self.shape[0], math.prod(self.shape)], -1)
+        return logits, 10 * loc.unflatten(-1, self.shape).sigmoid(), None
+
+
+def test_hpo_trains_a_network_without_named_parts():
+    env = InventoryEnv(2, batch_size=8, initial_state="random", seed=0)
+    learner = HPO(env, HybridPolicy(PlainNetwork(4, 2, 2)), make_value_network(env), window=5)
+    before = learner.policy.network.body.weight.clone()
+    learner.iterate()
+    assert (learner.policy.network.body.weight != before).any()
+
+
+def test_the_aims_of_a_step_follow_the_schedule():
+    """A share that grew while the schedule falls would keep the steps as long as they were."""
+    learner = make(HPO, learning_rate_final=0.01)
+    learner.share("continuous", 0.5)
+    learner.anneal(1.0)
+    learner.follow("continuous", 0.01)  # as much as the schedule leaves of the aim
+    assert learner.share("continuous") == 0.5
+    learner.follow("continuous", 0.1)  # ten times that
+    assert learner.share("continuous") < 0.5
+
+
+def test_gumbel_softmax_needs_a_temperature():
+    with pytest.raises(TypeError, match="temperature must be a finite number > 0, got None"):
+        make(GumbelSoftmax, temperature=None)
+
+
+def test_rewards_that_do_not_vary_have_their_size_as_scale():
+    scaler = RewardScaler()
+    scaler.observe(torch.full((8, 5, 1), -3.0))
+    torch.testing.assert_close(scaler(torch.tensor(-3.0)), torch.tensor(-1.0))
+
+
+def test_sample_collector_asks_for_whole_steps():
+    env = InventoryEnv(batch_size=8)
+    with pytest.raises(ValueError, match="multiple of the 8 systems of the environment, got 42"):
+        SampleCollector(env, HybridPolicy.for_env(env), frames_per_batch=42)
+
+
+def test_critic_of_actions_has_the_activation_of_the_configured_critic():
+    env = InventoryEnv(batch_size=8, seed=0)
+    policy = HybridPolicy.for_env(env, scale=0.1)
+    learner = DDPG(env, policy, make_value_network(env, hidden=[5, 6], activation="silu"))
+    kinds = [type(module) for module in learner.critic.modules()]
+    assert kinds.count(nn.SiLU) == 2
+    layers = [module for module in learner.critic.modules() if isinstance(module, nn.Linear)]
+    assert [layer.out_features for layer in layers] == [5, 6, 2]
+
+
+def test_learned_critic_takes_masked_options():
+    env = InventoryEnv(2, batch_size=8, initial_state="random", seed=0)
+    policy = HybridPolicy.for_env(env, hidden=[8], mask_key="mask")
+    loss = LearnedCriticLoss(policy, make_q_network(env, hidden=[8]), entropy_coeff=0.1)
+    HardUpdate(loss, value_network_update_interval=1)
+    data = env.reset().set("mask", torch.tensor([True, False]).expand(8, 2))
+    with torch.no_grad():
+        batch = env.step(policy(data))
+    batch["next", "mask"] = data["mask"]
+    terms = loss(batch)
+    assert all(bool(value.isfinite()) for value in terms.values())
+    assert float(terms["entropy"]) == 0.0
+
+
+def test_unknown_algorithm_is_named():
+    config = compose_config(["algorithm=hpo"])
+    config["algorithm"] = {"learning_rate": 0.1}
+    with pytest.raises(ValueError, match=r"algorithm\.name must be one of"):
+        build_algorithm(config)
