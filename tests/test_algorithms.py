@@ -541,3 +541,12 @@ def test_unknown_algorithm_is_named():
     config["algorithm"] = {"learning_rate": 0.1}
     with pytest.raises(ValueError, match=r"algorithm\.name must be one of"):
         build_algorithm(config)
+
+
+def test_a_divergence_is_never_below_nothing():
+    """Rounding of equal choices would else be the root of a negative number."""
+    learner = make(HPO)
+    held = learner.collector.collect().detach()
+    before = learner._log_probabilities(held)
+    for shift in (0.0, 1e-7, -1e-7):
+        assert learner._divergence(held, before + shift) >= 0.0

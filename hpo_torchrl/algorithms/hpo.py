@@ -155,7 +155,8 @@ class HPO(Learner):
     def _divergence(self, held: TensorDictBase, before: Tensor) -> float:
         """Mean KL divergence of today's choice from that before the update."""
         after = self._log_probabilities(held)
-        return float((before.exp() * (before - after)).sum(-1).mean())
+        # Of equal choices rounding may leave less than nothing.
+        return max(0.0, float((before.exp() * (before - after)).sum(-1).mean()))
 
     @torch.no_grad()
     def _mean_action(self, held: TensorDictBase) -> Tensor:
