@@ -44,6 +44,8 @@ class PPO(Learner):
             update aims at: beyond it no further pass is made, and the policy's share of the
             learning rate follows it.
         learning_rate: Adam's step size at the start.
+        entropy_coeff: entropy bonus of the discrete choice at the start, in standard deviations
+            of the advantage.
         learner: further arguments, of :class:`Learner`.
 
     Raises:
@@ -74,6 +76,7 @@ class PPO(Learner):
         num_minibatches: int = 4,
         target_kl: float = 0.03,
         learning_rate: float = 1e-3,
+        entropy_coeff: float = 0.1,
         **learner,
     ) -> None:
         self.epochs = check_int("epochs", epochs, minimum=1)
@@ -89,7 +92,9 @@ class PPO(Learner):
                 "algorithm=ppo needs a stochastic continuous action, got policy.scale=0: a score "
                 "function has nothing to score. Set policy.scale, for example to 0.3."
             )
-        super().__init__(env, policy, critic, learning_rate=learning_rate, **learner)
+        super().__init__(
+            env, policy, critic, learning_rate=learning_rate, entropy_coeff=entropy_coeff, **learner
+        )
         self.collector = SampleCollector(
             env,
             policy,
