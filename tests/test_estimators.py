@@ -307,7 +307,10 @@ def test_inventory_option_zero_orders_exactly_nothing():
     still = rollout["inventory"].squeeze(-1) - noise
     after = rollout["next", "inventory"].squeeze(-1)
     assert torch.equal(after[waits], still[waits])
-    assert (after[~waits] > still[~waits]).all()
+    # To rounding: a minute order vanishes next to what is on hand.
+    orders = rollout["action", "continuous"]
+    torch.testing.assert_close(after[~waits], (still + orders)[~waits])
+    assert (after[~waits] > still[~waits]).float().mean() > 0.5
     cost = (still.clamp_min(0) + 9 * (-still).clamp_min(0)).sum(-1) + 128.0 * ~waits
     torch.testing.assert_close(rollout["next", "reward"].squeeze(-1), -cost)
 

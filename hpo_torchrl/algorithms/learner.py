@@ -46,7 +46,8 @@ class Learner(Algorithm):
         learning_rate_schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
         learning_rate_final: share of ``learning_rate`` that is left at the end.
         entropy_coeff: entropy bonus of the discrete choice at the start, in standard deviations
-            of the advantage.
+            of the advantage: so much that all options are tried until the continuous actions are
+            right.
         entropy_final: entropy bonus at the end, in the same unit.
         entropy_until: share of the run by which the bonus has been annealed to its final value.
         max_grad_norm: gradient-norm clip of each component.
@@ -78,7 +79,7 @@ class Learner(Algorithm):
         adam_betas: Sequence[float] = (0.9, 0.95),
         learning_rate_schedule: str = "cosine",
         learning_rate_final: float = 0.01,
-        entropy_coeff: float = 0.3,
+        entropy_coeff: float = 2.0,
         entropy_final: float = 0.0,
         entropy_until: float = 0.6,
         max_grad_norm: float = 0.5,
