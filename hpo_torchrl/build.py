@@ -145,8 +145,8 @@ def accepted(function: Callable) -> dict[str, inspect.Parameter]:
     found: dict[str, inspect.Parameter] = {}
     for target in chain:
         parameters = inspect.signature(target).parameters.values()
-        variadic = {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
-        named = {p.name: p for p in parameters if p.name != "self" and p.kind not in variadic}
+        given = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+        named = {p.name: p for p in parameters if p.name != "self" and p.kind in given}
         found = named | found
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             break

@@ -96,7 +96,7 @@ def test_algorithm_config_has_the_keys_of_the_constructor(name):
 )
 def test_environment_config_has_the_keys_of_the_constructor(name, function):
     settings = compose_config([f"env={name}"])["env"]
-    assert set(settings) - {"name", "evaluation"} == set(inspect_parameters(function))
+    assert set(settings) - {"name", "evaluation"} == set(accepted(function))
 
 
 def test_heterogeneous_inventory_config_differs_where_its_items_do():
@@ -107,11 +107,6 @@ def test_heterogeneous_inventory_config_differs_where_its_items_do():
     for key, value in defaults(InventoryEnv.heterogeneous).items():
         if key.endswith("range") or key == "instance_seed":
             assert settings[key] == value
-
-
-def inspect_parameters(function) -> list[str]:
-    target = function.__init__ if inspect.isclass(function) else function
-    return [name for name in inspect.signature(target).parameters if name != "self"]
 
 
 @pytest.mark.parametrize(
