@@ -46,6 +46,8 @@ class PPO(Learner):
         learning_rate: Adam's step size at the start.
         entropy_coeff: entropy bonus of the discrete choice at the start, in standard deviations
             of the advantage.
+        reset_fraction_final: share of the systems restarted at each window later in the run; all
+            of them, because a choice that is still random lets systems run away.
         learner: further arguments, of :class:`Learner`.
 
     Raises:
@@ -72,11 +74,12 @@ class PPO(Learner):
         critic_coeff: float = 1.0,
         clip_epsilon: float = 0.2,
         scale_entropy_coeff: float = 0.0,
-        epochs: int = 5,
+        epochs: int = 10,
         num_minibatches: int = 4,
-        target_kl: float = 0.03,
+        target_kl: float = 0.1,
         learning_rate: float = 1e-3,
         entropy_coeff: float = 0.1,
+        reset_fraction_final: float = 1.0,
         **learner,
     ) -> None:
         self.epochs = check_int("epochs", epochs, minimum=1)
@@ -93,7 +96,13 @@ class PPO(Learner):
                 "function has nothing to score. Set policy.scale, for example to 0.3."
             )
         super().__init__(
-            env, policy, critic, learning_rate=learning_rate, entropy_coeff=entropy_coeff, **learner
+            env,
+            policy,
+            critic,
+            learning_rate=learning_rate,
+            entropy_coeff=entropy_coeff,
+            reset_fraction_final=reset_fraction_final,
+            **learner,
         )
         self.collector = SampleCollector(
             env,
