@@ -10,3 +10,13 @@ def entropy_of(logits: Tensor) -> Tensor:
     """Return the entropy in nats, ``(*B,)``, of normalised log-probabilities ``(*B, M)``."""
     # A masked option has logit -inf and probability 0; clamping makes 0 * -inf a 0.
     return -(logits.exp() * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(-1)
+
+
+def over_heads(value: Tensor, ndim: int) -> Tensor:
+    """Sum over the heads of a choice what has one entry for each: ``(*B, H)`` to ``(*B,)``.
+
+    Args:
+        value: with heads ``(*B, H)``, else ``(*B,)``.
+        ndim: number of dimensions of B.
+    """
+    return value.sum(-1) if value.ndim > ndim else value

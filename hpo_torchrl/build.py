@@ -23,14 +23,22 @@ from hpo_torchrl.algorithms import (
     RSRule,
     SSRule,
 )
-from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.envs import (
+    ContinuousInventoryEnv,
+    DifferentiableEnv,
+    InventoryEnv,
+    RecordedInventoryEnv,
+    SwitchedLQREnv,
+)
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.modules.networks import HybridNetwork
 from hpo_torchrl.training import Evaluation
 
 ENVS: dict[str, Callable[..., DifferentiableEnv]] = {
     "inventory": InventoryEnv,
+    "inventory_variant": ContinuousInventoryEnv.hybrid,
     "inventory_heterogeneous": InventoryEnv.heterogeneous,
+    "inventory_from_file": RecordedInventoryEnv.from_file,
     "switched_lqr": SwitchedLQREnv.from_recipe,
     "switched_lqr_matrices": SwitchedLQREnv,
 }
@@ -112,6 +120,8 @@ def build_tests(config: Mapping[str, Any]) -> tuple[dict[str, Evaluation], str, 
         arguments = {**settings["tests"][name], **changes}
         steps = {key: arguments.pop(key) for key in ("num_steps", "skip")}
         env = build_env(config, seed=settings["seed"], **arguments)
+        if steps["num_steps"] is None and isinstance(env, RecordedInventoryEnv):
+            steps["num_steps"] = env.num_periods
         return Evaluation(env, **steps, seed=settings["seed"])
 
     quick = dict(settings["quick"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.collectors import differentiable_rollout
-from hpo_torchrl.envs import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.envs import InventoryEnv, RecordedInventoryEnv, SwitchedLQREnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.oracles import s_S_cost
 from hpo_torchrl.reporting import plot_inventory_policy, plot_mode_plane
@@ -42,6 +43,30 @@ def describe_policy(
     if isinstance(env, SwitchedLQREnv):
         return _describe_switched_lqr(env, policy, reference, run_dir)
     return {}
+
+
+def compare_on_record(tests: Mapping[str, Evaluation], reference: Reference) -> dict[str, Any]:
+    """Run the rule that a record's reference stands for on all tests.
+
+    Args:
+        tests: evaluations by name.
+        reference: that of the headline test.
+
+    Returns:
+        Where demand is recorded, ``record``: for each test its counted periods and the rule's
+        cost, paired with the policy's (the same starts and demand); and the ``rule``: items, Q, S.
+    """
+    policy: Any = reference.policy
+    rows, rule = {}, {}
+    for name, test in tests.items():
+        env = test.env
+        if isinstance(env, RecordedInventoryEnv) and policy is not None:
+            rows[name] = {
+                "periods": env.span(test.skip, test.num_steps),
+                "rule_cost": test.run(policy).mean,
+            }
+            rule = {"items": env.items, "Q": policy.Q, "S": policy.S.tolist()}
+    return {"record": rows, "rule": rule} if rows else {}
 
 
 def _describe_inventory(

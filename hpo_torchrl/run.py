@@ -13,10 +13,19 @@ from tqdm import tqdm
 from hpo_torchrl._checks import check_int, first_line
 from hpo_torchrl.algorithms import HPO, Algorithm
 from hpo_torchrl.build import build_algorithm, build_tests, call_with
-from hpo_torchrl.describe import describe_policy
+from hpo_torchrl.describe import compare_on_record, describe_policy
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
+from hpo_torchrl.envs import RecordedInventoryEnv
 from hpo_torchrl.reporting import plot_gradients, plot_learning_curve, write_rows
-from hpo_torchrl.training import Checkpoint, CheckpointError, Trainer, reference_cost, write_json
+from hpo_torchrl.training import (
+    Checkpoint,
+    CheckpointError,
+    Evaluation,
+    Reference,
+    Trainer,
+    reference_cost,
+    write_json,
+)
 
 CONFIG_FILE, SUMMARY_FILE = "config.yaml", "summary.json"
 GRADIENT_FILES = ("gradients.csv", "gradients.png")
@@ -31,9 +40,10 @@ def run_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     run can be resumed from another directory.
     """
     settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
-    traces = settings["env"].get("demand_traces")
-    if isinstance(traces, str):
-        settings["env"] = {**settings["env"], "demand_traces": str(Path(traces).absolute())}
+    for key in ("demand_traces", "path"):
+        named = settings["env"].get(key)
+        if isinstance(named, str):
+            settings["env"] = {**settings["env"], key: str(Path(named).absolute())}
     return settings
 
 
@@ -86,9 +96,9 @@ def train_run(
         [row["update"] for row in tested],
         [row["test_cost"] for row in tested],
         errors=[row["test_cost_se"] for row in tested],
-        optimum=trainer.reference.optimal_cost,
-        lower_bound=trainer.reference.lower_bound,
-        baselines=trainer.reference.baselines,
+        optimum=trainer.quick_reference.optimal_cost,
+        lower_bound=trainer.quick_reference.lower_bound,
+        baselines=trainer.quick_reference.baselines,
     )
     if gradients is not None:
         gradients_run(config, run_dir, output_dir=run_dir, progress=trainer.progress, **gradients)
@@ -200,6 +210,7 @@ def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
     tests, headline, quick = build_tests(config["env"])
     tested = tests[headline]
     other_starts = (quick.env.batch_size, quick.seed) != (tested.env.batch_size, tested.seed)
+    other_demand = isinstance(quick.env, RecordedInventoryEnv)
     arguments = {
         "algorithm": algorithm,
         "run_dir": run_dir,
@@ -207,14 +218,18 @@ def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
         "tests": tests,
         "headline": headline,
         "quick_test": quick,
-        "reference": reference_cost(tested.env, seed=tested.seed),
-        "quick_reference": reference_cost(quick.env, seed=quick.seed) if other_starts else None,
+        "reference": _reference(tested),
+        "quick_reference": _reference(quick) if other_starts or other_demand else None,
         "env_name": config["env"]["name"],
         "algorithm_name": config["algorithm"]["name"],
         "seed": config["seed"],
         "logger_backend": config["logger"]["backend"],
     }
     return call_with("trainer", Trainer, {**settings, **arguments})
+
+
+def _reference(test: Evaluation) -> Reference:
+    return reference_cost(test.env, seed=test.seed, num_steps=test.num_steps, skip=test.skip)
 
 
 def _gradient_sizes(config: Mapping[str, Any], algorithm: Algorithm) -> dict[str, int] | None:
@@ -253,7 +268,8 @@ def _set_threads(number: Any) -> None:
 
 def _describe(trainer: Trainer, run_dir: Path | None) -> dict[str, Any]:
     test = trainer.tests[trainer.headline]
-    return describe_policy(test, trainer.algorithm.policy, trainer.reference, run_dir)
+    found = describe_policy(test, trainer.algorithm.policy, trainer.reference, run_dir)
+    return found | compare_on_record(trainer.tests, trainer.reference)
 
 
 def _check_new(run_dir: Path) -> None:

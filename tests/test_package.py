@@ -19,7 +19,7 @@ import yaml
 import hpo_torchrl
 from hpo_torchrl.build import ALGORITHMS, accepted
 from hpo_torchrl.cli import compose_config
-from hpo_torchrl.envs import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.envs import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.modules import HybridNetwork, make_value_network
 from hpo_torchrl.training import Trainer
 
@@ -28,6 +28,7 @@ PACKAGE = ROOT / "hpo_torchrl"
 MODULES = sorted(m.name for m in pkgutil.walk_packages(hpo_torchrl.__path__, "hpo_torchrl."))
 ROOMS = ("envs", "modules", "objectives", "oracles", "reporting")
 FLOORS = [
+    {"demand_file"},
     set(ROOMS),
     {"collectors"},
     {"algorithms", "diagnostics"},
@@ -90,6 +91,7 @@ def test_algorithm_config_has_the_keys_of_the_constructor(name):
     ("name", "function"),
     [
         ("inventory", InventoryEnv),
+        ("inventory_variant", ContinuousInventoryEnv.hybrid),
         ("switched_lqr", SwitchedLQREnv.from_recipe),
         ("switched_lqr_2d", SwitchedLQREnv),
     ],
@@ -121,6 +123,7 @@ def test_tuned_settings_are_of_a_known_pair(path):
 
 def test_network_configs_have_the_keys_of_the_networks():
     derived = {"continuous_bounds", "action_scale", "device", "dtype", "observation_key"}
+    derived |= {"option_bounds", "num_heads"}
     for name, function in (("policy", HybridNetwork.__init__), ("critic", make_value_network)):
         known = {key: value for key, value in defaults(function).items() if key not in derived}
         assert config(f"{name}/mlp.yaml") == known

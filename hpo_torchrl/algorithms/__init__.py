@@ -6,7 +6,14 @@ from hpo_torchrl.algorithms.hpo import HPO
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.algorithms.pathwise import GumbelSoftmax, Pathwise
 from hpo_torchrl.algorithms.ppo import PPO
-from hpo_torchrl.algorithms.rules import FixedModeRule, OrderUpToRule, RSRule, Rule, SSRule
+from hpo_torchrl.algorithms.rules import (
+    FixedModeRule,
+    OrderUpToRule,
+    RSRule,
+    Rule,
+    SSRule,
+    recorded_rule,
+)
 
 __all__ = [
     "DDPG",
@@ -22,4 +29,5 @@ __all__ = [
     "RSRule",
     "Rule",
     "SSRule",
+    "recorded_rule",
 ]

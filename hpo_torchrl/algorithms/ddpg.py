@@ -64,6 +64,11 @@ class DDPG(Learner):
         **learner,
     ) -> None:
         self.updates_per_batch = check_int("updates_per_batch", updates_per_batch, minimum=1)
+        if getattr(env, "num_heads", None) is not None:
+            raise ValueError(
+                "algorithm=ddpg needs a single discrete choice, whose options its critic "
+                f"compares; the environment has {env.num_heads} heads. Use algorithm=hpo."
+            )
         check_int("minibatch_size", minibatch_size, minimum=1)
         check_int("buffer_batches", buffer_batches, minimum=1)
         check_float("target_decay", target_decay, minimum=0.0, maximum=1.0)

@@ -143,6 +143,11 @@ class Pathwise(PathwiseLearner):
                 "observation, and needs a HybridNetwork without a shared trunk; set "
                 "policy.shared_trunk=false."
             )
+        if getattr(env, "num_heads", None) is not None:
+            raise ValueError(
+                "algorithm=pathwise needs a single discrete choice for its rule, but the "
+                f"environment has {env.num_heads} heads; use algorithm=hpo."
+            )
         network.discrete = FixedRule(env, network.num_options, option)
         super().__init__(env, policy, critic, **learner)
         self._prepare(critic_coeff)

@@ -11,7 +11,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from hpo_torchrl._checks import check_float, check_int
-from hpo_torchrl._entropy import entropy_of
+from hpo_torchrl._entropy import entropy_of, over_heads
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import SampleCollector
 from hpo_torchrl.modules import HybridPolicy
@@ -151,7 +151,7 @@ class PPO(Learner):
         """Mean entropy of the discrete choice, and the bonus."""
         if self.scale_entropy_coeff == 0.0:
             logits = self.policy.discrete_logits(part)
-            entropy = entropy_of(logits)
+            entropy = over_heads(entropy_of(logits), part.ndim)
             return entropy.mean().detach(), self.entropy_bonus * entropy.mean()
         dist = self.policy.get_dist(part)
         entropy = dist.entropy_discrete().mean()

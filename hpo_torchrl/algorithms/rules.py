@@ -12,7 +12,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 
 from hpo_torchrl.algorithms.base import Algorithm
-from hpo_torchrl.envs import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.envs import InventoryEnv, RecordedInventoryEnv, SwitchedLQREnv
 from hpo_torchrl.modules import (
     FixedModePolicy,
     HybridPolicy,
@@ -21,7 +21,9 @@ from hpo_torchrl.modules import (
     TotalDemandPolicy,
 )
 from hpo_torchrl.oracles import (
+    RecordedRule,
     best_periodic_rule,
+    best_recorded_rule,
     best_total_demand_rule,
     fixed_mode_cost,
     fixed_mode_gains,
@@ -76,7 +78,8 @@ class Rule(Algorithm):
 class SSRule(Rule):
     """(s, S) for one item; for more, order all up to S_i once they lack Q in all.
 
-    Source: Zheng & Federgruen (1991); :func:`~hpo_torchrl.oracles.best_total_demand_rule`.
+    Source: Zheng & Federgruen (1991); :func:`~hpo_torchrl.oracles.best_total_demand_rule`. On
+    recorded demand the rule that is best in the training periods: :func:`recorded_rule`.
 
     Examples:
         >>> from hpo_torchrl.algorithms import SSRule
@@ -88,6 +91,9 @@ class SSRule(Rule):
 
     def make_policy(self, env: EnvBase) -> nn.Module:
         """Find Q and S."""
+        if isinstance(env, RecordedInventoryEnv):
+            recorded = recorded_rule(env)
+            return TotalDemandPolicy(recorded.Q, recorded.S)
         rule = best_total_demand_rule(*inventory_costs(env, "s_S"))
         return TotalDemandPolicy(rule.Q, rule.S)
 
@@ -138,6 +144,28 @@ class FixedModeRule(Rule):
         return FixedModePolicy(mode, gains).to(env.device)
 
 
+def recorded_rule(env: RecordedInventoryEnv) -> RecordedRule:
+    """Return the (Q, S) rule that would have cost least in the training periods of a record.
+
+    A lead time and an order interval, or a quarter of those periods if that is less, are to warm
+    up; see :func:`~hpo_torchrl.oracles.best_recorded_rule`.
+    """
+    record = env.record[slice(*env.train_periods)]
+    holding, shortage, procurement = (
+        row.double().tolist() for row in (env.holding_cost, env.shortage_cost, env.procurement_cost)
+    )
+    return best_recorded_rule(
+        record.double().cpu().numpy(),
+        holding,
+        shortage,
+        env.fixed_cost,
+        env.lead_time,
+        procurement_cost=procurement,
+        lost_sales=env.lost_sales,
+        warm_up=min(env.lead_time + env.order_interval, len(record) // 4),
+    )
+
+
 def inventory_costs(
     env: EnvBase, algorithm: str
 ) -> tuple[list[float], list[float], list[float], float, int]:
@@ -161,4 +189,4 @@ def inventory_costs(
     return mean, holding, shortage, env.fixed_cost, env.lead_time
 
 
-__all__ = ["FixedModeRule", "OrderUpToRule", "RSRule", "Rule", "SSRule"]
+__all__ = ["FixedModeRule", "OrderUpToRule", "RSRule", "Rule", "SSRule", "recorded_rule"]

@@ -8,7 +8,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from hpo_torchrl._checks import check_float
-from hpo_torchrl.collectors.rollout import check_functional, expand_mask
+from hpo_torchrl.collectors.rollout import check_functional, check_single_choice, expand_mask
 from hpo_torchrl.collectors.straight_through import acts_randomly, draw_branches
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
@@ -75,6 +75,7 @@ def branched_returns(
     check_functional(
         "branched_returns", env, policy, "it branches the simulator, which must be pure"
     )
+    check_single_choice("branched_returns", env)
     check_float("gamma", gamma, minimum=0.0, maximum=1.0)
     _check_critic(critic)
     _check_data(env, rollout, noise)

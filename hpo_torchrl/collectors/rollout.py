@@ -226,12 +226,21 @@ def check_functional(name: str, env: EnvBase, policy: HybridPolicy, fix: str) ->
         )
 
 
+def check_single_choice(name: str, env: DifferentiableEnv) -> None:
+    """Raise a ``ValueError`` if a step has several discrete choices: options are enumerated."""
+    if env.num_heads is not None:
+        raise ValueError(
+            f"{name} takes every option of a step in turn and needs a single discrete choice, but "
+            f"{type(env).__name__} has {env.num_heads} heads; use HPO's sampled score function."
+        )
+
+
 def noise_of(
     env: DifferentiableEnv, start: TensorDictBase, num_steps: int, noise: Tensor | None
 ) -> Tensor:
     """Return the noise given for a rollout, checked, or draw it."""
     if noise is None:
-        return env.sample_noise(num_steps, {"step": start.get("step")})
+        return env.sample_noise(num_steps, {key: start.get(key) for key in env.state_names})
     expected = (*env.batch_size, num_steps, *env.noise_shape)
     if tuple(noise.shape) != expected:
         raise ValueError(

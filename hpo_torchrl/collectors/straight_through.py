@@ -12,7 +12,12 @@ from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
 from hpo_torchrl._checks import check_float, check_int
-from hpo_torchrl.collectors.rollout import check_functional, noise_of, unroll
+from hpo_torchrl.collectors.rollout import (
+    check_functional,
+    check_single_choice,
+    noise_of,
+    unroll,
+)
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridAction, HybridDistribution, HybridPolicy
 
@@ -93,6 +98,7 @@ def straight_through_rollout(
     check_functional(
         "straight_through_rollout", env, policy, "it branches the simulator, which must be pure"
     )
+    check_single_choice("straight_through_rollout", env)
 
     def transition(carried: Mapping[str, Tensor], step_noise: Tensor) -> tuple:
         dist = policy.distribution(carried["observation"])

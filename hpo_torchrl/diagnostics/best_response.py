@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hpo_torchrl._checks import check_float, check_int
+from hpo_torchrl.collectors.rollout import check_single_choice
 from hpo_torchrl.envs import DifferentiableEnv
 
 
@@ -56,6 +57,7 @@ class BestResponse(nn.Module):
             raise ValueError(
                 f"BestResponse needs an env with dtype=torch.float64, got {env.float_dtype}."
             )
+        check_single_choice("BestResponse", env)
         if check_float("temperature", temperature) == 0.0:
             raise ValueError("temperature must not be 0; take a small one such as 0.01.")
         self.temperature = temperature

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hpo_torchrl._checks import check_choice, check_int
+from hpo_torchrl.collectors.rollout import check_single_choice
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
@@ -124,7 +125,7 @@ def exact_gradient(
         )
     systems = env.batch_size.numel()
     if noise_support is None:
-        noise = env.sample_noise(num_steps, {"step": start["step"]}) if noise is None else noise
+        noise = env.sample_noise(num_steps, start) if noise is None else noise
         expected = (*env.batch_size, num_steps, *env.noise_shape)
         noise = torch.as_tensor(noise)
         if tuple(noise.shape) != expected:
@@ -266,6 +267,7 @@ def _check(
             "exact_gradient branches the simulator, which takes a DifferentiableEnv, got "
             f"{type(env).__name__}; write its step as the method dynamics."
         )
+    check_single_choice("exact_gradient", env)
     if not isinstance(policy, HybridPolicy):
         raise TypeError(f"policy must be a HybridPolicy, got {type(policy).__name__}.")
     policy.check_env(env)

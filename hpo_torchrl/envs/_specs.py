@@ -35,10 +35,11 @@ def set_hybrid_specs(
         lower = torch.full_like(span, low) if low is not None else -span + (high or 0.0)
         upper = torch.full_like(span, high) if high is not None else span + (low or 0.0)
         continuous = Bounded(low=lower, high=upper, shape=span.shape, **place)
+    heads = () if env.num_heads is None else (env.num_heads,)
     env.action_spec = Composite(
         action=Composite(
             discrete=Categorical(
-                env.num_options, shape=batch, dtype=torch.int64, device=env.device
+                env.num_options, shape=(*batch, *heads), dtype=torch.int64, device=env.device
             ),
             continuous=continuous,
             shape=batch,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_dtype, check_int, check_sizes
+from hpo_torchrl._pieces import OptionBounds
 from hpo_torchrl.envs._specs import set_hybrid_specs
 
 State = Mapping[str, Tensor]
@@ -26,7 +27,8 @@ class DifferentiableEnv(EnvBase):
     environment whose state travels in the tensordict.
 
     **Actions** are ``("action", "discrete")``, int64 of shape ``(*B,)``, and
-    ``("action", "continuous")``, float of shape ``(*B, n)``.
+    ``("action", "continuous")``, float of shape ``(*B, n)``. With ``num_heads`` H, ``"discrete"``
+    is ``(*B, H)``: one option for each of H equal parts of the continuous action.
 
     **Noise** comes from the environment's own generator. :meth:`sample_noise` draws it for a
     whole rollout in one call; :meth:`load_noise` makes the next steps consume it, so that two
@@ -39,7 +41,7 @@ class DifferentiableEnv(EnvBase):
     active passes no gradient).
 
     Args:
-        num_options: number M of discrete options.
+        num_options: number M of discrete options (of each head).
         continuous_dim: dimension n of the continuous action.
         continuous_bounds: ``(low, high)`` of the continuous action; ``None`` is unbounded. A
             half-open range is cut in the *spec* 100 action scales away from its end, so that
@@ -49,6 +51,10 @@ class DifferentiableEnv(EnvBase):
         state_shapes: shape of each state entry without the batch, by name.
         observation_dim: length of the flat ``"observation"``.
         noise_shape: shape of one system's noise in one step.
+        num_heads: number H of discrete choices in each step, a divisor of n; ``None`` is a single
+            choice for the whole action.
+        option_bounds: ends of the continuous action by option, where they differ; policies keep
+            to them.
         horizon: steps in an episode, or ``None`` for a system that runs on for ever.
         horizon_terminates: what the end of an episode means. ``True`` sets ``terminated`` (the
             problem is over: no value beyond), ``False`` sets ``truncated`` (only the simulation
@@ -77,6 +83,8 @@ class DifferentiableEnv(EnvBase):
         state_shapes: Mapping[str, Sequence[int]],
         observation_dim: int,
         noise_shape: Sequence[int] = (),
+        num_heads: int | None = None,
+        option_bounds: OptionBounds | None = None,
         continuous_bounds: tuple[float | None, float | None] = (None, None),
         action_scale: Tensor | None = None,
         horizon: int | None = None,
@@ -95,6 +103,12 @@ class DifferentiableEnv(EnvBase):
         super().__init__(device=device, batch_size=torch.Size(shape))
         self.num_options = check_int("num_options", num_options, minimum=1)
         self.continuous_dim = check_int("continuous_dim", continuous_dim, minimum=1)
+        if num_heads is not None and continuous_dim % check_int("num_heads", num_heads, minimum=1):
+            raise ValueError(
+                f"num_heads must divide continuous_dim={continuous_dim}, got {num_heads}: each "
+                "head chooses for an equal part of the continuous action."
+            )
+        self.num_heads, self.option_bounds = num_heads, option_bounds
         self.continuous_bounds = continuous_bounds
         self.horizon = horizon
         self.horizon_terminates = horizon_terminates
@@ -122,7 +136,8 @@ class DifferentiableEnv(EnvBase):
         Args:
             state: tensors of shape ``(*B, *shape)`` by name; ``state["step"]`` counts the steps
                 of the episode, int64 ``(*B, 1)``.
-            action: ``"discrete"``, int64 ``(*B,)``, and ``"continuous"``, float ``(*B, n)``.
+            action: ``"discrete"``, int64 ``(*B,)`` or ``(*B, H)``, and ``"continuous"``, float
+                ``(*B, n)``.
             noise: one step of :meth:`sample_noise`, ``(*B, *noise_shape)``.
 
         Returns:

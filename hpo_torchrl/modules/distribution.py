@@ -26,14 +26,19 @@ class HybridDistribution(Distribution):
     float of shape ``(*B, n)``. :meth:`rsample` reparameterises u, so that gradients reach ``loc``
     and ``scale`` of the sampled branch; nothing flows through d.
 
+    With ``heads`` a step has H choices at once, independent given the state: logits are
+    ``(*B, H, M)``, and each head's branches hold its own k = n / H coordinates, ``(*B, H, M, k)``.
+    ``"discrete"`` is then ``(*B, H)``; log-probabilities and entropies are sums over the heads.
+
     A coordinate of scale 0 is deterministic: its sample is ``loc``, and it adds nothing to
     log-probabilities and entropies, which are then those of the remaining coordinates.
 
     Args:
-        logits: unnormalised log-probabilities of the M options, ``(*B, M)``.
-        loc: mean of u for every option, ``(*B, M, n)``.
+        logits: unnormalised log-probabilities of the M options, ``(*B, M)`` or ``(*B, H, M)``.
+        loc: mean of u for every option, ``(*B, M, n)`` or ``(*B, H, M, k)``.
         scale: standard deviation of u, broadcastable to ``loc``; ``None`` is 0 everywhere.
-        mask: options that may be chosen, bool ``(*B, M)``; ``None`` allows all.
+        mask: options that may be chosen, bool of the logits' shape; ``None`` allows all.
+        heads: whether there are heads.
         validate_args: check values besides shapes; by default where that is free of a host
             synchronisation, that is on the CPU.
 
@@ -60,6 +65,8 @@ class HybridDistribution(Distribution):
         scale: Tensor | float | None = None,
         mask: Tensor | None = None,
         validate_args: bool | None = None,
+        *,
+        heads: bool = False,
     ) -> None:
         if loc.shape[:-1] != logits.shape:
             raise ValueError(
@@ -69,7 +76,10 @@ class HybridDistribution(Distribution):
             )
         self.loc = loc
         self.scale = None if scale is None else _expand_scale(scale, loc)
-        super().__init__(logits.shape[:-1], loc.shape[-1:], validate_args=False)
+        self.heads = heads
+        batch = logits.shape[: -2 if heads else -1]
+        dimension = loc.shape[-1] * (logits.shape[-2] if heads else 1)
+        super().__init__(batch, torch.Size([dimension]), validate_args=False)
         if mask is not None and (mask.dtype != torch.bool or mask.shape != logits.shape):
             raise ValueError(
                 f"mask must be bool of shape {tuple(logits.shape)}, got {mask.dtype} of shape "
@@ -139,7 +149,7 @@ class HybridDistribution(Distribution):
     def log_prob_discrete(self, discrete: Tensor) -> Tensor:
         """Return log pi(d), ``(*B,)``."""
         logits = self.logits.expand(*discrete.shape, self.num_options)
-        return logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1)
+        return self._over_heads(logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1))
 
     def log_prob_continuous(self, discrete: Tensor, continuous: Tensor) -> Tensor:
         """Return log N(u; branch d) over the coordinates of positive scale, ``(*B,)``."""
@@ -158,20 +168,24 @@ class HybridDistribution(Distribution):
         positive = self.scale > 0
         nats = self.scale.masked_fill(~positive, 1.0).log() + 0.5 * math.log(2 * math.pi * math.e)
         branches = nats.masked_fill(~positive, 0.0).sum(-1)
-        return self.entropy_discrete() + (self.probs * branches).sum(-1)
+        return self.entropy_discrete() + self._over_heads((self.probs * branches).sum(-1))
 
     def entropy_discrete(self) -> Tensor:
         """Return H(d) in nats, ``(*B,)``."""
-        return entropy_of(self.logits)
+        return self._over_heads(entropy_of(self.logits))
+
+    def _over_heads(self, value: Tensor) -> Tensor:
+        return value.sum(-1) if self.heads else value
 
     def _select(self, branches: Tensor, discrete: Tensor) -> Tensor:
         branches = branches.expand(*discrete.shape, *branches.shape[-2:])
         index = discrete[..., None, None].expand(*discrete.shape, 1, branches.shape[-1])
-        return branches.gather(-2, index).squeeze(-2)
+        chosen = branches.gather(-2, index).squeeze(-2)
+        return chosen.flatten(-2) if self.heads else chosen
 
     def _action(self, discrete: Tensor, continuous: Tensor) -> TensorDict:
         return TensorDict(
-            {"discrete": discrete, "continuous": continuous}, batch_size=discrete.shape
+            {"discrete": discrete, "continuous": continuous}, batch_size=continuous.shape[:-1]
         )
 
     def _validate(self, mask: Tensor | None) -> None:

@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ValueOperator
 
 from hpo_torchrl._checks import check_bool, check_choice, check_float, check_sizes
+from hpo_torchrl._pieces import OptionBounds
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
@@ -40,6 +41,11 @@ class HybridNetwork(nn.Module):
     [low, high]     low + (high - low) sigmoid(z)
     ==============  ===========================================
 
+    Where the ends differ by option (``option_bounds``) each branch keeps to its own, and a branch
+    whose ends are equal is that value. Of ends of the *sum* over coordinates, coordinates that
+    are [0, inf) by themselves are scaled to a sum of low + (high - low) T / (T + T_0), or low + T
+    without an upper end, with T their own sum and T_0 that of an untrained policy.
+
     The softplus is a sharp one, so that an action of natural size is linear in z: what is linear
     in the observation (order up to a level) stays within reach of the linear skip.
 
@@ -48,6 +54,8 @@ class HybridNetwork(nn.Module):
         num_options: number M of options.
         continuous_dim: dimension n of the continuous action.
         continuous_bounds: ``(low, high)``; ``None`` is unbounded.
+        option_bounds: ends by option, instead; see :class:`DifferentiableEnv`.
+        num_heads: number H of discrete choices, each with its own k = n / H coordinates.
         action_scale: unit of each continuous action, ``(n,)``; defaults to ones.
         hidden: width of each hidden layer.
         activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
@@ -71,6 +79,8 @@ class HybridNetwork(nn.Module):
         continuous_dim: int,
         *,
         continuous_bounds: tuple[float | None, float | None] = (None, None),
+        option_bounds: OptionBounds | None = None,
+        num_heads: int | None = None,
         action_scale: Tensor | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: str = "relu",
@@ -100,6 +110,7 @@ class HybridNetwork(nn.Module):
         def net(inputs: int, outputs: int, cells: Sequence[int], gain: float) -> MLP:
             return mlp(inputs, outputs, cells, activation, gain, **place)
 
+        self.num_heads = num_heads
         outputs = num_options * continuous_dim
         if shared_trunk and hidden:
             self.trunk: nn.Module = nn.Sequential(
@@ -110,7 +121,7 @@ class HybridNetwork(nn.Module):
         else:
             self.trunk, head_inputs, head_cells = nn.Identity(), observation_dim, hidden
         # The discrete head starts exactly uniform: every option is tried before any is preferred.
-        self.discrete = net(head_inputs, num_options, head_cells, 0.0)
+        self.discrete = net(head_inputs, num_options * (num_heads or 1), head_cells, 0.0)
         self.continuous = net(head_inputs, outputs, head_cells, 0.01)
         self.skip = (
             nn.Linear(observation_dim, outputs, bias=False, **place) if linear_skip else None
@@ -119,7 +130,8 @@ class HybridNetwork(nn.Module):
             nn.init.zeros_(self.skip.weight)
         unit = torch.ones(continuous_dim, **place) if action_scale is None else action_scale
         self.register_buffer("action_scale", unit.to(**place).clone())
-        log_scale = torch.full((num_options, continuous_dim), math.log(scale or 1.0), **place)
+        self.range = None if option_bounds is None else OptionRange(option_bounds, **place)
+        log_scale = torch.full(self._branches, math.log(scale or 1.0), **place)
         self.stochastic = scale > 0
         if learn_scale:
             self.log_scale = nn.Parameter(log_scale)
@@ -132,23 +144,83 @@ class HybridNetwork(nn.Module):
         raw = self.continuous(features)
         if self.skip is not None:
             raw = raw + self.skip(observation)
-        loc = self._into_range(raw.unflatten(-1, (self.num_options, self.continuous_dim)))
-        scale = (
-            (self.log_scale.exp() * self.action_scale).expand_as(loc) if self.stochastic else None
-        )
-        return self.discrete(features), loc, scale
+        loc = self._into_range(raw.unflatten(-1, self._branches))
+        scale = (self.log_scale.exp() * self._unit).expand_as(loc) if self.stochastic else None
+        return self._logits(features), loc, scale
 
     def logits(self, observation: Tensor) -> Tensor:
-        """Return the logits alone, ``(*B, M)``."""
-        return self.discrete(self.trunk(observation))
+        """Return the logits alone, ``(*B, M)`` or ``(*B, H, M)``."""
+        return self._logits(self.trunk(observation))
+
+    @property
+    def _branches(self) -> tuple[int, ...]:
+        """Shape of the branches: ``(M, n)``, or ``(H, M, k)``."""
+        if self.num_heads is None:
+            return self.num_options, self.continuous_dim
+        return self.num_heads, self.num_options, self.continuous_dim // self.num_heads
+
+    @property
+    def _unit(self) -> Tensor:
+        """The unit of each coordinate, broadcastable to the branches."""
+        if self.num_heads is None:
+            return self.action_scale
+        return self.action_scale.unflatten(0, (self.num_heads, 1, -1))
+
+    def _logits(self, features: Tensor) -> Tensor:
+        logits = self.discrete(features)
+        return logits if self.num_heads is None else logits.unflatten(-1, (self.num_heads, -1))
 
     def _into_range(self, raw: Tensor) -> Tensor:
+        if self.range is not None:
+            return self.range(raw, self._unit)
         if self.low is None and self.high is None:
-            return self.action_scale * raw
+            return self._unit * raw
         if self.low is not None and self.high is not None:
             return self.low + (self.high - self.low) * torch.sigmoid(raw)
-        size = self.action_scale * F.softplus(raw + _START, beta=_SHARPNESS)
+        size = self._unit * F.softplus(raw + _START, beta=_SHARPNESS)
         return size + self.low if self.low is not None else -size + (self.high or 0.0)
+
+
+class OptionRange(nn.Module):
+    """Map raw outputs to continuous actions between the ends of each option.
+
+    Args:
+        bounds: the ends.
+        place: device and dtype.
+    """
+
+    low: Tensor
+    high: Tensor
+    has_low: Tensor
+    has_high: Tensor
+
+    def __init__(self, bounds: OptionBounds, **place: Any) -> None:
+        super().__init__()
+        low, high = (torch.as_tensor(end).to(**place) for end in bounds[:2])
+        self.of_total = bounds.of_total
+        for name, mask in (("has_low", low.isfinite()), ("has_high", high.isfinite())):
+            self.register_buffer(name, mask)
+        # Ends at infinity are 0 here: what is not selected below must still be finite.
+        self.register_buffer("low", low.nan_to_num(posinf=0.0, neginf=0.0))
+        self.register_buffer("high", high.nan_to_num(posinf=0.0, neginf=0.0))
+
+    def forward(self, raw: Tensor, unit: Tensor) -> Tensor:
+        """Return the actions, of the shape of ``raw``.
+
+        Args:
+            raw: ``(*B, M, n)`` or ``(*B, H, M, k)``.
+            unit: broadcastable to it.
+        """
+        size = unit * F.softplus(raw + _START, beta=_SHARPNESS)
+        if self.of_total:
+            total = size.sum(-1)
+            width, middle = self.high - self.low, _START * unit.sum(-1)
+            aim = torch.where(self.has_high, width * total / (total + middle), total) + self.low
+            return size * (aim / total).unsqueeze(-1)
+        inside = self.low + (self.high - self.low) * torch.sigmoid(raw)
+        one_sided = torch.where(self.has_low, self.low + size, self.high - size)
+        bounded = torch.where(self.has_low & self.has_high, inside, one_sided)
+        return torch.where(self.has_low | self.has_high, bounded, unit * raw)
 
 
 def mlp(

@@ -77,6 +77,7 @@ class HybridSampler(ProbabilisticTensorDictModule):
     Args:
         mask_key: entry with the options that may be chosen, bool ``(*B, M)``; ``None`` allows all.
         stochastic: whether ``scale`` is read; without it u is deterministic.
+        heads: whether there are several discrete choices, see :class:`HybridDistribution`.
         return_log_prob: whether log-probabilities are written.
         default_interaction_type: what is done outside ``set_exploration_type``.
     """
@@ -86,6 +87,7 @@ class HybridSampler(ProbabilisticTensorDictModule):
         *,
         mask_key: str | None = None,
         stochastic: bool = True,
+        heads: bool = False,
         return_log_prob: bool = True,
         default_interaction_type: InteractionType = InteractionType.RANDOM,
     ) -> None:
@@ -96,6 +98,7 @@ class HybridSampler(ProbabilisticTensorDictModule):
             in_keys=in_keys,
             out_keys=["action"],
             distribution_class=HybridDistribution,
+            distribution_kwargs={"heads": heads},
             return_log_prob=return_log_prob,
             default_interaction_type=default_interaction_type,
         )
@@ -170,6 +173,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             HybridSampler(
                 mask_key=mask_key,
                 stochastic=_is_stochastic(network),
+                heads=_has_heads(network),
                 return_log_prob=return_log_prob,
                 default_interaction_type=default_interaction_type,
             ),
@@ -198,11 +202,15 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         """
         observation = env.observation_spec[observation_key]
         continuous = env.full_action_spec["action", "continuous"]
+        discrete = env.full_action_spec["action", "discrete"]
+        heads = discrete.shape[len(continuous.shape) - 1 :]
         net = HybridNetwork(
             observation.shape[-1],
-            env.full_action_spec["action", "discrete"].space.n,
+            discrete.space.n,
             continuous.shape[-1],
             continuous_bounds=getattr(env, "continuous_bounds", None) or _bounds(continuous),
+            option_bounds=getattr(env, "option_bounds", None),
+            num_heads=heads[0] if heads else None,
             action_scale=getattr(env, "action_scale", None),
             device=observation.device,
             dtype=observation.dtype,
@@ -238,7 +246,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
     def distribution(self, observation: Tensor, mask: Tensor | None = None) -> HybridDistribution:
         """Return the action distribution at ``observation``, on plain tensors."""
         logits, loc, scale = self.network(observation)
-        return HybridDistribution(logits, loc, scale, mask)
+        return HybridDistribution(logits, loc, scale, mask, heads=_has_heads(self.network))
 
     def discrete_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return log pi(. | s), normalised and masked, ``(*B, M)``, without the continuous net."""
@@ -266,21 +274,27 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         spec = env.observation_spec[self.observation_key]
         options = env.full_action_spec["action", "discrete"].space.n
         dimension = env.full_action_spec["action", "continuous"].shape[-1]
+        heads = getattr(self.network, "num_heads", None)
+        shape = (options, dimension) if heads is None else (heads, options, dimension // heads)
         with torch.no_grad():
             logits, loc, _ = self.network(
                 torch.zeros(1, spec.shape[-1]).to(spec.dtype).to(spec.device)
             )
-        if logits.shape[-1] != options or tuple(loc.shape[-2:]) != (options, dimension):
+        if logits.shape[-1] != options or tuple(loc.shape[-len(shape) :]) != shape:
             raise ValueError(
                 f"The policy has {logits.shape[-1]} options and branches of shape "
-                f"{tuple(loc.shape[-2:])}, but the environment asks for {options} options and "
-                f"branches of shape {(options, dimension)} (options, continuous dimension). Build "
+                f"{tuple(loc.shape[-len(shape) :])}, but the environment asks for {options} "
+                f"options and branches of shape {shape} (options, continuous dimension). Build "
                 "it with HybridPolicy.for_env(env) or correct the network's outputs."
             )
 
 
 def _is_stochastic(network: nn.Module) -> bool:
     return getattr(network, "stochastic", True)
+
+
+def _has_heads(network: nn.Module) -> bool:
+    return getattr(network, "num_heads", None) is not None
 
 
 def _bounds(spec) -> tuple[float | None, float | None]:

@@ -11,6 +11,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from hpo_torchrl._checks import check_bool
+from hpo_torchrl._entropy import over_heads
 from hpo_torchrl.objectives.cross_weight import CrossTermWeight
 from hpo_torchrl.objectives.pathwise import PathwiseLoss
 
@@ -177,7 +178,7 @@ class HPOLoss(PathwiseLoss):
         action_value = held.get(keys.action_value, None)
         if self.cross_term == "adaptive":
             logits = self._add_weighted_cross(logits, tensordict, held, action_value)
-        log_prob = logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1)
+        log_prob = over_heads(logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1), advantage.ndim)
         old = held.get(keys.sample_log_prob, None)
         log_ratio = log_prob - (log_prob.detach() if old is None else old)
         if action_value is None:
@@ -210,8 +211,9 @@ class HPOLoss(PathwiseLoss):
         if through_state.requires_grad:
             if action_value is None:
                 discrete = self.entry(held, self.tensor_keys.discrete_action).unsqueeze(-1)
-                cross = through_state.gather(-1, discrete) * held.get(self.tensor_keys.advantage)
-                cross = cross.squeeze(-1)
+                advantage = held.get(self.tensor_keys.advantage).squeeze(-1)
+                chosen = through_state.gather(-1, discrete).squeeze(-1)
+                cross = over_heads(chosen, advantage.ndim) * advantage
             else:
                 cross = _expectation(through_state, action_value)
             weight.observe(cross, [p for p in self._actor_parameters() if p.requires_grad])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrl.objectives import distance_loss
 
 from hpo_torchrl._checks import check_choice, check_float
-from hpo_torchrl._entropy import entropy_of
+from hpo_torchrl._entropy import entropy_of, over_heads
 from hpo_torchrl.objectives.base import HybridLossModule
 
 _DISTANCES = ("l1", "l2", "smooth_l1")
@@ -169,7 +169,7 @@ class PathwiseLoss(HybridLossModule):
             spread = self._variance(target.squeeze(-1), held).clamp_min(1e-12)
             residual = self._variance((target - value.detach()).squeeze(-1), held)
             notes["explained_variance"] = 1.0 - residual / spread
-        entropy = entropy_of(logits)
+        entropy = over_heads(entropy_of(logits), held.ndim)
         if self.entropy_coeff is not None:
             unit: Tensor | float = 1.0
             if self.entropy_in_advantage_units:

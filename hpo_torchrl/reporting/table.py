@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+# Of a rule's levels so many are shown.
+_ITEMS = 8
+
 
 def format_summary(summary: Mapping[str, Any]) -> str:
     """Format a run's summary as a short table, with what each figure means.
@@ -32,6 +35,11 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         rows.append(("gap", f"{100 * summary['gap']:+.2f} %"))
     elif summary.get("gap_to_lower_bound") is not None:
         rows.append(("gap", _between(summary)))
+    elif summary.get("gap_to_upper_bound") is not None:
+        text = (
+            f"{100 * summary['gap_to_upper_bound']:+.2f} % to the upper bound; no optimum is known"
+        )
+        rows.append(("gap", text))
     if summary.get("learned_s") is not None:
         learned = f"({summary['learned_s']}, {summary['learned_S']})"
         if summary.get("learned_rule_cost") is not None:
@@ -49,7 +57,30 @@ def format_summary(summary: Mapping[str, Any]) -> str:
             f"{summary['wall_seconds']:.0f} s",
         )
     )
-    return "\n".join(f"{name:<17}{text}" for name, text in rows)
+    lines = [f"{name:<17}{text}" for name, text in rows]
+    return "\n".join(lines + (_record(summary) if summary.get("record") else []))
+
+
+def _record(summary: Mapping[str, Any]) -> list[str]:
+    """Return the costs on recorded demand beside those of a rule, by test, and the rule."""
+    rows = [("cost", "periods", str(summary["algorithm"]), "(s, S) rule", "difference")]
+    for name, row in summary["record"].items():
+        cost, rule = summary[f"{name}_cost"], row["rule_cost"]
+        gap = f"{100 * (cost / rule - 1):+.2f} %" if rule else "-"
+        rows.append((name, row["periods"], f"{cost:.4f}", f"{rule:.4f}", gap))
+    widths = [17, *(max(map(len, column)) + 3 for column in list(zip(*rows, strict=True))[1:])]
+    lines = ["".join(f"{text:<{w}}" for text, w in zip(row, widths, strict=True)) for row in rows]
+    found = summary["rule"]
+    Q, levels = found["Q"], dict(zip(found["items"], found["S"], strict=True))
+    if len(levels) == 1:
+        (S,) = levels.values()
+        text = f"(s, S) = ({S - Q:g}, {S:g})"
+    else:
+        shown = ", ".join(f"{item} {S:g}" for item, S in list(levels.items())[:_ITEMS])
+        more = f" and {len(levels) - _ITEMS} more" if len(levels) > _ITEMS else ""
+        text = f"order all items up to S once they lack {Q:g} in all; S: {shown}{more}"
+    note = "best in the training periods"
+    return ["", *(line.rstrip() for line in lines), f"{'(s, S) rule':<17}{note}: {text}"]
 
 
 def _between(summary: Mapping[str, Any]) -> str:

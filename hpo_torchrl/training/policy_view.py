@@ -62,7 +62,11 @@ def view_inventory_policy(env: InventoryEnv, policy: HybridPolicy) -> InventoryP
     inventory = torch.zeros(len(position), *env.state_spec["inventory"].shape[-2:])
     inventory[..., 0] = position.unsqueeze(-1) / unit * mean
     inventory = inventory.to(dtype=env.float_dtype, device=env.device)
-    dist = policy.distribution(env.observe({"inventory": inventory}))
+    # What else there is to a state stands at its mean over fresh systems.
+    others = [key for key in env.state_names if key not in ("inventory", "step")]
+    fresh = env.reset().reshape(-1) if others else {}
+    usual = {key: fresh[key].mean(0).expand(len(position), *fresh[key].shape[1:]) for key in others}
+    dist = policy.distribution(env.observe({"inventory": inventory, **usual}))
     order = torch.ones(len(position), dtype=torch.int64, device=env.device)
     reached = inventory[..., 0] + dist.branch(order)[0]
 

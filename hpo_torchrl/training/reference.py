@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModuleBase
 
-from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.algorithms import recorded_rule
+from hpo_torchrl.envs import (
+    ContinuousInventoryEnv,
+    DifferentiableEnv,
+    HybridizedEnv,
+    InventoryEnv,
+    RecordedInventoryEnv,
+    SwitchedLQREnv,
+)
+from hpo_torchrl.modules import TotalDemandPolicy
 from hpo_torchrl.oracles import (
     best_periodic_rule,
     best_total_demand_rule,
@@ -20,6 +26,9 @@ from hpo_torchrl.oracles import (
     optimal_s_S,
     switched_lqr_optimum,
 )
+from hpo_torchrl.training.bounds import Reference
+from hpo_torchrl.training.evaluation import Evaluation
+from hpo_torchrl.training.variants import variant_reference
 
 # Widths to aim for in turn, with the largest set of matrices to spend on each: seconds in all.
 _LQR_ATTEMPTS = ((0.001, 1000), (0.01, 50_000))
@@ -28,46 +37,9 @@ _LQR_EXACT = 20_000
 _EXACT_ITEMS = 3
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Cost per unit and period of the optimum, or bounds on it; ``None`` where unknown.
-
-    Attributes:
-        optimal_cost: cost of the optimum.
-        lower_bound: what no policy can go below.
-        upper_bound: what some known policy attains.
-        baselines: costs of simple rules by name: the lines to beat.
-        s: optimal reorder point of a single item.
-        S: its optimal order-up-to level.
-        policy: the optimal policy, or that of the upper bound.
-        paired: whether the costs are of the test's own initial states, and all its noise is in
-            those: gaps then have no sampling error of their own.
-    """
-
-    optimal_cost: float | None = None
-    lower_bound: float | None = None
-    upper_bound: float | None = None
-    baselines: Mapping[str, float] = field(default_factory=dict)
-    s: int | None = None
-    S: int | None = None
-    policy: TensorDictModuleBase | None = field(default=None, compare=False)
-    paired: bool = False
-
-    def gaps(self, cost: float) -> dict[str, float | None]:
-        """Return cost / optimum - 1 as ``gap``, and the same for either bound; ``None`` if unknown.
-
-        Between a lower and an upper bound the true gap is between ``gap_to_upper_bound`` (at
-        least) and ``gap_to_lower_bound`` (at most).
-        """
-        known = {
-            "gap": self.optimal_cost,
-            "gap_to_lower_bound": self.lower_bound,
-            "gap_to_upper_bound": self.upper_bound,
-        }
-        return {name: None if base is None else cost / base - 1.0 for name, base in known.items()}
-
-
-def reference_cost(env: DifferentiableEnv, *, seed: int | None = None) -> Reference:
+def reference_cost(
+    env: DifferentiableEnv, *, seed: int | None = None, num_steps: int | None = None, skip: int = 0
+) -> Reference:
     """Return the optimum of an environment, or bounds on it.
 
     *Inventory* with backlogged Poisson demand: exact for up to three items. For more, a lower bound
@@ -78,15 +50,28 @@ def reference_cost(env: DifferentiableEnv, *, seed: int | None = None) -> Refere
     two modes, certified bounds for more, and the best fixed mode as the line to beat. Where being
     clipped by the environment's guard might pay, only the upper bound is known.
 
+    *Recorded demand*: the (s, S) rule that was best in the training periods, simulated on the test;
+    for several items it orders all up to S_i once they lack Q together. It is an upper bound on
+    what the best policy costs there.
+
+    *Inventory of features*: exact for a single item with integer breakpoints and one supplier.
+
     Args:
         env: the environment; one with random initial states is reset.
         seed: seed of the initial states, where the optimum depends on them.
+        num_steps: periods of the test, where a rule is simulated on it; ``None`` is all there are.
+        skip: first periods of the test that are not counted.
 
     Returns:
         The reference; all ``None`` where nothing is known.
     """
+    if isinstance(env, RecordedInventoryEnv):
+        steps = env.num_periods if num_steps is None else num_steps
+        return _recorded(env, Evaluation(env, num_steps=steps, skip=skip, seed=seed or 0))
     if isinstance(env, InventoryEnv):
         return _inventory(env)
+    if isinstance(env, HybridizedEnv) and isinstance(env.original, ContinuousInventoryEnv):
+        return variant_reference(env.original)
     if isinstance(env, SwitchedLQREnv):
         return _switched_lqr(env, seed)
     return Reference()
@@ -123,6 +108,14 @@ def _inventory(env: InventoryEnv) -> Reference:
     with contextlib.suppress(ValueError):
         bound = per_item(joint_replenishment_lower_bound(*costs).cost)
     return Reference(lower_bound=bound, upper_bound=min(rules.values()), baselines=rules)
+
+
+def _recorded(env: RecordedInventoryEnv, test: Evaluation) -> Reference:
+    rule = recorded_rule(env)
+    policy: Any = TotalDemandPolicy(rule.Q, rule.S).to(env.device)
+    cost = test.run(policy).mean
+    # The same starts and the same demand: no sampling error of the test is in the comparison.
+    return Reference(upper_bound=cost, baselines={"(s, S) rule": cost}, policy=policy, paired=True)
 
 
 def _switched_lqr(env: SwitchedLQREnv, seed: int | None) -> Reference:

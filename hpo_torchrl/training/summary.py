@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.training.bounds import Reference
 from hpo_torchrl.training.evaluation import Evaluation
-from hpo_torchrl.training.reference import Reference
 
 
 def summarise(

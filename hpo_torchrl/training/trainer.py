@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from hpo_torchrl._checks import check_bool, check_int
 from hpo_torchrl.algorithms import Algorithm, NonFiniteError
+from hpo_torchrl.training.bounds import Reference
 from hpo_torchrl.training.checkpoint import Checkpoint
 from hpo_torchrl.training.evaluation import Evaluation
 from hpo_torchrl.training.logging import RunLogger, write_json
-from hpo_torchrl.training.reference import Reference
 from hpo_torchrl.training.summary import summarise
 
 _GAPS = {

@@ -1,0 +1,238 @@
+"""Several discrete choices in one step, and continuous ranges that differ by option."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.distributions import Categorical, Normal
+
+from hpo_torchrl._pieces import OptionBounds
+from hpo_torchrl.collectors import branched_returns, differentiable_rollout
+from hpo_torchrl.diagnostics import exact_gradient
+from hpo_torchrl.envs import ContinuousInventoryEnv, DifferentiableEnv, hybridize
+from hpo_torchrl.envs.features import ItemFixedCost
+from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy
+from hpo_torchrl.objectives import HPOLoss
+
+DOUBLE = torch.float64
+INF = torch.inf
+
+
+def random_distribution(heads=3, options=4, part=2, **arguments):
+    logits = torch.randn(5, heads, options, dtype=DOUBLE)
+    loc = torch.randn(5, heads, options, part, dtype=DOUBLE)
+    scale = torch.rand(5, heads, options, part, dtype=DOUBLE) + 0.1
+    return HybridDistribution(logits, loc, scale, heads=True, **arguments), logits, loc, scale
+
+
+def test_heads_are_independent_choices():
+    dist, logits, loc, scale = random_distribution()
+    action = dist.sample()
+    assert dist.batch_shape == (5,)
+    assert dist.event_shape == (6,)
+    assert action.batch_size == (5,)
+    assert action["discrete"].shape == (5, 3)
+    assert action["continuous"].shape == (5, 6)
+    index = action["discrete"][..., None, None].expand(5, 3, 1, 2)
+    normal = Normal(*(value.gather(-2, index).squeeze(-2) for value in (loc, scale)))
+    discrete = Categorical(logits=logits).log_prob(action["discrete"]).sum(-1)
+    continuous = normal.log_prob(action["continuous"].unflatten(-1, (3, 2))).sum((-1, -2))
+    torch.testing.assert_close(dist.log_prob_discrete(action["discrete"]), discrete)
+    torch.testing.assert_close(dist.log_prob(action), discrete + continuous)
+    entropy = Categorical(logits=logits).entropy().sum(-1)
+    torch.testing.assert_close(dist.entropy_discrete(), entropy)
+    branches = Normal(loc, scale).entropy().sum(-1)
+    expected = entropy + (logits.softmax(-1) * branches).sum((-1, -2))
+    torch.testing.assert_close(dist.entropy(), expected)
+
+
+def test_samples_of_heads_are_from_their_own_branches():
+    logits = torch.zeros(20_000, 2, 3)
+    logits[:, 1, 2] = 2.0
+    loc = torch.arange(6.0).reshape(2, 3, 1).expand(20_000, 2, 3, 1)
+    action = HybridDistribution(logits, loc, heads=True).sample()
+    offset = torch.tensor([0, 3])
+    assert torch.equal(action["continuous"], (action["discrete"] + offset).float())
+    share = (action["discrete"][:, 1] == 2).float().mean()
+    assert abs(share - torch.tensor([0.0, 0.0, 2.0]).softmax(0)[2]) < 0.02
+
+
+class TwoSwitches(DifferentiableEnv):
+    """One step; the reward couples both choices and both continuous actions."""
+
+    def __init__(self, **arguments):
+        super().__init__(
+            num_options=2,
+            num_heads=2,
+            continuous_dim=2,
+            state_shapes={"x": (2,)},
+            observation_dim=2,
+            noise_shape=(1,),
+            dtype=DOUBLE,
+            **arguments,
+        )
+
+    def dynamics(self, state, action, noise):
+        on = action["discrete"].to(DOUBLE)
+        u = action["continuous"]
+        x = 0.5 * state["x"] + on * u
+        return {"x": x}, (x[..., 0] * x[..., 1]).sin() - 0.3 * on.prod(-1) + x.sum(-1)
+
+    def observe(self, state):
+        return state["x"]
+
+    def initial_state(self):
+        start = torch.tensor([[0.3, -0.7], [1.1, 0.4]], dtype=DOUBLE)
+        return {"x": start.repeat(self.batch_size[0] // 2, 1)}
+
+    def draw_noise(self, num_steps, state):
+        return torch.zeros(*self.batch_size, num_steps, 1, dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_loss_with_heads_has_the_exact_gradient(steps):
+    """Expectation over all choices of the loss's gradient against that of the enumerated return."""
+    env = TwoSwitches(batch_size=2)
+    policy = HybridPolicy.for_env(env, hidden=(4,), activation="tanh")
+    for parameter in policy.parameters():
+        parameter.data.add_(0.5 * torch.randn_like(parameter))
+    parameters = list(policy.parameters())
+    loss = HPOLoss(policy, clip_epsilon=None, entropy_coeff=None, functional=False)
+    choices = list(itertools.product(itertools.product([0, 1], repeat=2), repeat=steps))
+
+    def unrolled(choice):
+        """Return of the choices, and their probability, as functions of the parameters."""
+        state, total, log_prob = env.initial_state(), 0.0, 0.0
+        rows = []
+        for options in choice:
+            observation = env.observe(state)
+            discrete = torch.tensor([options, options])
+            dist = policy.distribution(observation)
+            u = dist.branch(discrete)[0]
+            log_prob = log_prob + dist.log_prob_discrete(discrete)
+            after, reward = env.dynamics(state, {"discrete": discrete, "continuous": u}, None)
+            rows.append((observation, discrete, u, reward, env.observe(after)))
+            total, state = total + reward, after
+        return total, log_prob, rows
+
+    returns, estimate = 0.0, [torch.zeros_like(parameter) for parameter in parameters]
+    template = differentiable_rollout(env, policy, steps)
+    for choice in choices:
+        total, log_prob, rows = unrolled(choice)
+        returns = returns + (log_prob.exp() * total).mean()
+        for system in range(2):
+            data = template[system : system + 1].clone()
+            observation, discrete, u, reward, after = (
+                torch.stack(column, 1)[system : system + 1] for column in zip(*rows, strict=True)
+            )
+            data["observation"], data["action", "discrete"] = observation, discrete
+            data["action", "continuous"], data["next", "observation"] = u, after
+            data["next", "reward"] = reward.unsqueeze(-1)
+            data = data.exclude("discrete_log_prob", "action_log_prob")
+            terms = loss(data)
+            value = sum(term for key, term in terms.items() if key.startswith("loss_"))
+            gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            chance = log_prob[system].exp().item() / 2
+            for entry, gradient in zip(estimate, gradients, strict=True):
+                if gradient is not None:
+                    entry.sub_(chance * steps * gradient)
+    exact = torch.autograd.grad(returns, parameters, allow_unused=True)
+    for entry, gradient in zip(estimate, exact, strict=True):
+        expected = torch.zeros_like(entry) if gradient is None else gradient
+        torch.testing.assert_close(entry, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_what_enumerates_options_refuses_heads():
+    env = TwoSwitches(batch_size=2)
+    policy = HybridPolicy.for_env(env, hidden=(4,))
+    noise = env.sample_noise(1)
+    rollout = differentiable_rollout(env, policy, 1, noise=noise)
+    with pytest.raises(ValueError, match=r"single discrete choice.*2 heads"):
+        branched_returns(env, policy, rollout, noise, gamma=1.0)
+    with pytest.raises(ValueError, match="single discrete choice"):
+        exact_gradient(env, policy, 1)
+
+
+def test_heads_must_divide_the_action():
+    with pytest.raises(ValueError, match="num_heads must divide continuous_dim=2, got 3"):
+        type("Three", (TwoSwitches,), {"__init__": _three})()
+
+
+def _three(self):
+    DifferentiableEnv.__init__(
+        self,
+        num_options=2,
+        num_heads=3,
+        continuous_dim=2,
+        state_shapes={"x": (2,)},
+        observation_dim=2,
+    )
+
+
+# -- ranges by option ----------------------------------------------------------------------------
+
+
+def network_of(bounds, **arguments):
+    settings = {"hidden": (8,), "option_bounds": bounds, "dtype": DOUBLE} | arguments
+    network = HybridNetwork(3, len(bounds.low), 2, **settings)
+    for parameter in network.parameters():
+        parameter.data.add_(torch.randn_like(parameter))
+    return network
+
+
+def test_each_branch_keeps_to_the_ends_of_its_option():
+    low = torch.tensor([[0.0], [2.0], [-INF], [-INF], [5.0]], dtype=DOUBLE)
+    high = torch.tensor([[0.0], [3.0], [INF], [1.0], [INF]], dtype=DOUBLE)
+    network = network_of(OptionBounds(low, high), action_scale=torch.tensor([1.0, 4.0]))
+    observation = (5 * torch.randn(500, 3, dtype=DOUBLE)).requires_grad_()
+    loc = network(observation)[1]
+    assert (loc >= low).all()
+    assert (loc <= high).all()
+    assert (loc[:, 0] == 0).all()
+    assert loc[:, 2].min() < -1
+    loc.sum().backward()
+    assert observation.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in network.continuous.parameters())
+
+
+def test_a_bounded_branch_is_a_sigmoid_and_a_half_open_one_as_without_options():
+    low = torch.tensor([[2.0], [0.0]], dtype=DOUBLE)
+    high = torch.tensor([[3.0], [INF]], dtype=DOUBLE)
+    network = network_of(OptionBounds(low, high))
+    plain = HybridNetwork(3, 2, 2, hidden=(8,), continuous_bounds=(0.0, None), dtype=DOUBLE)
+    plain.load_state_dict(network.state_dict(), strict=False)
+    observation = torch.randn(50, 3, dtype=DOUBLE)
+    raw = network.continuous(observation) + network.skip(observation)
+    loc = network(observation)[1]
+    torch.testing.assert_close(loc[:, 0], 2 + torch.sigmoid(raw[:, :2]))
+    torch.testing.assert_close(loc[:, 1], plain(observation)[1][:, 1])
+
+
+def test_a_branch_keeps_its_total():
+    low = torch.tensor([0.0, 0.0, 10.0, 40.0], dtype=DOUBLE)
+    high = torch.tensor([0.0, 10.0, 40.0, INF], dtype=DOUBLE)
+    network = network_of(OptionBounds(low, high, of_total=True))
+    loc = network(3 * torch.randn(500, 3, dtype=DOUBLE))[1]
+    total = loc.sum(-1)
+    assert (loc >= 0).all()
+    assert (total >= low - 1e-9).all()
+    assert (total <= high + 1e-9).all()
+    assert total[:, 2].std() > 1
+
+
+def test_each_head_has_its_own_ends():
+    env = hybridize(
+        ContinuousInventoryEnv(
+            features=[ItemFixedCost(5.0)], num_items=4, batch_size=6, initial_state="random"
+        )
+    )
+    assert env.num_options == 2  # not 2 ** 4
+    policy = HybridPolicy.for_env(env, hidden=(8,))
+    assert policy.network.discrete[-1].out_features == 8
+    action = differentiable_rollout(env, policy, 10)["action"]
+    waits = action["discrete"] == 0
+    assert waits.any()
+    assert (action["continuous"][waits] == 0).all()
+    assert (action["continuous"][~waits] > 0).all()

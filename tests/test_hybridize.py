@@ -1,0 +1,463 @@
+"""Pieces of an action, the reformulation, its certificate and the features that it is made for."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import check_env_specs
+
+from hpo_torchrl.algorithms import DDPG, HPO, PPO, GumbelSoftmax, Pathwise
+from hpo_torchrl.collectors import differentiable_rollout
+from hpo_torchrl.envs import (
+    Breakpoint,
+    ContinuousInventoryEnv,
+    DifferentiableEnv,
+    Gap,
+    InventoryEnv,
+    Pieces,
+    certify,
+    find_jumps,
+    hybridize,
+)
+from hpo_torchrl.envs.action_pieces import ActionPieces
+from hpo_torchrl.envs.features import (
+    FEATURES,
+    AllUnitsDiscount,
+    FixedCost,
+    IncrementalDiscount,
+    ItemFixedCost,
+    LostSales,
+    MinimumOrder,
+    Profit,
+    StepCost,
+    Suppliers,
+    Truckloads,
+)
+from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.training import reference_cost
+
+VARIANTS = {
+    "fixed_cost": [FixedCost(64.0)],
+    "item_fixed_cost": [FixedCost(64.0), ItemFixedCost(10.0)],
+    "minimum_order": [MinimumOrder(60.3), FixedCost(30.0)],
+    "all_units_discount": [FixedCost(64.0), AllUnitsDiscount([30.1, 50.7], [1.0, 0.9, 0.8])],
+    "incremental_discount": [FixedCost(5.0), IncrementalDiscount([20.1, 50.0], [1.0, 0.9, 0.8])],
+    "step_cost": [StepCost([20.7, 50.0], [10.0, 20.0, 30.0])],
+    "truckloads": [Truckloads(30.1, 20.0, 3)],
+    "suppliers": [Suppliers([1, 3], [1.2, 1.0], [10.0, 20.0])],
+    "lost_sales": [LostSales(), FixedCost(64.0)],
+    "profit": [Profit(5.0), LostSales(), FixedCost(64.0)],
+    "several": [FixedCost(9.0), AllUnitsDiscount([30.1], [1.0, 0.9]), Truckloads(30.1, 4.0, 2)],
+}
+
+
+def original(features=(), **arguments):
+    settings = {"batch_size": 500, "initial_state": "random", "seed": 0} | arguments
+    return ContinuousInventoryEnv(features=features, **settings)
+
+
+# -- pieces --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("breakpoints", "options", "expected"),
+    [
+        ([], {}, "(-inf, inf)"),
+        ([], {"low": 0.0}, "[0, inf)"),
+        ([1.0, 2.0], {}, "(-inf, 1) [1, 2) [2, inf)"),
+        ([(0.0, "alone"), 50.0], {"low": 0.0}, "{0} (0, 50) [50, inf)"),
+        ([(0.0, "left")], {"low": 0.0}, "{0} (0, inf)"),
+        ([0.0], {"low": 0.0}, "[0, inf)"),
+        ([(5.0, "left"), (9.0, "left")], {"low": 0.0, "high": 9.0}, "[0, 5] (5, 9]"),
+        ([9.0], {"low": 0.0, "high": 9.0}, "[0, 9) {9}"),
+        ([(0.0, "alone"), 20.0], {"low": 0.0, "gaps": [Gap(0.0, 20.0, 0.0)]}, "{0} [20, inf)"),
+    ],
+)
+def test_a_range_is_cut_into_pieces(breakpoints, options, expected):
+    assert str(Pieces.cut(breakpoints, **options)) == expected
+
+
+@pytest.mark.parametrize(
+    ("intervals", "expected"),
+    [
+        ([0, (0, 10), (10, None)], "{0} (0, 10) [10, inf)"),
+        ([(None, 0), 0, (0, None)], "(-inf, 0) {0} (0, inf)"),
+        ([0.0, (20, None)], "{0} [20, inf)"),
+    ],
+)
+def test_options_may_be_listed(intervals, expected):
+    assert str(Pieces.listed(intervals)) == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Pieces.cut([5.0, 3.0]), "ascending.*5 comes before 3"),
+        (lambda: Pieces.cut([3.0, 3.0]), "ascending"),
+        (lambda: Pieces.cut([-1.0], low=0.0), "within the range.*got -1"),
+        (lambda: Pieces.cut([(1.0, "middle")]), "'middle'"),
+        (lambda: Pieces.cut([float("nan")]), "finite"),
+        (lambda: Pieces.cut(["ten"]), "'ten'"),
+        (lambda: Pieces.cut([5.0], gaps=[Gap(0.0, 5.0, 5.0)]), "gap must be an interval"),
+        (lambda: Pieces.cut([1.0, 5.0], gaps=[Gap(1.0, 5.0, 2.0)]), "same_as=2"),
+        (lambda: Pieces.listed([(0, 10), (5, 20)]), "overlap"),
+        (lambda: Pieces.listed([(5, 10), (0, 3)]), "out of order"),
+        (lambda: Pieces.listed([(10, 5)]), "empty"),
+        (lambda: Pieces.listed([(5, 5)]), "empty"),
+        (lambda: Pieces.listed([]), "at least one"),
+        (lambda: Pieces.listed([(1, 2, 3)]), "pairs"),
+        (lambda: hybridize(original(), [1.0], intervals=[0]), "both"),
+        (lambda: hybridize(InventoryEnv()), "needs breakpoints"),
+    ],
+)
+def test_pieces_that_are_none_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(0.01, 1e4), max_size=4, unique=True).map(sorted),
+    st.sampled_from(["right", "left", "alone"]),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.integers(1, 3),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_every_action_has_one_option_and_is_executed_as_it_is(
+    values, side, dtype, n, per_item, seed
+):
+    rounded = torch.tensor(values, dtype=dtype)
+    if n > 1 and not per_item and side == "alone":  # refused, see below
+        return
+    if bool((rounded.diff() < 1e-3 * rounded[1:]).any()):  # a piece must hold a few numbers
+        return
+    cut = Pieces.cut([Breakpoint(at, side) for at in values], low=0.0)
+    pieces = ActionPieces([cut] * n if per_item else cut, n, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    actions = 3e3 * torch.rand(200, n, generator=generator, dtype=dtype)
+    alone = torch.zeros(len(values), n, dtype=dtype)
+    alone[:, 0] = rounded
+    actions = torch.cat([actions, alone, torch.zeros(1, n, dtype=dtype)])
+    option, continuous = pieces.encode(actions)
+    assert option.shape == ((len(actions), n) if pieces.per_item else (len(actions),))
+    assert torch.equal(pieces.project(option, continuous), actions)
+    # An action of another option is moved into that option's piece.
+    other = torch.randint(pieces.num_options, option.shape, generator=generator)
+    moved = pieces.project(other, actions)
+    assert torch.equal(pieces.encode(moved)[0], other)
+
+
+def test_a_total_cannot_be_held_at_a_value():
+    with pytest.raises(ValueError, match="stand alone only at 0, got 5"):
+        ActionPieces(Pieces.cut([Breakpoint(5.0, "alone")], low=0.0), 2)
+
+
+def test_a_breakpoint_goes_to_its_side():
+    for side, expected in (("left", [0, 0, 1]), ("right", [0, 1, 1]), ("alone", [0, 1, 2])):
+        pieces = ActionPieces(Pieces.cut([Breakpoint(0.7, side)], low=0.0), 1)
+        at = torch.tensor(0.7)
+        below, above = (torch.nextafter(at, torch.tensor(end)) for end in (0.0, 1.0))
+        beside = [below, at, above]
+        assert pieces.encode(torch.stack(beside).unsqueeze(-1))[0].tolist() == expected
+
+
+def test_pieces_pass_gradients_inside_and_none_outside():
+    pieces = ActionPieces(Pieces.cut([2.0], low=0.0), 1)
+    u = torch.tensor([[1.0], [3.0]], requires_grad=True)
+    pieces.project(torch.tensor([0, 0]), u).sum().backward()
+    assert u.grad.flatten().tolist() == [1.0, 0.0]
+
+
+# -- the certificate -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_hybridized_feature_equals_the_original(name, dtype):
+    env = hybridize(original(VARIANTS[name], batch_size=20_000, dtype=dtype))
+    actions = 1_000_000 if dtype == torch.float32 else 100_000
+    certificate = certify(env, actions)
+    assert certificate.exact, certificate
+    assert certificate.num_actions == actions
+    assert certificate.num_skipped == 0
+    assert all(certificate.options)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_so_does_one_of_several_items(name):
+    if name == "several":  # of the total and of the fleet
+        pytest.skip("the same kinds as truckloads and discounts of a total")
+    env = hybridize(original(VARIANTS[name], num_items=3, batch_size=5_000))
+    certificate = certify(env, 20_000)
+    assert certificate.exact, certificate
+    # More than the fleet holds does what a full fleet does, but not to the last bit.
+    assert (certificate.num_skipped > 0) == (name == "truckloads")
+
+
+def test_every_feature_is_certified():
+    assert set(VARIANTS) - {"several"} == set(FEATURES)
+
+
+def test_the_hybridized_fixed_cost_is_the_hybrid_environment():
+    shared = {"num_items": 3, "batch_size": 64, "initial_state": "random", "seed": 5}
+    one = hybridize(ContinuousInventoryEnv(features=[FixedCost(192.0)], **shared))
+    other = InventoryEnv(**shared)
+    policy = HybridPolicy.for_env(other, hidden=(8,))
+    torch.manual_seed(1)
+    first = differentiable_rollout(one, policy, 12)
+    torch.manual_seed(1)
+    second = differentiable_rollout(other, policy, 12)
+    for key in ("observation", ("next", "reward"), ("action", "continuous")):
+        assert torch.equal(first[key], second[key])
+    assert torch.equal(one.action_scale, other.action_scale)
+
+
+@pytest.mark.parametrize("fault", ["shifted", "scaled", "wrong side"])
+def test_a_wrong_interval_map_is_caught(fault):
+    env = hybridize(original([FixedCost(64.0), AllUnitsDiscount([50.0], [1.0, 0.9])]))
+    assert certify(env, 5_000).exact
+    pieces = env.pieces
+    if fault == "shifted":
+        pieces.low = pieces.low + torch.tensor([[0.0, 0.0, 1.0]])
+        pieces.high = pieces.high + torch.tensor([[0.0, 1.0, 0.0]])
+    elif fault == "scaled":
+        right = pieces.project
+        pieces.project = lambda option, u: right(option, u * (1 + 1e-6))
+    else:
+        pieces.low, pieces.high = pieces.low.clone(), pieces.high.clone()
+        pieces.high[0, 1], pieces.low[0, 2] = 50.0, 50.00001
+    assert not certify(env, 20_000).exact
+
+
+@pytest.mark.parametrize(
+    ("features", "breakpoints", "where"),
+    [
+        ([FixedCost(64.0)], [], "reward changes by 64"),
+        ([MinimumOrder(20.0)], [(0.0, "alone")], "inventory changes by 20"),
+        ([StepCost([30.0], [5.0, 9.0])], [(0.0, "alone")], "reward changes by 4"),
+    ],
+)
+def test_a_jump_inside_a_piece_is_found(features, breakpoints, where):
+    with pytest.raises(ValueError, match=f"still jumps inside.*{where}.*Add that value"):
+        hybridize(original(features), breakpoints)
+    env = hybridize(original(features), breakpoints, check=False)
+    assert find_jumps(env)
+    assert not certify(env, 1_000).exact
+
+
+def test_kinks_are_no_jumps_and_the_search_leaves_the_generator_alone():
+    plain = original([IncrementalDiscount([50.0], [1.0, 0.0]), LostSales()])
+    env = hybridize(plain, [(0.0, "alone")], check=False)
+    before = env.rng.get_state()
+    assert find_jumps(env, num_lines=2_000) == []
+    assert torch.equal(before, env.rng.get_state())
+
+
+# -- the environment -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("name", ["suppliers", "minimum_order"])
+def test_specs_routes_and_algorithms(name, n):
+    env = hybridize(original(VARIANTS[name], num_items=n, batch_size=8))
+    check_env_specs(env)
+    policy = HybridPolicy.for_env(env, hidden=(8,))
+    noise, start = env.sample_noise(6), env.reset()
+    runs = []
+    for route in ("functional", "general"):
+        torch.manual_seed(0)
+        runs.append(
+            differentiable_rollout(env, policy, 6, tensordict=start, noise=noise, route=route)
+        )
+    for key in (("next", "reward"), ("action", "discrete"), "action_log_prob"):
+        assert torch.equal(runs[0][key], runs[1][key])
+    # What the policy does lies in the piece of its option.
+    executed = env.pieces.project(
+        runs[0]["action", "discrete"] % env.pieces.num_options, runs[0]["action", "continuous"]
+    )
+    torch.testing.assert_close(executed, runs[0]["action", "continuous"])
+    critic = make_value_network(env, hidden=(8,))
+    assert HPO(env, policy, critic, window=5).iterate()["move"] > 0
+    noisy = HybridPolicy.for_env(env, hidden=(8,), scale=0.1, learn_scale=True)
+    PPO(env, noisy, critic, window=5).iterate()
+    for algorithm in (GumbelSoftmax, Pathwise, DDPG):
+        arguments = (env, HybridPolicy.for_env(env, hidden=(8,)), critic)
+        if env.num_heads is None:
+            algorithm(*arguments, window=5).iterate()
+        else:
+            with pytest.raises(ValueError, match="single discrete choice"):
+                algorithm(*arguments, window=5).iterate()
+
+
+def test_suppliers_deliver_after_their_own_lead_time():
+    env = original([Suppliers([1, 3], [1.0, 1.0])], batch_size=2, initial_state="empty")
+    state = {"inventory": torch.zeros(2, 1, 3), "step": torch.zeros(2, 1, dtype=torch.int64)}
+    order = {"discrete": torch.tensor([0, 1]), "continuous": torch.tensor([[7.0], [7.0]])}
+    nothing = {"discrete": torch.tensor([0, 0]), "continuous": torch.zeros(2, 1)}
+    levels = []
+    for action in (order, nothing, nothing):
+        state, _ = env.dynamics(state, action, torch.zeros(2, 1))
+        levels.append(state["inventory"][:, 0, 0].tolist())
+    assert levels == [[7.0, 0.0], [7.0, 0.0], [7.0, 7.0]]
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        ([FixedCost(1.0), FixedCost(2.0)], "FixedCost twice"),
+        ([{"name": "fixed_costs", "cost": 1.0}], "fixed_cost"),
+        ([{"name": "fixed_cost", "costs": 1.0}], "cost"),
+        ([{"name": "fixed_cost"}], "fixed_cost"),
+        ([{"cost": 1.0}], "name"),
+        ([{"name": "step_cost", "breaks": [5.0, 3.0], "costs": [1.0, 2.0, 3.0]}], "ascending"),
+        ([{"name": "step_cost", "breaks": [5.0], "costs": [1.0]}], "one more of costs"),
+        ([{"name": "minimum_order", "minimum": -1.0}], "MinimumOrder.minimum"),
+    ],
+)
+def test_features_that_are_none_are_refused(features, words):
+    with pytest.raises(ValueError, match=words):
+        original(features)
+
+
+def test_breakpoints_of_the_total_and_of_each_item_do_not_mix():
+    features = [MinimumOrder(5.0), AllUnitsDiscount([50.0], [1.0, 0.9])]
+    assert hybridize(original(features)).num_options == 3
+    with pytest.raises(ValueError, match="total quantity and another"):
+        hybridize(original(features, num_items=2))
+
+
+@pytest.mark.parametrize(
+    ("features", "arguments", "cost"),
+    [
+        ([FixedCost(64.0)], {}, 37.06435),
+        ([FixedCost(64.0), LostSales()], {"lead_time": 0}, 35.02156),
+        ([MinimumOrder(60.0)], {}, 29.35273),
+        # Income of 50 a period, and a lost sale costs 5 more.
+        ([FixedCost(64.0), Profit(5.0)], {}, 37.06435 - 50.0),
+        ([FixedCost(128.0), ItemFixedCost(0.0)], {"num_items": 2, "lead_time": 0}, 72.718670 / 2),
+        ([AllUnitsDiscount([50.5], [1.0, 0.9])], {}, None),  # no integer
+        ([Suppliers([1, 2], [1.0, 1.0])], {}, None),
+    ],
+)
+def test_the_optimum_of_a_variant(features, arguments, cost):
+    found = reference_cost(hybridize(original(features, batch_size=4, **arguments))).optimal_cost
+    assert found == (cost if cost is None else pytest.approx(cost, abs=1e-4))
+
+
+def test_a_gap_of_profits_is_above_zero_where_less_is_earned():
+    reference = reference_cost(hybridize(original([FixedCost(64.0), Profit(5.0)], batch_size=4)))
+    assert reference.gaps(reference.optimal_cost + 1.0)["gap"] == pytest.approx(1 / 12.93565, 1e-4)
+
+
+# -- other environments --------------------------------------------------------------------------
+
+
+class Heater(DifferentiableEnv):
+    """A user's own dynamics: heating below a quarter of the power does not start at all."""
+
+    def __init__(self, **arguments):
+        super().__init__(
+            num_options=1,
+            continuous_dim=1,
+            continuous_bounds=(0.0, 1.0),
+            state_shapes={"x": (1,)},
+            observation_dim=1,
+            noise_shape=(1,),
+            **arguments,
+        )
+
+    def dynamics(self, state, action, noise):
+        u = action["continuous"]
+        power = torch.where(u >= 0.25, u, torch.zeros_like(u))
+        x = 0.9 * state["x"] + power + noise
+        return {"x": x}, -(x - 1).square().sum(-1) - 0.1 * (power > 0).float().sum(-1)
+
+    def observe(self, state):
+        return state["x"]
+
+    def initial_state(self):
+        return {"x": torch.rand(*self.batch_size, 1, generator=self.rng)}
+
+    def draw_noise(self, num_steps, state):
+        shape = (*self.batch_size, num_steps, 1)
+        return 0.1 * torch.randn(shape, generator=self.rng)
+
+
+def test_a_gap_needs_its_value_to_be_an_option():
+    with pytest.raises(ValueError, match="same_as=0"):
+        hybridize(Heater(batch_size=200, seed=0), [0.25], gaps=[Gap(0.0, 0.25, 0.0)])
+
+
+def test_a_bounded_action_of_the_users_own():
+    env = hybridize(
+        Heater(batch_size=200, seed=0), [(0.0, "alone"), 0.25], gaps=[Gap(0.0, 0.25, 0.0)]
+    )
+    assert str(env.pieces) == "action: {0} [0.25, 1]"
+    assert certify(env, 5_000).exact
+    policy = HybridPolicy.for_env(env, hidden=(8,))
+    u = differentiable_rollout(env, policy, 5)["action"]
+    assert (u["continuous"][u["discrete"] == 0] == 0).all()
+    assert (u["continuous"][u["discrete"] == 1] >= 0.25).all()
+    assert (u["continuous"][u["discrete"] == 1] <= 1).all()
+
+
+class PlainHeater(EnvBase):
+    """The same as a TorchRL environment with an action of its own."""
+
+    def __init__(self):
+        super().__init__(batch_size=[5])
+        self.observation_spec = Composite(observation=Unbounded((5, 1)), shape=[5])
+        self.action_spec = Bounded(0.0, 1.0, shape=(5, 1))
+        self.reward_spec = Unbounded((5, 1))
+
+    def _reset(self, tensordict=None, **kwargs):
+        return TensorDict({"observation": torch.rand(5, 1)}, 5)
+
+    def _step(self, tensordict):
+        u = tensordict["action"]
+        power = torch.where(u >= 0.25, u, torch.zeros_like(u))
+        x = 0.9 * tensordict["observation"] + power
+        reward = -(x - 1).square() - 0.1 * (power > 0).float()
+        done = torch.zeros(5, 1, dtype=torch.bool)
+        return TensorDict({"observation": x, "reward": reward, "done": done}, 5)
+
+    def _set_seed(self, seed):
+        pass
+
+
+def test_a_torchrl_environment_is_hybridized_by_a_transform():
+    env = hybridize(PlainHeater(), intervals=[0.0, (0.25, 1.0)])
+    check_env_specs(env)
+    policy = HybridPolicy.for_env(env, hidden=(8,))
+    rollout = differentiable_rollout(env, policy, 6)
+    discrete, u = rollout["action", "discrete"], rollout["action", "continuous"]
+    power = torch.where(discrete.unsqueeze(-1) == 0, 0.0, u)
+    expected = 0.9 * rollout["observation"] + power
+    torch.testing.assert_close(rollout["next", "observation"], expected)
+    rollout["next", "reward"].mean().backward()
+    assert policy.network.continuous[-1].bias.grad.abs().sum() > 0
+    critic = make_value_network(env, hidden=(8,))
+    assert HPO(env, policy, critic, window=5).iterate()["move"] > 0
+
+
+def test_an_environment_without_a_continuous_action_is_refused():
+    with pytest.raises(TypeError, match="only action is a continuous one"):
+        hybridize(hybridize(PlainHeater(), intervals=[0.0, (0.25, 1.0)]), [0.5])
+
+
+def test_the_example_of_a_problem_of_ones_own(tmp_path, capsys):
+    example = Path(__file__).parents[1] / "examples" / "your_own_problem.py"
+    costs = runpy.run_path(str(example))["main"](updates=40, folder=str(tmp_path / "run"))
+    assert costs["last"] < costs["first"]
+    assert costs["plain"] < costs["first"]
+    assert "certified True" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"learning_curve.png", "gradients.png"}

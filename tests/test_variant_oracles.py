@@ -1,0 +1,558 @@
+"""Order costs of any form, lost sales, minor costs: the optima against independent computations."""
+
+from __future__ import annotations
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from scipy.stats import poisson
+
+from hpo_torchrl import oracles
+from hpo_torchrl.oracles import (
+    _minor_costs,
+    joint_replenishment_optimum,
+    lost_sales_optimum,
+    optimal_s_S,
+    order_cost_optimum,
+)
+from hpo_torchrl.oracles import joint_replenishment as joint_module
+from hpo_torchrl.oracles import lost_sales as lost_sales_module
+from hpo_torchrl.oracles import order_cost as order_cost_module
+from hpo_torchrl.oracles._items import check_items
+
+
+def fixed(K):
+    return lambda q: K * (q > 0)
+
+
+# With a typical order of five units or so, so that every break matters.
+ORDER_COSTS = {
+    "fixed": fixed(4.0),
+    "free": fixed(0.0),
+    "all-units discount": lambda q: 2.0 * (q > 0) + np.where(q >= 7, 0.6, 1.0) * q,
+    "incremental discount": lambda q: 2.0 * (q > 0) + q - 0.4 * np.maximum(q - 4, 0),
+    "at least 6": lambda q: np.where((q > 0) & (q < 6), np.inf, 0.5 * (q > 0)),
+    "steps": lambda q: 2.0 * (q > 0) + 3.0 * (q > 4),
+    "truckloads": lambda q: 3.0 * np.ceil(q / 5),
+    "at most 4": lambda q: np.where(q > 4, np.inf, 1.0 * (q > 0)),
+    "even": lambda q: np.where(q % 2 == 1, np.inf, 3.0 * (q > 0)),
+}
+# demand_mean, holding_cost, shortage_cost, fixed_cost, lead_time.
+INSTANCES = [
+    (0.05, 1.0, 9.0, 2.0, 0),
+    (1e-3, 1.0, 9.0, 64.0, 1),
+    (2.5, 0.3, 4.0, 10.0, 1),
+    (10, 1, 9, 64, 2),
+    (7.3, 2.0, 1.0, 25.0, 0),
+    (10, 1, 9, 0, 2),
+    (30, 1.0, 9.0, 200.0, 3),
+]
+PAIRS = [
+    ((0.8, 0.5), (1.0, 0.6), (9.0, 4.0), 2.0, 1, (1.5, 0.5)),
+    ((0.4, 1.0), (0.5, 1.5), (3.0, 12.0), 3.0, 0, (0.0, 4.0)),
+]
+
+
+def expected_cost(levels, mean, h, p):
+    """Sum the cost over demand outcomes, without the closed form under test."""
+    demand = np.arange(int(mean + 40 * math.sqrt(mean) + 60))
+    net = np.asarray(levels)[..., None] - demand
+    return np.where(net > 0, h * net, -p * net) @ poisson.pmf(demand, mean)
+
+
+def cheapest_average(states, actions):
+    """Least average cost of a finite decision problem, as a linear program.
+
+    ``actions(state)`` yields the cost of each action and the chances of the states to come.
+    """
+    number = {state: i for i, state in enumerate(states)}
+    costs, columns = [], []
+    for state in states:
+        for cost, chances in actions(state):
+            column = np.zeros(len(states) + 1)
+            column[number[state]] += 1.0
+            for target, chance in chances:
+                column[number[target]] -= chance
+            column[-1] = 1.0  # one balance is redundant, but the probabilities sum to 1
+            costs.append(cost)
+            columns.append(column)
+    balance = np.append(np.zeros(len(states)), 1.0)
+    # Balances are met to 1e-7, which shows in the seventh digit of the cost.
+    found = linprog(costs, A_eq=np.stack(columns, axis=1), b_eq=balance, method="highs")
+    assert found.status == 0
+    return found.fun
+
+
+def backlog_program(mean, h, p, order_cost, lead_time, low, high):
+    costs = order_cost(np.arange(high - low + 1))
+    G = expected_cost(np.arange(low, high + 1), (lead_time + 1) * mean, h, p)
+    pmf = poisson.pmf(np.arange(40), mean)
+
+    def actions(x):
+        for y in range(x, high + 1):
+            if np.isfinite(costs[y - x]):
+                chances = [(max(y - d, low), chance) for d, chance in enumerate(pmf)]
+                yield costs[y - x] + G[y - low], chances
+
+    return cheapest_average(range(low, high + 1), actions)
+
+
+def lost_sales_program(mean, h, p, order_cost, lead_time, most):
+    """With the cost of the current period, whatever the lead time."""
+    costs = order_cost(np.arange(most + 1))
+    G = expected_cost(np.arange(most + 1), mean, h, p)
+    pmf = poisson.pmf(np.arange(40), mean)
+
+    def actions(state):
+        for q in range(most - sum(state) + 1):
+            if not np.isfinite(costs[q]):
+                continue
+            on_hand = state[0] + (q if lead_time == 0 else 0)
+            pipeline = [*state[1:], q] if lead_time else [0]
+            after = [
+                ((max(on_hand - d, 0) + pipeline[0], *pipeline[1:]), chance)
+                for d, chance in enumerate(pmf)
+            ]
+            yield costs[q] + G[on_hand], after
+
+    states = [(x,) for x in range(most + 1)]
+    if lead_time == 2:
+        states = [(x, z) for (x,) in states for z in range(most + 1 - x)]
+    return cheapest_average(states, actions)
+
+
+def pair_program(means, h, p, K, lead_time, minor, low, high):
+    levels = np.arange(low, high + 1)
+    first, second = (
+        expected_cost(levels, (lead_time + 1) * means[i], h[i], p[i]) for i in range(2)
+    )
+    falls = []
+    for mean in means:
+        fall = np.zeros((levels.size, levels.size))
+        for y in range(levels.size):
+            np.add.at(fall[y], np.maximum(y - np.arange(30), 0), poisson.pmf(np.arange(30), mean))
+        falls.append(fall)
+    states = [(a, b) for a in range(levels.size) for b in range(levels.size)]
+
+    def actions(x):
+        for y in states:
+            if y[0] < x[0] or y[1] < x[1]:
+                continue
+            more = np.asarray(y) > x
+            cost = K * more.any() + more @ np.asarray(minor) + first[y[0]] + second[y[1]]
+            chances = np.outer(falls[0][y[0]], falls[1][y[1]])
+            yield cost, zip(states, chances.ravel(), strict=True)
+
+    return cheapest_average(states, actions)
+
+
+def simulate(decide, mean, h, p, order_cost, lead_time, start, lost=False, periods=2200):
+    """Costs per period of independent runs of n items, with an explicit pipeline."""
+    runs, ignored = 200, 200
+    rng = np.random.default_rng(5)
+    level = np.tile(np.asarray(start), (runs, 1))
+    pipeline = [np.zeros_like(level) for _ in range(lead_time)]
+    total = np.zeros(runs)
+    for t in range(periods):
+        quantity = decide(level, pipeline)
+        assert (quantity >= 0).all()
+        # With a lead time, the order of this period comes into use in the period it is due.
+        pipeline.append(quantity)
+        level = level + pipeline.pop(0) - rng.poisson(mean, level.shape)
+        cost = np.where(level > 0, np.asarray(h) * level, -np.asarray(p) * level).sum(axis=1)
+        if lost:
+            level = np.maximum(level, 0)
+        if t >= ignored:
+            total += cost + order_cost(quantity)
+    return total / (periods - ignored)
+
+
+def z_score(costs, exact):
+    return (costs.mean() - exact) / (costs.std(ddof=1) / math.sqrt(costs.size))
+
+
+def certified(found, tolerance=1e-6):
+    return 0.0 <= found.upper - found.lower <= tolerance * found.cost
+
+
+@pytest.mark.parametrize("instance", INSTANCES)
+def test_a_fixed_cost_gives_the_s_S_policy(instance):
+    mean, h, p, K, L = instance
+    s, S, cost = optimal_s_S(*instance)
+    found = order_cost_optimum(mean, h, p, fixed(K), L)
+    assert certified(found)
+    assert found.cost == pytest.approx(cost, rel=1e-8)
+    x = np.arange(s - 5, S + 3)
+    assert found.order_quantity(x).tolist() == np.where(x <= s, S - x, 0).tolist()
+
+
+@pytest.mark.parametrize("name", ORDER_COSTS)
+@pytest.mark.parametrize("lead_time", [0, 1])
+def test_order_costs_match_a_linear_program(name, lead_time):
+    problem = 1.5, 1.0, 6.0, ORDER_COSTS[name], lead_time
+    found = order_cost_optimum(*problem, tolerance=1e-8)
+    assert certified(found, 1e-8)
+    assert found.cost == pytest.approx(backlog_program(*problem, -16, 18), rel=1e-6)
+    longer = 1.5, 1.0, 6.0, ORDER_COSTS[name], lead_time + 1
+    assert order_cost_optimum(*longer).cost > 1.02 * found.cost
+
+
+@pytest.mark.parametrize("name", ORDER_COSTS)
+@pytest.mark.parametrize("lead_time", [0, 1, 2])
+def test_lost_sales_match_a_linear_program(name, lead_time):
+    problem = 1.2, 1.0, 6.0, ORDER_COSTS[name], lead_time
+    found = lost_sales_optimum(*problem)
+    assert certified(found)
+    assert found.cost == pytest.approx(lost_sales_program(*problem, 13), rel=1e-6)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_minor_costs_match_a_linear_program(pair):
+    found = joint_replenishment_optimum(*pair[:5], minor_costs=pair[5])
+    assert certified(found)
+    assert found.cost == pytest.approx(pair_program(*pair, -8, 7), rel=2e-6)
+
+
+@pytest.mark.parametrize(
+    "order_cost",
+    [
+        lambda q: 64.0 * (q > 0) + np.where(q >= 50, 0.9, 1.0) * q,
+        lambda q: np.where((q > 0) & (q < 60), np.inf, 64.0 * (q > 0)),
+        lambda q: 40.0 * np.ceil(q / 25),
+    ],
+)
+def test_order_cost_policies_cost_what_a_simulated_pipeline_costs(order_cost):
+    found = order_cost_optimum(10, 1, 9, order_cost, 2)
+
+    def decide(level, pipeline):
+        return found.order_quantity(level + sum(pipeline))
+
+    costs = simulate(decide, 10, 1, 9, lambda q: order_cost(q[:, 0]), 2, [60])
+    assert abs(z_score(costs, found.cost)) < 4
+    # The same run tells a lead time apart.
+    assert abs(z_score(costs, order_cost_optimum(10, 1, 9, order_cost, 3).cost)) > 20
+
+
+@pytest.mark.parametrize("lead_time", [0, 1, 2])
+def test_lost_sales_policies_cost_what_a_simulated_pipeline_costs(lead_time):
+    found = lost_sales_optimum(6, 1, 3, fixed(30.0), lead_time)
+
+    def decide(level, pipeline):
+        # The order due in this period has arrived: with L = 1 it is on hand, as slot 0 has it.
+        due = [*pipeline, 0 * level][0]
+        state = np.concatenate([level + due, *pipeline[1:]], axis=1)
+        return found.order_quantity(state)[:, None]
+
+    costs = simulate(decide, 6, 1, 3, lambda q: 30.0 * (q[:, 0] > 0), lead_time, [20], lost=True)
+    assert abs(z_score(costs, found.cost)) < 4
+    owed = order_cost_optimum(6, 1, 3, fixed(30.0), lead_time).cost
+    assert lead_time == 0 or abs(z_score(costs, owed)) > 20
+
+
+def test_minor_cost_policies_cost_what_a_simulated_pipeline_costs():
+    problem = (3.0, 5.0), (1.0, 0.6), (9.0, 4.0), 20.0, 1
+    minor = np.array([8.0, 3.0])
+    found = joint_replenishment_optimum(*problem, minor_costs=minor)
+
+    def decide(level, pipeline):
+        position = level + sum(pipeline)
+        return found.order_up_to(position) - position
+
+    def order_cost(quantity):
+        return 20.0 * (quantity > 0).any(axis=1) + (quantity > 0) @ minor
+
+    costs = simulate(decide, problem[0], problem[1], problem[2], order_cost, 1, found.S)
+    assert abs(z_score(costs, found.cost)) < 4
+    assert abs(z_score(costs, joint_replenishment_optimum(*problem, minor_costs=9.0).cost)) > 20
+    # Some orders are of one item alone.
+    x = np.moveaxis(np.indices(found.order.shape), 0, -1) + found.lowest
+    ordered = found.order_up_to(x) > x
+    assert (ordered.any(-1) == found.order).all()
+    assert {(True, False), (False, True), (True, True)} <= set(map(tuple, ordered.reshape(-1, 2)))
+
+
+def test_lost_sales_without_lead_time_or_order_cost_are_the_newsvendor():
+    for mean, h, p in [(10.0, 1.0, 9.0), (0.3, 2.0, 5.0), (40.0, 1.0, 0.5)]:
+        G = expected_cost(np.arange(100), mean, h, p)
+        found = lost_sales_optimum(mean, h, p, fixed(0.0), 0)
+        assert certified(found)
+        assert found.cost == pytest.approx(G.min(), rel=1e-7)
+        assert found.order_quantity([[0], [1]]).tolist() == [G.argmin(), max(G.argmin() - 1, 0)]
+
+
+@pytest.mark.parametrize("lead_time", [0, 1, 2])
+def test_never_ordering_loses_all_sales(lead_time):
+    found = lost_sales_optimum(3, 1, 9, lambda q: np.where(q > 0, np.inf, 0.5), lead_time)
+    assert found.cost == pytest.approx(27.5, rel=1e-6)
+    assert not found.order.any()
+
+
+@pytest.mark.parametrize("lead_time", [0, 1, 2])
+def test_a_unit_price_is_paid_for_every_unit_demanded_or_sold(lead_time):
+    price = 1.7
+
+    def priced(q):
+        return fixed(12.0)(q) + price * q
+
+    free, dear = (
+        order_cost_optimum(4, 1, 5, cost, lead_time).cost for cost in (fixed(12.0), priced)
+    )
+    assert dear == pytest.approx(free + price * 4, rel=1e-7)
+    # Lost sales need not be bought.
+    free = lost_sales_optimum(4, 1, 5 - price, fixed(12.0), lead_time).cost
+    dear = lost_sales_optimum(4, 1, 5, priced, lead_time).cost
+    assert dear == pytest.approx(free + price * 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("instance", [((10, 10), 1, 9, 128.0, 0), ((1.5, 3.0), (1, 0.6), 9, 12, 1)])
+def test_no_minor_costs_change_nothing(instance):
+    joint = joint_replenishment_optimum(*instance)
+    with_zeros = joint_replenishment_optimum(*instance, minor_costs=[0.0, 0.0])
+    assert with_zeros[:4] == joint[:4]
+    assert with_zeros.levels is None
+    # The other method, which public calls use for minor costs above zero.
+    upper, lower, *_ = _minor_costs.solve(check_items(*instance), np.zeros(2), 1e-7)
+    assert upper == pytest.approx(joint.cost, rel=1e-7)
+    assert lower == pytest.approx(joint.cost, rel=1e-7)
+    tiny = joint_replenishment_optimum(*instance, minor_costs=1e-9)
+    assert tiny.cost == pytest.approx(joint.cost, rel=1e-6)
+    assert tiny.order_up_to([-3, -3]).tolist() == joint.order_up_to([-3, -3]).tolist()
+
+
+def test_minor_costs_alone_leave_the_items_apart():
+    mean, h, p, k = (10.0, 4.0), (1.0, 0.5), (9.0, 6.0), (64.0, 10.0)
+    found = joint_replenishment_optimum(mean, h, p, 0, 2, minor_costs=k)
+    apart = [optimal_s_S(mean[i], h[i], p[i], k[i], 2) for i in range(2)]
+    assert certified(found)
+    assert found.cost == pytest.approx(sum(cost for _, _, cost in apart), rel=1e-7)
+    x = np.moveaxis(np.indices(found.order.shape), 0, -1) + found.lowest
+    s, S = ([policy[i] for policy in apart] for i in range(2))
+    # Values cannot tell levels apart that are as good as never met.
+    near = ((x > np.subtract(s, 20)) & (x <= S)).all(axis=-1)
+    assert (found.order_up_to(x)[near] == np.where(x <= s, S, x)[near]).all()
+
+
+def test_one_item_bears_its_minor_cost_with_the_fixed_cost():
+    found = joint_replenishment_optimum(10, 1, 9, 50, 2, minor_costs=[14.0])
+    assert found[:2] == joint_replenishment_optimum(10, 1, 9, 64, 2)[:2]
+
+
+def test_three_items_cost_less_together_than_two_and_one():
+    mean, minor = (0.6, 0.4, 0.5), (1.0, 0.5, 2.0)
+    found = joint_replenishment_optimum(mean, 1, 5, 0, 0, minor_costs=minor)
+    apart = sum(optimal_s_S(m, 1, 5, k, 0).cost for m, k in zip(mean, minor, strict=True))
+    assert certified(found)
+    assert found.cost == pytest.approx(apart, rel=1e-7)
+    joint = joint_replenishment_optimum(mean, 1, 5, 2, 0, minor_costs=minor)
+    pairs = joint_replenishment_optimum(mean[:2], 1, 5, 2, 0, minor_costs=minor[:2])
+    alone = optimal_s_S(mean[2], 1, 5, 2 + minor[2], 0)
+    assert certified(joint)
+    assert found.cost < joint.cost < pairs.cost + alone.cost
+
+
+def test_a_grid_too_small_is_seen_and_grows(monkeypatch):
+    """On it the best policy seems to be well inside, but a discount on more units beats that."""
+
+    def order_cost(q):
+        return np.where(q >= 24, 1.0, 9.0) * (q > 0)
+
+    problem = 1.5, 0.1, 6.0, order_cost, 1
+    backlog, lost = order_cost_optimum(*problem), lost_sales_optimum(*problem)
+    assert 24 in backlog.order
+    assert 24 in lost.order
+    pair = (3.0, 5.0), (1.0, 0.6), (9.0, 4.0), 20.0, 1
+    minor = joint_replenishment_optimum(*pair, minor_costs=5.0)
+
+    first_grid = _minor_costs._first_grid
+    monkeypatch.setattr(order_cost_module, "_FIRST_REACH", 22)
+    monkeypatch.setattr(lost_sales_module, "_first_stock", lambda *given: 22)
+    monkeypatch.setattr(
+        _minor_costs, "_first_grid", lambda *given: [x // 3 + 2 for x in first_grid(*given)]
+    )
+    for small, large in [
+        (order_cost_optimum(*problem), backlog),
+        (lost_sales_optimum(*problem), lost),
+        (joint_replenishment_optimum(*pair, minor_costs=5.0), minor),
+    ]:
+        assert certified(small)
+        assert small.cost == pytest.approx(large.cost, rel=2e-6)
+
+    # Without what the bounds say of orders beyond the grid, it would have passed.
+    solve = order_cost_module._solve
+    monkeypatch.setattr(
+        order_cost_module, "_solve", lambda *given: (solve(*given)[1], *solve(*given)[1:])
+    )
+    assert order_cost_optimum(*problem).cost > 1.1 * backlog.cost
+    monkeypatch.setattr(
+        lost_sales_module._Grid, "_after_beyond", lambda self, v, outside: v.max() + 100.0
+    )
+    assert lost_sales_optimum(*problem).cost > 1.1 * lost.cost
+
+
+@pytest.mark.parametrize("module", [order_cost_module, lost_sales_module, _minor_costs])
+def test_a_wrong_demand_is_seen(module, monkeypatch):
+    fall, cost = order_cost_module._falls, order_cost_module._one_period_cost
+    if module is _minor_costs:
+        right = pair_program(*PAIRS[0], -8, 7)
+        monkeypatch.setattr(module, "_falls", lambda mean, size: fall(0.9 * mean, size))
+        found = joint_replenishment_optimum(*PAIRS[0][:5], minor_costs=PAIRS[0][5])
+    else:
+        function = order_cost_optimum if module is order_cost_module else lost_sales_optimum
+        program, low = (backlog_program, (-16, 18)), (lost_sales_program, (13,))
+        compute, grid = program if module is order_cost_module else low
+        problem = 1.2, 1.0, 6.0, fixed(4.0), 1
+        right = compute(*problem, *grid)
+        monkeypatch.setattr(
+            module, "_one_period_cost", lambda y, mean, h, p: cost(y, mean - 0.1, h, p)
+        )
+        found = function(*problem)
+    assert abs(found.cost - right) > 1e-3 * right
+
+
+PROBLEM = {
+    "mean": st.floats(0.3, 5),
+    "h": st.floats(0.3, 3),
+    "p": st.floats(0.5, 15),
+    "K": st.floats(0, 20),
+    "L": st.integers(0, 2),
+}
+
+
+@settings(deadline=None, max_examples=12)
+@given(**PROBLEM, batch=st.integers(2, 8))
+@example(mean=1.0, h=1.0, p=2.0, K=0.0, L=0, batch=2)  # many ties
+def test_dearer_orders_cost_more(mean, h, p, K, L, batch):
+    cheap, dear = fixed(K), lambda q: K * np.ceil(q / batch)
+
+    def restricted(q):
+        return np.where(q % batch > 0, np.inf, K * (q > 0))
+
+    for optimum in (order_cost_optimum, lost_sales_optimum):
+        costs = [optimum(mean, h, p, order_cost, L).cost for order_cost in (cheap, dear)]
+        slack = 2e-6 * costs[0]
+        assert costs[0] <= costs[1] + slack
+        assert costs[0] <= optimum(mean, h, p, restricted, L).cost + slack
+        assert costs[0] <= optimum(mean, h, 1.1 * p, cheap, L).cost + slack
+        assert costs[0] <= optimum(mean, 1.1 * h, p, cheap, L).cost + slack
+        doubled = optimum(mean, 2 * h, 2 * p, lambda q: 2 * dear(q), L).cost
+        assert doubled == pytest.approx(2 * costs[1], rel=2e-6)
+    # An order that arrives sooner could have been placed later.
+    if L > 0:
+        assert lost_sales_optimum(mean, h, p, cheap, L - 1).cost <= costs[0] + slack
+
+
+both = st.tuples
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    mean=both(st.floats(0.2, 4), st.floats(0.2, 4)),
+    h=both(st.floats(0.3, 3), st.floats(0.3, 3)),
+    p=both(st.floats(0.5, 15), st.floats(0.5, 15)),
+    K=st.floats(0, 20),
+    L=st.integers(0, 2),
+    k=both(st.floats(0, 10), st.floats(0, 10)),
+)
+def test_minor_costs_lie_between_what_they_join_and_what_they_part(mean, h, p, K, L, k):
+    found = joint_replenishment_optimum(mean, h, p, K, L, minor_costs=k)
+    slack = 2e-6 * found.cost
+    assert certified(found)
+    assert joint_replenishment_optimum(mean, h, p, K, L).cost <= found.cost + slack
+    # All items in every order, or every item for itself.
+    assert found.cost <= joint_replenishment_optimum(mean, h, p, K + sum(k), L).cost + slack
+    apart = sum(optimal_s_S(mean[i], h[i], p[i], K + k[i], L).cost for i in range(2))
+    assert found.cost <= apart + slack
+    more = joint_replenishment_optimum(mean, h, p, K, L, minor_costs=(k[0] + 1, k[1]))
+    assert found.cost <= more.cost + slack
+    swapped = joint_replenishment_optimum(mean[::-1], h[::-1], p[::-1], K, L, minor_costs=k[::-1])
+    assert swapped.cost == pytest.approx(found.cost, rel=2e-6)
+
+
+GOOD = {
+    "demand_mean": 10.0,
+    "holding_cost": 1.0,
+    "shortage_cost": 9.0,
+    "order_cost": fixed(64.0),
+    "lead_time": 1,
+}
+
+
+@pytest.mark.parametrize("function", [order_cost_optimum, lost_sales_optimum])
+@pytest.mark.parametrize(
+    ("name", "value", "error", "expected"),
+    [
+        ("demand_mean", 1e-4, ValueError, r"demand_mean must be .* >= 0.001, got 0.0001"),
+        ("demand_mean", [10], TypeError, r"demand_mean must be .*, got \[10\]"),
+        ("holding_cost", 0, ValueError, "holding_cost must be a finite number > 0, got 0"),
+        ("shortage_cost", math.nan, ValueError, "shortage_cost must be .* > 0, got nan"),
+        ("lead_time", -1, ValueError, "lead_time must be an integer >= 0, got -1"),
+        ("lead_time", 1.0, TypeError, "lead_time must be an integer >= 0, got 1.0"),
+        ("tolerance", 0, ValueError, "tolerance must be a finite number >= 1e-09, got 0"),
+        ("order_cost", 64.0, TypeError, r"must be a function .* got 64\.0 .* give lambda q"),
+        ("order_cost", lambda q: 64.0, ValueError, r"one cost per quantity, .*got \(\)"),
+        ("order_cost", lambda q: q - 1.0, ValueError, r">= 0 \(inf .*, got -1.0 for 0 units"),
+        ("order_cost", lambda q: q + np.nan, ValueError, "got nan for 0 units"),
+        ("order_cost", lambda q: q + np.inf, ValueError, "must be finite for 0 units"),
+    ],
+)
+def test_bad_input_is_named(function, name, value, error, expected):
+    with pytest.raises(error, match=expected):
+        function(**GOOD | {name: value})
+
+
+def test_what_is_too_large_is_named(monkeypatch):
+    with pytest.raises(ValueError, match=r"lead_time must be 0, 1 or 2 with lost sales.* got 3"):
+        lost_sales_optimum(**GOOD | {"lead_time": 3})
+    with pytest.raises(ValueError, match=r"with minor_costs .* need \d+ x \d+; lower fixed_cost"):
+        joint_replenishment_optimum([10, 10], 1, 9, 1e6, 2, minor_costs=1.0)
+    monkeypatch.setattr(order_cost_module, "_MAX_REACH", 64)
+    with pytest.raises(ValueError, match=r"within 64 units of the mean .* and 128 units: 500 and"):
+        order_cost_optimum(**GOOD | {"order_cost": fixed(500.0)})
+    monkeypatch.setattr(lost_sales_module, "_MAX_STOCK", (64, 64, 64))
+    for lead_time in range(3):
+        with pytest.raises(ValueError, match=r"at most 64 units .*lower .* 1 and 64 units: 500 "):
+            lost_sales_optimum(**GOOD | {"order_cost": fixed(500.0), "lead_time": lead_time})
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "expected"),
+    [
+        (-1.0, ValueError, "minor_costs must be a finite number >= 0, got -1"),
+        ([1.0], ValueError, "minor_costs must be a number or hold .*expected num_items=2 .*got 1"),
+        ([1.0, math.inf], ValueError, r"minor_costs\[1\] must be a finite number >= 0, got inf"),
+        ("10", TypeError, "minor_costs must be a number or a sequence .*got '10'"),
+    ],
+)
+def test_bad_minor_costs_are_named(value, error, expected):
+    with pytest.raises(error, match=expected):
+        joint_replenishment_optimum([10, 8], 1, 9, 64, 2, minor_costs=value)
+
+
+def test_policies_name_a_state_of_the_wrong_form():
+    found = lost_sales_optimum(3, 1, 9, fixed(5.0), 2)
+    assert found.order_quantity(np.zeros((4, 3, 2))).shape == (4, 3)
+    assert found.order_quantity([10**6, 0]) == 0
+    with pytest.raises(ValueError, match=r"inventory must have shape \(\*B, 2\), got \(1,\)"):
+        found.order_quantity([3])
+    with pytest.raises(
+        ValueError, match=r"inventory must be >= 0, as unmet demand is lost.* got -1"
+    ):
+        found.order_quantity([-1, 0])
+    for bad in ([0.5, 1], [math.nan, 1]):
+        with pytest.raises(ValueError, match="inventory must hold whole numbers of units, got"):
+            found.order_quantity(bad)
+        with pytest.raises(ValueError, match="position must hold whole numbers of units, got"):
+            order_cost_optimum(3, 1, 9, fixed(5.0), 2).order_quantity(bad)
+
+
+def test_examples_in_docstrings_run():
+    for module in (order_cost_module, lost_sales_module, joint_module):
+        assert set(module.__all__) <= set(oracles.__all__)
+        outcome = doctest.testmod(module)
+        assert outcome.attempted >= 3
+        assert outcome.failed == 0
