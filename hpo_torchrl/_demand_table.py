@@ -68,7 +68,8 @@ class DemandTable:
         texts = [f"the column {name!r} is missing" for name in REQUIRED if name not in found]
         for name in dict.fromkeys(found):
             if name not in known:
-                texts.append(f"the column {name!r} is unknown.{did_you_mean(name, known)}")
+                hint = did_you_mean(name, known)
+                texts.append(f"the column {name!r} is unknown" + (f".{hint}" if hint else ""))
             elif found.count(name) > 1:
                 texts.append(f"the column {name!r} is there {found.count(name)} times")
         if texts:

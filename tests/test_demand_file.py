@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import runpy
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torchrl.envs.utils import check_env_specs
 
-from hpo_torchrl.cli import train
+from hpo_torchrl.cli import evaluate, train
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.demand_file import DemandFileError, read_demand
 from hpo_torchrl.envs import RecordedInventoryEnv
 from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.oracles import best_recorded_rule, recorded_rule_cost
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "examples" / "data" / "generated_demand.csv"
+
+
+def call(monkeypatch, command, *arguments):
+    monkeypatch.setattr("sys.argv", ["command", *arguments])
+    command()
 
 
 def test_the_sample_is_read_whole():
@@ -77,6 +89,147 @@ def test_the_environment_replays_its_split(split):
         assert torch.equal(runs[0][key], runs[1][key])
 
 
+NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_what_is_written_is_what_is_read(data, tmp_path_factory):
+    items = data.draw(st.lists(NAMES, min_size=1, max_size=3, unique=True))
+    length = data.draw(st.integers(1, 6))
+    first, apart = data.draw(st.integers(-5, 5)), data.draw(st.integers(1, 3))
+    numbers = st.floats(0, 1e6, allow_subnormal=False)
+    demand = data.draw(arrays(np.float64, (length, len(items)), elements=numbers))
+    periods = [first + apart * t for t in range(length)]
+    rows = [(t, i) for t in range(length) for i in range(len(items))]
+    order = [(0, i) for i in range(len(items))] + data.draw(st.permutations(rows[len(items) :]))
+    path = tmp_path_factory.mktemp("demand") / "demand.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["demand", "item", "period"])  # in any order
+        for t, i in order:
+            writer.writerow([repr(float(demand[t, i])), items[i], periods[t]])
+    record = read_demand(path)
+    assert list(record.items) == items
+    assert list(record.periods) == periods
+    assert np.array_equal(record.demand, demand)
+
+
+def test_parquet_is_read_as_csv_is(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
+
+    path = tmp_path / "demand.parquet"
+    parquet.write_table(arrow_csv.read_csv(SAMPLE), path)
+    one, other = read_demand(SAMPLE), read_demand(path)
+    assert (one.items, one.periods) == (other.items, other.periods)
+    assert np.array_equal(one.demand, other.demand)
+    assert one.holding_cost == other.holding_cost
+
+    table = arrow_csv.read_csv(SAMPLE)
+    bad = table.set_column(2, "demand", pyarrow.array([-1, *table["demand"].to_pylist()[1:]]))
+    parquet.write_table(bad, path)
+    with pytest.raises(DemandFileError, match="row 1"):
+        read_demand(path)
+
+
+def test_a_policy_learns_nothing_of_later_periods():
+    record = torch.from_numpy(read_demand(SAMPLE).demand.copy())
+    changed = record.clone()
+    changed[438:] = 1000.0  # beyond the training periods: in the file's 60 %
+    runs = []
+    for demand in (record, changed):
+        env = RecordedInventoryEnv(
+            demand, (0, 438), season=7, initial_state="stationary", batch_size=16, seed=0
+        )
+        start = env.reset()
+        noise = env.sample_noise(1000, start)
+        runs.append(torch.cat([start["observation"], noise.flatten(1)], -1))
+    assert torch.equal(*runs)
+
+
+def test_history_is_the_demand_that_was_met():
+    record = torch.arange(60.0).reshape(30, 2)
+    env = RecordedInventoryEnv(record, history=4, season=3, batch_size=16, seed=0)
+    policy = HybridPolicy.for_env(env, hidden=())
+    rollout = differentiable_rollout(env, policy, 50, noise=None)
+    met = rollout["next", "recent"][..., -1]
+    place = rollout["period"].long()
+    assert torch.equal(met, record[place, torch.arange(2)])
+    assert torch.equal(rollout["next", "recent"][..., :-1], rollout["recent"][..., 1:])
+    # Items start apart by whole seasons, and stay so where the record begins again.
+    assert ((place[..., 0] - place[..., 1]) % 3 == 0).all()
+    assert (place[:, 0, 0] != place[:, 0, 1]).any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(1, 2),
+    lead_time=st.integers(0, 2),
+    lost=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_the_tuned_rule_against_every_rule_through_the_environment(n, lead_time, lost, seed):
+    demand = np.random.default_rng(seed).poisson(2.0, (30, n)) + (np.arange(30) == 3)[:, None]
+    best = best_recorded_rule(demand, 1.0, 4.0, 6.0, lead_time, lost_sales=lost)
+    env = RecordedInventoryEnv(
+        demand,
+        history=1,
+        lead_time=lead_time,
+        shortage_cost=4.0,
+        fixed_cost_per_item=6.0 / n,
+        lost_sales=lost,
+        batch_size=1,
+        dtype=torch.float64,
+    )
+
+    def cost(Q, S):
+        """The cost of a rule in the environment, on all periods from levels S on hand."""
+        inventory = torch.zeros(1, n, max(lead_time, 1), dtype=torch.float64)
+        inventory[0, :, 0] = torch.tensor(S, dtype=torch.float64)
+        state = {"inventory": inventory, "step": torch.zeros(1, 1, dtype=torch.int64)}
+        total = 0.0
+        for row in torch.from_numpy(demand).double():
+            missing = torch.tensor(S) - state["inventory"].sum(-1)
+            order = (missing.sum(-1) >= Q).long()
+            action = {"discrete": order, "continuous": missing.clamp_min(0.0)}
+            state, reward, _ = env.advance(state, action, row.unsqueeze(0))
+            total -= float(reward)
+        return total / len(demand)
+
+    assert cost(best.Q, best.S) == pytest.approx(best.cost)
+    assert best.cost == pytest.approx(recorded_rule_cost(*best[:2], demand, 1, 4, 6, lead_time,
+                                                         lost_sales=lost))  # fmt: skip
+    if lost and n > 1:
+        return  # a local search
+    rivals = np.random.default_rng(seed + 1).integers(1, 16, (20, n + 1))
+    for Q, *S in rivals.tolist():
+        assert best.cost <= cost(Q, [float(level) for level in S]) + 1e-9
+
+
+def test_a_run_keeps_the_policy_of_the_least_development_cost(tmp_path, monkeypatch, capsys):
+    shutil.copy(SAMPLE, tmp_path / "mine.csv")
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    small = ["env.batch_size=8", "trainer.progress=false", "trainer.eval_every=1",
+             "trainer.num_updates=12"]  # fmt: skip
+    call(monkeypatch, train, "env=inventory_from_file", "env.path=mine.csv", "algorithm.window=5",
+         "algorithm.learning_rate=0.1", f"output_dir={run}", *small)  # fmt: skip
+    summary = json.loads((run / "summary.json").read_text())
+    with (run / "metrics.csv").open() as file:
+        costs = {int(row["update"]): float(row["test_cost"]) for row in csv.DictReader(file)}
+    assert summary["selected_update"] == min(costs, key=costs.__getitem__)
+    assert summary["selected_update"] != 12  # with such steps, the last one is not the best
+    # From another directory, evaluation finds the file and the policy again.
+    monkeypatch.chdir(ROOT)
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
+    capsys.readouterr()
+    call(monkeypatch, evaluate, str(run))
+    assert f"{summary['test_cost']:.3f}" in capsys.readouterr().out
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
+
+
 def test_a_run_compares_with_the_tuned_rule(tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     arguments = [
@@ -89,8 +242,7 @@ def test_a_run_compares_with_the_tuned_rule(tmp_path, capsys, monkeypatch):
         "critic.hidden=[8]",
         f"output_dir={run}",
     ]
-    monkeypatch.setattr("sys.argv", ["hpo-train", *arguments])
-    train()
+    call(monkeypatch, train, *arguments)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["baseline_costs"]["(s, S) rule"] > 0
     assert "(s, S) rule" in capsys.readouterr().out

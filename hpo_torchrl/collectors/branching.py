@@ -44,7 +44,7 @@ def branched_returns(
 
     Args:
         env: the environment, batch size ``*B``; neither its state nor its generator is touched.
-        policy: a policy that reads ``"observation"`` without a mask.
+        policy: a policy that reads ``"observation"``, and no mask but the environment's.
         rollout: tensordict ``(*B, T)`` with the state entries and ``"observation"`` of each step,
             as :func:`differentiable_rollout` returns it.
         noise: the noise that the rollout was given, ``(*B, T, *noise_shape)``.
@@ -80,8 +80,10 @@ def branched_returns(
     _check_critic(critic)
     _check_data(env, rollout, noise)
     batch, time = tuple(env.batch_size), len(env.batch_size)
-    visited = {key: rollout.get(key).movedim(time, 0) for key in (*env.state_names, "observation")}
-    forced = draw_branches(policy.distribution(visited["observation"]), acts_randomly(policy))
+    names = (*env.state_names, *env.shown_names)
+    visited = {key: rollout.get(key).movedim(time, 0) for key in names}
+    here = policy.distribution(visited["observation"], policy.mask_of(visited))
+    forced = draw_branches(here, acts_randomly(policy))
     steps, options = forced.shape[0], forced.shape[-2]
     every = torch.arange(options, device=forced.device).view(1, -1, *(1,) * time)
     every = every.expand(1, options, *batch)
@@ -96,7 +98,7 @@ def branched_returns(
     for step, step_noise in enumerate(noise.unbind(time)):
         action = {"discrete": every, "continuous": forced[step].movedim(-2, 0).unsqueeze(0)}
         if step > 0:
-            later = policy.act(rows["observation"])
+            later = policy.act(rows["observation"], policy.mask_of(rows))
             action = {
                 "discrete": torch.cat([later.discrete, every]),
                 "continuous": torch.cat([later.continuous, action["continuous"]]),
@@ -107,7 +109,7 @@ def branched_returns(
         begun = slice(step + 1)
         copies = step_noise.expand(step + 1, options, *step_noise.shape)
         after, reward, over = env.advance(rows, action, copies)
-        after["observation"] = env.observe(after)
+        after |= env.show(after)
         moving = running[begun]
         returns[begun] += torch.where(moving, weight[begun] * reward, 0.0)
         weight[begun] = torch.where(moving, weight[begun] * gamma, weight[begun])
@@ -152,7 +154,8 @@ def _check_data(env: DifferentiableEnv, rollout: TensorDictBase, noise: Tensor) 
         raise ValueError(
             f"rollout must have shape (*B, T) = {(*batch, 'T')}, got {tuple(rollout.shape)}."
         )
-    missing = [key for key in (*env.state_names, "observation") if rollout.get(key, None) is None]
+    names = (*env.state_names, *env.shown_names)
+    missing = [key for key in names if rollout.get(key, None) is None]
     if missing:
         raise KeyError(
             f"rollout lacks {missing}: it must hold the state and observation of every step, as "

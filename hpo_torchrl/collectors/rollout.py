@@ -77,7 +77,7 @@ def differentiable_rollout(
     check_int("num_steps", num_steps, minimum=1)
     check_float("discount", discount, minimum=0.0, maximum=1.0, strict=True)
     check_choice("route", route, ROUTES)
-    functional = _is_functional(env, policy)
+    functional = is_functional(env, policy)
     if route == "functional":
         check_functional("The functional route", env, policy, "use route='auto' or 'general'")
     start = env.reset() if tensordict is None else tensordict.copy()
@@ -90,7 +90,7 @@ def differentiable_rollout(
     if functional and noise is not None and route != "general":
 
         def transition(carried: Mapping[str, Tensor], step_noise: Tensor) -> tuple:
-            action = policy.act(carried["observation"])
+            action = policy.act(carried["observation"], policy.mask_of(carried))
             chosen = {"discrete": action.discrete, "continuous": action.continuous}
             return action, *env.advance(carried, chosen, step_noise)
 
@@ -108,13 +108,13 @@ def unroll(
 ) -> TensorDict:
     """Apply ``transition`` once per step of noise, with resets, and build the tensordict."""
     time = len(env.batch_size)
-    carried = {key: start.get(key) for key in (*env.state_names, "observation")}
+    carried = {key: start.get(key) for key in (*env.state_names, *env.shown_names)}
     never = torch.zeros((*env.batch_size, 1), dtype=torch.bool, device=env.device)
     history: list[dict[str, Tensor]] = []
     for step, step_noise in enumerate(noise.unbind(time)):
         action, after, reward, over = transition(carried, step_noise)
         chosen = {"discrete": action.discrete, "continuous": action.continuous}
-        after["observation"] = env.observe(after)
+        after |= env.show(after)
         row = {**carried, **chosen, "reward": reward, "over": never if over is None else over}
         if action.log_prob is not None and action.discrete_log_prob is not None:
             row["action_log_prob"] = action.log_prob
@@ -208,21 +208,23 @@ def expand_mask(mask: Tensor, value: Tensor) -> Tensor:
     return mask.reshape(*mask.shape, *(1,) * (value.ndim - mask.ndim))
 
 
-def _is_functional(env: EnvBase, policy: HybridPolicy) -> bool:
+def is_functional(env: EnvBase, policy: HybridPolicy) -> bool:
+    """Whether env and policy can be unrolled on plain tensors."""
     return (
         isinstance(env, DifferentiableEnv)
         and isinstance(policy, HybridPolicy)
-        and policy.mask_key is None
+        and policy.mask_key in (None, *env.shown_names[1:])
         and policy.observation_key == "observation"
     )
 
 
 def check_functional(name: str, env: EnvBase, policy: HybridPolicy, fix: str) -> None:
     """Raise a ``TypeError`` if env and policy cannot be unrolled on plain tensors."""
-    if not _is_functional(env, policy):
+    if not is_functional(env, policy):
         raise TypeError(
             f"{name} needs a DifferentiableEnv and a HybridPolicy that reads 'observation' "
-            f"without a mask, got {type(env).__name__} and {type(policy).__name__}; {fix}."
+            "without a mask or with the environment's own 'action_mask', got "
+            f"{type(env).__name__} and {type(policy).__name__}; {fix}."
         )
 
 

@@ -61,7 +61,7 @@ def straight_through_rollout(
     Args:
         env: the environment, batch size ``*B``. Its dynamics are called with the batch
             ``(M, *B)``, without a graph, besides the call that executes d.
-        policy: a policy that reads ``"observation"`` without a mask.
+        policy: a policy that reads ``"observation"``, and no mask but the environment's.
         num_steps: number of steps T.
         tensordict: where to start, as ``env.reset()`` returns it; ``None`` resets.
         noise: noise of the rollout, ``(*B, T, *noise_shape)``, as ``env.sample_noise(T)`` returns
@@ -101,7 +101,7 @@ def straight_through_rollout(
     check_single_choice("straight_through_rollout", env)
 
     def transition(carried: Mapping[str, Tensor], step_noise: Tensor) -> tuple:
-        dist = policy.distribution(carried["observation"])
+        dist = policy.distribution(carried["observation"], policy.mask_of(carried))
         perturbed, branches = _perturb(dist, acts_randomly(policy))
         discrete = perturbed.argmax(-1)
         index = discrete[..., None, None].expand(*discrete.shape, 1, branches.shape[-1])

@@ -18,6 +18,7 @@ from hpo_torchrl.collectors import (
     differentiable_rollout,
     straight_through_rollout,
 )
+from hpo_torchrl.collectors.rollout import is_functional
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import CrossTermWeight, HPOLoss
@@ -107,6 +108,7 @@ class GradientSampler:
         self.exploring = HybridPolicy(
             _Exploring(self.policy.network, exploration_scale),
             observation_key=self.policy.observation_key,
+            mask_key=self.policy.mask_key,
         )
         self._running = collector.carried
 
@@ -137,9 +139,9 @@ class GradientSampler:
         """Draw one gradient by each estimator, by parameter group.
 
         Absent are: those that branch the simulator, where the environment is no
-        :class:`DifferentiableEnv`, the policy is masked or (expected options) the critic reads
-        something else than the observation; the pure score function, where the policy is masked;
-        and those that compare rollouts, where there is one.
+        :class:`DifferentiableEnv`, the policy reads a mask of another's or (expected options) the
+        critic something else than the observation; and those that compare rollouts, where there is
+        one.
         """
         start, env = self._start(), self.collector.env
         noise = (
@@ -163,12 +165,11 @@ class GradientSampler:
             found["mixed, adaptive cross"] = _combine(pathwise, adaptive)
             own = self._objective(self.loss, self._leave_one_out(batch))
             found["mixed, leave-one-out"] = _combine(pathwise, own)
-        if noise is not None and self.policy.mask_key is None:
+        if noise is not None and is_functional(env, self.policy):
             if self.critic is None or list(self.critic.in_keys) == ["observation"]:
                 found["mixed, expected options"] = self._expected_options(batch, noise, scale)
             found["Gumbel straight-through"] = self._straight_through(start, noise)
-        if self.policy.mask_key is None:
-            found["score function only"] = self._score_function_only(start)
+        found["score function only"] = self._score_function_only(start)
         return found
 
     def _start(self) -> TensorDictBase:
@@ -249,7 +250,7 @@ class GradientSampler:
                 self.collector.env, self.exploring, self.collector.num_steps, tensordict=start
             )
             batch, _ = self._prepared(rollout)
-        dist = self.exploring.distribution(batch[self.policy.observation_key])
+        dist = self.exploring.get_dist(batch.select(*self.exploring.in_keys))
         log_prob = dist.log_prob(batch["action"])
         return self._gradients(-(log_prob * batch["advantage"].squeeze(-1)).mean())
 

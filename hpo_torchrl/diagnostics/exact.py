@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hpo_torchrl._checks import check_choice, check_int
-from hpo_torchrl.collectors.rollout import check_single_choice
+from hpo_torchrl.collectors.rollout import check_single_choice, is_functional
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
@@ -77,7 +77,7 @@ def exact_gradient(
 
     Args:
         env: the environment; its batch is a set of initial states that is averaged over.
-        policy: the policy, unmasked, reading ``"observation"``.
+        policy: the policy, reading ``"observation"``, and no mask but the environment's.
         num_steps: number of steps T, within one episode.
         tensordict: initial states, as ``env.reset()`` returns them; ``None`` resets.
         noise: fixed exogenous noise, ``(*B, T, *noise_shape)``; ``None`` draws it once, and the
@@ -150,6 +150,11 @@ def exact_gradient(
         logits, loc, scale = functional_call(network, parameters, (observation,))
         theta = functional_call(network, parameters, (observation.detach(),))[0]
         through_state = functional_call(network, held, (observation,))[0]
+        allowed = None if policy.mask_key is None else env.allowed(state)
+        if allowed is not None:
+            logits, theta, through_state = (
+                value.masked_fill(~allowed, -torch.inf) for value in (logits, theta, through_state)
+            )
         if noise_support is None:
             assert noise is not None
             step_noise = noise[:, t].repeat_interleave(len(loc) // systems, 0).unsqueeze(1)
@@ -178,8 +183,8 @@ def exact_gradient(
             _Level(
                 probability=logits.softmax(-1),
                 reward=reward.reshape(shape),
-                theta=theta.log_softmax(-1),
-                through_state=through_state.log_softmax(-1),
+                theta=_log_softmax(theta),
+                through_state=_log_softmax(through_state),
                 weight=weights[:, None] * chance,
             )
         )
@@ -235,6 +240,11 @@ def _differentiate(
     )
 
 
+def _log_softmax(logits: Tensor) -> Tensor:
+    # A masked option is never reached: finite, its logarithm adds 0 instead of NaN.
+    return logits.log_softmax(-1).clamp_min(torch.finfo(logits.dtype).min)
+
+
 def _nodes(
     env: DifferentiableEnv, network: nn.Module, num_nodes: int | None
 ) -> tuple[Tensor, Tensor]:
@@ -271,9 +281,10 @@ def _check(
     if not isinstance(policy, HybridPolicy):
         raise TypeError(f"policy must be a HybridPolicy, got {type(policy).__name__}.")
     policy.check_env(env)
-    if policy.mask_key is not None or policy.observation_key != "observation":
+    if not is_functional(env, policy):
         raise ValueError(
-            "exact_gradient takes a policy that reads 'observation' without a mask, got "
+            "exact_gradient takes a policy that reads 'observation', and no mask but the "
+            "environment's, got "
             f"observation_key={policy.observation_key!r}, mask_key={policy.mask_key!r}."
         )
     if noise_support is None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
+
+from hpo_torchrl._names import ACTION_MASK
 
 # Random actions are drawn from the spec: a half-open range is cut this many action scales away.
 _HALF_OPEN_SPAN = 100.0
@@ -27,6 +29,11 @@ def set_hybrid_specs(
         shape=batch,
         device=env.device,
     )
+    heads = () if env.num_heads is None else (env.num_heads,)
+    if env.masks_options:
+        env.observation_spec[ACTION_MASK] = Binary(
+            shape=(*batch, *heads, env.num_options), dtype=torch.bool, device=env.device
+        )
     low, high = env.continuous_bounds
     span = _HALF_OPEN_SPAN * env.action_scale.expand(*batch, env.continuous_dim)
     if low is None and high is None:
@@ -35,7 +42,6 @@ def set_hybrid_specs(
         lower = torch.full_like(span, low) if low is not None else -span + (high or 0.0)
         upper = torch.full_like(span, high) if high is not None else span + (low or 0.0)
         continuous = Bounded(low=lower, high=upper, shape=span.shape, **place)
-    heads = () if env.num_heads is None else (env.num_heads,)
     env.action_spec = Composite(
         action=Composite(
             discrete=Categorical(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_dtype, check_int, check_sizes
+from hpo_torchrl._names import ACTION_MASK
 from hpo_torchrl._pieces import OptionBounds
 from hpo_torchrl.envs._specs import set_hybrid_specs
 
@@ -33,6 +34,11 @@ class DifferentiableEnv(EnvBase):
     **Noise** comes from the environment's own generator. :meth:`sample_noise` draws it for a
     whole rollout in one call; :meth:`load_noise` makes the next steps consume it, so that two
     rollouts given the same noise face the same world (common random numbers).
+
+    **Masks.** Where options depend on the state, :meth:`allowed` says which may be chosen, and the
+    environment shows it as ``"action_mask"``; :meth:`HybridPolicy.for_env` reads it. The dynamics
+    must stay finite, though not sensible, for options that are not allowed: random actions of the
+    spec and estimators that try every option take them.
 
     **Where gradients flow.** From each reward and next state to the state and the continuous
     action of that step, hence along the whole trajectory. They stop at three places: a reset
@@ -148,6 +154,14 @@ class DifferentiableEnv(EnvBase):
     def observe(self, state: State) -> Tensor:
         """Return what the policy sees, ``(*B, observation_dim)``: a pure function of the state."""
 
+    def allowed(self, state: State) -> Tensor | None:
+        """Return which options may be chosen, bool ``(*B, M)`` or ``(*B, H, M)``; optional.
+
+        At least one of each choice; a pure function of the state. ``None``, of every state, allows
+        all.
+        """
+        return None
+
     @abc.abstractmethod
     def initial_state(self) -> dict[str, Tensor]:
         """Draw fresh states for the whole batch from the environment's generator."""
@@ -165,6 +179,35 @@ class DifferentiableEnv(EnvBase):
             NotImplementedError: the environment knows no such rule.
         """
         raise NotImplementedError(f"{type(self).__name__} has no rule of thumb.")
+
+    @property
+    def masks_options(self) -> bool:
+        """Whether the options depend on the state, see :meth:`allowed`."""
+        return type(self).allowed is not DifferentiableEnv.allowed
+
+    @property
+    def shown_names(self) -> tuple[str, ...]:
+        """Names of what :meth:`show` returns."""
+        return ("observation", ACTION_MASK) if self.masks_options else ("observation",)
+
+    def show(self, state: State) -> dict[str, Tensor]:
+        """Return what a policy may read: ``"observation"``, and ``"action_mask"`` if there is one.
+
+        Raises:
+            ValueError: the mask is not bool or has another shape.
+        """
+        shown = {"observation": self.observe(state)}
+        mask = self.allowed(state)
+        if mask is not None:
+            heads = () if self.num_heads is None else (self.num_heads,)
+            expected = (*shown["observation"].shape[:-1], *heads, self.num_options)
+            if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+                raise ValueError(
+                    f"{type(self).__name__}.allowed must return bool of shape {expected}, got "
+                    f"{mask.dtype} of shape {tuple(mask.shape)}."
+                )
+            shown[ACTION_MASK] = mask
+        return shown
 
     # -- noise ---------------------------------------------------------------------------------
 
@@ -272,7 +315,7 @@ class DifferentiableEnv(EnvBase):
         terminated, truncated = (over, never) if self.horizon_terminates else (never, over)
         ends = {"done": over, "terminated": terminated, "truncated": truncated}
         return TensorDict(
-            {**entries, "observation": self.observe(entries), **ends},
+            {**entries, **self.show(entries), **ends},
             batch_size=self.batch_size,
             device=self.device,
         )

@@ -12,6 +12,7 @@ from torchrl.data import Bounded, Categorical, Composite, TensorSpec
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
 from hpo_torchrl._pieces import Breakpoint, Gap, Pieces
+from hpo_torchrl.envs._specs import set_hybrid_specs
 from hpo_torchrl.envs.action_pieces import ActionPieces
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.envs.jumps import find_jumps
@@ -118,7 +119,12 @@ class HybridizedEnv(DifferentiableEnv):
                 f"({original.num_options}); cut the total (per_item=False)."
             )
         batch = len(original.batch_size)
-        names = [name for name in original.state_names if name != "step"]
+        shapes = {
+            name: original.state_spec[name].shape[batch:]
+            for name in original.state_names
+            if name != "step"
+        }
+        observation_dim = original.observation_spec["observation"].shape[-1]
         super().__init__(
             num_options=original.num_options * pieces.num_options,
             num_heads=pieces.continuous_dim if pieces.per_item else None,
@@ -126,8 +132,8 @@ class HybridizedEnv(DifferentiableEnv):
             continuous_bounds=original.continuous_bounds,
             option_bounds=pieces.repeated(original.num_options),
             action_scale=original.action_scale,
-            state_shapes={name: original.state_spec[name].shape[batch:] for name in names},
-            observation_dim=original.observation_spec["observation"].shape[-1],
+            state_shapes=shapes,
+            observation_dim=observation_dim,
             noise_shape=original.noise_shape,
             horizon=original.horizon,
             horizon_terminates=original.horizon_terminates,
@@ -138,6 +144,19 @@ class HybridizedEnv(DifferentiableEnv):
         )
         self.original, self.pieces = original, pieces
         self.cost_units, self.rng = original.cost_units, original.rng
+        if self.masks_options:
+            set_hybrid_specs(self, shapes, observation_dim)
+
+    @property
+    def masks_options(self) -> bool:
+        """Whether the original's options depend on the state."""
+        original = getattr(self, "original", None)
+        return original is not None and original.masks_options
+
+    def allowed(self, state: State) -> Tensor | None:
+        """Return the original's mask, of its option with every piece."""
+        mask = self.original.allowed(state)
+        return None if mask is None else mask.repeat_interleave(self.pieces.num_options, -1)
 
     def executed(self, action: Action) -> dict[str, Tensor]:
         """Return the original's action: its own option, and the continuous action in its piece."""

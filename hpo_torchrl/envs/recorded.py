@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hpo_torchrl._checks import check_bool, check_choice, check_int
 from hpo_torchrl.demand_file import DemandFile, Split, read_once
+from hpo_torchrl.envs._record import check_periods, check_record, draw_places, wrap
 from hpo_torchrl.envs._specs import set_hybrid_specs
 from hpo_torchrl.envs.differentiable import Action, State
 from hpo_torchrl.envs.inventory import InventoryEnv
@@ -22,10 +22,10 @@ START_PERIODS = ("random", "first")
 class RecordedInventoryEnv(InventoryEnv):
     """n items ordered together, as in :class:`InventoryEnv`, under demand that is replayed.
 
-    Each system has a place in the record and meets the demand that stands there, period by period;
-    after the last of ``periods`` come the first ones again. The state is ``"inventory"``,
-    ``(*B, n, max(L, 1))``; ``"recent"``, ``(*B, n, k)``: the last k demands met, oldest first; and
-    ``"period"``, ``(*B, 1)``: the place in the record of the demand to come, a float. The
+    Every item of a system has a place in the record and meets the demand that stands there, period
+    by period; after the last of ``periods`` come the first ones again. The state is
+    ``"inventory"``, ``(*B, n, max(L, 1))``; ``"recent"``, ``(*B, n, k)``: the last k demands met,
+    oldest first; and ``"period"``, ``(*B, n)``: the places of the demand to come, as floats. The
     ``"observation"`` is inventory, then recent demand, flat and in periods of mean demand: not the
     place, which means nothing in other periods. Demand is the environment's noise, which depends
     on the state: :meth:`sample_noise` needs the state that a rollout starts in.
@@ -34,14 +34,22 @@ class RecordedInventoryEnv(InventoryEnv):
     of :class:`InventoryEnv`; ``"stationary"`` ones have met periods of ``train_periods``, drawn
     independently.
 
+    A record is short, and a policy learns to know its periods by their recent demand. With
+    ``season`` the items of a system start at places of their own, multiples of a season apart:
+    each still meets its own record, in combinations too many to know. What items have in common
+    besides the season is lost.
+
     Args:
         record: demand of all periods there are, ``(T, n)``.
         periods: which of them are replayed: ``(first, end)``, without ``end``; all by default.
         train_periods: which of them are known when decisions are learned: their mean is the unit
             of observations and actions, and rules are tuned to them. By default ``periods``.
         history: number k of recent demands in the observation, 1 and up.
-        start_period: ``"random"``: anywhere in ``periods``, for training; ``"first"``: at the
-            first of them that has k periods before it, for tests.
+        start_period: ``"random"``: anywhere in ``periods``, for training; ``"first"``: all items
+            at the first of them that has k periods before it, for tests.
+        season: periods of a season, by whose multiples items are apart at random starts (1: by any
+            number); ``None`` keeps them together. It is kept too where the record begins again, as
+            the first periods of an incomplete season are then left out.
         lead_time: periods L between placing an order and being able to use it, 0 and up.
         holding_cost: h, cost per unit on hand at the end of a period.
         shortage_cost: p, cost per unit short at the end of a period.
@@ -79,6 +87,7 @@ class RecordedInventoryEnv(InventoryEnv):
         *,
         history: int = 14,
         start_period: str = "random",
+        season: int | None = None,
         lead_time: int = 2,
         holding_cost: float | Sequence[float] = 1.0,
         shortage_cost: float | Sequence[float] = 9.0,
@@ -93,9 +102,11 @@ class RecordedInventoryEnv(InventoryEnv):
     ) -> None:
         check_int("history", history, minimum=1)
         check_choice("start_period", start_period, START_PERIODS)
-        record = _check_record(record)
-        self.periods = _check_periods("periods", periods or (0, len(record)), len(record), history)
-        self.train_periods = _check_periods(
+        if season is not None:
+            check_int("season", season, minimum=1)
+        record = check_record(record)
+        self.periods = check_periods("periods", periods or (0, len(record)), len(record), history)
+        self.train_periods = check_periods(
             "train_periods", train_periods or self.periods, len(record), 0
         )
         known = record[slice(*self.train_periods)]
@@ -120,10 +131,11 @@ class RecordedInventoryEnv(InventoryEnv):
             seed=seed,
         )
         self.demand, self.history, self.start_period = "recorded", history, start_period
+        self.season = season
         self.record = record.to(dtype=dtype, device=self.device)
         self.source: DemandFile | None = None
         n, slots = self.num_items, max(lead_time, 1)
-        shapes = {"inventory": (n, slots), "recent": (n, history), "period": (1,)}
+        shapes = {"inventory": (n, slots), "recent": (n, history), "period": (n,)}
         self.state_names = (*shapes, "step")
         set_hybrid_specs(self, shapes, n * (slots + history))
 
@@ -135,6 +147,7 @@ class RecordedInventoryEnv(InventoryEnv):
         fractions: Sequence[float] = (0.6, 0.2, 0.2),
         history: int = 14,
         start_period: str = "random",
+        season: int | None = 7,
         lead_time: int = 2,
         holding_cost: float | Sequence[float] | None = None,
         shortage_cost: float | Sequence[float] | None = None,
@@ -159,6 +172,7 @@ class RecordedInventoryEnv(InventoryEnv):
             fractions: shares of the periods, in their order, that are in these parts.
             history: see the class, like the arguments that follow.
             start_period: see there.
+            season: see there.
             lead_time: see there.
             holding_cost: one number, or one per item in the order of their first appearance.
             shortage_cost: the same.
@@ -214,6 +228,7 @@ class RecordedInventoryEnv(InventoryEnv):
             parts.train,
             history=history,
             start_period=start_period,
+            season=season,
             lead_time=lead_time,
             fixed_cost_per_item=fixed_cost_per_item,
             lost_sales=lost_sales,
@@ -254,9 +269,7 @@ class RecordedInventoryEnv(InventoryEnv):
         """Serve one period as :class:`InventoryEnv` does, remember its demand and move on."""
         after, reward = super().dynamics(state, action, noise)
         if "period" in state:  # stocks that are warmed up have no place in the record yet
-            first, end = self.periods
-            coming = state["period"] + 1
-            after["period"] = torch.where(coming >= end, coming - (end - first), coming)
+            after["period"] = wrap(state["period"] + 1, self.periods, self.season)
             after["recent"] = torch.cat([state["recent"][..., 1:], noise.unsqueeze(-1)], -1)
         return after, reward
 
@@ -271,13 +284,12 @@ class RecordedInventoryEnv(InventoryEnv):
 
     def initial_state(self) -> dict[str, Tensor]:
         """Draw stocks as ``initial_state`` says and a place as ``start_period`` does."""
-        period = torch.full((*self.batch_size, 1), self.first_period, device=self.device)
+        period = self._first()
         if self.start_period == "random":
-            drawn = self._draw(torch.rand, period.shape) * self.num_periods
-            # In float32 a number just below 1 may be rounded up to the end.
-            period = period + drawn.long().clamp_max(self.num_periods - 1)
-        before = period + torch.arange(-self.history, 0, device=self.device)
-        recent = self.record[before].transpose(-1, -2)
+            starts = (self.first_period, self.periods[1])
+            period = draw_places(period.shape, starts, self.season, self.rng)
+        before = torch.arange(-self.history, 0, device=self.device).unsqueeze(-1)
+        recent = self._read(period.unsqueeze(-2) + before).transpose(-1, -2)
         place = {"recent": recent, "period": period.to(self.float_dtype)}
         return {**super().initial_state(), **place}
 
@@ -298,44 +310,27 @@ class RecordedInventoryEnv(InventoryEnv):
                     "env.sample_noise(T, env.reset()), or make the environment with "
                     "start_period='first'."
                 )
-            shape = (*self.batch_size, 1)
-            state = {"period": torch.full(shape, self.first_period, device=self.device)}
+            state = {"period": self._first()}
         return super().sample_noise(num_steps, state)
 
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
         """Read the demand of the coming periods from each system's place: ``(*B, T, n)``."""
-        first, end = self.periods
-        steps = torch.arange(num_steps, device=self.device)
-        return self.record[first + (state["period"].long() - first + steps) % (end - first)]
+        steps = torch.arange(num_steps, device=self.device).unsqueeze(-1)
+        place = state["period"].long().unsqueeze(-2) + steps
+        return self._read(wrap(place, self.periods, self.season))
+
+    def _first(self) -> Tensor:
+        shape = (*self.batch_size, self.num_items)
+        return torch.full(shape, self.first_period, device=self.device)
+
+    def _read(self, place: Tensor) -> Tensor:
+        """Return the demand of each item at a place of its own: ``(..., n)`` of ``(..., n)``."""
+        return self.record[place, torch.arange(self.num_items, device=self.device)]
 
     def _demand(self, mean: Tensor) -> Tensor:
         # Of stocks that are warmed up: whole periods, so that items keep what they have in common.
         first, end = self.train_periods
-        drawn = self._draw(torch.rand, mean.shape[:-1]) * (end - first)
-        return self.record[first + drawn.long().clamp_max(end - first - 1)]
-
-
-def _check_record(record: Any) -> Tensor:
-    if not isinstance(record, Tensor):  # a copy: that of a file is read-only
-        record = torch.from_numpy(np.array(record, dtype=np.float64))
-    record = record.double()
-    if record.ndim != 2 or 0 in record.shape:
-        raise ValueError(
-            f"record must have shape (T, n) = (periods, items), got {tuple(record.shape)}."
+        place = torch.randint(
+            first, end, mean.shape[:-1], generator=self.rng, device=self.rng.device
         )
-    if not bool(torch.isfinite(record).all()) or bool((record < 0).any()):
-        raise ValueError("record must be finite and >= 0; it holds NaN, inf or negatives.")
-    return record
-
-
-def _check_periods(name: str, periods: Any, length: int, history: int) -> tuple[int, int]:
-    if isinstance(periods, str) or not isinstance(periods, Sequence) or len(periods) != 2:
-        raise ValueError(f"{name} must be two whole numbers (first, end), got {periods!r}.")
-    first, end = (check_int(f"{name}[{i}]", at, minimum=0) for i, at in enumerate(periods))
-    if not max(first, history) < end <= length:
-        words = f" with history={history} periods before one of them" if history else ""
-        raise ValueError(
-            f"{name} must be (first, end) within the {length} periods of the record{words}, got "
-            f"{(first, end)}; replay more periods, or take a shorter history."
-        )
-    return first, end
+        return self.record[place]

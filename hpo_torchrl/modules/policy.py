@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 
+from hpo_torchrl._names import ACTION_MASK
 from hpo_torchrl.modules.distribution import HybridDistribution
 from hpo_torchrl.modules.networks import HybridNetwork
 
@@ -196,7 +198,8 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             env: environment with actions ``("action", "discrete")`` and
                 ``("action", "continuous")``.
             observation_key: entry that the network reads.
-            mask_key: entry with the options that may be chosen.
+            mask_key: entry with the options that may be chosen; by default the environment's
+                ``"action_mask"``, if it has one.
             return_log_prob: whether log-probabilities are written.
             network: further arguments of :class:`HybridNetwork`.
         """
@@ -204,6 +207,8 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         continuous = env.full_action_spec["action", "continuous"]
         discrete = env.full_action_spec["action", "discrete"]
         heads = discrete.shape[len(continuous.shape) - 1 :]
+        if mask_key is None and ACTION_MASK in env.observation_spec.keys():  # noqa: SIM118
+            mask_key = ACTION_MASK
         net = HybridNetwork(
             observation.shape[-1],
             discrete.space.n,
@@ -247,6 +252,10 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         """Return the action distribution at ``observation``, on plain tensors."""
         logits, loc, scale = self.network(observation)
         return HybridDistribution(logits, loc, scale, mask, heads=_has_heads(self.network))
+
+    def mask_of(self, entries: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the mask that the policy reads, out of a step's entries; ``None`` without one."""
+        return None if self.mask_key is None else entries[self.mask_key]
 
     def discrete_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return log pi(. | s), normalised and masked, ``(*B, M)``, without the continuous net."""

@@ -230,6 +230,8 @@ class HPOLoss(PathwiseLoss):
 
 def _expectation(logits: Tensor, action_value: Tensor) -> Tensor:
     """Advantage expected over the options, ``(*B, T)``; its gradient needs no sampled option."""
+    # What an option that may not be chosen would lead to need not make sense.
+    action_value = action_value.masked_fill(logits.isneginf(), 0.0)
     probability = logits.exp()
     value = (probability.detach() * action_value).sum(-1, keepdim=True)
     return (probability * (action_value - value)).sum(-1)

@@ -6,6 +6,7 @@ from hpo_torchrl.training.evaluation import CostEstimate, Evaluation, evaluate
 from hpo_torchrl.training.logging import RunLogger, write_json
 from hpo_torchrl.training.policy_view import InventoryPolicyView, view_inventory_policy
 from hpo_torchrl.training.reference import reference_cost
+from hpo_torchrl.training.selection import Selection
 from hpo_torchrl.training.summary import summarise
 from hpo_torchrl.training.trainer import Trainer
 
@@ -17,6 +18,7 @@ __all__ = [
     "InventoryPolicyView",
     "Reference",
     "RunLogger",
+    "Selection",
     "Trainer",
     "evaluate",
     "reference_cost",

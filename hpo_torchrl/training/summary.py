@@ -43,7 +43,7 @@ def summarise(
         "upper_bound": reference.upper_bound,
         **reference.gaps(cost.mean),
         "baseline_costs": dict(reference.baselines),
-        **{key: counters[key] for key in ("env_steps", "updates", "wall_seconds")},
+        **{key: counters[key] for key in counters if key not in ("env", "algorithm", "seed")},
     }
     for name, estimate in costs.items():
         summary[f"{name}_cost"] = estimate.mean

@@ -16,6 +16,7 @@ from hpo_torchrl.training.bounds import Reference
 from hpo_torchrl.training.checkpoint import Checkpoint
 from hpo_torchrl.training.evaluation import Evaluation
 from hpo_torchrl.training.logging import RunLogger, write_json
+from hpo_torchrl.training.selection import Selection
 from hpo_torchrl.training.summary import summarise
 
 _GAPS = {
@@ -48,6 +49,8 @@ class Trainer:
         log_every: updates between rows of ``metrics.csv``.
         eval_every: updates between evaluations; the first update is evaluated too.
         checkpoint_every: updates between checkpoints.
+        select: whose policy the run ends with: the ``"last"`` update's, or that of the ``"best"``
+            evaluation; see :class:`Selection`.
         logger_backend: see :class:`RunLogger`.
         progress: whether to show a progress bar.
 
@@ -73,6 +76,7 @@ class Trainer:
         log_every: int = 5,
         eval_every: int = 10,
         checkpoint_every: int = 25,
+        select: str = "last",
         logger_backend: str | None = None,
         progress: bool = True,
     ) -> None:
@@ -89,7 +93,13 @@ class Trainer:
         self.eval_every = check_int("eval_every", eval_every, minimum=1)
         self.checkpoint_every = check_int("checkpoint_every", checkpoint_every, minimum=1)
         self.progress = check_bool("progress", progress)
-        self.checkpoint = Checkpoint(self.run_dir, algorithm.components(), config=config)
+        self.selection = Selection(select)
+        components = algorithm.components()
+        if algorithm.learns and select == "best":
+            if quick_test is None:
+                raise ValueError("select='best' needs evaluations to choose by: give a quick_test.")
+            components["selection"] = self.selection
+        self.checkpoint = Checkpoint(self.run_dir, components, config=config)
         self.logger = RunLogger(self.run_dir, logger_backend)
         self.update, self.wall_seconds = 0, 0.0
 
@@ -150,6 +160,7 @@ class Trainer:
         due = last or self.update == 1 or self.update % self.eval_every == 0
         if self.quick_test is not None and due:
             cost = self.quick_test.run(self.algorithm.policy)
+            self.selection.offer(self.algorithm.policy, self.update, cost.mean)
             row |= {"test_cost": cost.mean, "test_cost_se": cost.standard_error}
             gaps = self.quick_reference.gaps(cost.mean)
             row |= {name: gap for name, gap in gaps.items() if gap is not None}
@@ -177,11 +188,14 @@ class Trainer:
         bar.set_postfix(shown, refresh=False)
 
     def summary(self) -> dict[str, Any]:
-        """Evaluate the policy as it is; see :func:`summarise`."""
+        """Evaluate the policy that the run ends with; see :func:`summarise`."""
+        self.selection.apply(self.algorithm.policy)
         counters = {
             **self.names,
             "env_steps": self.algorithm.collector.frames,
             "updates": self.update,
             "wall_seconds": self.wall_seconds,
         }
+        if self.selection.update > 0:
+            counters["selected_update"] = self.selection.update
         return summarise(self.algorithm.policy, self.tests, self.headline, self.reference, counters)
