@@ -205,3 +205,13 @@ def test_wheel_in_a_clean_folder_finds_its_configs(tmp_path):
     assert module.startswith(str(site))
     assert configs.startswith(str(site))
     assert "fixed_cost_per_item: 64.0" in "\n".join(printed)
+
+
+def test_commands_do_not_wait_for_what_only_pictures_and_comparisons_need():
+    code = "import sys, hpo_torchrl.cli; print(*sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    loaded = set(shown.stdout.split())
+    assert "hpo_torchrl.run" in loaded
+    assert not loaded & {"matplotlib", "scipy.stats", "pyarrow", "tensorboard"}

@@ -6,7 +6,6 @@ import abc
 from typing import Any
 
 import torch
-from scipy.stats import poisson
 from tensordict import TensorDictBase
 from torch import nn
 from torchrl.envs import EnvBase
@@ -115,6 +114,8 @@ class OrderUpToRule(Rule):
 
     def make_policy(self, env: EnvBase) -> nn.Module:
         """Find S."""
+        from scipy.stats import poisson  # almost a second, for this rule alone
+
         mean, holding, shortage, _, lead_time = inventory_costs(env, "order_up_to")
         levels = [
             poisson.ppf(p / (h + p), (lead_time + 1) * mu)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from hpo_torchrl.reporting.comparison import finished_costs, times_to_target
 from hpo_torchrl.reporting.figures import GREY, MODES, new_figure, save_figure
 from hpo_torchrl.reporting.groups import Problem
 from hpo_torchrl.reporting.runs import FINISHED, Run
 from hpo_torchrl.reporting.statistics import estimate_iqm, iqm_band
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Gaps below this are drawn here: a logarithm has no place for a test that beat the optimum by luck.
 _SMALLEST = 1e-4
@@ -243,6 +244,8 @@ def _shown(values: Any) -> Any:
 
 
 def _gap_axis(axes: Axes, *, percent: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     axes.set_yscale("log")
     scale, unit = (100.0, " %") if percent else (1.0, "")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{scale * value:g}{unit}"))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 
 # Okabe & Ito's palette, told apart with every common colour-vision deficiency.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
@@ -180,6 +179,9 @@ def plot_mode_plane(
         The path.
     """
     figure, [panels] = new_figure(1, len(planes), share_x=False)
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
     colours = ListedColormap([MODES[mode % len(MODES)] for mode in range(num_modes)])
     for axes, (title, plane) in zip(panels, planes.items(), strict=True):
         axes.imshow(
@@ -208,6 +210,10 @@ def new_figure(
 ) -> tuple[Figure, list[list[Axes]]]:
     """Return a figure of the house's style and its panels, row by row."""
     # The object interface leaves a user's pyplot state and backend alone.
+    # A third of a second, which only those who draw should wait.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3.0 + 4.0 * columns, 1.5 + 2.7 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(rows, columns, sharex=share_x, squeeze=False)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 LEVEL = 0.95
 _RESAMPLES = 5000
@@ -55,7 +54,7 @@ def interquartile_mean(scores: ArrayLike) -> float:
         >>> interquartile_mean([1.0, 2.0, 3.0, 4.0, 100.0])
         3.0
     """
-    return float(stats.trim_mean(_sample("scores", scores), 0.25))
+    return float(_middle_mean(_sample("scores", scores)))
 
 
 def estimate_iqm(*strata: ArrayLike, level: float = LEVEL, seed: int = _SEED) -> Estimate:
@@ -121,7 +120,7 @@ def iqm_band(
         raise ValueError(
             f"curves must have shape (runs, points) with at least one run, got {values.shape}."
         )
-    middle = stats.trim_mean(values, 0.25, axis=0)
+    middle = _middle_mean(values, axis=0)
     if values.shape[0] < 2 or not values.shape[1]:
         return middle, None, None
     low, high = _percentiles([values.T], _pooled_iqm, level, seed, resamples=1000)
@@ -217,7 +216,13 @@ def estimate_median_ratio(
 
 
 def _pooled_iqm(*data: Array, axis: int = -1) -> Array:
-    return stats.trim_mean(np.concatenate(data, axis=axis), 0.25, axis=axis)
+    return _middle_mean(np.concatenate(data, axis=axis), axis)
+
+
+def _middle_mean(values: Array, axis: int = -1) -> Array:
+    from scipy import stats  # almost a second, which only those who compare runs should wait
+
+    return stats.trim_mean(values, 0.25, axis=axis)
 
 
 def _sample(name: str, scores: ArrayLike) -> Array:
@@ -250,6 +255,8 @@ def _percentiles(
     resamples: int = _RESAMPLES,
 ) -> tuple[Any, Any]:
     """Return the ends of the percentile interval; each sample is drawn anew along its last axis."""
+    from scipy import stats
+
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must be a probability between 0 and 1, got {level}.")
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
