@@ -83,7 +83,7 @@ def branched_returns(
     names = (*env.state_names, *env.shown_names)
     visited = {key: rollout.get(key).movedim(time, 0) for key in names}
     here = policy.distribution(visited["observation"], policy.mask_of(visited))
-    forced = draw_branches(here, acts_randomly(policy))
+    forced, _ = draw_branches(here, acts_randomly(policy))
     steps, options = forced.shape[0], forced.shape[-2]
     every = torch.arange(options, device=forced.device).view(1, -1, *(1,) * time)
     every = every.expand(1, options, *batch)

@@ -12,14 +12,18 @@ from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_choice, check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
-from hpo_torchrl.modules import HybridAction, HybridPolicy
+from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.modules.distribution import HybridDraw
 
 ROUTES = ("auto", "functional", "general")
 _PARAMETERS = ("logits", "loc", "scale")
-# From the state, the observation and one step's noise to the action and what env.advance returns.
+# What a draw is scored by: once for the whole rollout. No entry of an environment has such a name.
+_SCORED = ("draw logits", "draw noise", "draw scale")
+# From the state, the observation and one step's noise to the action (with its log-probabilities, or
+# what they follow from) and what env.advance returns.
 Transition = Callable[
     [Mapping[str, Tensor], Tensor],
-    tuple[HybridAction, dict[str, Tensor], Tensor, Tensor | None],
+    tuple[Mapping[str, Tensor | None], dict[str, Tensor], Tensor, Tensor | None],
 ]
 
 
@@ -90,9 +94,9 @@ def differentiable_rollout(
     if functional and noise is not None and route != "general":
 
         def transition(carried: Mapping[str, Tensor], step_noise: Tensor) -> tuple:
-            action = policy.act(carried["observation"], policy.mask_of(carried))
-            chosen = {"discrete": action.discrete, "continuous": action.continuous}
-            return action, *env.advance(carried, chosen, step_noise)
+            draw = policy.draw(carried["observation"], policy.mask_of(carried))
+            chosen = {"discrete": draw.discrete, "continuous": draw.continuous}
+            return entries_of(draw, policy), *env.advance(carried, chosen, step_noise)
 
         return unroll(env, transition, start, noise, discount)
     steps = _general_route(env, policy, num_steps, start, noise, discount)
@@ -112,13 +116,9 @@ def unroll(
     never = torch.zeros((*env.batch_size, 1), dtype=torch.bool, device=env.device)
     history: list[dict[str, Tensor]] = []
     for step, step_noise in enumerate(noise.unbind(time)):
-        action, after, reward, over = transition(carried, step_noise)
-        chosen = {"discrete": action.discrete, "continuous": action.continuous}
+        chosen, after, reward, over = transition(carried, step_noise)
         after |= env.show(after)
         row = {**carried, **chosen, "reward": reward, "over": never if over is None else over}
-        if action.log_prob is not None and action.discrete_log_prob is not None:
-            row["action_log_prob"] = action.log_prob
-            row["discrete_log_prob"] = action.discrete_log_prob
         history.append({**row, **{("next " + key): value for key, value in after.items()}})
         carried = {key: _discount_gradient(value, discount) for key, value in after.items()}
         if over is not None and step < noise.shape[time] - 1 and bool(over.any()):
@@ -127,8 +127,23 @@ def unroll(
                 key: torch.where(expand_mask(over, value), fresh.get(key), value)
                 for key, value in carried.items()
             }
-    stacked = {key: torch.stack([row[key] for row in history], time) for key in history[0]}
+    stacked = {
+        key: torch.stack([row[key] for row in history], time)
+        for key, value in history[0].items()
+        if value is not None
+    }
+    if _SCORED[0] in stacked:
+        logits, scores = stacked.pop(_SCORED[0]), [stacked.pop(key, None) for key in _SCORED[1:]]
+        draw = HybridDraw(stacked["discrete"], stacked["continuous"], logits, *scores)
+        stacked["action_log_prob"], stacked["discrete_log_prob"] = draw.log_probs()
     return _assemble(env, stacked).refine_names(..., "time")
+
+
+def entries_of(draw: HybridDraw, policy: HybridPolicy) -> dict[str, Tensor | None]:
+    """Return what a transition says of a draw: the action, and what it is scored by."""
+    chosen = {"discrete": draw.discrete, "continuous": draw.continuous}
+    scored = zip(_SCORED, draw[2:], strict=True) if policy.return_log_prob else ()
+    return {**chosen, **dict(scored)}
 
 
 def _assemble(env: DifferentiableEnv, stacked: dict[str, Tensor]) -> TensorDict:
@@ -184,13 +199,12 @@ def _general_route(
 class _ScaleGradient(torch.autograd.Function):
     """The identity, with its gradient multiplied by a factor."""
 
+    # With the context in ``forward``: apart, torch binds the arguments by signature in every call,
+    # which takes four times as long as all the rest.
     @staticmethod
-    def forward(value: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
         return value.view_as(value)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.factor = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

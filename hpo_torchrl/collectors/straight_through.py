@@ -15,11 +15,13 @@ from hpo_torchrl._checks import check_float, check_int
 from hpo_torchrl.collectors.rollout import (
     check_functional,
     check_single_choice,
+    entries_of,
     noise_of,
     unroll,
 )
 from hpo_torchrl.envs import DifferentiableEnv
-from hpo_torchrl.modules import HybridAction, HybridDistribution, HybridPolicy
+from hpo_torchrl.modules import HybridDistribution, HybridPolicy
+from hpo_torchrl.modules.distribution import HybridDraw
 
 
 def straight_through_rollout(
@@ -102,11 +104,17 @@ def straight_through_rollout(
 
     def transition(carried: Mapping[str, Tensor], step_noise: Tensor) -> tuple:
         dist = policy.distribution(carried["observation"], policy.mask_of(carried))
-        perturbed, branches = _perturb(dist, acts_randomly(policy))
+        random = acts_randomly(policy)
+        perturbed = _perturb(dist) if random else dist.logits
+        branches, normal = draw_branches(dist, random)
         discrete = perturbed.argmax(-1)
         index = discrete[..., None, None].expand(*discrete.shape, 1, branches.shape[-1])
-        chosen = {"discrete": discrete, "continuous": branches.gather(-2, index).squeeze(-2)}
-        action = HybridAction.score(dist, chosen, log_prob=policy.return_log_prob)
+        continuous = branches.gather(-2, index).squeeze(-2)
+        chosen = {"discrete": discrete, "continuous": continuous}
+        draw = HybridDraw(discrete, continuous, dist.logits.detach())
+        if dist.scale is not None:
+            scale = dist.scale.detach().gather(-2, index).squeeze(-2)
+            draw = draw._replace(noise=normal.expand_as(scale), scale=scale)
         after, reward, over = env.advance(carried, chosen, step_noise)
         soft = (perturbed / temperature).softmax(-1)
         if soft.requires_grad:
@@ -118,7 +126,7 @@ def straight_through_rollout(
                 else value
                 for key, value in after.items()
             }
-        return action, after, reward, over
+        return entries_of(draw, policy), after, reward, over
 
     start = env.reset() if tensordict is None else tensordict
     return unroll(env, transition, start, noise_of(env, start, num_steps, noise), discount)
@@ -130,23 +138,24 @@ def acts_randomly(policy: HybridPolicy) -> bool:
     return kind is InteractionType.RANDOM
 
 
-def draw_branches(dist: HybridDistribution, random: bool) -> Tensor:
-    """Return the continuous action of every option, ``(*B, M, n)``, from one normal draw."""
+def draw_branches(dist: HybridDistribution, random: bool) -> tuple[Tensor, Tensor]:
+    """Return the continuous action of every option, ``(*B, M, n)``, and the one normal draw in it.
+
+    The draw is ``(*B, n)``, 0 where the action is the mean.
+    """
+    normal = torch.zeros_like(dist.loc[..., 0, :])
     if dist.scale is None or not random:
-        return dist.loc
-    shape = (*dist.loc.shape[:-2], 1, dist.loc.shape[-1])
-    return dist.loc + dist.scale * torch.randn(shape, dtype=dist.loc.dtype, device=dist.loc.device)
+        return dist.loc, normal
+    normal = torch.randn_like(normal)
+    return dist.loc + dist.scale * normal.unsqueeze(-2), normal
 
 
-def _perturb(dist: HybridDistribution, random: bool) -> tuple[Tensor, Tensor]:
-    """Return the logits plus Gumbel noise and every option's action."""
-    logits = dist.logits
-    if random:
-        # The logarithm of a standard exponential is minus a Gumbel: the random numbers, and
-        # their order, of HybridDistribution.rsample.
-        clock = torch.empty(logits.shape, dtype=dist.loc.dtype, device=logits.device)
-        logits = logits - clock.exponential_().log()
-    return logits, draw_branches(dist, random)
+def _perturb(dist: HybridDistribution) -> Tensor:
+    """Return the logits plus Gumbel noise."""
+    # The logarithm of a standard exponential is minus a Gumbel: the random numbers, and their
+    # order, of HybridDistribution.draw.
+    clock = torch.empty(dist.logits.shape, dtype=dist.loc.dtype, device=dist.loc.device)
+    return dist.logits - clock.exponential_().log()
 
 
 @torch.no_grad()

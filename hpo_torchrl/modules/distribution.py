@@ -4,15 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.distributions import Distribution
 
-from hpo_torchrl._entropy import entropy_of
+from hpo_torchrl._entropy import entropy_of, over_heads
 
 _Shape = torch.Size | list[int] | tuple[int, ...]
+
+
+class HybridDraw(NamedTuple):
+    """A sample as plain tensors, and what its log-probabilities follow from, without a graph.
+
+    Off the graph on purpose: in a differentiable rollout a cached log-probability would carry a
+    pathwise term through the state, and whoever scores it would count that term twice.
+    """
+
+    discrete: Tensor
+    continuous: Tensor
+    logits: Tensor
+    noise: Tensor | None = None
+    scale: Tensor | None = None
+
+    @torch.no_grad()
+    def log_probs(self) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities of both actions together and of the option, ``(*B,)``.
+
+        Of many draws that are stacked it takes the time of one.
+        """
+        option = self.logits.gather(-1, self.discrete.unsqueeze(-1)).squeeze(-1)
+        option = over_heads(option, self.continuous.ndim - 1)
+        if self.noise is None or self.scale is None:
+            return option, option
+        return option + _log_density(self.noise, self.scale), option
 
 
 class HybridDistribution(Distribution):
@@ -103,14 +130,20 @@ class HybridDistribution(Distribution):
 
     def rsample(self, sample_shape: _Shape = torch.Size()) -> TensorDict:  # noqa: B008
         """Sample d and reparameterise u: gradients flow through ``"continuous"``."""
+        return self._action(*self.draw(sample_shape)[:2])
+
+    def draw(self, sample_shape: _Shape = torch.Size()) -> HybridDraw:  # noqa: B008
+        """Sample as :meth:`rsample` does, on plain tensors, with what scores the sample."""
+        logits = self.logits.detach()
         # argmax of p / Exp(1) draws from the categorical without a host synchronisation.
-        shape = (*sample_shape, *self.logits.shape)
+        shape = (*sample_shape, *logits.shape)
         clock = torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device).exponential_()
-        discrete = (self.logits.detach() - clock.log()).argmax(-1)
-        continuous, scale = self.branch(discrete)
-        if scale is not None:
-            continuous = continuous + scale * torch.randn_like(continuous)
-        return self._action(discrete, continuous)
+        discrete = (logits - clock.log_()).argmax(-1)
+        loc, scale = self.branch(discrete)
+        if scale is None:
+            return HybridDraw(discrete, loc, logits)
+        noise = torch.randn_like(loc)
+        return HybridDraw(discrete, loc + scale * noise, logits, noise, scale.detach())
 
     def sample(self, sample_shape: _Shape = torch.Size()) -> TensorDict:  # noqa: B008
         """Sample d and u without a graph."""
@@ -135,9 +168,9 @@ class HybridDistribution(Distribution):
 
     def branch(self, discrete: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return ``loc`` and ``scale`` of the given options, each ``(*B, n)``."""
-        return self._select(self.loc, discrete), (
-            None if self.scale is None else self._select(self.scale, discrete)
-        )
+        index = discrete[..., None, None].expand(*discrete.shape, 1, self.loc.shape[-1])
+        loc = self._select(self.loc, index)
+        return loc, None if self.scale is None else self._select(self.scale, index)
 
     def log_prob(self, action: TensorDictBase | Mapping[str, Tensor]) -> Tensor:
         """Return the joint log-probability log pi(d) + log N(u; branch d), ``(*B,)``."""
@@ -148,7 +181,9 @@ class HybridDistribution(Distribution):
 
     def log_prob_discrete(self, discrete: Tensor) -> Tensor:
         """Return log pi(d), ``(*B,)``."""
-        logits = self.logits.expand(*discrete.shape, self.num_options)
+        logits = self.logits
+        if discrete.ndim >= logits.ndim:
+            logits = logits.expand(*discrete.shape, self.num_options)
         return self._over_heads(logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1))
 
     def log_prob_continuous(self, discrete: Tensor, continuous: Tensor) -> Tensor:
@@ -156,10 +191,7 @@ class HybridDistribution(Distribution):
         loc, scale = self.branch(discrete)
         if scale is None:
             return torch.zeros_like(loc[..., 0])
-        positive = scale > 0
-        safe = scale.masked_fill(~positive, 1.0)
-        density = -0.5 * ((continuous - loc) / safe) ** 2 - safe.log() - 0.5 * math.log(2 * math.pi)
-        return density.masked_fill(~positive, 0.0).sum(-1)
+        return _log_density((continuous - loc) / scale.masked_fill(scale == 0, 1.0), scale)
 
     def entropy(self) -> Tensor:
         """Return H(d) + sum_d pi(d) H(u | d) over the coordinates of positive scale, ``(*B,)``."""
@@ -177,9 +209,9 @@ class HybridDistribution(Distribution):
     def _over_heads(self, value: Tensor) -> Tensor:
         return value.sum(-1) if self.heads else value
 
-    def _select(self, branches: Tensor, discrete: Tensor) -> Tensor:
-        branches = branches.expand(*discrete.shape, *branches.shape[-2:])
-        index = discrete[..., None, None].expand(*discrete.shape, 1, branches.shape[-1])
+    def _select(self, branches: Tensor, index: Tensor) -> Tensor:
+        if index.ndim > branches.ndim:  # several samples of each
+            branches = branches.expand(*index.shape[:-2], *branches.shape[-2:])
         chosen = branches.gather(-2, index).squeeze(-2)
         return chosen.flatten(-2) if self.heads else chosen
 
@@ -195,7 +227,16 @@ class HybridDistribution(Distribution):
             raise ValueError("mask must allow at least one option in every row; a row allows none.")
 
 
+def _log_density(noise: Tensor, scale: Tensor) -> Tensor:
+    """Log-density of ``scale * noise`` over the coordinates of positive scale, ``(*B,)``."""
+    zero = scale == 0
+    density = -0.5 * noise.square() - scale.masked_fill(zero, 1.0).log()
+    return (density - 0.5 * math.log(2 * math.pi)).masked_fill(zero, 0.0).sum(-1)
+
+
 def _expand_scale(scale: Tensor | float, loc: Tensor) -> Tensor:
+    if isinstance(scale, Tensor) and scale.shape == loc.shape and scale.dtype == loc.dtype:
+        return scale
     scale = torch.as_tensor(scale).to(loc)
     try:
         return scale.expand_as(loc)

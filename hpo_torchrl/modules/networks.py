@@ -141,12 +141,24 @@ class HybridNetwork(nn.Module):
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
         features = self.trunk(observation)
+        return self._logits(features), *self._branch_parameters(observation, features)
+
+    def for_sampling(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what :meth:`forward` does, with logits off the graph, which no sample needs."""
+        features = self.trunk(observation)
+        with torch.no_grad():
+            logits = self._logits(features)
+        return logits, *self._branch_parameters(observation, features)
+
+    def _branch_parameters(
+        self, observation: Tensor, features: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         raw = self.continuous(features)
         if self.skip is not None:
             raw = raw + self.skip(observation)
         loc = self._into_range(raw.unflatten(-1, self._branches))
         scale = (self.log_scale.exp() * self._unit).expand_as(loc) if self.stochastic else None
-        return self._logits(features), loc, scale
+        return loc, scale
 
     def logits(self, observation: Tensor) -> Tensor:
         """Return the logits alone, ``(*B, M)`` or ``(*B, H, M)``."""
@@ -178,7 +190,9 @@ class HybridNetwork(nn.Module):
         if self.low is not None and self.high is not None:
             return self.low + (self.high - self.low) * torch.sigmoid(raw)
         size = self._unit * F.softplus(raw + _START, beta=_SHARPNESS)
-        return size + self.low if self.low is not None else -size + (self.high or 0.0)
+        if self.low is None:
+            return -size + (self.high or 0.0)
+        return size + self.low if self.low else size
 
 
 class OptionRange(nn.Module):

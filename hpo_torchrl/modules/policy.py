@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import (
     InteractionType,
     ProbabilisticTensorDictModule,
@@ -20,7 +20,7 @@ from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._names import ACTION_MASK
-from hpo_torchrl.modules.distribution import HybridDistribution
+from hpo_torchrl.modules.distribution import HybridDistribution, HybridDraw
 from hpo_torchrl.modules.networks import HybridNetwork
 
 DISCRETE_LOG_PROB = "discrete_log_prob"
@@ -35,20 +35,15 @@ class HybridAction(NamedTuple):
     log_prob: Tensor | None
     discrete_log_prob: Tensor | None
 
-    @classmethod
-    def score(
-        cls, dist: HybridDistribution, action: TensorDictBase, *, log_prob: bool
-    ) -> HybridAction:
-        """Attach the log-probabilities of ``action`` under ``dist``."""
-        discrete, continuous = action["discrete"], action["continuous"]
-        if not log_prob:
-            return cls(discrete, continuous, None, None)
-        # Detached on purpose: in a differentiable rollout the cached value would carry a pathwise
-        # term through the state, and whoever scores it would count that term twice.
-        with torch.no_grad():
-            score = dist.log_prob_discrete(discrete)
-            joint = score + dist.log_prob_continuous(discrete, continuous)
-        return cls(discrete, continuous, joint, score)
+
+def log_probs_of(
+    dist: HybridDistribution, action: TensorDictBase | Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return what :meth:`HybridDraw.log_probs` does, of an action that was not drawn here."""
+    discrete, continuous = action["discrete"], action["continuous"]
+    with torch.no_grad():
+        option = dist.log_prob_discrete(discrete)
+        return option + dist.log_prob_continuous(discrete, continuous), option
 
 
 class _HybridParameters(TensorDictModuleBase):
@@ -123,17 +118,31 @@ class HybridSampler(ProbabilisticTensorDictModule):
         """Sample the action of ``tensordict`` (or score the one it holds) and write it."""
         out = tensordict if tensordict_out is None else tensordict_out
         dist = self.get_dist(tensordict)
-        if _requires_sample:
-            action = self._dist_sample(dist, interaction_type=interaction_type())
+        if not _requires_sample:
+            log_probs: tuple[Any, Any] = log_probs_of(dist, tensordict.get("action"))
         else:
-            action = tensordict.get("action")
-        sample = HybridAction.score(dist, action, log_prob=self.return_log_prob)
-        if _requires_sample:
-            out.set("action", action)
+            draw = self.draw(dist)
+            action = {"discrete": draw.discrete, "continuous": draw.continuous}
+            out.set("action", TensorDict(action, batch_size=draw.continuous.shape[:-1]))
+            log_probs = draw.log_probs() if self.return_log_prob else (None, None)
         if self.return_log_prob:
-            out.set("action_log_prob", sample.log_prob)
-            out.set(DISCRETE_LOG_PROB, sample.discrete_log_prob)
+            out.set("action_log_prob", log_probs[0])
+            out.set(DISCRETE_LOG_PROB, log_probs[1])
         return out
+
+    def draw(self, dist: HybridDistribution) -> HybridDraw:
+        """Choose an action of ``dist`` as the exploration type says, on plain tensors."""
+        kind = interaction_type() or self.default_interaction_type
+        if kind is InteractionType.RANDOM:
+            return dist.draw()
+        action = self._dist_sample(dist, interaction_type=kind)
+        discrete, continuous = action["discrete"], action["continuous"]
+        logits = dist.logits.detach()
+        scale = dist.branch(discrete)[1]
+        if scale is None:
+            return HybridDraw(discrete, continuous, logits)
+        mean = torch.zeros_like(continuous)
+        return HybridDraw(discrete, continuous, logits, mean, scale.detach())
 
 
 class HybridPolicy(ProbabilisticTensorDictSequential):
@@ -270,9 +279,21 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
 
     def act(self, observation: Tensor, mask: Tensor | None = None) -> HybridAction:
         """Sample an action on plain tensors: the arithmetic and random numbers of the module."""
-        dist = self.distribution(observation, mask)
-        action = self[-1]._dist_sample(dist, interaction_type=interaction_type())
-        return HybridAction.score(dist, action, log_prob=self.return_log_prob)
+        draw = self.draw(observation, mask)
+        scores = draw.log_probs() if self.return_log_prob else (None, None)
+        return HybridAction(draw.discrete, draw.continuous, *scores)
+
+    def draw(self, observation: Tensor, mask: Tensor | None = None) -> HybridDraw:
+        """Sample as :meth:`act` does, and leave the log-probabilities for later."""
+        network = self.network
+        if isinstance(network, HybridNetwork):
+            logits, loc, scale = network.for_sampling(observation)
+        else:
+            logits, loc, scale = network(observation)
+        # What a HybridNetwork gives is right by construction; a mask never is.
+        check = False if isinstance(network, HybridNetwork) and mask is None else None
+        dist = HybridDistribution(logits, loc, scale, mask, check, heads=_has_heads(network))
+        return self[-1].draw(dist)
 
     def check_env(self, env: EnvBase) -> None:
         """Raise a ``ValueError`` if the policy's branches or dimensions are not the environment's.
