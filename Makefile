@@ -6,12 +6,13 @@ INSTALLED := .venv/.installed
 # Options for the command, for example: make train ARGS="env.num_items=3 seed=1"
 ARGS ?=
 
-.PHONY: help train test figure lint format clean
+.PHONY: help train test figure bench lint format clean
 
 help:
 	@echo "make train    train HPO on the single-item inventory problem (ARGS=... overrides)"
 	@echo "make test     run the tests"
 	@echo "make figure   HPO against PPO by number of items: sweep, tables and figures (20 minutes)"
+	@echo "make bench    compare the speed with hand-written PyTorch (ARGS=... for sizes)"
 	@echo "make lint     check style, formatting and types"
 	@echo "make format   apply the formatting"
 
@@ -30,6 +31,9 @@ test: $(INSTALLED)
 figure: $(INSTALLED)
 	$(BIN)/hpo-train --multirun experiment=inventory_sizes hydra/launcher=joblib hydra.launcher.n_jobs=2 $(ARGS)
 	$(BIN)/hpo-report runs/inventory_sizes
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -130,9 +130,9 @@ def best_policy(gears=range(GEARS), points=(91, 121, 41), discount=DISCOUNT):
 
     def decide(speed, gear, drift):
         def read(table):
-            return torch.einsum("...is,...id,gsd->...g", *weight, table)
+            return torch.einsum("gsd,...id,...is->...g", table, *weight)
 
-        weight = hat(speed, speeds), hat(drift, drifts)
+        weight = hat(drift, drifts), hat(speed, speeds)
         chosen = (read(worth) + SHIFT * gear[..., gears]).argmax(-1)
         return gears[chosen], read(pedals[pedal]).gather(-1, chosen.unsqueeze(-1))
 

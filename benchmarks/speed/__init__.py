@@ -1,0 +1,1 @@
+"""Measurements of speed against hand-written PyTorch; ``python -m benchmarks.speed --help``."""
