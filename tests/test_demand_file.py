@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import runpy
@@ -22,6 +23,7 @@ from hpo_torchrl.demand_file import DemandFileError, read_demand
 from hpo_torchrl.envs import RecordedInventoryEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.oracles import best_recorded_rule, recorded_rule_cost
+from hpo_torchrl.training import Evaluation
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "examples" / "data" / "generated_demand.csv"
@@ -211,23 +213,39 @@ def test_the_tuned_rule_against_every_rule_through_the_environment(n, lead_time,
 def test_a_run_keeps_the_policy_of_the_least_development_cost(tmp_path, monkeypatch, capsys):
     shutil.copy(SAMPLE, tmp_path / "mine.csv")
     monkeypatch.chdir(tmp_path)
-    run = tmp_path / "run"
-    small = ["env.batch_size=8", "trainer.progress=false", "trainer.eval_every=1",
-             "trainer.num_updates=12"]  # fmt: skip
-    call(monkeypatch, train, "env=inventory_from_file", "env.path=mine.csv", "algorithm.window=5",
-         "algorithm.learning_rate=0.1", f"output_dir={run}", *small)  # fmt: skip
-    summary = json.loads((run / "summary.json").read_text())
-    with (run / "metrics.csv").open() as file:
-        costs = {int(row["update"]): float(row["test_cost"]) for row in csv.DictReader(file)}
-    assert summary["selected_update"] == min(costs, key=costs.__getitem__)
-    assert summary["selected_update"] != 12  # with such steps, the last one is not the best
-    # From another directory, evaluation finds the file and the policy again.
+    evaluated, tested, real = [], [], Evaluation.run
+
+    def run(self, policy):
+        found = real(self, policy)
+        if not isinstance(policy, HybridPolicy):  # the rule
+            return found
+        weights = copy.deepcopy(policy.state_dict())
+        if self.env.batch_size[0] != 32:  # not the quick test
+            tested.append(weights)
+            return found
+        evaluated.append(weights)
+        return found._replace(mean=1.0 + abs(len(evaluated) - 5))  # the fifth costs least
+
+    monkeypatch.setattr(Evaluation, "run", run)
+    folder = tmp_path / "run"
+    arguments = ["env=inventory_from_file", "env.path=mine.csv", "env.batch_size=8"]
+    arguments += ["algorithm.window=5", "trainer.num_updates=8", "trainer.eval_every=1"]
+    call(monkeypatch, train, *arguments, "trainer.progress=false", f"output_dir={folder}")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["selected_update"], summary["updates"]) == (5, 8)
+    assert same(tested[0], evaluated[4])
+    assert not same(tested[0], evaluated[7])
+    # From another directory, evaluation finds the file and the policy again, and changes nothing.
     monkeypatch.chdir(ROOT)
-    before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
     capsys.readouterr()
-    call(monkeypatch, evaluate, str(run))
+    call(monkeypatch, evaluate, str(folder))
     assert f"{summary['test_cost']:.3f}" in capsys.readouterr().out
-    assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+
+
+def same(one, other):
+    return all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 def test_a_run_compares_with_the_tuned_rule(tmp_path, capsys, monkeypatch):

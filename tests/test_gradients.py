@@ -8,11 +8,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
 
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy, make_value_network
+from hpo_torchrl.modules.distribution import HybridDraw
 from hpo_torchrl.objectives import HPOLoss
 
 STARTS, DIM = 3, 2
@@ -64,16 +64,18 @@ def forced(options, normals=None):
     """Let policies take these options ``(*B, T)`` and normal draws ``(*B, T, n)``, step by step."""
     steps = iter(range(options.shape[-1]))
 
-    def rsample(self, sample_shape=()):
+    def draw(self, sample_shape=()):
         t = next(steps)
-        continuous, scale = self.branch(options[..., t])
-        if scale is not None:
-            continuous = continuous + scale * normals[..., t, :]
-        action = {"discrete": options[..., t], "continuous": continuous}
-        return TensorDict(action, batch_size=options.shape[:-1])
+        loc, scale = self.branch(options[..., t])
+        if scale is None:
+            return HybridDraw(options[..., t], loc, self.logits.detach())
+        noise = normals[..., t, :]
+        return HybridDraw(
+            options[..., t], loc + scale * noise, self.logits.detach(), noise, scale.detach()
+        )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HybridDistribution, "rsample", rsample)
+        patch.setattr(HybridDistribution, "draw", draw)
         yield
 
 

@@ -32,7 +32,7 @@ class Selection:
         >>> from hpo_torchrl.training import Selection
         >>> net, selection = torch.nn.Linear(1, 1), Selection("best")
         >>> for update, cost in enumerate([3.0, 2.0, 4.0]):
-        ...     torch.nn.init.constant_(net.weight, cost)
+        ...     _ = torch.nn.init.constant_(net.weight, cost)
         ...     selection.offer(net, update, cost)
         >>> selection.apply(net)
         >>> float(net.weight.detach()), selection.update
