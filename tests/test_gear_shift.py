@@ -28,13 +28,14 @@ def test_inside_a_gear_the_gradient_is_that_of_finite_differences(gear):
     state, noise = env.reset(), env.sample_noise(1).squeeze(1)
     chosen = torch.full((3,), gear)
 
-    def step(speed, drift, pedal):
-        here = {"speed": speed, "gear": state["gear"], "drift": drift}
+    def step(speed, engaged, drift, pedal):
+        here = {"speed": speed, "gear": engaged, "drift": drift}
         after, reward = env.dynamics(here, {"discrete": chosen, "continuous": pedal}, noise)
         return after["speed"], after["drift"], reward
 
     pedal = torch.tensor([[-0.6], [0.0], [0.7]], dtype=torch.float64)
-    inputs = [value.clone().requires_grad_() for value in (state["speed"], state["drift"], pedal)]
+    inputs = [state[key] for key in ("speed", "gear", "drift")] + [pedal]
+    inputs = [value.clone().requires_grad_() for value in inputs]
     assert torch.autograd.gradcheck(step, inputs)
 
 
@@ -66,9 +67,7 @@ def test_value_iteration_beats_every_single_gear_and_its_pedal_every_other():
 
 
 def test_a_short_training_is_on_its_way_to_the_optimum(tmp_path, capsys):
-    main = NAMES["main"]
-    main.__globals__["best_policy"].__defaults__ = (range(NAMES["GEARS"]), COARSE, 0.99)
-    found = main(20, str(tmp_path))
+    found = NAMES["main"](20, str(tmp_path), points=COARSE)
     assert found["optimum"] < found["last"] < 0.5 * found["first"]
     assert "by value iteration; gap" in capsys.readouterr().out
     assert (tmp_path / "drive.png").stat().st_size > 10_000
