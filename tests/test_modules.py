@@ -423,3 +423,18 @@ def test_state_dict_round_trip_restores_every_output():
 def test_wrong_network_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         HybridPolicy.for_env(inventory(), **arguments)
+
+
+def test_a_subclass_of_the_network_is_sampled_by_its_own_forward():
+    class Shifted(HybridNetwork):
+        def forward(self, observation):
+            logits, loc, scale = super().forward(observation)
+            return logits, loc + 5.0, scale
+
+    torch.manual_seed(0)
+    policy = HybridPolicy(Shifted(4, 3, 2))
+    observation = torch.randn(6, 4)
+    action = policy.act(observation)
+    wanted = policy.distribution(observation).branch(action.discrete)[0]
+    close(action.continuous, wanted)
+    assert (action.continuous > 3.0).all()

@@ -25,6 +25,7 @@ from hpo_torchrl.modules.networks import HybridNetwork
 
 DISCRETE_LOG_PROB = "discrete_log_prob"
 _PARAMETERS = ("logits", "loc", "scale")
+_FORWARD = HybridNetwork.forward
 
 
 class HybridAction(NamedTuple):
@@ -286,12 +287,14 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
     def draw(self, observation: Tensor, mask: Tensor | None = None) -> HybridDraw:
         """Sample as :meth:`act` does, and leave the log-probabilities for later."""
         network = self.network
-        if isinstance(network, HybridNetwork):
+        known = False
+        if isinstance(network, HybridNetwork) and type(network).forward is _FORWARD:
+            known = True  # its parameters are right by construction; a subclass's may be others
             logits, loc, scale = network.for_sampling(observation)
         else:
             logits, loc, scale = network(observation)
-        # What a HybridNetwork gives is right by construction; a mask never is.
-        check = False if isinstance(network, HybridNetwork) and mask is None else None
+        # A mask is always checked.
+        check = False if known and mask is None else None
         dist = HybridDistribution(logits, loc, scale, mask, check, heads=_has_heads(network))
         return self[-1].draw(dist)
 
