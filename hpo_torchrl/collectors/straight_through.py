@@ -112,9 +112,9 @@ def straight_through_rollout(
         continuous = branches.gather(-2, index).squeeze(-2)
         chosen = {"discrete": discrete, "continuous": continuous}
         draw = HybridDraw(discrete, continuous, dist.logits.detach())
-        if dist.scale is not None:
-            scale = dist.scale.detach().gather(-2, index).squeeze(-2)
-            draw = draw._replace(noise=normal.expand_as(scale), scale=scale)
+        scale = dist.branch(discrete)[1]
+        if scale is not None:
+            draw = draw._replace(noise=normal, scale=scale.detach())
         after, reward, over = env.advance(carried, chosen, step_noise)
         soft = (perturbed / temperature).softmax(-1)
         if soft.requires_grad:

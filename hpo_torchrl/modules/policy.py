@@ -25,7 +25,6 @@ from hpo_torchrl.modules.networks import HybridNetwork
 
 DISCRETE_LOG_PROB = "discrete_log_prob"
 _PARAMETERS = ("logits", "loc", "scale")
-_FORWARD = HybridNetwork.forward
 
 
 class HybridAction(NamedTuple):
@@ -288,7 +287,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         """Sample as :meth:`act` does, and leave the log-probabilities for later."""
         network = self.network
         known = False
-        if isinstance(network, HybridNetwork) and type(network).forward is _FORWARD:
+        if isinstance(network, HybridNetwork) and type(network).forward is HybridNetwork.forward:
             known = True  # its parameters are right by construction; a subclass's may be others
             logits, loc, scale = network.for_sampling(observation)
         else:

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 # Okabe & Ito's palette, told apart with every common colour-vision deficiency.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 # Learning curves show costs up to this many times the optimum.
@@ -178,10 +177,10 @@ def plot_mode_plane(
     Returns:
         The path.
     """
-    figure, [panels] = new_figure(1, len(planes), share_x=False)
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
+    figure, [panels] = new_figure(1, len(planes), share_x=False)
     colours = ListedColormap([MODES[mode % len(MODES)] for mode in range(num_modes)])
     for axes, (title, plane) in zip(panels, planes.items(), strict=True):
         axes.imshow(
@@ -209,11 +208,11 @@ def new_figure(
     rows: int, columns: int = 1, *, share_x: bool = True
 ) -> tuple[Figure, list[list[Axes]]]:
     """Return a figure of the house's style and its panels, row by row."""
-    # The object interface leaves a user's pyplot state and backend alone.
     # A third of a second, which only those who draw should wait.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # The object interface leaves a user's pyplot state and backend alone.
     figure = Figure(figsize=(3.0 + 4.0 * columns, 1.5 + 2.7 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(rows, columns, sharex=share_x, squeeze=False)
