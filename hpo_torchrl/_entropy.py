@@ -12,6 +12,17 @@ def entropy_of(logits: Tensor) -> Tensor:
     return -(logits.exp() * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(-1)
 
 
+def divergence_of(before: Tensor, after: Tensor, ndim: int) -> Tensor:
+    """Return the KL divergence in nats, ``(*B,)``, of one choice from another.
+
+    Args:
+        before: normalised log-probabilities ``(*B, M)`` or ``(*B, H, M)``, without -inf.
+        after: the other's.
+        ndim: number of dimensions of B.
+    """
+    return over_heads((before.exp() * (before - after)).sum(-1), ndim)
+
+
 def over_heads(value: Tensor, ndim: int) -> Tensor:
     """Sum over the heads of a choice what has one entry for each: ``(*B, H)`` to ``(*B,)``.
 

@@ -5,6 +5,7 @@ from hpo_torchrl.algorithms.ddpg import DDPG
 from hpo_torchrl.algorithms.hpo import HPO
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.algorithms.pathwise import GumbelSoftmax, Pathwise
+from hpo_torchrl.algorithms.population import HPOPopulation
 from hpo_torchrl.algorithms.ppo import PPO
 from hpo_torchrl.algorithms.rules import (
     FixedModeRule,
@@ -22,6 +23,7 @@ __all__ = [
     "Algorithm",
     "FixedModeRule",
     "GumbelSoftmax",
+    "HPOPopulation",
     "Learner",
     "NonFiniteError",
     "OrderUpToRule",

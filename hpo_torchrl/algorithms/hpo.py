@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_float, check_int
-from hpo_torchrl._entropy import over_heads
+from hpo_torchrl._entropy import divergence_of
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import DifferentiableCollector
 from hpo_torchrl.modules import HybridPolicy
@@ -157,8 +157,7 @@ class HPO(Learner):
         """Mean KL divergence of today's choice from that before the update."""
         after = self._log_probabilities(held)
         # Of equal choices rounding may leave less than nothing.
-        divergence = (before.exp() * (before - after)).sum(-1)
-        return max(0.0, float(over_heads(divergence, held.ndim).mean()))
+        return max(0.0, float(divergence_of(before, after, held.ndim).mean()))
 
     @torch.no_grad()
     def _mean_action(self, held: TensorDictBase) -> Tensor:

@@ -211,11 +211,12 @@ class Learner(Algorithm):
         scale, shift = self.reward_units(batch)
         batch.set(("next", "reward"), reward / scale - shift)
         cost = -float(reward.detach().mean()) / getattr(self.env, "cost_units", 1.0)
-        rates = {
-            f"learning_rate/{name}": group["lr"]
-            for name, group in zip(self.groups, self.optimizer.param_groups, strict=True)
-        }
-        return {"cost": cost} | rates
+        return {"cost": cost} | self.learning_rates()
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return each component's learning rate of now, by its name in the log."""
+        groups = zip(self.groups, self.optimizer.param_groups, strict=True)
+        return {f"learning_rate/{name}": group["lr"] for name, group in groups}
 
     def reward_units(self, batch: TensorDictBase) -> tuple[Tensor, Tensor | float]:
         """Return the scale and shift by which a batch is learned: ``reward / scale - shift``."""

@@ -138,9 +138,13 @@ class DifferentiableCollector:
                 )
         last = batch.detach()[(..., -1)]
         # ``maybe_reset`` restarts the systems whose episode ended with the window.
-        self._carried = self.env.maybe_reset(self.env.step_mdp(last.copy()))
-        self.frames += self.frames_per_batch
+        self.carry(self.env.maybe_reset(self.env.step_mdp(last.copy())))
         return batch
+
+    def carry(self, running: TensorDictBase) -> None:
+        """Count a batch, and let the next one start where its systems are now."""
+        self._carried = running
+        self.frames += self.frames_per_batch
 
     @property
     def carried(self) -> TensorDictBase | None:

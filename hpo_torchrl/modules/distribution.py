@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -14,6 +14,16 @@ from torch.distributions import Distribution
 from hpo_torchrl._entropy import entropy_of, over_heads
 
 _Shape = torch.Size | list[int] | tuple[int, ...]
+
+
+class Source(Protocol):
+    """Where a sample's random numbers come from: each method fills a tensor and returns it."""
+
+    def exponential_(self, values: Tensor) -> Tensor:
+        """Draw from Exp(1)."""
+
+    def normal_(self, values: Tensor) -> Tensor:
+        """Draw from the standard normal distribution."""
 
 
 class HybridDraw(NamedTuple):
@@ -132,17 +142,27 @@ class HybridDistribution(Distribution):
         """Sample d and reparameterise u: gradients flow through ``"continuous"``."""
         return self._action(*self.draw(sample_shape)[:2])
 
-    def draw(self, sample_shape: _Shape = torch.Size()) -> HybridDraw:  # noqa: B008
-        """Sample as :meth:`rsample` does, on plain tensors, with what scores the sample."""
+    def draw(
+        self,
+        sample_shape: _Shape = torch.Size(),  # noqa: B008
+        source: Source | None = None,
+    ) -> HybridDraw:
+        """Sample as :meth:`rsample` does, on plain tensors, with what scores the sample.
+
+        Args:
+            sample_shape: shape of the sample before the batch.
+            source: where random numbers come from; torch's global generator by default.
+        """
         logits = self.logits.detach()
         # argmax of p / Exp(1) draws from the categorical without a host synchronisation.
         shape = (*sample_shape, *logits.shape)
-        clock = torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device).exponential_()
+        clock = torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device)
+        clock = clock.exponential_() if source is None else source.exponential_(clock)
         discrete = (logits - clock.log_()).argmax(-1)
         loc, scale = self.branch(discrete)
         if scale is None:
             return HybridDraw(discrete, loc, logits)
-        noise = torch.randn_like(loc)
+        noise = torch.randn_like(loc) if source is None else source.normal_(torch.empty_like(loc))
         return HybridDraw(discrete, loc + scale * noise, logits, noise, scale.detach())
 
     def sample(self, sample_shape: _Shape = torch.Size()) -> TensorDict:  # noqa: B008

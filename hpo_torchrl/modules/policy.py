@@ -20,7 +20,7 @@ from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._names import ACTION_MASK
-from hpo_torchrl.modules.distribution import HybridDistribution, HybridDraw
+from hpo_torchrl.modules.distribution import HybridDistribution, HybridDraw, Source
 from hpo_torchrl.modules.networks import HybridNetwork
 
 DISCRETE_LOG_PROB = "discrete_log_prob"
@@ -130,11 +130,11 @@ class HybridSampler(ProbabilisticTensorDictModule):
             out.set(DISCRETE_LOG_PROB, log_probs[1])
         return out
 
-    def draw(self, dist: HybridDistribution) -> HybridDraw:
+    def draw(self, dist: HybridDistribution, source: Source | None = None) -> HybridDraw:
         """Choose an action of ``dist`` as the exploration type says, on plain tensors."""
         kind = interaction_type() or self.default_interaction_type
         if kind is InteractionType.RANDOM:
-            return dist.draw()
+            return dist.draw(source=source)
         action = self._dist_sample(dist, interaction_type=kind)
         discrete, continuous = action["discrete"], action["continuous"]
         logits = dist.logits.detach()
@@ -283,8 +283,16 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         scores = draw.log_probs() if self.return_log_prob else (None, None)
         return HybridAction(draw.discrete, draw.continuous, *scores)
 
-    def draw(self, observation: Tensor, mask: Tensor | None = None) -> HybridDraw:
-        """Sample as :meth:`act` does, and leave the log-probabilities for later."""
+    def draw(
+        self, observation: Tensor, mask: Tensor | None = None, source: Source | None = None
+    ) -> HybridDraw:
+        """Sample as :meth:`act` does, and leave the log-probabilities for later.
+
+        Args:
+            observation: what the network reads.
+            mask: options that may be chosen.
+            source: see :meth:`HybridDistribution.draw`.
+        """
         network = self.network
         known = False
         if isinstance(network, HybridNetwork) and type(network).forward is HybridNetwork.forward:
@@ -295,7 +303,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         # A mask is always checked.
         check = False if known and mask is None else None
         dist = HybridDistribution(logits, loc, scale, mask, check, heads=_has_heads(network))
-        return self[-1].draw(dist)
+        return self[-1].draw(dist, source)
 
     def check_env(self, env: EnvBase) -> None:
         """Raise a ``ValueError`` if the policy's branches or dimensions are not the environment's.

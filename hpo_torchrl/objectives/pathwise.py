@@ -188,17 +188,19 @@ class PathwiseLoss(HybridLossModule):
             raise RuntimeError(_NO_GRADIENT.format(key=("next", self.tensor_keys.reward)))
         if self.critic_network is None:
             return reward.squeeze(-1)
-        critic_keys = self.critic_network.in_keys
         after = tensordict.get("next")
         ends = after.get(self.tensor_keys.done).squeeze(-1).clone()
         ends[..., -1] = True
         ends &= ~after.get(self.tensor_keys.terminated).squeeze(-1)
         if not bool(ends.any()):
             return reward.squeeze(-1)
-        final = after.select(*critic_keys)[ends]
-        value = self._value(final, held=True).squeeze(-1)
-        beyond = torch.zeros_like(reward[..., 0]).masked_scatter(ends, value)
+        beyond = self._value_where(ends, after.select(*self.critic_network.in_keys))
         return reward.squeeze(-1) + self.discount * beyond
+
+    def _value_where(self, ends: Tensor, after: TensorDictBase) -> Tensor:
+        """The value of states, the critic's parameters held, where ``ends``, 0 elsewhere."""
+        value = self._value(after[ends], held=True).squeeze(-1)
+        return value.new_zeros(ends.shape).masked_scatter(ends, value)
 
     def _mean(self, value: Tensor, held: TensorDictBase) -> Tensor:
         """Mean over the steps that count: TorchRL's loss mask is honoured."""

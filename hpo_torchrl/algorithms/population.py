@@ -1,0 +1,365 @@
+"""Several seeds of Hybrid Policy Optimization as one computation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.envs.utils import set_exploration_type
+from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
+
+from hpo_torchrl._entropy import divergence_of
+from hpo_torchrl.algorithms.base import NonFiniteError
+from hpo_torchrl.algorithms.hpo import HPO
+from hpo_torchrl.collectors.rollout import check_functional, entries_of, noise_of
+from hpo_torchrl.collectors.streams import Stream, Streams
+from hpo_torchrl.collectors.worlds import own_worlds
+from hpo_torchrl.modules.stacked import ModuleStack
+from hpo_torchrl.objectives.stacked import StackedHPOLoss
+
+
+class HPOPopulation:
+    """S independent :class:`HPO` runs of one configuration, trained side by side.
+
+    Each member is whole: its networks, optimizer, environment, running systems and random numbers
+    are its own, and after any update they are, up to rounding, what it would have come to alone.
+    Only the arithmetic is shared: one rollout of all worlds, one loss whose terms are each
+    member's own means, one backward pass. A member that stops its passes early waits for the
+    others.
+
+    Args:
+        members: the runs, each built right after its seed was set.
+        streams: for each the global random-number generators as its building left them.
+        seeds: what the members are called in errors; 0, 1, ... by default.
+
+    Raises:
+        TypeError: the environment and policy cannot be unrolled on plain tensors.
+        ValueError: the members are not of one configuration, or use ``cross_term="adaptive"``.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_torchrl.algorithms import HPO, HPOPopulation
+        >>> from hpo_torchrl.collectors.streams import Stream
+        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
+        >>> members, streams = [], []
+        >>> for seed in range(3):
+        ...     _ = torch.manual_seed(seed)
+        ...     env = InventoryEnv(batch_size=8, initial_state="random", seed=seed)
+        ...     networks = HybridPolicy.for_env(env), make_value_network(env)
+        ...     members.append(HPO(env, *networks, window=10))
+        ...     streams.append(Stream())
+        >>> population = HPOPopulation(members, streams)
+        >>> population.anneal(0.0)
+        >>> [sorted(metrics)[:2] for metrics in population.iterate()]
+        [['clip_fraction', 'cost'], ['clip_fraction', 'cost'], ['clip_fraction', 'cost']]
+    """
+
+    def __init__(
+        self, members: Sequence[HPO], streams: Sequence[Stream], seeds: Sequence[int] | None = None
+    ) -> None:
+        self.members, self.streams = list(members), list(streams)
+        self.seeds = list(range(len(self.members))) if seeds is None else list(seeds)
+        _check_members(self.members)
+        first = self.members[0]
+        self.worlds = own_worlds([member.env for member in self.members])
+        self.policies = ModuleStack([member.policy for member in self.members])
+        self.critics = ModuleStack([member.critic for member in self.members])
+        self.policy, self.critic = self.policies.module, self.critics.module
+        self.loss, self.detached_loss = (
+            StackedHPOLoss(
+                self.policy,
+                self.critic,
+                pathwise=loss.pathwise,
+                cross_term=loss.cross_term,
+                clip_epsilon=loss.clip_epsilon,
+                entropy_coeff=loss.entropy_coeff,
+                critic_coeff=loss.critic_coeff,
+            )
+            for loss in first.losses()
+        )
+        self.loss.make_value_estimator(gamma=first.discount, lmbda=first.gae_lambda)
+        self._own = [
+            [*member.policy.parameters(), *member.critic.parameters()] for member in self.members
+        ]
+        places = {id(parameter): at for at, parameter in enumerate(self._own[0])}
+        self._components = {
+            component: [places[id(parameter)] for parameter in named.values()]
+            for component, named in first.groups.items()
+        }
+
+    def anneal(self, progress: float) -> None:
+        """Set scheduled coefficients for ``progress`` in [0, 1] of the run."""
+        for member in self.members:
+            member.anneal(progress)
+        for loss in (self.loss, self.detached_loss):
+            loss.entropy_coeff.fill_(self.members[0].entropy_bonus)
+
+    def iterate(self) -> list[dict[str, float]]:
+        """Collect a batch and update, for each member; return each one's metrics.
+
+        Raises:
+            NonFiniteError: of a member something is not finite; the message names its seed.
+        """
+        everyone = range(len(self.members))
+        self._load(everyone)
+        batch, logits, mean = self._collect()
+        metrics: list[dict[str, float]] = self._rescale(batch)
+        held = batch.detach()
+        terms = self.loss(batch)
+        norms = self._step(everyone, terms)
+        names = list(terms.keys())
+        values = torch.stack([terms.get(name).detach() for name in names]).T.tolist()
+        passes = self._minibatches(held, logits)
+        move = self._move(held, mean)
+        for at, member in enumerate(self.members):
+            row = metrics[at]
+            row |= {f"grad_norm/{name}": float(norm[at]) for name, norm in norms.items()}
+            row |= dict(zip(names, values[at], strict=True)) | passes[at] | {"move": move[at]}
+            member.follow("discrete", (row["kl"] / member.target_kl) ** 0.5)
+            member.follow("continuous", row["move"] / member.target_move)
+        return metrics
+
+    def _load(self, active: Sequence[int]) -> None:
+        self.policies.load([self.members[at].policy for at in active])
+        self.critics.load([self.members[at].critic for at in active])
+
+    # -- the batch -----------------------------------------------------------------------------
+
+    def _collect(self) -> tuple[TensorDict, Tensor, Tensor]:
+        """Collect ``(S, *B, T)``; the choices' log-probabilities, and means of actions, there."""
+        first, names = self.members[0], self.worlds.names
+        starts, noise = [], []
+        for member, stream in zip(self.members, self.streams, strict=True):
+            with stream.in_place():
+                start = member.collector.start(member.collector.carried)
+            starts.append(start)
+            noise.append(noise_of(member.env, start, member.window, None))
+        source, logits, means = Streams(self.streams), [], []
+
+        def act(carried: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+            draw = self.policy.draw(carried["observation"], self.policy.mask_of(carried), source)
+            logits.append(draw.logits)
+            mean = draw.continuous.detach()
+            if draw.noise is not None and draw.scale is not None:
+                mean = mean - draw.scale * draw.noise
+            means.append(mean)
+            return entries_of(draw, self.policy)
+
+        with set_exploration_type(first.collector.exploration_type):
+            batch = self.worlds.rollout(
+                act,
+                {name: torch.stack([start.get(name) for start in starts]) for name in names},
+                torch.stack(noise),
+                first.collector.discount,
+            )
+        running = self.worlds.carry(batch)
+        for at, member in enumerate(self.members):
+            member.collector.carry(_running(member, {n: running[n][at] for n in names}))
+        time = batch.ndim - 1
+        return batch, torch.stack(logits, time), torch.stack(means, time)
+
+    @torch.no_grad()
+    def _values(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """The critics' values of every step's state and of the state after it, ``(S, *B, T, 1)``.
+
+        What follows a step is where the next one begins, but for the last and for resets.
+        """
+        keys = self.critic.in_keys
+        value = self.critic(batch.detach().select(*keys)).get("state_value")
+        next_value = torch.cat([value[..., 1:, :], value[..., :1, :]], -2)
+        after = batch.get("next").detach()
+        apart = after.get("done").flatten(0, -3).squeeze(-1).any(0)
+        apart[-1] = True
+        steps = apart.nonzero().squeeze(-1)
+        found = self.critic(after.select(*keys)[..., steps]).get("state_value")
+        return value, next_value.index_copy(-2, steps, found)
+
+    def _rescale(self, batch: TensorDictBase) -> list[dict[str, float]]:
+        """Bring rewards to each member's scale and add its advantages, as :class:`HPO` does."""
+        first, estimator = self.members[0], self.loss.value_estimator
+        reward = batch.get(("next", "reward"))
+        self._check({"the reward ('next', 'reward')": reward.detach()}, range(len(self.members)))
+        for member, own in zip(self.members, reward.detach().unbind(0), strict=True):
+            member.scaler.observe(own)
+        scale = torch.stack([member.scaler.scale for member in self.members]).to(reward.dtype)
+        cost = -_means(reward.detach()) / getattr(first.env, "cost_units", 1.0)
+        scaled = reward / _beside(scale, reward)
+        value, after = self._values(batch)
+        if first.continuing and first.discount != 1.0:
+            shift = _means(scaled.detach()) + first.discount * _means(after) - _means(value)
+            scaled = scaled - _beside(shift, reward)
+        batch.set(("next", "reward"), scaled)
+        advantage, target = vec_generalized_advantage_estimate(
+            estimator.gamma,
+            estimator.lmbda,
+            value,
+            after,
+            scaled.detach(),
+            batch.get(("next", "done")),
+            batch.get(("next", "terminated")),
+            time_dim=-2,
+        )
+        batch.set("advantage", advantage).set("value_target", target)
+        return [
+            {"cost": own} | member.learning_rates()
+            for member, own in zip(self.members, cost.tolist(), strict=True)
+        ]
+
+    # -- the steps -----------------------------------------------------------------------------
+
+    def _minibatches(self, held: TensorDictBase, before: Tensor) -> list[dict[str, float]]:
+        """The passes over detached data; a member that has moved far enough makes no more."""
+        first, keys = self.members[0], self.detached_loss.tensor_keys
+        number = len(self.members)
+        needed: list[Any] = [*self.policy.in_keys, keys.discrete_action, keys.sample_log_prob]
+        if self.policy.mask_key is not None:
+            needed.append(self.policy.mask_key)
+        data = held.select(*dict.fromkeys(needed), *self.critic.in_keys, keys.advantage)
+        data = data.set(keys.value_target, held.get(keys.value_target)).reshape(number, -1)
+        active = list(range(number))
+        metrics: list[dict[str, float]] = [{"kl": 0.0, "epochs": 0} for _ in active]
+        before = before.clamp_min(torch.finfo(before.dtype).min)
+        while active:
+            self._load(active)
+            for at, kl in zip(active, self._divergence(held, before, active), strict=True):
+                metrics[at]["kl"] = kl
+            active = [
+                at
+                for at in active
+                if metrics[at]["epochs"] < first.epochs and metrics[at]["kl"] <= first.target_kl
+            ]
+            if not active:
+                break
+            own, index = _rows(data, active), torch.arange(len(active), device=data.device)
+            orders = [
+                torch.randperm(
+                    data.shape[1], generator=self.streams[at].generator, device=data.device
+                )
+                for at in active
+            ]
+            for rows in torch.stack(orders).chunk(first.num_minibatches, 1):
+                self._load(active)
+                terms = self.detached_loss(own[index.unsqueeze(-1), rows])
+                self._step(active, terms)
+            clipped = terms.get("clip_fraction", None)
+            clipped = None if clipped is None else clipped.tolist()
+            for row, at in enumerate(active):
+                metrics[at]["epochs"] += 1
+                if clipped is not None:
+                    metrics[at]["clip_fraction"] = clipped[row]
+        self._load(range(number))
+        return metrics
+
+    @torch.no_grad()
+    def _divergence(
+        self, held: TensorDictBase, before: Tensor, active: Sequence[int]
+    ) -> list[float]:
+        """Mean KL divergence of today's choices from those before the update."""
+        after = self.policy.discrete_logits(_rows(held, active))
+        after = after.clamp_min(torch.finfo(after.dtype).min)
+        divergence = divergence_of(_rows(before, active), after, held.ndim)
+        return _means(divergence).clamp_min(0.0).tolist()
+
+    @torch.no_grad()
+    def _move(self, held: TensorDictBase, mean: Tensor) -> list[float]:
+        """Root mean square move of the continuous actions' means, in action scales."""
+        dist = self.policy.get_dist(held.select(*self.policy.in_keys))
+        moved = dist.branch(held.get(("action", "discrete")))[0] - mean
+        return _means((moved / self.members[0].action_scale).square()).sqrt().tolist()
+
+    def _step(self, active: Sequence[int], terms: TensorDictBase) -> dict[str, list[float]]:
+        """Descend each member's sum of ``loss_*`` once; return gradient norms by component.
+
+        Raises:
+            NonFiniteError: see :meth:`iterate`; no parameter has changed.
+        """
+        self._check({key: value.detach() for key, value in terms.items()}, active)
+        losses = [value for key, value in terms.items() if key.startswith("loss_")]
+        torch.stack(losses).sum().backward()
+        norms = self._clip(active)
+        for at in active:
+            self.members[at].optimizer.step()
+        return norms
+
+    def _clip(self, active: Sequence[int]) -> dict[str, list[float]]:
+        """Clip each component of each member, and hand the gradients to the members."""
+        limit = self.members[0].max_grad_norm
+        gradients = [p.grad for p in (*self.policies.parameters, *self.critics.parameters)]
+        norms = {}
+        for component, places in self._components.items():
+            found = [g for g in map(gradients.__getitem__, places) if g is not None]
+            if not found:
+                continue
+            norm = torch.stack([g.flatten(1).square().sum(1) for g in found]).sum(0).sqrt()
+            self._check({f"The gradient of the {component} network": norm}, active)
+            factor = (limit / (norm + 1e-6)).clamp_max(1.0)
+            for gradient in found:
+                gradient.mul_(_beside(factor, gradient))
+            norms[component] = norm.tolist()
+        for place, gradient in enumerate(gradients):
+            rows = [None] * len(active) if gradient is None else gradient.unbind(0)
+            for at, row in zip(active, rows, strict=True):
+                self._own[at][place].grad = row
+        return norms
+
+    def _check(self, values: Mapping[str, Tensor], active: Sequence[int]) -> None:
+        """Raise a :class:`NonFiniteError` that names the first value ``(S, ...)`` that is not."""
+        finite = torch.stack(
+            [
+                value.isfinite().flatten(1).all(1) if value.ndim > 1 else value.isfinite()
+                for value in values.values()
+            ]
+        )
+        if bool(finite.all()):
+            return
+        for key, row in zip(values, finite.tolist(), strict=True):
+            for at, good in zip(active, row, strict=True):
+                if not good:
+                    raise NonFiniteError(f"Seed {self.seeds[at]}: {key} is not finite.")
+
+
+def _means(value: Tensor) -> Tensor:
+    """The mean of each member, ``(S,)``."""
+    return value.flatten(1).mean(1)
+
+
+def _beside(value: Tensor, like: Tensor) -> Tensor:
+    """Give ``(S,)`` the dimensions of what it is multiplied with."""
+    return value.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _rows(value: Any, active: Sequence[int]) -> Any:
+    return value if len(active) == len(value) else value[list(active)]
+
+
+def _running(member: HPO, entries: dict[str, Tensor]) -> TensorDict:
+    """The systems of a member between two batches, as its own collector would hold them."""
+    never = torch.zeros((*member.env.batch_size, 1), dtype=torch.bool, device=member.env.device)
+    ends = {name: never.clone() for name in ("done", "terminated", "truncated")}
+    return TensorDict(
+        {**entries, **ends}, batch_size=member.env.batch_size, device=member.env.device
+    )
+
+
+def _check_members(members: Sequence[HPO]) -> None:
+    if not members:
+        raise ValueError("A population needs at least one member, got none.")
+    first = members[0]
+    for member in members:
+        if type(member) is not HPO:
+            raise TypeError(
+                "num_seeds > 1 trains algorithm=hpo alone as one computation, got "
+                f"{type(member).__name__}; use --multirun seed=0,1,... for others."
+            )
+    check_functional(
+        "num_seeds > 1", first.env, first.policy, "use --multirun seed=0,1,... for others"
+    )
+    if first.loss.cross_term == "adaptive":
+        raise ValueError(
+            "num_seeds > 1 has no algorithm.cross_term='adaptive', which weighs each run's gradient "
+            "by passes of its own; use true or false, or --multirun seed=0,1,..."
+        )

@@ -1,0 +1,145 @@
+"""Several environments of one problem, side by side in one rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from hpo_torchrl.collectors.rollout import expand_mask, unroll
+from hpo_torchrl.envs import DifferentiableEnv
+
+# What tells one problem from another, besides tensors and environments within the environment.
+_PLAIN = (int, float, str, tuple, torch.dtype, torch.Size, type(None))
+
+
+class Worlds:
+    """S worlds of one problem, batch size ``(S, *B)``, as :func:`unroll` asks for an environment.
+
+    Args:
+        env: an environment of the problem: its equations serve all worlds.
+        number: number S of worlds.
+        fresh: draws the start of every world anew, given whose episodes are over, bool
+            ``(S, *B, 1)``: entries ``(S, *B, ...)`` by name. What it returns elsewhere is not read.
+    """
+
+    def __init__(
+        self,
+        env: DifferentiableEnv,
+        number: int,
+        fresh: Callable[[Tensor], Mapping[str, Tensor]],
+    ) -> None:
+        self.env, self.batch_size = env, torch.Size((number, *env.batch_size))
+        self.state_names, self.shown_names = env.state_names, env.shown_names
+        self.names = (*env.state_names, *env.shown_names)
+        self.device, self.horizon_terminates = env.device, env.horizon_terminates
+        self.show, self._fresh = env.show, fresh
+        self._over: Any = None
+
+    def advance(self, state: Any, action: Any, noise: Tensor) -> tuple:
+        """Advance all worlds one step, as :meth:`DifferentiableEnv.advance` does."""
+        after, reward, self._over = self.env.advance(state, action, noise)
+        return after, reward, self._over
+
+    def _reset(self) -> Mapping[str, Tensor]:
+        return self._fresh(self._over)
+
+    def rollout(
+        self,
+        act: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor | None]],
+        start: Mapping[str, Tensor],
+        noise: Tensor,
+        discount: float = 1.0,
+    ) -> TensorDict:
+        """Roll out, with the graph, as :func:`differentiable_rollout` does in each world.
+
+        Args:
+            act: chooses at the entries of a step ``"discrete"`` and ``"continuous"``, and says
+                what the rollout holds besides, as :func:`entries_of` does.
+            start: where to start: state and what is shown of it, ``(S, *B, ...)``.
+            noise: ``(S, *B, T, *noise_shape)``.
+            discount: factor on the gradient through each transition.
+        """
+
+        def transition(carried: Mapping[str, Tensor], step_noise: Tensor) -> tuple:
+            chosen = act(carried)
+            return chosen, *self.advance(carried, chosen, step_noise)
+
+        return unroll(self, transition, start, noise, discount)
+
+    @torch.no_grad()
+    def carry(self, rollout: TensorDictBase) -> dict[str, Tensor]:
+        """Return where the next rollout starts: the last states, and fresh ones after the end."""
+        last = rollout.detach()[..., -1].get("next")
+        over = last.get("done")
+        carried = {key: last.get(key) for key in self.names}
+        if self.env.horizon is not None and bool(over.any()):
+            fresh = self._fresh(over)
+            carried = {
+                key: torch.where(expand_mask(over, value), fresh[key], value)
+                for key, value in carried.items()
+            }
+        return carried
+
+
+def own_worlds(envs: Sequence[DifferentiableEnv]) -> Worlds:
+    """Return the worlds of these environments, each with its own generator.
+
+    Raises:
+        ValueError: they are not of one problem; the message names what differs.
+    """
+    for env in envs[1:]:
+        _check_same_problem(envs[0], env)
+
+    def fresh(over: Tensor) -> dict[str, Tensor]:
+        # Only where an episode is over: a generator moves on with every draw.
+        over_in = over.flatten(1).any(1).tolist()
+        drawn = [env._reset() if ends else None for env, ends in zip(envs, over_in, strict=True)]
+        known = next(start for start in drawn if start is not None)
+        rows = [known if start is None else start for start in drawn]
+        return {key: torch.stack([row.get(key) for row in rows]) for key in worlds.names}
+
+    worlds = Worlds(envs[0], len(envs), fresh)
+    return worlds
+
+
+def shared_world(env: DifferentiableEnv, number: int) -> Worlds:
+    """Return S worlds that are one: the same starts, and the same noise if that is given alike."""
+
+    def fresh(over: Tensor) -> dict[str, Tensor]:
+        start = env._reset()
+        return {key: repeated(start.get(key), number) for key in worlds.names}
+
+    worlds = Worlds(env, number, fresh)
+    return worlds
+
+
+def repeated(value: Tensor, number: int) -> Tensor:
+    """Return ``value`` so many times, ``(S, ...)``."""
+    return value.expand(number, *value.shape)
+
+
+def _check_same_problem(first: DifferentiableEnv, other: DifferentiableEnv) -> None:
+    if type(first) is not type(other):
+        raise ValueError(
+            "Worlds side by side must be of one problem, got environments of "
+            f"{type(first).__name__} and {type(other).__name__}."
+        )
+    for name, value in vars(first).items():
+        found = vars(other).get(name)
+        if isinstance(value, DifferentiableEnv) and isinstance(found, DifferentiableEnv):
+            _check_same_problem(value, found)
+            continue
+        if isinstance(value, Tensor):
+            same = isinstance(found, Tensor) and torch.equal(value, found)
+        else:
+            same = not isinstance(value, _PLAIN) or value == found
+        if not same:
+            raise ValueError(
+                f"Worlds side by side must be of one problem, but {name} of one environment is "
+                f"{value!r}, of another {found!r}. Build them from one configuration; seeds alone "
+                "may differ."
+            )
