@@ -106,26 +106,24 @@ class HPOPopulation:
         """
         everyone = range(len(self.members))
         self._load(everyone)
-        batch, logits, mean = self._collect()
-        metrics: list[dict[str, float]] = self._rescale(batch)
-        held = batch.detach()
+        batch, before, mean = self._collect()
+        metrics = self._rescale(batch)
         terms = self.loss(batch)
         norms = self._step(everyone, terms)
         names = list(terms.keys())
         values = torch.stack([terms.get(name).detach() for name in names]).T.tolist()
-        passes = self._minibatches(held, logits)
-        move = self._move(held, mean)
+        passes = self._minibatches(batch.detach(), before, mean)
         for at, member in enumerate(self.members):
             row = metrics[at]
-            row |= {f"grad_norm/{name}": float(norm[at]) for name, norm in norms.items()}
-            row |= dict(zip(names, values[at], strict=True)) | passes[at] | {"move": move[at]}
+            row |= {f"grad_norm/{name}": norm[at] for name, norm in norms.items()}
+            row |= dict(zip(names, values[at], strict=True)) | passes[at]
             member.follow("discrete", (row["kl"] / member.target_kl) ** 0.5)
             member.follow("continuous", row["move"] / member.target_move)
         return metrics
 
     def _load(self, active: Sequence[int]) -> None:
-        self.policies.load([self.members[at].policy for at in active])
-        self.critics.load([self.members[at].critic for at in active])
+        self.policies.load(active)
+        self.critics.load(active)
 
     # -- the batch -----------------------------------------------------------------------------
 
@@ -211,65 +209,72 @@ class HPOPopulation:
 
     # -- the steps -----------------------------------------------------------------------------
 
-    def _minibatches(self, held: TensorDictBase, before: Tensor) -> list[dict[str, float]]:
+    def _minibatches(
+        self, held: TensorDictBase, before: Tensor, mean: Tensor
+    ) -> list[dict[str, float]]:
         """The passes over detached data; a member that has moved far enough makes no more."""
         first, keys = self.members[0], self.detached_loss.tensor_keys
         number = len(self.members)
         needed: list[Any] = [*self.policy.in_keys, keys.discrete_action, keys.sample_log_prob]
-        if self.policy.mask_key is not None:
-            needed.append(self.policy.mask_key)
-        data = held.select(*dict.fromkeys(needed), *self.critic.in_keys, keys.advantage)
-        data = data.set(keys.value_target, held.get(keys.value_target)).reshape(number, -1)
+        data = held.select(*needed, keys.advantage, keys.value_target).reshape(number, -1)
+        metrics: list[dict[str, float]] = [{"kl": 0.0, "epochs": 0} for _ in self.members]
         active = list(range(number))
-        metrics: list[dict[str, float]] = [{"kl": 0.0, "epochs": 0} for _ in active]
-        before = before.clamp_min(torch.finfo(before.dtype).min)
-        while active:
-            self._load(active)
-            for at, kl in zip(active, self._divergence(held, before, active), strict=True):
+        for passes in range(first.epochs):
+            logits = self._logits(_rows(held, active))
+            for at, kl in zip(
+                active, _divergence(_rows(before, active), logits, held.ndim), strict=True
+            ):
                 metrics[at]["kl"] = kl
-            active = [
-                at
-                for at in active
-                if metrics[at]["epochs"] < first.epochs and metrics[at]["kl"] <= first.target_kl
-            ]
+            going = [at for at in active if metrics[at]["kl"] <= first.target_kl]
+            if going != active:
+                self._load(going or range(number))
+            active = going
             if not active:
                 break
-            own, index = _rows(data, active), torch.arange(len(active), device=data.device)
-            orders = [
-                torch.randperm(
-                    data.shape[1], generator=self.streams[at].generator, device=data.device
-                )
-                for at in active
-            ]
-            for rows in torch.stack(orders).chunk(first.num_minibatches, 1):
-                self._load(active)
-                terms = self.detached_loss(own[index.unsqueeze(-1), rows])
-                self._step(active, terms)
-            clipped = terms.get("clip_fraction", None)
-            clipped = None if clipped is None else clipped.tolist()
-            for row, at in enumerate(active):
-                metrics[at]["epochs"] += 1
-                if clipped is not None:
-                    metrics[at]["clip_fraction"] = clipped[row]
-        self._load(range(number))
-        return metrics
+            clipped = self._one_pass(_rows(data, active), active)
+            for at, share in zip(active, clipped, strict=True):
+                metrics[at] |= {"epochs": passes + 1} | share
+        if len(active) < number:
+            self._load(range(number))
+        return self._after(held, before, mean, active, metrics)
+
+    def _one_pass(self, data: TensorDictBase, active: Sequence[int]) -> list[dict[str, float]]:
+        """Descend once on each minibatch; return of the last one what was clipped."""
+        own = torch.arange(len(active), device=data.device).unsqueeze(-1)
+        orders = [
+            torch.randperm(data.shape[1], generator=self.streams[at].generator, device=data.device)
+            for at in active
+        ]
+        for rows in torch.stack(orders).chunk(self.members[0].num_minibatches, 1):
+            terms = self.detached_loss(data[own, rows])
+            self._step(active, terms)
+        clipped = terms.get("clip_fraction", None)
+        if clipped is None:
+            return [{} for _ in active]
+        return [{"clip_fraction": share} for share in clipped.tolist()]
 
     @torch.no_grad()
-    def _divergence(
-        self, held: TensorDictBase, before: Tensor, active: Sequence[int]
-    ) -> list[float]:
-        """Mean KL divergence of today's choices from those before the update."""
-        after = self.policy.discrete_logits(_rows(held, active))
-        after = after.clamp_min(torch.finfo(after.dtype).min)
-        divergence = divergence_of(_rows(before, active), after, held.ndim)
-        return _means(divergence).clamp_min(0.0).tolist()
+    def _logits(self, held: TensorDictBase) -> Tensor:
+        return self.policy.discrete_logits(held)
 
     @torch.no_grad()
-    def _move(self, held: TensorDictBase, mean: Tensor) -> list[float]:
-        """Root mean square move of the continuous actions' means, in action scales."""
+    def _after(
+        self,
+        held: TensorDictBase,
+        before: Tensor,
+        mean: Tensor,
+        active: Sequence[int],
+        metrics: list[dict[str, float]],
+    ) -> list[dict[str, float]]:
+        """Add how far an update has moved the policies; a member that stopped knows its choice."""
         dist = self.policy.get_dist(held.select(*self.policy.in_keys))
+        if active:
+            divergence = _divergence(_rows(before, active), _rows(dist.logits, active), held.ndim)
+            for at, kl in zip(active, divergence, strict=True):
+                metrics[at]["kl"] = kl
         moved = dist.branch(held.get(("action", "discrete")))[0] - mean
-        return _means((moved / self.members[0].action_scale).square()).sqrt().tolist()
+        moves = _means((moved / self.members[0].action_scale).square()).sqrt().tolist()
+        return [row | {"move": move} for row, move in zip(metrics, moves, strict=True)]
 
     def _step(self, active: Sequence[int], terms: TensorDictBase) -> dict[str, list[float]]:
         """Descend each member's sum of ``loss_*`` once; return gradient norms by component.
@@ -283,6 +288,7 @@ class HPOPopulation:
         norms = self._clip(active)
         for at in active:
             self.members[at].optimizer.step()
+        self._load(active)
         return norms
 
     def _clip(self, active: Sequence[int]) -> dict[str, list[float]]:
@@ -309,10 +315,7 @@ class HPOPopulation:
     def _check(self, values: Mapping[str, Tensor], active: Sequence[int]) -> None:
         """Raise a :class:`NonFiniteError` that names the first value ``(S, ...)`` that is not."""
         finite = torch.stack(
-            [
-                value.isfinite().flatten(1).all(1) if value.ndim > 1 else value.isfinite()
-                for value in values.values()
-            ]
+            [value.isfinite().reshape(len(active), -1).all(1) for value in values.values()]
         )
         if bool(finite.all()):
             return
@@ -325,6 +328,14 @@ class HPOPopulation:
 def _means(value: Tensor) -> Tensor:
     """The mean of each member, ``(S,)``."""
     return value.flatten(1).mean(1)
+
+
+def _divergence(before: Tensor, after: Tensor, ndim: int) -> list[float]:
+    """Each member's mean KL divergence of its choices ``(S, *B, T, [H,] M)`` from those before."""
+    # A masked option has logit -inf; clamped, it adds 0 to a divergence instead of NaN.
+    before, after = (logits.clamp_min(torch.finfo(logits.dtype).min) for logits in (before, after))
+    divergence = divergence_of(before, after, ndim)
+    return [max(0.0, mean) for mean in _means(divergence).tolist()]
 
 
 def _beside(value: Tensor, like: Tensor) -> Tensor:

@@ -60,17 +60,17 @@ class ModuleStack:
             ]
             for parameter in self.module.parameters()
         ]
-        self.load(modules)
+        self._own = [list(module.parameters()) for module in modules]
+        self.load(range(len(modules)))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The stacks of parameters, each ``(S, ...)``, in the order of the members' own."""
         return [getattr(*places[0]) for places in self._places]
 
-    def load(self, modules: Sequence[nn.Module]) -> None:
-        """Take the parameters of these members, which may be fewer than before."""
-        rows = zip(self._places, *(module.parameters() for module in modules), strict=True)
-        for places, *own in rows:
+    def load(self, members: Sequence[int]) -> None:
+        """Take the parameters of some members as they are now; S is then their number."""
+        for places, *own in zip(self._places, *(self._own[at] for at in members), strict=True):
             # New ones: a graph that is still held may remember the sizes of the old.
             values = torch.stack([parameter.detach() for parameter in own])
             stacked = nn.Parameter(values, requires_grad=own[0].requires_grad)
@@ -145,7 +145,8 @@ class _LayerStack(nn.Module):
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        pairs = zip(layers, [None, *layers], strict=False)
+        self.layers = nn.ModuleList(_cheaper(layer, before) for layer, before in pairs)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the answers ``(S, *B, out)`` to inputs ``(S, *B, in)``."""
@@ -185,6 +186,37 @@ class _LayerStack(nn.Module):
                     answer = layer(answer)
             answers.append(answer)
         return torch.stack(answers)
+
+
+def _cheaper(layer: nn.Module, before: nn.Module | None) -> nn.Module:
+    """The same layer, where there is a way to it that costs less."""
+    if type(layer) is nn.Tanh:
+        return _Tanh()
+    if type(layer) is nn.ReLU and isinstance(before, nn.Linear):
+        return nn.ReLU(inplace=True)  # a linear layer does not need its answer again
+    return layer
+
+
+class _Tanh(nn.Module):
+    """The hyperbolic tangent, by the logistic function, at a third of the time on a CPU."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return _TanhFunction.apply(inputs)
+
+
+class _TanhFunction(torch.autograd.Function):
+    """tanh(x) = 2 / (1 + exp(-2 x)) - 1, right to the rounding of 1."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        answer = (2.0 * inputs).sigmoid_().mul_(2.0).sub_(1.0)
+        ctx.save_for_backward(answer)
+        return answer
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (answer,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(gradient, answer)
 
 
 class _AnyStack(nn.Module):
