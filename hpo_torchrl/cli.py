@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hpo_torchrl._checks import check_int, did_you_mean
 from hpo_torchrl.algorithms import NonFiniteError
 from hpo_torchrl.jobs import make_job, train_job
-from hpo_torchrl.reporting import format_gradients, format_summary
+from hpo_torchrl.reporting import format_gradients, format_seeds, format_summary
 from hpo_torchrl.run import (
     NOT_SETTINGS,
     evaluate_run,
@@ -31,6 +31,7 @@ from hpo_torchrl.run import (
     run_settings,
     train_run,
 )
+from hpo_torchrl.seeds import load_seeds, seed_folder, train_seeds
 from hpo_torchrl.sweep import SweepRefused, shows_bars
 from hpo_torchrl.training import CheckpointError
 
@@ -151,26 +152,46 @@ def _gradients(given: argparse.Namespace) -> None:
 
 def _train(config: DictConfig, overrides: list[str]) -> None:
     settings: Any = OmegaConf.to_container(config, resolve=True)
+    number = check_int("num_seeds", settings["num_seeds"], minimum=1)
     if settings["resume"] is not None:
-        if settings["output_dir"] is not None:
-            raise ValueError(
-                "resume goes on in the folder of the run itself; leave output_dir="
-                f"{settings['output_dir']} out."
-            )
-        run_dir = Path(str(settings["resume"]))
-        print(f"{'folder':<17}{run_dir}", flush=True)
-        saved = load_config(run_dir)
-        _check_same(saved, settings, overrides)
-        summary = train_run(saved, run_dir, resume=True)
+        print(_resume(settings, overrides))
+        return
+    folder = Path(str(settings["output_dir"] or _new_folder(settings)))
+    print(f"{'folder':<17}{folder}", flush=True)
+    if number == 1:
+        print(format_summary(train_run(run_settings(settings), folder)))
     else:
-        run_dir = Path(str(settings["output_dir"] or _new_folder(settings)))
-        print(f"{'folder':<17}{run_dir}", flush=True)
-        summary = train_run(run_settings(settings), run_dir)
-    print(format_summary(summary))
+        print(format_seeds(train_seeds(run_settings(settings), folder, number)))
+
+
+def _resume(settings: dict[str, Any], overrides: list[str]) -> str:
+    """Go on with the run, or the runs, of a folder; return what there is to print."""
+    if settings["output_dir"] is not None:
+        raise ValueError(
+            "resume goes on in the folder of the run itself; leave output_dir="
+            f"{settings['output_dir']} out."
+        )
+    folder = Path(str(settings["resume"]))
+    print(f"{'folder':<17}{folder}", flush=True)
+    seeds = load_seeds(folder)
+    given = any(text.split("=", 1)[0].lstrip("+~") == "num_seeds" for text in overrides)
+    found = 1 if seeds is None else len(seeds)
+    if given and settings["num_seeds"] != found:
+        raise ValueError(
+            f"resume goes on with the {found} seed{'s' * (found > 1)} of {folder}, got num_seeds="
+            f"{settings['num_seeds']}; leave it out."
+        )
+    saved = load_config(folder if seeds is None else seed_folder(folder, seeds[0]))
+    _check_same(saved, settings, overrides)
+    if seeds is None:
+        return format_summary(train_run(saved, folder, resume=True))
+    return format_seeds(train_seeds(saved, folder, len(seeds), resume=True))
 
 
 def _new_folder(settings: dict[str, Any]) -> Path:
-    name = f"{settings['env']['name']}-{settings['algorithm']['name']}-seed{settings['seed']}"
+    seed, number = settings["seed"], settings["num_seeds"]
+    seeds = f"seed{seed}" if number == 1 else f"seeds{seed}-{seed + number - 1}"
+    name = f"{settings['env']['name']}-{settings['algorithm']['name']}-{seeds}"
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 

@@ -77,13 +77,18 @@ def make_job(config: DictConfig, overrides: list[str], experiment: str | None) -
         experiment: name of the experiment, which names the sweep's folder.
 
     Raises:
-        ValueError: the job would resume a run.
+        ValueError: the job would resume a run, or train several seeds.
     """
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     if resolved["resume"] is not None:
         raise ValueError(
             f"resume={resolved['resume']} goes on with one run: leave --multirun out. A sweep goes "
             "on where it stopped when its own command is given again."
+        )
+    if resolved["num_seeds"] != 1:
+        raise ValueError(
+            f"num_seeds={resolved['num_seeds']} trains its seeds in one run: leave --multirun out, "
+            "or sweep over seed=0,1,..."
         )
     if resolved["output_dir"] is not None:
         folder = Path(str(resolved["output_dir"]))

@@ -30,7 +30,7 @@ from hpo_torchrl.training import (
 CONFIG_FILE, SUMMARY_FILE = "config.yaml", "summary.json"
 GRADIENT_FILES = ("gradients.csv", "gradients.png")
 # Keys of a command, not of a run: where it goes and what is said about it.
-NOT_SETTINGS = ("output_dir", "resume", "sweep_dir", "sweep_estimate")
+NOT_SETTINGS = ("output_dir", "resume", "num_seeds", "sweep_dir", "sweep_estimate")
 
 
 def run_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,18 +77,37 @@ def train_run(
     """
     run_dir = Path(run_dir)
     if not resume:
-        _check_new(run_dir)
+        check_new(run_dir)
     trainer = _build(config, run_dir)
     trainer.progress = trainer.progress if progress is None else progress
-    gradients = _gradient_sizes(config, trainer.algorithm)
+    gradients = gradient_sizes(config, trainer.algorithm)
     if resume:
         trainer.resume()
     else:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        draft = run_dir / f"{CONFIG_FILE}.tmp"
-        draft.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-        draft.replace(run_dir / CONFIG_FILE)
-    summary = trainer.train() | _describe(trainer, run_dir)
+        write_config(run_dir, config)
+    return finish_run(trainer, trainer.train(), gradients)
+
+
+def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Make the folder of a run and write its configuration there."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    draft = run_dir / f"{CONFIG_FILE}.tmp"
+    draft.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    draft.replace(run_dir / CONFIG_FILE)
+
+
+def finish_run(
+    trainer: Trainer, summary: Mapping[str, Any], gradients: Mapping[str, int] | None
+) -> dict[str, Any]:
+    """Leave summary and pictures of a trained policy in its folder; return the summary.
+
+    Args:
+        trainer: the trainer of the run.
+        summary: its summary so far.
+        gradients: sizes of its gradient report, or ``None``; see :func:`gradient_sizes`.
+    """
+    run_dir, config = trainer.run_dir, trainer.checkpoint.config
+    summary = {**summary, **_describe(trainer, run_dir)}
     write_json(run_dir / SUMMARY_FILE, summary)
     tested = [row for row in trainer.logger.rows if "test_cost" in row]
     plot_learning_curve(
@@ -175,7 +194,7 @@ def gradients_run(
             gradients.
     """
     check_int("seed", seed, minimum=0)
-    _set_threads(config["trainer"]["num_threads"])
+    set_threads(config["trainer"]["num_threads"])
     algorithm = _differentiable(build_algorithm(config), config)
     if run_dir is not None:
         Checkpoint(run_dir, algorithm.components(), config=config).load()
@@ -204,22 +223,45 @@ def gradients_run(
 
 
 def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
-    settings = dict(config["trainer"])
-    _set_threads(settings.pop("num_threads"))
-    algorithm = build_algorithm(config)
+    set_threads(config["trainer"]["num_threads"])
+    return make_trainer(config, run_dir, build_algorithm(config), build_goals(config))
+
+
+def build_goals(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a trainer compares policies by: tests and references, the same for all seeds."""
     tests, headline, quick = build_tests(config["env"])
     tested = tests[headline]
     other_starts = (quick.env.batch_size, quick.seed) != (tested.env.batch_size, tested.seed)
     other_demand = isinstance(quick.env, RecordedInventoryEnv)
-    arguments = {
-        "algorithm": algorithm,
-        "run_dir": run_dir,
-        "config": config,
+    return {
         "tests": tests,
         "headline": headline,
         "quick_test": quick,
         "reference": _reference(tested),
         "quick_reference": _reference(quick) if other_starts or other_demand else None,
+    }
+
+
+def make_trainer(
+    config: Mapping[str, Any], run_dir: Path, algorithm: Algorithm, goals: Mapping[str, Any]
+) -> Trainer:
+    """Return the trainer of a configuration.
+
+    Args:
+        config: the resolved configuration.
+        run_dir: folder of the run.
+        algorithm: what it trains.
+        goals: see :func:`build_goals`.
+
+    Raises:
+        ValueError: a key of the ``trainer`` section is unknown, or a value is refused.
+    """
+    settings = {key: value for key, value in config["trainer"].items() if key != "num_threads"}
+    arguments = {
+        "algorithm": algorithm,
+        "run_dir": run_dir,
+        "config": config,
+        **goals,
         "env_name": config["env"]["name"],
         "algorithm_name": config["algorithm"]["name"],
         "seed": config["seed"],
@@ -232,7 +274,7 @@ def _reference(test: Evaluation) -> Reference:
     return reference_cost(test.env, seed=test.seed, num_steps=test.num_steps, skip=test.skip)
 
 
-def _gradient_sizes(config: Mapping[str, Any], algorithm: Algorithm) -> dict[str, int] | None:
+def gradient_sizes(config: Mapping[str, Any], algorithm: Algorithm) -> dict[str, int] | None:
     """Return the checked ``gradients`` section of a configuration."""
     section = config.get("gradients")  # runs of older versions have none
     if section is None:
@@ -262,7 +304,8 @@ def _differentiable(algorithm: Algorithm, config: Mapping[str, Any]) -> HPO:
     return algorithm
 
 
-def _set_threads(number: Any) -> None:
+def set_threads(number: Any) -> None:
+    """Set torch's number of threads, as ``trainer.num_threads`` says."""
     torch.set_num_threads(check_int("trainer.num_threads", number, minimum=1))
 
 
@@ -272,7 +315,8 @@ def _describe(trainer: Trainer, run_dir: Path | None) -> dict[str, Any]:
     return found | compare_on_record(trainer.tests, trainer.reference)
 
 
-def _check_new(run_dir: Path) -> None:
+def check_new(run_dir: Path) -> None:
+    """Raise a ``FileExistsError`` if a folder holds a run, or is none."""
     if run_dir.exists() and not run_dir.is_dir():
         raise FileExistsError(f"output_dir={str(run_dir)!r} is a file; name a folder.")
     found = [

@@ -36,7 +36,7 @@ FLOORS = [
     {"describe"},
     {"build"},
     {"run"},
-    {"jobs", "estimate"},
+    {"jobs", "estimate", "seeds"},
     {"sweep"},
     {"cli", "report_cli"},
 ]

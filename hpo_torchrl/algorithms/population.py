@@ -12,12 +12,11 @@ from torchrl.envs.utils import set_exploration_type
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from hpo_torchrl._entropy import divergence_of
-from hpo_torchrl.algorithms.base import NonFiniteError
 from hpo_torchrl.algorithms.hpo import HPO
+from hpo_torchrl.algorithms.stacked import StackedNetworks, beside
 from hpo_torchrl.collectors.rollout import check_functional, entries_of, noise_of
 from hpo_torchrl.collectors.streams import Stream, Streams
 from hpo_torchrl.collectors.worlds import own_worlds
-from hpo_torchrl.modules.stacked import ModuleStack
 from hpo_torchrl.objectives.stacked import StackedHPOLoss
 
 
@@ -66,9 +65,8 @@ class HPOPopulation:
         _check_members(self.members)
         first = self.members[0]
         self.worlds = own_worlds([member.env for member in self.members])
-        self.policies = ModuleStack([member.policy for member in self.members])
-        self.critics = ModuleStack([member.critic for member in self.members])
-        self.policy, self.critic = self.policies.module, self.critics.module
+        self.networks = StackedNetworks(self.members, self.seeds)
+        self.policy, self.critic = self.networks.policy, self.networks.critic
         self.loss, self.detached_loss = (
             StackedHPOLoss(
                 self.policy,
@@ -82,14 +80,6 @@ class HPOPopulation:
             for loss in first.losses()
         )
         self.loss.make_value_estimator(gamma=first.discount, lmbda=first.gae_lambda)
-        self._own = [
-            [*member.policy.parameters(), *member.critic.parameters()] for member in self.members
-        ]
-        places = {id(parameter): at for at, parameter in enumerate(self._own[0])}
-        self._components = {
-            component: [places[id(parameter)] for parameter in named.values()]
-            for component, named in first.groups.items()
-        }
 
     def anneal(self, progress: float) -> None:
         """Set scheduled coefficients for ``progress`` in [0, 1] of the run."""
@@ -105,11 +95,11 @@ class HPOPopulation:
             NonFiniteError: of a member something is not finite; the message names its seed.
         """
         everyone = range(len(self.members))
-        self._load(everyone)
+        self.networks.load(everyone)
         batch, before, mean = self._collect()
         metrics = self._rescale(batch)
         terms = self.loss(batch)
-        norms = self._step(everyone, terms)
+        norms = self.networks.step(everyone, terms)
         names = list(terms.keys())
         values = torch.stack([terms.get(name).detach() for name in names]).T.tolist()
         passes = self._minibatches(batch.detach(), before, mean)
@@ -120,10 +110,6 @@ class HPOPopulation:
             member.follow("discrete", (row["kl"] / member.target_kl) ** 0.5)
             member.follow("continuous", row["move"] / member.target_move)
         return metrics
-
-    def _load(self, active: Sequence[int]) -> None:
-        self.policies.load(active)
-        self.critics.load(active)
 
     # -- the batch -----------------------------------------------------------------------------
 
@@ -180,16 +166,18 @@ class HPOPopulation:
         """Bring rewards to each member's scale and add its advantages, as :class:`HPO` does."""
         first, estimator = self.members[0], self.loss.value_estimator
         reward = batch.get(("next", "reward"))
-        self._check({"the reward ('next', 'reward')": reward.detach()}, range(len(self.members)))
+        self.networks.check(
+            {"the reward ('next', 'reward')": reward.detach()}, range(len(self.members))
+        )
         for member, own in zip(self.members, reward.detach().unbind(0), strict=True):
             member.scaler.observe(own)
         scale = torch.stack([member.scaler.scale for member in self.members]).to(reward.dtype)
         cost = -_means(reward.detach()) / getattr(first.env, "cost_units", 1.0)
-        scaled = reward / _beside(scale, reward)
+        scaled = reward / beside(scale, reward)
         value, after = self._values(batch)
         if first.continuing and first.discount != 1.0:
             shift = _means(scaled.detach()) + first.discount * _means(after) - _means(value)
-            scaled = scaled - _beside(shift, reward)
+            scaled = scaled - beside(shift, reward)
         batch.set(("next", "reward"), scaled)
         advantage, target = vec_generalized_advantage_estimate(
             estimator.gamma,
@@ -227,7 +215,7 @@ class HPOPopulation:
                 metrics[at]["kl"] = kl
             going = [at for at in active if metrics[at]["kl"] <= first.target_kl]
             if going != active:
-                self._load(going or range(number))
+                self.networks.load(going or range(number))
             active = going
             if not active:
                 break
@@ -235,7 +223,7 @@ class HPOPopulation:
             for at, share in zip(active, clipped, strict=True):
                 metrics[at] |= {"epochs": passes + 1} | share
         if len(active) < number:
-            self._load(range(number))
+            self.networks.load(range(number))
         return self._after(held, before, mean, active, metrics)
 
     def _one_pass(self, data: TensorDictBase, active: Sequence[int]) -> list[dict[str, float]]:
@@ -247,7 +235,7 @@ class HPOPopulation:
         ]
         for rows in torch.stack(orders).chunk(self.members[0].num_minibatches, 1):
             terms = self.detached_loss(data[own, rows])
-            self._step(active, terms)
+            self.networks.step(active, terms)
         clipped = terms.get("clip_fraction", None)
         if clipped is None:
             return [{} for _ in active]
@@ -276,54 +264,6 @@ class HPOPopulation:
         moves = _means((moved / self.members[0].action_scale).square()).sqrt().tolist()
         return [row | {"move": move} for row, move in zip(metrics, moves, strict=True)]
 
-    def _step(self, active: Sequence[int], terms: TensorDictBase) -> dict[str, list[float]]:
-        """Descend each member's sum of ``loss_*`` once; return gradient norms by component.
-
-        Raises:
-            NonFiniteError: see :meth:`iterate`; no parameter has changed.
-        """
-        self._check({key: value.detach() for key, value in terms.items()}, active)
-        losses = [value for key, value in terms.items() if key.startswith("loss_")]
-        torch.stack(losses).sum().backward()
-        norms = self._clip(active)
-        for at in active:
-            self.members[at].optimizer.step()
-        self._load(active)
-        return norms
-
-    def _clip(self, active: Sequence[int]) -> dict[str, list[float]]:
-        """Clip each component of each member, and hand the gradients to the members."""
-        limit = self.members[0].max_grad_norm
-        gradients = [p.grad for p in (*self.policies.parameters, *self.critics.parameters)]
-        norms = {}
-        for component, places in self._components.items():
-            found = [g for g in map(gradients.__getitem__, places) if g is not None]
-            if not found:
-                continue
-            norm = torch.stack([g.flatten(1).square().sum(1) for g in found]).sum(0).sqrt()
-            self._check({f"The gradient of the {component} network": norm}, active)
-            factor = (limit / (norm + 1e-6)).clamp_max(1.0)
-            for gradient in found:
-                gradient.mul_(_beside(factor, gradient))
-            norms[component] = norm.tolist()
-        for place, gradient in enumerate(gradients):
-            rows = [None] * len(active) if gradient is None else gradient.unbind(0)
-            for at, row in zip(active, rows, strict=True):
-                self._own[at][place].grad = row
-        return norms
-
-    def _check(self, values: Mapping[str, Tensor], active: Sequence[int]) -> None:
-        """Raise a :class:`NonFiniteError` that names the first value ``(S, ...)`` that is not."""
-        finite = torch.stack(
-            [value.isfinite().reshape(len(active), -1).all(1) for value in values.values()]
-        )
-        if bool(finite.all()):
-            return
-        for key, row in zip(values, finite.tolist(), strict=True):
-            for at, good in zip(active, row, strict=True):
-                if not good:
-                    raise NonFiniteError(f"Seed {self.seeds[at]}: {key} is not finite.")
-
 
 def _means(value: Tensor) -> Tensor:
     """The mean of each member, ``(S,)``."""
@@ -336,11 +276,6 @@ def _divergence(before: Tensor, after: Tensor, ndim: int) -> list[float]:
     before, after = (logits.clamp_min(torch.finfo(logits.dtype).min) for logits in (before, after))
     divergence = divergence_of(before, after, ndim)
     return [max(0.0, mean) for mean in _means(divergence).tolist()]
-
-
-def _beside(value: Tensor, like: Tensor) -> Tensor:
-    """Give ``(S,)`` the dimensions of what it is multiplied with."""
-    return value.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _rows(value: Any, active: Sequence[int]) -> Any:
@@ -360,17 +295,9 @@ def _check_members(members: Sequence[HPO]) -> None:
     if not members:
         raise ValueError("A population needs at least one member, got none.")
     first = members[0]
-    for member in members:
-        if type(member) is not HPO:
-            raise TypeError(
-                "num_seeds > 1 trains algorithm=hpo alone as one computation, got "
-                f"{type(member).__name__}; use --multirun seed=0,1,... for others."
-            )
-    check_functional(
-        "num_seeds > 1", first.env, first.policy, "use --multirun seed=0,1,... for others"
-    )
+    check_functional("num_seeds above 1", first.env, first.policy, "use --multirun seed=0,1,...")
     if first.loss.cross_term == "adaptive":
         raise ValueError(
-            "num_seeds > 1 has no algorithm.cross_term='adaptive', which weighs each run's gradient "
-            "by passes of its own; use true or false, or --multirun seed=0,1,..."
+            "num_seeds above 1 has no algorithm.cross_term='adaptive', which weighs each seed's "
+            "gradient by passes of its own; use true or false, or --multirun seed=0,1,..."
         )

@@ -68,7 +68,8 @@ class Worlds:
             chosen = act(carried)
             return chosen, *self.advance(carried, chosen, step_noise)
 
-        return unroll(self, transition, start, noise, discount)
+        env: Any = self  # all that unroll asks of an environment
+        return unroll(env, transition, start, noise, discount)
 
     @torch.no_grad()
     def carry(self, rollout: TensorDictBase) -> dict[str, Tensor]:

@@ -151,10 +151,8 @@ class _LayerStack(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the answers ``(S, *B, out)`` to inputs ``(S, *B, in)``."""
         rows = inputs.flatten(1, -2) if inputs.ndim != 2 else inputs.unsqueeze(1)
-        if rows.shape[1] <= _FEW_ROWS:
-            answer = self._together(rows)
-        else:
-            answer = self._in_turn(rows)
+        few = rows.shape[1] <= _FEW_ROWS
+        answer = self._together(rows) if few else self._in_turn(rows)
         return answer.reshape(*inputs.shape[:-1], answer.shape[-1])
 
     def _together(self, rows: Tensor) -> Tensor:
@@ -232,7 +230,7 @@ class _AnyStack(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """Return what each network answers to its own inputs, stacked."""
         # Read anew: under ``functional_call`` the parameters are others.
-        parameters = dict(self.network.named_parameters())
+        parameters: dict[str, Tensor] = dict(self.network.named_parameters())
         absent: list[bool] = []
 
         def answer(own: dict[str, Tensor], *own_inputs: Tensor) -> Any:

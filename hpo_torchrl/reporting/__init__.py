@@ -29,7 +29,7 @@ from hpo_torchrl.reporting.statistics import (
     interquartile_mean,
     iqm_band,
 )
-from hpo_torchrl.reporting.table import format_summary
+from hpo_torchrl.reporting.table import format_seeds, format_summary
 
 __all__ = [
     "Estimate",
@@ -46,6 +46,7 @@ __all__ = [
     "find_families",
     "format_comparison",
     "format_gradients",
+    "format_seeds",
     "format_summary",
     "group_runs",
     "interquartile_mean",

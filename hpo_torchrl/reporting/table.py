@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
+# The gap that a row of several shows: the first that is known, and its heading.
+_GAPS = {
+    "gap": "gap",
+    "gap_to_lower_bound": "gap to the lower bound",
+    "gap_to_upper_bound": "gap to the upper bound",
+}
 # Of a rule's levels so many are shown.
 _ITEMS = 8
 
@@ -59,6 +66,53 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     )
     lines = [f"{name:<17}{text}" for name, text in rows]
     return "\n".join(lines + (_record(summary) if summary.get("record") else []))
+
+
+def format_seeds(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Format the summaries of several seeds: a row for each, then their mean and spread.
+
+    Args:
+        summaries: the contents of ``summary.json``, of one problem and one algorithm.
+
+    Examples:
+        >>> from hpo_torchrl.reporting import format_seeds
+        >>> rows = [{"seed": seed, "test_cost": 37.1 + 0.1 * seed, "test_cost_se": 0.01,
+        ...     "optimal_cost": 37.0, "gap": (0.1 + 0.1 * seed) / 37.0, "updates": 10,
+        ...     "env_steps": 1280, "wall_seconds": 3.0} for seed in range(2)]
+        >>> print(format_seeds(rows))
+        optimal cost     37.0000
+        seed             test cost               gap
+        0                37.1000 +- 0.0100       +0.27 %
+        1                37.2000 +- 0.0100       +0.54 %
+        mean             37.1500                 +0.41 %
+        spread           0.0707                  0.19 %    standard deviation over seeds
+        trained          2 seeds, 10 updates, 1,280 environment steps each, 6 s in all
+    """
+    first, costs = summaries[0], [summary["test_cost"] for summary in summaries]
+    known = (key for key in _GAPS if first.get(key) is not None)
+    key = next(known, None)
+    gaps = None if key is None else [100 * summary[key] for summary in summaries]
+    lines = [
+        f"{name.replace('_', ' '):<17}{first[name]:.4f}"
+        for name in ("optimal_cost", "lower_bound", "upper_bound")
+        if first.get(name) is not None
+    ]
+    rows = [("seed", "test cost", "" if key is None else _GAPS[key])]
+    for at, summary in enumerate(summaries):
+        gap = "" if gaps is None else f"{gaps[at]:+.2f} %"
+        rows.append((str(summary["seed"]), _estimate(summary, "test_cost"), gap))
+    rows.append(("mean", f"{fmean(costs):.4f}", "" if gaps is None else f"{fmean(gaps):+.2f} %"))
+    if len(costs) > 1:
+        gap = "" if gaps is None else f"{stdev(gaps):.2f} %"
+        note = "standard deviation over seeds"
+        rows.append(("spread", f"{stdev(costs):.4f}", f"{gap:<10}{note}"))
+    lines += [f"{name:<17}{cost:<24}{gap}".rstrip() for name, cost, gap in rows]
+    seconds = sum(summary["wall_seconds"] for summary in summaries)
+    lines.append(
+        f"{'trained':<17}{len(summaries)} seeds, {first['updates']:,} updates, "
+        f"{first['env_steps']:,} environment steps each, {seconds:.0f} s in all"
+    )
+    return "\n".join(lines)
 
 
 def _record(summary: Mapping[str, Any]) -> list[str]:

@@ -69,17 +69,20 @@ class Checkpoint:
         metadata = {"config": self.config, "counters": dict(counters)}
         return self._rotation.save(self._checkpoint, step=update, metadata=metadata)
 
-    def load(self) -> tuple[int, dict[str, Any]]:
-        """Restore the newest checkpoint.
+    def load(self, update: int | None = None) -> tuple[int, dict[str, Any]]:
+        """Restore the newest checkpoint, or that of an update.
+
+        Args:
+            update: number of updates after which it was written.
 
         Returns:
             The number of updates done and the trainer's counters.
 
         Raises:
-            CheckpointError: there is none, the newest is damaged, or it is of another
-                configuration; the message says what to do.
+            CheckpointError: there is none, it is damaged, or it is of another configuration; the
+                message says what to do.
         """
-        path = self.newest()
+        path = self.newest() if update is None else self._of(update)
         try:
             metadata = TorchRLCheckpoint.manifest(path)["metadata"]
         except Exception as error:
@@ -105,6 +108,20 @@ class Checkpoint:
                 "output_dir=DIR, after deleting what the folder holds, instead of resume=DIR."
             )
         return paths[-1]
+
+    def newest_update(self) -> int:
+        """Return the number of updates of the newest checkpoint.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        return _step(self.newest())
+
+    def _of(self, update: int) -> Path:
+        for path in self.directory.glob(f"checkpoint-*{_SUFFIX}"):
+            if _step(path) == update:
+                return path
+        raise CheckpointError(f"{self.directory} holds no checkpoint of update {update}.")
 
     def _check_config(self, path: Path, saved: Mapping[str, Any]) -> None:
         changed = differences(saved, self.config)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl._checks import check_int
 from hpo_torchrl.collectors import differentiable_rollout
+from hpo_torchrl.collectors.worlds import repeated, shared_world
 from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.modules.stacked import ModuleStack
 
 _WINDOW = 50
 
@@ -60,21 +65,74 @@ class Evaluation:
 
     def run(self, policy: HybridPolicy) -> CostEstimate:
         """Simulate the policy and return its cost."""
+        env = self.env
+
+        def roll(state: Any, steps: int) -> TensorDictBase:
+            return differentiable_rollout(env, policy, steps, tensordict=state)
+
+        def carry(window: TensorDictBase) -> Any:
+            return env.maybe_reset(env.step_mdp(window[..., -1].copy()))
+
+        env.set_seed(self.seed)
+        return _estimate(self._cost(env.reset(), env.batch_size, roll, carry))
+
+    def run_all(self, policies: Sequence[HybridPolicy]) -> list[CostEstimate]:
+        """Simulate policies of one structure side by side and return the cost of each.
+
+        They face the same world, as each would alone: the noise that is drawn may depend on the
+        period, but not on what a policy did.
+
+        Args:
+            policies: the policies; the environment must be a :class:`DifferentiableEnv`.
+        """
+        number, policy = len(policies), ModuleStack(policies).module
+        worlds = shared_world(self.env, number)
+
+        def act(carried: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+            draw = policy.draw(carried["observation"], policy.mask_of(carried))
+            return {"discrete": draw.discrete, "continuous": draw.continuous}
+
+        def roll(state: Any, steps: int) -> TensorDictBase:
+            noise = self.env.sample_noise(steps, {key: state[key][0] for key in state})
+            return worlds.rollout(act, state, repeated(noise, number))
+
         self.env.set_seed(self.seed)
-        total = torch.zeros(self.env.batch_size, dtype=torch.float64, device=self.env.device)
-        state = self.env.reset()
+        start = self.env.reset()
+        state = {key: repeated(start.get(key), number) for key in worlds.names}
+        costs = self._cost(state, worlds.batch_size, roll, worlds.carry)
+        return [_estimate(cost) for cost in costs.unbind(0)]
+
+    def _cost(
+        self,
+        state: Any,
+        shape: torch.Size,
+        roll: Callable[[Any, int], TensorDictBase],
+        carry: Callable[[TensorDictBase], Any],
+    ) -> Tensor:
+        """Return the cost per unit and period of each system, of the batch shape.
+
+        Args:
+            state: where the systems start.
+            shape: their batch shape.
+            roll: from a state and a number of steps to a rollout.
+            carry: from a rollout to the state in which the next one starts.
+        """
+        total = torch.zeros(shape, dtype=torch.float64, device=self.env.device)
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
             # Windows keep memory flat however long the run is.
             for start in range(0, self.num_steps, _WINDOW):
-                steps = min(_WINDOW, self.num_steps - start)
-                window = differentiable_rollout(self.env, policy, steps, tensordict=state)
+                window = roll(state, min(_WINDOW, self.num_steps - start))
                 reward = window.get(("next", "reward")).squeeze(-1)
                 total -= reward[..., max(0, self.skip - start) :].double().sum(-1)
-                state = self.env.maybe_reset(self.env.step_mdp(window[..., -1].copy()))
+                state = carry(window)
         units = getattr(self.env, "cost_units", 1.0)
-        cost = total.flatten() / ((self.num_steps - self.skip) * units)
-        error = cost.std() / cost.numel() ** 0.5 if cost.numel() > 1 else torch.tensor(float("nan"))
-        return CostEstimate(float(cost.mean()), float(error))
+        return total / ((self.num_steps - self.skip) * units)
+
+
+def _estimate(cost: Tensor) -> CostEstimate:
+    cost = cost.flatten()
+    error = cost.std() / cost.numel() ** 0.5 if cost.numel() > 1 else torch.tensor(float("nan"))
+    return CostEstimate(float(cost.mean()), float(error))
 
 
 def evaluate(

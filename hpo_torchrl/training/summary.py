@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.training.bounds import Reference
-from hpo_torchrl.training.evaluation import Evaluation
+from hpo_torchrl.training.evaluation import CostEstimate
 
 
 def summarise(
-    policy: HybridPolicy,
-    tests: Mapping[str, Evaluation],
+    costs: Mapping[str, CostEstimate],
     headline: str,
     reference: Reference,
     counters: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Run all tests and compare the headline cost with the optimum.
+    """Compare the headline cost with the optimum.
 
     Args:
-        policy: the policy to test.
-        tests: evaluations by name.
+        costs: what the policy costs in each test, by name.
         headline: the test that is compared with the reference.
         reference: cost of the optimum, or bounds.
         counters: what else the summary holds: names, steps, seconds.
@@ -32,7 +29,6 @@ def summarise(
         unknown), ``baseline_costs`` of simple rules, the counters, and for each test
         ``<name>_cost`` and ``<name>_cost_se``.
     """
-    costs = {name: test.run(policy) for name, test in tests.items()}
     cost = costs[headline]
     summary: dict[str, Any] = {
         **{key: counters[key] for key in ("env", "algorithm", "seed")},

@@ -14,7 +14,7 @@ from hpo_torchrl._checks import check_bool, check_int
 from hpo_torchrl.algorithms import Algorithm, NonFiniteError
 from hpo_torchrl.training.bounds import Reference
 from hpo_torchrl.training.checkpoint import Checkpoint
-from hpo_torchrl.training.evaluation import Evaluation
+from hpo_torchrl.training.evaluation import CostEstimate, Evaluation
 from hpo_torchrl.training.logging import RunLogger, write_json
 from hpo_torchrl.training.selection import Selection
 from hpo_torchrl.training.summary import summarise
@@ -103,19 +103,24 @@ class Trainer:
         self.logger = RunLogger(self.run_dir, logger_backend)
         self.update, self.wall_seconds = 0, 0.0
 
-    def restore(self) -> None:
-        """Load the newest checkpoint and change no file.
+    def restore(self, update: int | None = None) -> None:
+        """Load the newest checkpoint, or that of an update, and change no file.
 
         Raises:
             CheckpointError: see :meth:`Checkpoint.load`.
         """
-        self.update, counters = self.checkpoint.load()
+        self.update, counters = self.checkpoint.load(update)
         self.wall_seconds = counters["wall_seconds"]
 
-    def resume(self) -> None:
-        """Go on from the newest checkpoint: restore, and cut ``metrics.csv`` back to it."""
-        self.restore()
+    def resume(self, update: int | None = None) -> None:
+        """Go on from a checkpoint: :meth:`restore`, and cut ``metrics.csv`` back to it."""
+        self.restore(update)
         self.logger.resume(self.update)
+
+    def begin(self) -> None:
+        """Write the checkpoint that a run starts from, if it starts."""
+        if self.update == 0:
+            self.checkpoint.save(0, {"wall_seconds": 0.0})
 
     def train(self) -> dict[str, Any]:
         """Run all updates, evaluate, and return the summary that is also written.
@@ -124,9 +129,17 @@ class Trainer:
             NonFiniteError: an update met NaN or infinity; the message names the update, the
                 tensor and the last good checkpoint.
         """
-        if self.update == 0:
-            self.checkpoint.save(0, {"wall_seconds": 0.0})
-        bar = tqdm(
+        self.begin()
+        with self.bar() as bar:
+            while self.update < self.num_updates:
+                self._one_update(bar)
+        summary = self.summary()
+        write_json(self.run_dir / "summary.json", summary)
+        return summary
+
+    def bar(self) -> tqdm:
+        """Return the progress bar of the updates to come."""
+        return tqdm(
             total=self.num_updates,
             initial=self.update,
             unit="update",
@@ -135,12 +148,6 @@ class Trainer:
             # In a log file, where lines cannot be overwritten, few of them.
             mininterval=0.1 if sys.stderr.isatty() else 15.0,
         )
-        with bar:
-            while self.update < self.num_updates:
-                self._one_update(bar)
-        summary = self.summary()
-        write_json(self.run_dir / "summary.json", summary)
-        return summary
 
     def _one_update(self, bar: tqdm) -> None:
         start = time.perf_counter()
@@ -148,29 +155,55 @@ class Trainer:
         try:
             metrics = self.algorithm.iterate()
         except NonFiniteError as error:
-            raise NonFiniteError(
-                f"Update {self.update + 1}: {error} Training stopped; the last good checkpoint is "
-                f"{self.checkpoint.newest()}. Common causes: a learning rate or reward that is too "
-                "large, or dynamics that overflow."
-            ) from error
+            raise self.stopped(error) from error
+        cost = None
+        if self.quick_test is not None and self.test_is_due:
+            cost = self.quick_test.run(self.algorithm.policy)
+        self._show(bar, self.record(metrics, cost, time.perf_counter() - start))
+
+    @property
+    def test_is_due(self) -> bool:
+        """Whether the coming update is evaluated."""
+        update = self.update + 1
+        return update in (1, self.num_updates) or update % self.eval_every == 0
+
+    def stopped(self, error: NonFiniteError) -> NonFiniteError:
+        """Return an error of the coming update with what there is to know of it."""
+        return NonFiniteError(
+            f"Update {self.update + 1}: {error} Training stopped; the last good checkpoint is "
+            f"{self.checkpoint.newest()}. Common causes: a learning rate or reward that is too "
+            "large, or dynamics that overflow."
+        )
+
+    def record(
+        self, metrics: Mapping[str, float], cost: CostEstimate | None, seconds: float
+    ) -> dict[str, Any]:
+        """Count an update that was made; log it and write a checkpoint where that is due.
+
+        Args:
+            metrics: what the algorithm says of it.
+            cost: cost of the policy now, if it was evaluated.
+            seconds: how long it took.
+
+        Returns:
+            The row of ``metrics.csv``.
+        """
         self.update += 1
         last = self.update == self.num_updates
         row: dict[str, Any] = {"update": self.update}
         row |= {"env_steps": self.algorithm.collector.frames, **metrics}
-        due = last or self.update == 1 or self.update % self.eval_every == 0
-        if self.quick_test is not None and due:
-            cost = self.quick_test.run(self.algorithm.policy)
+        if cost is not None:
             self.selection.offer(self.algorithm.policy, self.update, cost.mean)
             row |= {"test_cost": cost.mean, "test_cost_se": cost.standard_error}
             gaps = self.quick_reference.gaps(cost.mean)
             row |= {name: gap for name, gap in gaps.items() if gap is not None}
-        self.wall_seconds += time.perf_counter() - start
+        self.wall_seconds += seconds
         row["wall_seconds"] = self.wall_seconds
         if "test_cost" in row or self.update % self.log_every == 0 or last:
             self.logger.log(row)
         if self.update % self.checkpoint_every == 0 or last:
             self.checkpoint.save(self.update, {"wall_seconds": self.wall_seconds})
-        self._show(bar, row)
+        return row
 
     def _show(self, bar: tqdm, row: dict[str, Any]) -> None:
         bar.update()
@@ -187,9 +220,16 @@ class Trainer:
                         shown[label] += f" +-{error * (1.0 + tested[name]) / cost:.2%}"
         bar.set_postfix(shown, refresh=False)
 
-    def summary(self) -> dict[str, Any]:
-        """Evaluate the policy that the run ends with; see :func:`summarise`."""
+    def summary(self, costs: Mapping[str, CostEstimate] | None = None) -> dict[str, Any]:
+        """Evaluate the policy that the run ends with; see :func:`summarise`.
+
+        Args:
+            costs: what it costs in each test, if that is known.
+        """
         self.selection.apply(self.algorithm.policy)
+        if costs is None:
+            tests = self.tests.items()
+            costs = {name: test.run(self.algorithm.policy) for name, test in tests}
         counters = {
             **self.names,
             "env_steps": self.algorithm.collector.frames,
@@ -198,4 +238,4 @@ class Trainer:
         }
         if self.selection.update > 0:
             counters["selected_update"] = self.selection.update
-        return summarise(self.algorithm.policy, self.tests, self.headline, self.reference, counters)
+        return summarise(costs, self.headline, self.reference, counters)
