@@ -28,6 +28,8 @@ from hpo_torchrl.training import (
 )
 
 CONFIG_FILE, SUMMARY_FILE = "config.yaml", "summary.json"
+# Of a folder that holds the runs of several seeds.
+SEEDS_FILE = "seeds.yaml"
 GRADIENT_FILES = ("gradients.csv", "gradients.png")
 # Keys of a command, not of a run: where it goes and what is said about it.
 NOT_SETTINGS = ("output_dir", "resume", "num_seeds", "sweep_dir", "sweep_estimate")
@@ -319,9 +321,8 @@ def check_new(run_dir: Path) -> None:
     """Raise a ``FileExistsError`` if a folder holds a run, or is none."""
     if run_dir.exists() and not run_dir.is_dir():
         raise FileExistsError(f"output_dir={str(run_dir)!r} is a file; name a folder.")
-    found = [
-        name for name in (CONFIG_FILE, SUMMARY_FILE, "checkpoints") if (run_dir / name).exists()
-    ]
+    names = (CONFIG_FILE, SUMMARY_FILE, SEEDS_FILE, "checkpoints")
+    found = [name for name in names if (run_dir / name).exists()]
     if found:
         raise FileExistsError(
             f"output_dir={str(run_dir)!r} already holds a run ({', '.join(found)}). Go on with it "

@@ -14,7 +14,7 @@ from hpo_torchrl.algorithms import HPO, HPOPopulation
 from hpo_torchrl.build import build_algorithm
 from hpo_torchrl.collectors.streams import Stream
 from hpo_torchrl.run import (
-    CONFIG_FILE,
+    SEEDS_FILE,
     build_goals,
     check_new,
     finish_run,
@@ -25,8 +25,6 @@ from hpo_torchrl.run import (
 )
 from hpo_torchrl.training import CheckpointError
 from hpo_torchrl.training.population import PopulationTrainer
-
-SEEDS_FILE = "seeds.yaml"
 
 
 def seed_folder(folder: str | Path, seed: int) -> Path:
@@ -64,9 +62,8 @@ def train_seeds(
     seeds = list(range(first, first + num_seeds))
     folders = [seed_folder(folder, seed) for seed in seeds]
     if not resume:
-        _check_new_folder(folder)
-        for run_dir in folders:
-            check_new(run_dir)
+        for place in (folder, *folders):
+            check_new(place)
     set_threads(config["trainer"]["num_threads"])
     configs = [with_seed(config, seed) for seed in seeds]
     members, streams = [], []
@@ -135,15 +132,3 @@ def _checked(algorithm: Any) -> HPO:
             "--multirun seed=0,1,..."
         )
     return algorithm
-
-
-def _check_new_folder(folder: Path) -> None:
-    if (folder / CONFIG_FILE).exists():
-        check_new(folder)  # which is the folder of a single run
-    found = sorted(path.name for path in folder.glob("seed=*"))
-    if (folder / SEEDS_FILE).exists() or found:
-        raise FileExistsError(
-            f"output_dir={str(folder)!r} already holds the runs of several seeds "
-            f"({', '.join(found[:3])}{', ...' if len(found) > 3 else ''}). Go on with them by "
-            f"resume={folder}, or choose another output_dir; nothing was changed."
-        )

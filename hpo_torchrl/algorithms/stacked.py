@@ -84,9 +84,9 @@ class StackedNetworks:
             for gradient in found:
                 gradient.mul_(beside(factor, gradient))
             norms[component] = norm.tolist()
-        for place, gradient in enumerate(gradients):
+        for place, whole in enumerate(gradients):
             for row, at in enumerate(active):
-                self._own[at][place].grad = None if gradient is None else gradient[row]
+                self._own[at][place].grad = None if whole is None else whole[row]
         return norms
 
     def check(self, values: Mapping[str, Tensor], active: Sequence[int]) -> None:

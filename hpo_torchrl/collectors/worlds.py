@@ -129,18 +129,24 @@ def _check_same_problem(first: DifferentiableEnv, other: DifferentiableEnv) -> N
             "Worlds side by side must be of one problem, got environments of "
             f"{type(first).__name__} and {type(other).__name__}."
         )
+    children = zip(first.children(), other.children(), strict=True)
+    for one, another in children:
+        if isinstance(one, DifferentiableEnv) and isinstance(another, DifferentiableEnv):
+            _check_same_problem(one, another)
     for name, value in vars(first).items():
         found = vars(other).get(name)
-        if isinstance(value, DifferentiableEnv) and isinstance(found, DifferentiableEnv):
-            _check_same_problem(value, found)
-            continue
-        if isinstance(value, Tensor):
-            same = isinstance(found, Tensor) and torch.equal(value, found)
-        else:
-            same = not isinstance(value, _PLAIN) or value == found
-        if not same:
+        if not _same(value, found):
             raise ValueError(
                 f"Worlds side by side must be of one problem, but {name} of one environment is "
                 f"{value!r}, of another {found!r}. Build them from one configuration; seeds alone "
                 "may differ."
             )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are alike; what is neither a number nor a tensor counts as such."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        return all(_same(*pair) for pair in zip(one, other, strict=True))
+    return not isinstance(one, _PLAIN) or one == other
