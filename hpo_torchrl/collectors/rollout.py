@@ -19,6 +19,7 @@ ROUTES = ("auto", "functional", "general")
 _PARAMETERS = ("logits", "loc", "scale")
 # What a draw is scored by: once for the whole rollout. No entry of an environment has such a name.
 _SCORED = ("draw logits", "draw noise", "draw scale")
+_LOG_PROBS = ("action_log_prob", "discrete_log_prob")
 # From the state, the observation and one step's noise to the action (with its log-probabilities, or
 # what they follow from) and what env.advance returns.
 Transition = Callable[
@@ -92,9 +93,10 @@ def differentiable_rollout(
             f"noise can be given only to a DifferentiableEnv; {type(env).__name__} draws its own."
         )
     if functional and noise is not None and route != "general":
+        sample = policy.sampler()
 
         def transition(carried: Mapping[str, Tensor], step_noise: Tensor) -> tuple:
-            draw = policy.draw(carried["observation"], policy.mask_of(carried))
+            draw = sample(carried["observation"], policy.mask_of(carried))
             chosen = {"discrete": draw.discrete, "continuous": draw.continuous}
             return entries_of(draw, policy), *env.advance(carried, chosen, step_noise)
 
@@ -120,22 +122,23 @@ def unroll(
         after |= env.show(after)
         row = {**carried, **chosen, "reward": reward, "over": never if over is None else over}
         history.append({**row, **{("next " + key): value for key, value in after.items()}})
-        carried = {key: _discount_gradient(value, discount) for key, value in after.items()}
+        carried = _discount_gradients(after, discount)
         if over is not None and step < noise.shape[time] - 1 and bool(over.any()):
             fresh = env._reset()
             carried = {
                 key: torch.where(expand_mask(over, value), fresh.get(key), value)
                 for key, value in carried.items()
             }
+    # Time first: each step is copied in one piece.
     stacked = {
-        key: torch.stack([row[key] for row in history], time)
+        key: torch.stack([row[key] for row in history]).movedim(0, time)
         for key, value in history[0].items()
         if value is not None
     }
     if _SCORED[0] in stacked:
         logits, scores = stacked.pop(_SCORED[0]), [stacked.pop(key, None) for key in _SCORED[1:]]
         draw = HybridDraw(stacked["discrete"], stacked["continuous"], logits, *scores)
-        stacked["action_log_prob"], stacked["discrete_log_prob"] = draw.log_probs()
+        stacked |= zip(_LOG_PROBS, draw.log_probs(), strict=True)
     return _assemble(env, stacked).refine_names(..., "time")
 
 
@@ -178,43 +181,73 @@ def _general_route(
     steps = []
     if noise is not None:
         env.load_noise(noise)
+    plain = isinstance(policy, HybridPolicy) and policy.is_plain
+    act, rewritten = (_actor(policy), ()) if plain else (policy, policy.out_keys)
     carried = start
     try:
         for step in range(num_steps):
-            carried = policy(carried)
+            carried = act(carried)
             if step == num_steps - 1:
                 steps.append(env.step(carried))
             else:
                 taken, carried = env.step_and_maybe_reset(carried)
                 steps.append(taken)
                 if discount != 1.0:
-                    carried = carried.apply(lambda value: _discount_gradient(value, discount))
+                    carried = carried.exclude(*rewritten).flatten_keys()
+                    carried = carried.update(_discount_gradients(carried, discount))
+                    carried = carried.unflatten_keys()
     finally:
         if noise is not None:  # a failed rollout leaves none of its noise to the next one
             env.load_noise(None)
     rollout = LazyStackedTensorDict.maybe_dense_stack(steps, len(env.batch_size))
-    return rollout.exclude(*_PARAMETERS)
+    rollout = rollout.exclude(*_PARAMETERS)
+    if _SCORED[0] in rollout.keys():  # noqa: SIM118
+        logits, *scores = (rollout.pop(key, None) for key in _SCORED)
+        action = rollout.get("action")
+        draw = HybridDraw(action["discrete"], action["continuous"], logits, *scores)
+        for key, score in zip(_LOG_PROBS, draw.log_probs(), strict=True):
+            rollout.set(key, score)
+    return rollout
 
 
-class _ScaleGradient(torch.autograd.Function):
-    """The identity, with its gradient multiplied by a factor."""
+def _actor(policy: HybridPolicy) -> Callable[[TensorDictBase], TensorDictBase]:
+    """Return what writes a policy's action, and what it is scored by at the end of a rollout."""
+    sample = policy.sampler()
+
+    def act(tensordict: TensorDictBase) -> TensorDictBase:
+        draw = sample(tensordict.get(policy.observation_key), policy.mask_of(tensordict))
+        for key, value in entries_of(draw, policy).items():
+            if value is not None:
+                tensordict.set(key if key in _SCORED else ("action", key), value)
+        return tensordict
+
+    return act
+
+
+class _ScaleGradients(torch.autograd.Function):
+    """The identity on all values, with their gradients multiplied by a factor."""
 
     # With the context in ``forward``: apart, torch binds the arguments by signature in every call,
     # which takes four times as long as all the rest.
     @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, factor: float, *values: Tensor) -> tuple[Tensor, ...]:
         ctx.factor = factor
-        return value.view_as(value)
+        return tuple([value.view_as(value) for value in values])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *[gradient * ctx.factor for gradient in gradients]
 
 
-def _discount_gradient(value: Tensor, discount: float) -> Tensor:
-    if discount == 1.0 or not value.requires_grad:
-        return value
-    return _ScaleGradient.apply(value, discount)
+def _discount_gradients(entries: Mapping[str, Tensor], discount: float) -> dict[str, Tensor]:
+    """Return the entries with the gradients of those that have any multiplied by ``discount``."""
+    entries = dict(entries)
+    if discount != 1.0:
+        names = [key for key, value in entries.items() if value.requires_grad]
+        if names:
+            scaled = _ScaleGradients.apply(discount, *(entries[key] for key in names))
+            entries |= zip(names, scaled, strict=True)
+    return entries
 
 
 def expand_mask(mask: Tensor, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +20,8 @@ from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._names import ACTION_MASK
-from hpo_torchrl.modules.distribution import HybridDistribution, HybridDraw
-from hpo_torchrl.modules.networks import HybridNetwork
+from hpo_torchrl.modules.distribution import HybridDistribution, HybridDraw, draw_from
+from hpo_torchrl.modules.networks import HybridNetwork, hooked
 
 DISCRETE_LOG_PROB = "discrete_log_prob"
 _PARAMETERS = ("logits", "loc", "scale")
@@ -247,6 +247,12 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         """Whether log-probabilities are written."""
         return self[-1].return_log_prob
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether calling the policy does what :meth:`act` does, and nothing else."""
+        modules = (self, self[0], self[-1])
+        return type(self).forward is HybridPolicy.forward and not any(map(hooked, modules))
+
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Parameters by name, by component: ``"discrete"``, and ``"continuous"`` for all else."""
         discrete = {id(p) for p in getattr(self.network, "discrete", nn.Identity()).parameters()}
@@ -279,23 +285,32 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
 
     def act(self, observation: Tensor, mask: Tensor | None = None) -> HybridAction:
         """Sample an action on plain tensors: the arithmetic and random numbers of the module."""
-        draw = self.draw(observation, mask)
+        draw = self.sampler()(observation, mask)
         scores = draw.log_probs() if self.return_log_prob else (None, None)
         return HybridAction(draw.discrete, draw.continuous, *scores)
 
-    def draw(self, observation: Tensor, mask: Tensor | None = None) -> HybridDraw:
-        """Sample as :meth:`act` does, and leave the log-probabilities for later."""
-        network = self.network
-        known = False
-        if isinstance(network, HybridNetwork) and type(network).forward is HybridNetwork.forward:
-            known = True  # its parameters are right by construction; a subclass's may be others
-            logits, loc, scale = network.for_sampling(observation)
-        else:
-            logits, loc, scale = network(observation)
-        # A mask is always checked.
-        check = False if known and mask is None else None
-        dist = HybridDistribution(logits, loc, scale, mask, check, heads=_has_heads(network))
-        return self[-1].draw(dist)
+    def sampler(self) -> Callable[[Tensor, Tensor | None], HybridDraw]:
+        """Return a function that samples as :meth:`act` does and leaves the scores for later.
+
+        It takes the observation and the mask. What stays the same in a rollout is found once, so
+        it is for the parameters and the exploration type of now.
+        """
+        network, sampler = self.network, self[-1]
+        kind = interaction_type() or sampler.default_interaction_type
+        heads = _has_heads(network)
+        known = type(network).forward is HybridNetwork.forward and not hooked(network)
+        parameters = network.sampler() if known else network
+
+        def sample(observation: Tensor, mask: Tensor | None = None) -> HybridDraw:
+            logits, loc, scale = parameters(observation)
+            if known and mask is None and kind is InteractionType.RANDOM:
+                # Right by construction: neither object nor checks are needed.
+                return draw_from(logits.log_softmax(-1), loc, scale, heads=heads)
+            # A mask is always checked, and so are parameters of a network of another kind.
+            check = False if known and mask is None else None
+            return sampler.draw(HybridDistribution(logits, loc, scale, mask, check, heads=heads))
+
+        return sample
 
     def check_env(self, env: EnvBase) -> None:
         """Raise a ``ValueError`` if the policy's branches or dimensions are not the environment's.
