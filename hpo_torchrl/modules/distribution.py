@@ -161,7 +161,7 @@ class HybridDistribution(Distribution):
 
     def branch(self, discrete: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return ``loc`` and ``scale`` of the given options, each ``(*B, n)``."""
-        return _branch(discrete, self.loc, self.scale, self.heads)
+        return branch(discrete, self.loc, self.scale, self.heads)
 
     def log_prob(self, action: TensorDictBase | Mapping[str, Tensor]) -> Tensor:
         """Return the joint log-probability log pi(d) + log N(u; branch d), ``(*B,)``."""
@@ -233,16 +233,17 @@ def draw_from(
     shape = (*sample_shape, *logits.shape)
     clock = torch.empty(shape, dtype=loc.dtype, device=loc.device).exponential_()
     discrete = (logits - clock.log_()).argmax(-1)
-    mean, deviation = _branch(discrete, loc, scale, heads)
+    mean, deviation = branch(discrete, loc, scale, heads)
     if deviation is None:
         return HybridDraw(discrete, mean, logits)
     noise = torch.randn_like(mean)
     return HybridDraw(discrete, mean + deviation * noise, logits, noise, deviation.detach())
 
 
-def _branch(
+def branch(
     discrete: Tensor, loc: Tensor, scale: Tensor | None, heads: bool
 ) -> tuple[Tensor, Tensor | None]:
+    """Return what :meth:`HybridDistribution.branch` does."""
     index = discrete[..., None, None].expand(*discrete.shape, 1, loc.shape[-1])
     mean = _select(loc, index, heads)
     return mean, None if scale is None else _select(scale, index, heads)

@@ -141,7 +141,8 @@ class HybridNetwork(nn.Module):
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
         features = self.trunk(observation)
-        return self._logits(features), *self._branch_parameters(observation, features)
+        loc, scale = self._loc(observation, features), self._scale()
+        return self._logits(features), loc, None if scale is None else scale.expand_as(loc)
 
     def sampler(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]:
         """Return a function that computes what :meth:`forward` does, as fast as can be.
@@ -165,15 +166,15 @@ class HybridNetwork(nn.Module):
 
         return sample
 
-    def _branch_parameters(
-        self, observation: Tensor, features: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def loc(self, observation: Tensor) -> Tensor:
+        """Return the means alone, ``(*B, M, n)`` or ``(*B, H, M, k)``."""
+        return self._loc(observation, self.trunk(observation))
+
+    def _loc(self, observation: Tensor, features: Tensor) -> Tensor:
         raw = self.continuous(features)
         if self.skip is not None:
             raw = raw + self.skip(observation)
-        loc = self._into_range(raw.unflatten(-1, self._branches), self._unit)
-        scale = self._scale()
-        return loc, None if scale is None else scale.expand_as(loc)
+        return self._into_range(raw.unflatten(-1, self._branches), self._unit)
 
     def _scale(self) -> Tensor | None:
         return self.log_scale.exp() * self._unit if self.stochastic else None

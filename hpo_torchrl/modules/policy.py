@@ -20,7 +20,7 @@ from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._names import ACTION_MASK
-from hpo_torchrl.modules.distribution import HybridDistribution, HybridDraw, draw_from
+from hpo_torchrl.modules.distribution import HybridDistribution, HybridDraw, branch, draw_from
 from hpo_torchrl.modules.networks import HybridNetwork, hooked
 
 DISCRETE_LOG_PROB = "discrete_log_prob"
@@ -248,6 +248,11 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         return self[-1].return_log_prob
 
     @property
+    def stochastic(self) -> bool:
+        """Whether the continuous action is drawn around its mean."""
+        return _is_stochastic(self.network)
+
+    @property
     def is_plain(self) -> bool:
         """Whether calling the policy does what :meth:`act` does, and nothing else."""
         modules = (self, self[0], self[-1])
@@ -274,14 +279,21 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
 
     def discrete_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return log pi(. | s), normalised and masked, ``(*B, M)``, without the continuous net."""
-        observation = tensordict.get(self.observation_key)
-        if not isinstance(self.network, HybridNetwork):
+        observation, network = tensordict.get(self.observation_key), self.network
+        if not isinstance(network, HybridNetwork) or not known(network):
             mask = None if self.mask_key is None else tensordict.get(self.mask_key)
             return self.distribution(observation, mask).logits
-        logits = self.network.logits(observation)
+        logits = network.logits(observation)
         if self.mask_key is not None:
             logits = logits.masked_fill(~tensordict.get(self.mask_key), -math.inf)
         return logits.log_softmax(-1)
+
+    def mean_action(self, tensordict: TensorDictBase, discrete: Tensor) -> Tensor:
+        """Return the mean of u of the given options, ``(*B, n)``, without the discrete net."""
+        observation = tensordict.get(self.observation_key)
+        net: Any = self.network
+        loc = net.loc(observation) if known(net) else net(observation)[1]
+        return branch(discrete, loc, None, _has_heads(self.network))[0]
 
     def act(self, observation: Tensor, mask: Tensor | None = None) -> HybridAction:
         """Sample an action on plain tensors: the arithmetic and random numbers of the module."""
@@ -295,19 +307,20 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         It takes the observation and the mask. What stays the same in a rollout is found once, so
         it is for the parameters and the exploration type of now.
         """
-        network, sampler = self.network, self[-1]
+        network: Any = self.network
+        sampler = self[-1]
         kind = interaction_type() or sampler.default_interaction_type
         heads = _has_heads(network)
-        known = type(network).forward is HybridNetwork.forward and not hooked(network)
-        parameters = network.sampler() if known else network
+        usual = known(network)
+        parameters = network.sampler() if usual else network
 
         def sample(observation: Tensor, mask: Tensor | None = None) -> HybridDraw:
             logits, loc, scale = parameters(observation)
-            if known and mask is None and kind is InteractionType.RANDOM:
+            if usual and mask is None and kind is InteractionType.RANDOM:
                 # Right by construction: neither object nor checks are needed.
                 return draw_from(logits.log_softmax(-1), loc, scale, heads=heads)
             # A mask is always checked, and so are parameters of a network of another kind.
-            check = False if known and mask is None else None
+            check = False if usual and mask is None else None
             return sampler.draw(HybridDistribution(logits, loc, scale, mask, check, heads=heads))
 
         return sample
@@ -334,6 +347,11 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
                 f"options and branches of shape {shape} (options, continuous dimension). Build "
                 "it with HybridPolicy.for_env(env) or correct the network's outputs."
             )
+
+
+def known(network: nn.Module) -> bool:
+    """Whether calling a network is what :class:`HybridNetwork` does, and nothing else."""
+    return type(network).forward is HybridNetwork.forward and not hooked(network)
 
 
 def _is_stochastic(network: nn.Module) -> bool:
