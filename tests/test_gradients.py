@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import hpo_torchrl.modules
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy, make_value_network
@@ -64,18 +65,17 @@ def forced(options, normals=None):
     """Let policies take these options ``(*B, T)`` and normal draws ``(*B, T, n)``, step by step."""
     steps = iter(range(options.shape[-1]))
 
-    def draw(self, sample_shape=()):
+    def draw(logits, loc, scale, **_):
         t = next(steps)
-        loc, scale = self.branch(options[..., t])
+        loc, scale = HybridDistribution(logits, loc, scale).branch(options[..., t])
         if scale is None:
-            return HybridDraw(options[..., t], loc, self.logits.detach())
+            return HybridDraw(options[..., t], loc, logits)
         noise = normals[..., t, :]
-        return HybridDraw(
-            options[..., t], loc + scale * noise, self.logits.detach(), noise, scale.detach()
-        )
+        return HybridDraw(options[..., t], loc + scale * noise, logits, noise, scale.detach())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HybridDistribution, "draw", draw)
+        for module in (hpo_torchrl.modules.policy, hpo_torchrl.modules.distribution):
+            patch.setattr(module, "draw_from", draw)
         yield
 
 

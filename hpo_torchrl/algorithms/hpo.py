@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, set_skip_existing
 from torch import Tensor
 from torchrl.envs import EnvBase
 
@@ -45,6 +45,8 @@ class HPO(Learner):
             the observation has many entries, the same step moves the choice much further.
         target_move: root mean square move of the continuous action's mean, in action scales, that
             an update aims at; the continuous net's share of the learning rate follows it.
+        checkpoint_steps: steps of a window whose graph is kept at once, for long windows: less
+            memory for more time; see :func:`differentiable_rollout`.
         learner: further arguments, of :class:`Learner`. Its ``discount`` is that of advantages
             and of gradients through transitions.
 
@@ -74,6 +76,7 @@ class HPO(Learner):
         num_minibatches: int = 4,
         target_kl: float = 0.015,
         target_move: float = 0.1,
+        checkpoint_steps: int | None = None,
         **learner,
     ) -> None:
         self.epochs = check_int("epochs", epochs, minimum=0)
@@ -85,12 +88,14 @@ class HPO(Learner):
             env,
             policy,
             discount=self.discount,
+            checkpoint_steps=checkpoint_steps,
             **self.collecting,
         )
         shared: dict[str, Any] = {
             "clip_epsilon": clip_epsilon,
             "entropy_coeff": self.entropy_bonus,
             "critic_coeff": critic_coeff,
+            "functional": False,  # the nets themselves: nothing is swapped in and out
         }
         self.start_small()
         scale = getattr(env, "action_scale", None)
@@ -105,12 +110,17 @@ class HPO(Learner):
         The batch's graph is consumed, its rewards are rescaled, and advantages and value targets
         are added to it.
         """
+        value = self.add_values(batch)
         metrics = self.rescale(batch)
-        held = self.loss.add_advantage(batch)
+        with set_skip_existing(True):  # the values are there already
+            held = self.loss.add_advantage(batch)
         for key in ("advantage", "value_target"):
             batch.set(key, held.get(key))
-        before, mean = self._log_probabilities(held), self._mean_action(held)
-        terms = self.loss(batch)
+        # A deterministic action is its own mean.
+        taken = held.get(("action", "continuous"))
+        mean = self._mean_action(held) if self.policy.stochastic else taken
+        terms, logits = self.loss.evaluate(batch, held, value)
+        before = _finite(logits.detach())
         metrics |= self.step(terms)
         metrics |= {key: float(value) for key, value in terms.detach().items()}
         metrics |= self._minibatches(held, before)
@@ -149,9 +159,7 @@ class HPO(Learner):
 
     @torch.no_grad()
     def _log_probabilities(self, held: TensorDictBase) -> Tensor:
-        # A masked option has logit -inf; clamped, it adds 0 to a divergence instead of NaN.
-        logits = self.policy.discrete_logits(held)
-        return logits.clamp_min(torch.finfo(logits.dtype).min)
+        return _finite(self.policy.discrete_logits(held))
 
     def _divergence(self, held: TensorDictBase, before: Tensor) -> float:
         """Mean KL divergence of today's choice from that before the update."""
@@ -162,5 +170,9 @@ class HPO(Learner):
     @torch.no_grad()
     def _mean_action(self, held: TensorDictBase) -> Tensor:
         """Mean of the continuous action at the options taken, ``(*B, T, n)``."""
-        dist = self.policy.get_dist(held.select(*self.policy.in_keys))
-        return dist.branch(held.get(("action", "discrete")))[0]
+        return self.policy.mean_action(held, held.get(("action", "discrete")))
+
+
+def _finite(logits: Tensor) -> Tensor:
+    # A masked option has logit -inf; clamped, it adds 0 to a divergence instead of NaN.
+    return logits.clamp_min(torch.finfo(logits.dtype).min)

@@ -116,6 +116,7 @@ class Learner(Algorithm):
             lr=learning_rate,
             betas=_check_betas(adam_betas),
             eps=1e-5,
+            fused=True,
         )
         self.learning_rate, self.schedule = learning_rate, learning_rate_schedule
         self.rate = 1.0
@@ -233,11 +234,32 @@ class Learner(Algorithm):
         """
         if not self.continuing or self.discount == 1.0:
             return 0.0
-        value, after = (
-            self.critic(data.select(*self.critic.in_keys).detach()).get("state_value").mean()
-            for data in (batch, batch.get("next"))
-        )
-        return reward.mean() + self.discount * after - value
+        if batch.get(("next", "state_value"), None) is None:
+            batch = batch.copy()
+            self.add_values(batch)
+        value, after = batch.get("state_value"), batch.get(("next", "state_value"))
+        return reward.mean() + self.discount * after.mean() - value.mean()
+
+    def add_values(self, batch: TensorDictBase) -> Tensor:
+        """Add the critic's values before and after each step to a batch, without a graph.
+
+        They are ``"state_value"`` and ``("next", "state_value")``, ``(*B, T, 1)``, for all who need
+        them. What comes after a step is what the next one starts from, unless a system was reset
+        between them: only the ends are evaluated on their own.
+
+        Returns:
+            The values before each step, with a graph that ends at the critic's parameters.
+        """
+        keys, after = self.critic.in_keys, batch.get("next")
+        value = self.critic(batch.select(*keys).detach()).get("state_value")
+        held = value.detach()
+        ends = after.get("done").squeeze(-1).clone()
+        ends[..., -1] = True
+        with torch.no_grad():
+            last = self.critic(after.select(*keys)[ends].detach()).get("state_value")
+        after.set("state_value", held.roll(-1, -2).masked_scatter(ends.unsqueeze(-1), last))
+        batch.set("state_value", held)
+        return value
 
     def step(self, terms: TensorDictBase | Mapping[str, Tensor]) -> dict[str, float]:
         """Descend the sum of the ``loss_*`` terms once; return the gradient norms by component.

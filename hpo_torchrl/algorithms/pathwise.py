@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, set_skip_existing
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
@@ -42,8 +42,11 @@ class PathwiseLearner(Learner):
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Do one update; the batch's graph is consumed and its rewards are rescaled."""
+        value = self.add_values(batch)
         metrics = self.rescale(batch)
-        terms = self.loss(batch)
+        with set_skip_existing(True):  # the values are there already
+            held = self.loss.add_advantage(batch)
+        terms, _ = self.loss.evaluate(batch, held, value)
         metrics |= self.step(terms)
         return metrics | {key: float(value) for key, value in terms.detach().items()}
 

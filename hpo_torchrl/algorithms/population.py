@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import set_skip_existing
 from torch import Tensor
 from torchrl.envs.utils import set_exploration_type
-from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from hpo_torchrl._entropy import divergence_of
 from hpo_torchrl.algorithms.hpo import HPO
 from hpo_torchrl.algorithms.stacked import StackedNetworks, beside
-from hpo_torchrl.collectors.rollout import check_functional, entries_of, noise_of
+from hpo_torchrl.collectors.rollout import check_functional, noise_of
 from hpo_torchrl.collectors.streams import Stream, Streams
+from hpo_torchrl.collectors.unrolling import entries_of
 from hpo_torchrl.collectors.worlds import own_worlds
 from hpo_torchrl.objectives.stacked import StackedHPOLoss
 
@@ -96,25 +97,36 @@ class HPOPopulation:
         """
         everyone = range(len(self.members))
         self.networks.load(everyone)
-        batch, before, mean = self._collect()
+        batch = self._collect()
+        value = self._add_values(batch)
         metrics = self._rescale(batch)
-        terms = self.loss(batch)
+        with set_skip_existing(True):  # the values are there already
+            held = self.loss.add_advantage(batch)
+        for key in ("advantage", "value_target"):
+            batch.set(key, held.get(key))
+        # A deterministic action is its own mean.
+        taken = held.get(("action", "continuous"))
+        mean = self._mean_action(held) if self.policy.stochastic else taken
+        terms, logits = self.loss.evaluate(batch, held, value)
+        before = logits.detach()
         norms = self.networks.step(everyone, terms)
         names = list(terms.keys())
         values = torch.stack([terms.get(name).detach() for name in names]).T.tolist()
-        passes = self._minibatches(batch.detach(), before, mean)
+        passes = self._minibatches(held, before)
+        moved = (self._mean_action(held) - mean) / self.members[0].action_scale
+        moves = _means(moved.square()).sqrt().tolist()
         for at, member in enumerate(self.members):
             row = metrics[at]
             row |= {f"grad_norm/{name}": norm[at] for name, norm in norms.items()}
-            row |= dict(zip(names, values[at], strict=True)) | passes[at]
+            row |= dict(zip(names, values[at], strict=True)) | passes[at] | {"move": moves[at]}
             member.follow("discrete", (row["kl"] / member.target_kl) ** 0.5)
             member.follow("continuous", row["move"] / member.target_move)
         return metrics
 
     # -- the batch -----------------------------------------------------------------------------
 
-    def _collect(self) -> tuple[TensorDict, Tensor, Tensor]:
-        """Collect ``(S, *B, T)``; the choices' log-probabilities, and means of actions, there."""
+    def _collect(self) -> TensorDict:
+        """Collect a batch ``(S, *B, T)``, each member's rows from its own random numbers."""
         first, names = self.members[0], self.worlds.names
         starts, noise = [], []
         for member, stream in zip(self.members, self.streams, strict=True):
@@ -122,109 +134,83 @@ class HPOPopulation:
                 start = member.collector.start(member.collector.carried)
             starts.append(start)
             noise.append(noise_of(member.env, start, member.window, None))
-        source, logits, means = Streams(self.streams), [], []
-
-        def act(carried: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-            draw = self.policy.draw(carried["observation"], self.policy.mask_of(carried), source)
-            logits.append(draw.logits)
-            mean = draw.continuous.detach()
-            if draw.noise is not None and draw.scale is not None:
-                mean = mean - draw.scale * draw.noise
-            means.append(mean)
-            return entries_of(draw, self.policy)
-
         with set_exploration_type(first.collector.exploration_type):
-            batch = self.worlds.rollout(
-                act,
-                {name: torch.stack([start.get(name) for start in starts]) for name in names},
-                torch.stack(noise),
-                first.collector.discount,
-            )
+            sample = self.policy.sampler(Streams(self.streams))
+
+            def act(carried: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+                draw = sample(carried["observation"], self.policy.mask_of(carried))
+                return entries_of(draw, self.policy)
+
+            start = {name: torch.stack([own.get(name) for own in starts]) for name in names}
+            batch = self.worlds.rollout(act, start, torch.stack(noise), first.collector.discount)
         running = self.worlds.carry(batch)
         for at, member in enumerate(self.members):
             member.collector.carry(_running(member, {n: running[n][at] for n in names}))
-        time = batch.ndim - 1
-        return batch, torch.stack(logits, time), torch.stack(means, time)
+        return batch
 
-    @torch.no_grad()
-    def _values(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """The critics' values of every step's state and of the state after it, ``(S, *B, T, 1)``.
-
-        What follows a step is where the next one begins, but for the last and for resets.
-        """
-        keys = self.critic.in_keys
-        value = self.critic(batch.detach().select(*keys)).get("state_value")
-        next_value = torch.cat([value[..., 1:, :], value[..., :1, :]], -2)
-        after = batch.get("next").detach()
-        apart = after.get("done").flatten(0, -3).squeeze(-1).any(0)
-        apart[-1] = True
-        steps = apart.nonzero().squeeze(-1)
-        found = self.critic(after.select(*keys)[..., steps]).get("state_value")
-        return value, next_value.index_copy(-2, steps, found)
+    def _add_values(self, batch: TensorDictBase) -> Tensor:
+        """Do what :meth:`Learner.add_values` does, with the critic of each member."""
+        keys, after = self.critic.in_keys, batch.get("next")
+        value = self.critic(batch.select(*keys).detach()).get("state_value")
+        held = value.detach()
+        # Evaluated on their own are all systems at the steps where any ends, so that members keep
+        # to their rows.
+        ends = after.get("done").flatten(0, -3).squeeze(-1).any(0)
+        ends[-1] = True
+        steps = ends.nonzero().squeeze(-1)
+        with torch.no_grad():
+            last = self.critic(after.select(*keys)[..., steps].detach()).get("state_value")
+        after.set("state_value", held.roll(-1, -2).index_copy(-2, steps, last))
+        batch.set("state_value", held)
+        return value
 
     def _rescale(self, batch: TensorDictBase) -> list[dict[str, float]]:
-        """Bring rewards to each member's scale and add its advantages, as :class:`HPO` does."""
-        first, estimator = self.members[0], self.loss.value_estimator
-        reward = batch.get(("next", "reward"))
-        self.networks.check(
-            {"the reward ('next', 'reward')": reward.detach()}, range(len(self.members))
-        )
-        for member, own in zip(self.members, reward.detach().unbind(0), strict=True):
+        """Do what :meth:`Learner.rescale` does, each member's rewards by its own scale."""
+        first, reward = self.members[0], batch.get(("next", "reward"))
+        held = reward.detach()
+        self.networks.check({"the reward ('next', 'reward')": held}, range(len(self.members)))
+        for member, own in zip(self.members, held.unbind(0), strict=True):
             member.scaler.observe(own)
         scale = torch.stack([member.scaler.scale for member in self.members]).to(reward.dtype)
-        cost = -_means(reward.detach()) / getattr(first.env, "cost_units", 1.0)
-        scaled = reward / beside(scale, reward)
-        value, after = self._values(batch)
+        shift: Tensor = torch.zeros_like(scale)
         if first.continuing and first.discount != 1.0:
-            shift = _means(scaled.detach()) + first.discount * _means(after) - _means(value)
-            scaled = scaled - beside(shift, reward)
+            value, after = batch.get("state_value"), batch.get(("next", "state_value"))
+            shift = _means(held) / scale + first.discount * _means(after) - _means(value)
+        scaled = reward / beside(scale, reward) - beside(shift, reward)
         batch.set(("next", "reward"), scaled)
-        advantage, target = vec_generalized_advantage_estimate(
-            estimator.gamma,
-            estimator.lmbda,
-            value,
-            after,
-            scaled.detach(),
-            batch.get(("next", "done")),
-            batch.get(("next", "terminated")),
-            time_dim=-2,
-        )
-        batch.set("advantage", advantage).set("value_target", target)
+        costs = (-_means(held) / getattr(first.env, "cost_units", 1.0)).tolist()
         return [
-            {"cost": own} | member.learning_rates()
-            for member, own in zip(self.members, cost.tolist(), strict=True)
+            {"cost": cost} | member.learning_rates()
+            for member, cost in zip(self.members, costs, strict=True)
         ]
 
     # -- the steps -----------------------------------------------------------------------------
 
-    def _minibatches(
-        self, held: TensorDictBase, before: Tensor, mean: Tensor
-    ) -> list[dict[str, float]]:
+    def _minibatches(self, held: TensorDictBase, before: Tensor) -> list[dict[str, float]]:
         """The passes over detached data; a member that has moved far enough makes no more."""
         first, keys = self.members[0], self.detached_loss.tensor_keys
-        number = len(self.members)
+        everyone = list(range(len(self.members)))
         needed: list[Any] = [*self.policy.in_keys, keys.discrete_action, keys.sample_log_prob]
-        data = held.select(*needed, keys.advantage, keys.value_target).reshape(number, -1)
-        metrics: list[dict[str, float]] = [{"kl": 0.0, "epochs": 0} for _ in self.members]
-        active = list(range(number))
-        for passes in range(first.epochs):
-            logits = self._logits(_rows(held, active))
-            for at, kl in zip(
-                active, _divergence(_rows(before, active), logits, held.ndim), strict=True
-            ):
+        data = held.select(*needed, keys.advantage, keys.value_target)
+        data = data.reshape(len(everyone), -1)
+        metrics: list[dict[str, float]] = [{"kl": 0.0, "epochs": 0} for _ in everyone]
+        active = everyone
+        for passes in range(first.epochs + 1):
+            divergence = self._divergence(_rows(held, active), _rows(before, active))
+            for at, kl in zip(active, divergence, strict=True):
                 metrics[at]["kl"] = kl
             going = [at for at in active if metrics[at]["kl"] <= first.target_kl]
-            if going != active:
-                self.networks.load(going or range(number))
-            active = going
-            if not active:
+            if passes == first.epochs or not going:
                 break
+            if going != active:
+                self.networks.load(going)
+            active = going
             clipped = self._one_pass(_rows(data, active), active)
             for at, share in zip(active, clipped, strict=True):
                 metrics[at] |= {"epochs": passes + 1} | share
-        if len(active) < number:
-            self.networks.load(range(number))
-        return self._after(held, before, mean, active, metrics)
+        if active != everyone:
+            self.networks.load(everyone)
+        return metrics
 
     def _one_pass(self, data: TensorDictBase, active: Sequence[int]) -> list[dict[str, float]]:
         """Descend once on each minibatch; return of the last one what was clipped."""
@@ -242,40 +228,23 @@ class HPOPopulation:
         return [{"clip_fraction": share} for share in clipped.tolist()]
 
     @torch.no_grad()
-    def _logits(self, held: TensorDictBase) -> Tensor:
-        return self.policy.discrete_logits(held)
+    def _divergence(self, held: TensorDictBase, before: Tensor) -> list[float]:
+        """Each member's mean KL divergence of today's choice from that before the update."""
+        after = self.policy.discrete_logits(held)
+        # A masked option has logit -inf; clamped, it adds 0 to a divergence instead of NaN.
+        before, after = (x.clamp_min(torch.finfo(x.dtype).min) for x in (before, after))
+        divergence = divergence_of(before, after, held.ndim)
+        return [max(0.0, mean) for mean in _means(divergence).tolist()]
 
     @torch.no_grad()
-    def _after(
-        self,
-        held: TensorDictBase,
-        before: Tensor,
-        mean: Tensor,
-        active: Sequence[int],
-        metrics: list[dict[str, float]],
-    ) -> list[dict[str, float]]:
-        """Add how far an update has moved the policies; a member that stopped knows its choice."""
-        dist = self.policy.get_dist(held.select(*self.policy.in_keys))
-        if active:
-            divergence = _divergence(_rows(before, active), _rows(dist.logits, active), held.ndim)
-            for at, kl in zip(active, divergence, strict=True):
-                metrics[at]["kl"] = kl
-        moved = dist.branch(held.get(("action", "discrete")))[0] - mean
-        moves = _means((moved / self.members[0].action_scale).square()).sqrt().tolist()
-        return [row | {"move": move} for row, move in zip(metrics, moves, strict=True)]
+    def _mean_action(self, held: TensorDictBase) -> Tensor:
+        """Mean of the continuous actions at the options taken, ``(S, *B, T, n)``."""
+        return self.policy.mean_action(held, held.get(("action", "discrete")))
 
 
 def _means(value: Tensor) -> Tensor:
     """The mean of each member, ``(S,)``."""
     return value.flatten(1).mean(1)
-
-
-def _divergence(before: Tensor, after: Tensor, ndim: int) -> list[float]:
-    """Each member's mean KL divergence of its choices ``(S, *B, T, [H,] M)`` from those before."""
-    # A masked option has logit -inf; clamped, it adds 0 to a divergence instead of NaN.
-    before, after = (logits.clamp_min(torch.finfo(logits.dtype).min) for logits in (before, after))
-    divergence = divergence_of(before, after, ndim)
-    return [max(0.0, mean) for mean in _means(divergence).tolist()]
 
 
 def _rows(value: Any, active: Sequence[int]) -> Any:
@@ -300,4 +269,10 @@ def _check_members(members: Sequence[HPO]) -> None:
         raise ValueError(
             "num_seeds above 1 has no algorithm.cross_term='adaptive', which weighs each seed's "
             "gradient by passes of its own; use true or false, or --multirun seed=0,1,..."
+        )
+    if first.collector.checkpoint_steps is not None:
+        raise ValueError(
+            "num_seeds above 1 keeps the graph of a whole window: leave "
+            f"algorithm.checkpoint_steps={first.collector.checkpoint_steps} out, or use --multirun "
+            "seed=0,1,..."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, set_skip_existing
 from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
@@ -123,8 +123,9 @@ class PPO(Learner):
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Do one update; the batch's rewards are rescaled, and advantages are added to it."""
+        self.add_values(batch)
         metrics = self.rescale(batch)
-        with torch.no_grad():
+        with torch.no_grad(), set_skip_existing(True):  # the values are there already
             self.advantage(batch)
         data = batch.reshape(-1)
         passes, kl, logged = 0, 0.0, {}

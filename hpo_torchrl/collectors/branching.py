@@ -8,8 +8,9 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from hpo_torchrl._checks import check_float
-from hpo_torchrl.collectors.rollout import check_functional, check_single_choice, expand_mask
+from hpo_torchrl.collectors.rollout import check_functional, check_single_choice
 from hpo_torchrl.collectors.straight_through import acts_randomly, draw_branches
+from hpo_torchrl.collectors.unrolling import expand_mask
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 

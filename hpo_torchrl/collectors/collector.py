@@ -53,6 +53,7 @@ class DifferentiableCollector:
         route: see :func:`differentiable_rollout`.
         temperature: of a :func:`straight_through_rollout`, which is then what a batch is; ``None``
             takes an ordinary differentiable rollout.
+        checkpoint_steps: see :func:`differentiable_rollout`.
 
     Raises:
         TypeError: a number of frames is not an integer.
@@ -82,6 +83,7 @@ class DifferentiableCollector:
         exploration_type: ExplorationType = ExplorationType.RANDOM,
         route: str = "auto",
         temperature: float | None = None,
+        checkpoint_steps: int | None = None,
     ) -> None:
         systems = check_frames(frames_per_batch, env)
         check_int("total_frames", total_frames, minimum=-1)
@@ -100,6 +102,14 @@ class DifferentiableCollector:
             check_float("temperature", temperature, minimum=0.0, strict=True)
             check_functional("temperature", env, policy, "leave it out")
         self.temperature = temperature
+        if checkpoint_steps is not None:
+            check_int("checkpoint_steps", checkpoint_steps, minimum=1)
+            check_functional("checkpoint_steps", env, policy, "leave it out")
+            if temperature is not None:
+                raise ValueError(
+                    "checkpoint_steps is not for straight-through rollouts; leave it out."
+                )
+        self.checkpoint_steps = checkpoint_steps
         self.frames = 0
         self._carried: TensorDictBase | None = None
 
@@ -126,6 +136,7 @@ class DifferentiableCollector:
                     tensordict=start,
                     discount=self.discount,
                     route=self.route,
+                    checkpoint_steps=self.checkpoint_steps,
                 )
             else:
                 batch = straight_through_rollout(

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-import torch
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_choice, check_float, check_int
+from hpo_torchrl.collectors.recomputing import Entries
+from hpo_torchrl.collectors.unrolling import (
+    LOG_PROBS,
+    Transition,
+    discount_gradients,
+    entries_of,
+    scored,
+    stack_steps,
+    unroll,
+)
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.distribution import HybridDraw
 
 ROUTES = ("auto", "functional", "general")
 _PARAMETERS = ("logits", "loc", "scale")
-# What a draw is scored by: once for the whole rollout. No entry of an environment has such a name.
-_SCORED = ("draw logits", "draw noise", "draw scale")
-# From the state, the observation and one step's noise to the action (with its log-probabilities, or
-# what they follow from) and what env.advance returns.
-Transition = Callable[
-    [Mapping[str, Tensor], Tensor],
-    tuple[Mapping[str, Tensor | None], dict[str, Tensor], Tensor, Tensor | None],
-]
 
 
 def differentiable_rollout(
@@ -36,6 +36,7 @@ def differentiable_rollout(
     noise: Tensor | None = None,
     discount: float = 1.0,
     route: str = "auto",
+    checkpoint_steps: int | None = None,
 ) -> TensorDict:
     r"""Roll a policy out and keep the graph: gradients flow along the whole trajectory.
 
@@ -58,6 +59,10 @@ def differentiable_rollout(
             it; ``None`` draws it. Only for a :class:`DifferentiableEnv`.
         discount: factor on the gradient through each transition, in (0, 1].
         route: ``"auto"`` (functional where possible), ``"functional"`` or ``"general"``.
+        checkpoint_steps: keep the graph of that many steps at once and compute the others again
+            when gradients flow back (activation checkpointing): less memory for more time. It
+            needs the functional route, and the parameters must still be those of the rollout when
+            gradients are taken. ``None`` keeps the whole graph.
 
     Returns:
         Tensordict of shape ``(*B, T)`` as ``env.rollout`` returns it, without the distribution's
@@ -81,6 +86,13 @@ def differentiable_rollout(
     check_int("num_steps", num_steps, minimum=1)
     check_float("discount", discount, minimum=0.0, maximum=1.0, strict=True)
     check_choice("route", route, ROUTES)
+    if checkpoint_steps is not None:
+        check_int("checkpoint_steps", checkpoint_steps, minimum=1)
+        check_functional("checkpoint_steps", env, policy, "leave it out")
+        if route == "general":
+            raise ValueError(
+                "checkpoint_steps needs the functional route, got route='general'; leave one out."
+            )
     functional = is_functional(env, policy)
     if route == "functional":
         check_functional("The functional route", env, policy, "use route='auto' or 'general'")
@@ -93,78 +105,27 @@ def differentiable_rollout(
         )
     if functional and noise is not None and route != "general":
 
-        def transition(carried: Mapping[str, Tensor], step_noise: Tensor) -> tuple:
-            draw = policy.draw(carried["observation"], policy.mask_of(carried))
-            chosen = {"discrete": draw.discrete, "continuous": draw.continuous}
-            return entries_of(draw, policy), *env.advance(carried, chosen, step_noise)
+        def begin() -> Transition:
+            sample = policy.sampler()
 
-        return unroll(env, transition, start, noise, discount)
+            def transition(carried: Entries, step_noise: Tensor) -> tuple:
+                draw = sample(carried["observation"], policy.mask_of(carried))
+                chosen = {"discrete": draw.discrete, "continuous": draw.continuous}
+                return entries_of(draw, policy), *env.advance(carried, chosen, step_noise)
+
+            return transition
+
+        return unroll(
+            env,
+            begin,
+            start,
+            noise,
+            discount,
+            checkpoint_steps=checkpoint_steps,
+            parameters=[*policy.parameters(), *_learned(env)],
+        )
     steps = _general_route(env, policy, num_steps, start, noise, discount)
     return steps.refine_names(..., "time")
-
-
-def unroll(
-    env: DifferentiableEnv,
-    transition: Transition,
-    start: TensorDictBase,
-    noise: Tensor,
-    discount: float,
-) -> TensorDict:
-    """Apply ``transition`` once per step of noise, with resets, and build the tensordict."""
-    time = len(env.batch_size)
-    carried = {key: start.get(key) for key in (*env.state_names, *env.shown_names)}
-    never = torch.zeros((*env.batch_size, 1), dtype=torch.bool, device=env.device)
-    history: list[dict[str, Tensor]] = []
-    for step, step_noise in enumerate(noise.unbind(time)):
-        chosen, after, reward, over = transition(carried, step_noise)
-        after |= env.show(after)
-        row = {**carried, **chosen, "reward": reward, "over": never if over is None else over}
-        history.append({**row, **{("next " + key): value for key, value in after.items()}})
-        carried = {key: _discount_gradient(value, discount) for key, value in after.items()}
-        if over is not None and step < noise.shape[time] - 1 and bool(over.any()):
-            fresh = env._reset()
-            carried = {
-                key: torch.where(expand_mask(over, value), fresh.get(key), value)
-                for key, value in carried.items()
-            }
-    stacked = {
-        key: torch.stack([row[key] for row in history], time)
-        for key, value in history[0].items()
-        if value is not None
-    }
-    if _SCORED[0] in stacked:
-        logits, scores = stacked.pop(_SCORED[0]), [stacked.pop(key, None) for key in _SCORED[1:]]
-        draw = HybridDraw(stacked["discrete"], stacked["continuous"], logits, *scores)
-        stacked["action_log_prob"], stacked["discrete_log_prob"] = draw.log_probs()
-    return _assemble(env, stacked).refine_names(..., "time")
-
-
-def entries_of(draw: HybridDraw, policy: HybridPolicy) -> dict[str, Tensor | None]:
-    """Return what a transition says of a draw: the action, and what it is scored by."""
-    chosen = {"discrete": draw.discrete, "continuous": draw.continuous}
-    scored = zip(_SCORED, draw[2:], strict=True) if policy.return_log_prob else ()
-    return {**chosen, **dict(scored)}
-
-
-def _assemble(env: DifferentiableEnv, stacked: dict[str, Tensor]) -> TensorDict:
-    """Build the tensordict that ``env.rollout`` would have built."""
-    over = stacked.pop("over")
-    shape = over.shape[:-1]
-    never = torch.zeros_like(over)
-    terminated, truncated = (over, never) if env.horizon_terminates else (never, over)
-    after: dict[str, Any] = {
-        key.removeprefix("next "): stacked.pop(key)
-        for key in list(stacked)
-        if key.startswith("next ")
-    }
-    after |= {"reward": stacked.pop("reward"), "done": over}
-    after |= {"terminated": terminated, "truncated": truncated}
-    action = {key: stacked.pop(key) for key in ("discrete", "continuous")}
-    root: dict[str, Any] = {**stacked, "action": TensorDict(action, batch_size=shape)}
-    # Whoever was done has been reset, so no step starts in a state that is done.
-    root |= {"done": never, "terminated": never, "truncated": never}
-    root["next"] = TensorDict(after, batch_size=shape)
-    return TensorDict(root, batch_size=shape, device=env.device)
 
 
 def _general_route(
@@ -176,50 +137,59 @@ def _general_route(
     discount: float,
 ) -> TensorDict:
     steps = []
+    draws: list[HybridDraw] = []
     if noise is not None:
         env.load_noise(noise)
+    plain = isinstance(policy, HybridPolicy) and policy.is_plain
+    act, rewritten = (_actor(policy, draws), []) if plain else (policy, policy.out_keys)
     carried = start
     try:
         for step in range(num_steps):
-            carried = policy(carried)
+            carried = act(carried)
             if step == num_steps - 1:
                 steps.append(env.step(carried))
             else:
                 taken, carried = env.step_and_maybe_reset(carried)
                 steps.append(taken)
                 if discount != 1.0:
-                    carried = carried.apply(lambda value: _discount_gradient(value, discount))
+                    leaves = carried.items(include_nested=True, leaves_only=True)
+                    state = {key: value for key, value in leaves if key not in rewritten}
+                    for key, value in discount_gradients(state, discount).items():
+                        if value is not state[key]:
+                            carried.set(key, value)
     finally:
         if noise is not None:  # a failed rollout leaves none of its noise to the next one
             env.load_noise(None)
-    rollout = LazyStackedTensorDict.maybe_dense_stack(steps, len(env.batch_size))
-    return rollout.exclude(*_PARAMETERS)
+    time = len(env.batch_size)
+    rollout = LazyStackedTensorDict.maybe_dense_stack(steps, time).exclude(*_PARAMETERS)
+    if plain and policy.return_log_prob:
+        rows = [entries_of(draw, policy) for draw in draws]
+        log_probs = scored(stack_steps(rows))
+        for key in LOG_PROBS:
+            rollout.set(key, log_probs[key].movedim(0, time))
+    return rollout
 
 
-class _ScaleGradient(torch.autograd.Function):
-    """The identity, with its gradient multiplied by a factor."""
+def _actor(
+    policy: HybridPolicy, draws: list[HybridDraw]
+) -> Callable[[TensorDictBase], TensorDictBase]:
+    """Return what writes a policy's action, and adds the draw to a list."""
+    sample = policy.sampler()
 
-    # With the context in ``forward``: apart, torch binds the arguments by signature in every call,
-    # which takes four times as long as all the rest.
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return value.view_as(value)
+    def act(tensordict: TensorDictBase) -> TensorDictBase:
+        draw = sample(tensordict.get(policy.observation_key), policy.mask_of(tensordict))
+        draws.append(draw)
+        action = {"discrete": draw.discrete, "continuous": draw.continuous}
+        own = TensorDict(action, batch_size=tensordict.batch_size, device=tensordict.device)
+        return tensordict.set("action", own)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
-
-
-def _discount_gradient(value: Tensor, discount: float) -> Tensor:
-    if discount == 1.0 or not value.requires_grad:
-        return value
-    return _ScaleGradient.apply(value, discount)
+    return act
 
 
-def expand_mask(mask: Tensor, value: Tensor) -> Tensor:
-    """Append dimensions to a mask ``(*B, 1)`` until it broadcasts with an entry."""
-    return mask.reshape(*mask.shape, *(1,) * (value.ndim - mask.ndim))
+def _learned(env: EnvBase) -> list[Tensor]:
+    """Tensors of an environment that gradients flow to."""
+    held = (value for value in vars(env).values() if isinstance(value, Tensor))
+    return [value for value in held if value.requires_grad]
 
 
 def is_functional(env: EnvBase, policy: HybridPolicy) -> bool:

@@ -12,13 +12,8 @@ from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
 from hpo_torchrl._checks import check_float, check_int
-from hpo_torchrl.collectors.rollout import (
-    check_functional,
-    check_single_choice,
-    entries_of,
-    noise_of,
-    unroll,
-)
+from hpo_torchrl.collectors.rollout import check_functional, check_single_choice, noise_of
+from hpo_torchrl.collectors.unrolling import entries_of, unroll
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridPolicy
 from hpo_torchrl.modules.distribution import HybridDraw
@@ -129,7 +124,7 @@ def straight_through_rollout(
         return entries_of(draw, policy), after, reward, over
 
     start = env.reset() if tensordict is None else tensordict
-    return unroll(env, transition, start, noise_of(env, start, num_steps, noise), discount)
+    return unroll(env, lambda: transition, start, noise_of(env, start, num_steps, noise), discount)
 
 
 def acts_randomly(policy: HybridPolicy) -> bool:

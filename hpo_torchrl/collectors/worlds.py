@@ -9,7 +9,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from hpo_torchrl.collectors.rollout import expand_mask, unroll
+from hpo_torchrl.collectors.recomputing import Entries
+from hpo_torchrl.collectors.unrolling import Transition, expand_mask, unroll
 from hpo_torchrl.envs import DifferentiableEnv
 
 # What tells one problem from another, besides tensors and environments within the environment.
@@ -36,20 +37,11 @@ class Worlds:
         self.state_names, self.shown_names = env.state_names, env.shown_names
         self.names = (*env.state_names, *env.shown_names)
         self.device, self.horizon_terminates = env.device, env.horizon_terminates
-        self.show, self._fresh = env.show, fresh
-        self._over: Any = None
-
-    def advance(self, state: Any, action: Any, noise: Tensor) -> tuple:
-        """Advance all worlds one step, as :meth:`DifferentiableEnv.advance` does."""
-        after, reward, self._over = self.env.advance(state, action, noise)
-        return after, reward, self._over
-
-    def _reset(self) -> Mapping[str, Tensor]:
-        return self._fresh(self._over)
+        self.horizon, self.show, self.fresh = env.horizon, env.show, fresh
 
     def rollout(
         self,
-        act: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor | None]],
+        act: Callable[[Entries], Mapping[str, Tensor | None]],
         start: Mapping[str, Tensor],
         noise: Tensor,
         discount: float = 1.0,
@@ -64,12 +56,16 @@ class Worlds:
             discount: factor on the gradient through each transition.
         """
 
-        def transition(carried: Mapping[str, Tensor], step_noise: Tensor) -> tuple:
-            chosen = act(carried)
-            return chosen, *self.advance(carried, chosen, step_noise)
+        def begin() -> Transition:
+            return lambda carried, step_noise: self._step(act(carried), carried, step_noise)
 
-        env: Any = self  # all that unroll asks of an environment
-        return unroll(env, transition, start, noise, discount)
+        # These worlds are all that unrolling asks of an environment and its start.
+        worlds: Any = self
+        begins: Any = start
+        return unroll(worlds, begin, begins, noise, discount, restart=self.fresh)
+
+    def _step(self, chosen: Any, carried: Entries, noise: Tensor) -> tuple:
+        return chosen, *self.env.advance(carried, chosen, noise)
 
     @torch.no_grad()
     def carry(self, rollout: TensorDictBase) -> dict[str, Tensor]:
@@ -78,7 +74,7 @@ class Worlds:
         over = last.get("done")
         carried = {key: last.get(key) for key in self.names}
         if self.env.horizon is not None and bool(over.any()):
-            fresh = self._fresh(over)
+            fresh = self.fresh(over)
             carried = {
                 key: torch.where(expand_mask(over, value), fresh[key], value)
                 for key, value in carried.items()

@@ -138,7 +138,7 @@ class ContinuousInventoryEnv(StockEnv):
         order, option = action["continuous"].clamp_min(0.0), action["discrete"]
         for feature in self.features:
             order = feature.delivered(order)
-        available = state["inventory"][..., 0]
+        available, *pipeline = state["inventory"].unbind(-1)
         if self.lead_time == 0:
             available = available + order
         level, sold = available - noise, noise
@@ -155,8 +155,8 @@ class ContinuousInventoryEnv(StockEnv):
             revenue = revenue + feature.revenue(sold)
             level = feature.carried_over(level)
         if self.suppliers is None:
-            return self.after_period(state, order, level), revenue - cost
-        after = self.after_period(state, torch.zeros_like(order), level)["inventory"]
+            return self.after_period(pipeline, order, level), revenue - cost
+        after = self.after_period(pipeline, torch.zeros_like(order), level)["inventory"]
         slots = torch.tensor(self.suppliers.lead_times, device=order.device)[option] - 1
         arrival = F.one_hot(slots, after.shape[-1]).to(order.dtype).unsqueeze(-2)
         return {"inventory": after + order.unsqueeze(-1) * arrival}, revenue - cost

@@ -105,10 +105,10 @@ class InventoryEnv(StockEnv):
         Returns:
             The next state and the reward ``(*B,)``.
         """
-        inventory, demand = state["inventory"], noise
-        ordering = action["discrete"].to(inventory.dtype)
+        on_hand, *pipeline = state["inventory"].unbind(-1)
+        ordering = action["discrete"].to(on_hand.dtype)
         order = ordering.unsqueeze(-1) * action["continuous"].clamp_min(0.0)
-        on_hand = inventory[..., 0] - demand
+        on_hand = on_hand - noise
         if self.lead_time == 0:
             on_hand = on_hand + order
         cost = (
@@ -118,7 +118,7 @@ class InventoryEnv(StockEnv):
         ).sum(-1) + self.fixed_cost * ordering
         if self.lost_sales:
             on_hand = on_hand.clamp_min(0.0)
-        return self.after_period(state, order, on_hand), -cost
+        return self.after_period(pipeline, order, on_hand), -cost
 
     def rule_of_thumb(self, observation: Tensor) -> Tensor:
         """Order when the items' mean position no longer covers the lead time and one period."""

@@ -135,6 +135,7 @@ class StockEnv(DifferentiableEnv):
         self.num_items, self.lead_time, self.lost_sales = num_items, lead_time, lost_sales
         self.demand, self.start = demand, initial_state
         self.demand_mean, self.fixed_cost = mean, float(fixed_cost)
+        self._slot_mean = mean.repeat_interleave(slots)
         self.holding_cost, self.shortage_cost = holding, shortage
         self.procurement_cost = procurement
         self.demand_traces = (
@@ -199,29 +200,30 @@ class StockEnv(DifferentiableEnv):
 
     def observe(self, state: State) -> Tensor:
         """Return the inventory in periods of mean demand, flat: ``(*B, n * max(L, 1))``."""
-        return (state["inventory"] / self.demand_mean.unsqueeze(-1)).flatten(-2)
+        return state["inventory"].flatten(-2) / self._slot_mean
 
     @abc.abstractmethod
     def order_action(self, ordering: Tensor, quantity: Tensor) -> dict[str, Tensor]:
         """Return the action that orders ``quantity`` ``(*B, n)`` where ``ordering`` ``(*B,)``."""
 
-    def after_period(self, state: State, order: Tensor, level: Tensor) -> dict[str, Tensor]:
+    def after_period(
+        self, pipeline: Sequence[Tensor], order: Tensor, level: Tensor
+    ) -> dict[str, Tensor]:
         """Let the pipeline move on: the next state.
 
         Args:
-            state: the state before.
+            pipeline: what was to arrive in one period, in two, and so on, each ``(*B, n)``.
             order: what was ordered in this period, ``(*B, n)``.
             level: on hand at its end (without the order, unless L = 0), ``(*B, n)``.
         """
-        inventory = state["inventory"]
         if self.lead_time == 0:
-            pipeline = level.unsqueeze(-1)
+            slots = [level]
         elif self.lead_time == 1:
-            pipeline = (level + order).unsqueeze(-1)
+            slots = [level + order]
         else:
-            arrived = (level + inventory[..., 1]).unsqueeze(-1)
-            pipeline = torch.cat([arrived, inventory[..., 2:], order.unsqueeze(-1)], -1)
-        return {"inventory": pipeline}
+            arriving, *later = pipeline
+            slots = [level + arriving, *later, order]
+        return {"inventory": torch.stack(slots, -1)}
 
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
         """Return the demand of the coming periods, ``(*B, T, n)``.

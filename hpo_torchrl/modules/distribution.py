@@ -153,17 +153,14 @@ class HybridDistribution(Distribution):
             sample_shape: shape of the sample before the batch.
             source: where random numbers come from; torch's global generator by default.
         """
-        logits = self.logits.detach()
-        # argmax of p / Exp(1) draws from the categorical without a host synchronisation.
-        shape = (*sample_shape, *logits.shape)
-        clock = torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device)
-        clock = clock.exponential_() if source is None else source.exponential_(clock)
-        discrete = (logits - clock.log_()).argmax(-1)
-        loc, scale = self.branch(discrete)
-        if scale is None:
-            return HybridDraw(discrete, loc, logits)
-        noise = torch.randn_like(loc) if source is None else source.normal_(torch.empty_like(loc))
-        return HybridDraw(discrete, loc + scale * noise, logits, noise, scale.detach())
+        return draw_from(
+            self.logits.detach(),
+            self.loc,
+            self.scale,
+            heads=self.heads,
+            sample_shape=sample_shape,
+            source=source,
+        )
 
     def sample(self, sample_shape: _Shape = torch.Size()) -> TensorDict:  # noqa: B008
         """Sample d and u without a graph."""
@@ -188,9 +185,7 @@ class HybridDistribution(Distribution):
 
     def branch(self, discrete: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return ``loc`` and ``scale`` of the given options, each ``(*B, n)``."""
-        index = discrete[..., None, None].expand(*discrete.shape, 1, self.loc.shape[-1])
-        loc = self._select(self.loc, index)
-        return loc, None if self.scale is None else self._select(self.scale, index)
+        return branch(discrete, self.loc, self.scale, self.heads)
 
     def log_prob(self, action: TensorDictBase | Mapping[str, Tensor]) -> Tensor:
         """Return the joint log-probability log pi(d) + log N(u; branch d), ``(*B,)``."""
@@ -229,12 +224,6 @@ class HybridDistribution(Distribution):
     def _over_heads(self, value: Tensor) -> Tensor:
         return value.sum(-1) if self.heads else value
 
-    def _select(self, branches: Tensor, index: Tensor) -> Tensor:
-        if index.ndim > branches.ndim:  # several samples of each
-            branches = branches.expand(*index.shape[:-2], *branches.shape[-2:])
-        chosen = branches.gather(-2, index).squeeze(-2)
-        return chosen.flatten(-2) if self.heads else chosen
-
     def _action(self, discrete: Tensor, continuous: Tensor) -> TensorDict:
         return TensorDict(
             {"discrete": discrete, "continuous": continuous}, batch_size=continuous.shape[:-1]
@@ -245,6 +234,53 @@ class HybridDistribution(Distribution):
             raise ValueError(f"scale must be >= 0, got a minimum of {self.scale.min().item():g}.")
         if mask is not None and not bool(mask.any(-1).all()):
             raise ValueError("mask must allow at least one option in every row; a row allows none.")
+
+
+def draw_from(
+    logits: Tensor,
+    loc: Tensor,
+    scale: Tensor | None,
+    *,
+    heads: bool = False,
+    sample_shape: _Shape = torch.Size(),  # noqa: B008
+    source: Source | None = None,
+) -> HybridDraw:
+    """Sample as :meth:`HybridDistribution.draw` does, without the object and its checks.
+
+    Args:
+        logits: log-probabilities of the options, normalised and without a graph.
+        loc: see :class:`HybridDistribution`.
+        scale: of the shape of ``loc``, or ``None``.
+        heads: see :class:`HybridDistribution`.
+        sample_shape: samples of each.
+        source: see :meth:`HybridDistribution.draw`.
+    """
+    # argmax of p / Exp(1) draws from the categorical without a host synchronisation.
+    shape = (*sample_shape, *logits.shape)
+    clock = torch.empty(shape, dtype=loc.dtype, device=loc.device)
+    clock = clock.exponential_() if source is None else source.exponential_(clock)
+    discrete = (logits - clock.log_()).argmax(-1)
+    mean, deviation = branch(discrete, loc, scale, heads)
+    if deviation is None:
+        return HybridDraw(discrete, mean, logits)
+    noise = torch.randn_like(mean) if source is None else source.normal_(torch.empty_like(mean))
+    return HybridDraw(discrete, mean + deviation * noise, logits, noise, deviation.detach())
+
+
+def branch(
+    discrete: Tensor, loc: Tensor, scale: Tensor | None, heads: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return what :meth:`HybridDistribution.branch` does."""
+    index = discrete[..., None, None].expand(*discrete.shape, 1, loc.shape[-1])
+    mean = _select(loc, index, heads)
+    return mean, None if scale is None else _select(scale, index, heads)
+
+
+def _select(branches: Tensor, index: Tensor, heads: bool) -> Tensor:
+    if index.ndim > branches.ndim:  # several samples of each
+        branches = branches.expand(*index.shape[:-2], *branches.shape[-2:])
+    chosen = branches.gather(-2, index).squeeze(-2)
+    return chosen.flatten(-2) if heads else chosen
 
 
 def _log_density(noise: Tensor, scale: Tensor) -> Tensor:

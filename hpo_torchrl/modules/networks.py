@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -141,24 +141,43 @@ class HybridNetwork(nn.Module):
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
         features = self.trunk(observation)
-        return self._logits(features), *self._branch_parameters(observation, features)
+        loc, scale = self._loc(observation, features), self._scale()
+        return self._logits(features), loc, None if scale is None else scale.expand_as(loc)
 
-    def for_sampling(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return what :meth:`forward` does, with logits off the graph, which no sample needs."""
-        features = self.trunk(observation)
-        with torch.no_grad():
-            logits = self._logits(features)
-        return logits, *self._branch_parameters(observation, features)
+    def sampler(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]:
+        """Return a function that computes what :meth:`forward` does, as fast as can be.
 
-    def _branch_parameters(
-        self, observation: Tensor, features: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+        Its logits are off the graph, which no sample needs, and what does not depend on the
+        observation is computed once: it is for a rollout with the parameters of now.
+        """
+        trunk, discrete, continuous = map(bare, (self.trunk, self.discrete, self.continuous))
+        skip = None if self.skip is None else bare(self.skip)
+        branches, unit, scale = self._branches, self._unit, self._scale()
+
+        def sample(observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+            features = trunk(observation)
+            with torch.no_grad():
+                logits = self._into_heads(discrete(features))
+            raw = continuous(features)
+            if skip is not None:
+                raw = raw + skip(observation)
+            loc = self._into_range(raw.reshape(*raw.shape[:-1], *branches), unit)
+            return logits, loc, None if scale is None else scale.expand_as(loc)
+
+        return sample
+
+    def loc(self, observation: Tensor) -> Tensor:
+        """Return the means alone, ``(*B, M, n)`` or ``(*B, H, M, k)``."""
+        return self._loc(observation, self.trunk(observation))
+
+    def _loc(self, observation: Tensor, features: Tensor) -> Tensor:
         raw = self.continuous(features)
         if self.skip is not None:
             raw = raw + self.skip(observation)
-        loc = self._into_range(raw.unflatten(-1, self._branches))
-        scale = (self.log_scale.exp() * self._unit).expand_as(loc) if self.stochastic else None
-        return loc, scale
+        return self._into_range(raw.unflatten(-1, self._branches), self._unit)
+
+    def _scale(self) -> Tensor | None:
+        return self.log_scale.exp() * self._unit if self.stochastic else None
 
     def logits(self, observation: Tensor) -> Tensor:
         """Return the logits alone, ``(*B, M)`` or ``(*B, H, M)``."""
@@ -179,17 +198,19 @@ class HybridNetwork(nn.Module):
         return self.action_scale.unflatten(0, (self.num_heads, 1, -1))
 
     def _logits(self, features: Tensor) -> Tensor:
-        logits = self.discrete(features)
+        return self._into_heads(self.discrete(features))
+
+    def _into_heads(self, logits: Tensor) -> Tensor:
         return logits if self.num_heads is None else logits.unflatten(-1, (self.num_heads, -1))
 
-    def _into_range(self, raw: Tensor) -> Tensor:
+    def _into_range(self, raw: Tensor, unit: Tensor) -> Tensor:
         if self.range is not None:
-            return self.range(raw, self._unit)
+            return self.range(raw, unit)
         if self.low is None and self.high is None:
-            return self._unit * raw
+            return unit * raw
         if self.low is not None and self.high is not None:
             return self.low + (self.high - self.low) * torch.sigmoid(raw)
-        size = self._unit * F.softplus(raw + _START, beta=_SHARPNESS)
+        size = unit * F.softplus(raw + _START, beta=_SHARPNESS)
         if self.low is None:
             return -size + (self.high or 0.0)
         return size + self.low if self.low else size
@@ -262,6 +283,37 @@ def mlp(
         nn.init.orthogonal_(layer.weight, gain=gain if last else math.sqrt(2))
         nn.init.zeros_(layer.bias)
     return net
+
+
+def bare(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a function that computes what a net does, without looking for hooks at every call.
+
+    Of small layers that search takes a good part of the time. A net that has hooks, or is no plain
+    sequence, is returned itself.
+    """
+    layers = list(net) if isinstance(net, nn.Sequential) else [net]
+    plain = (nn.Linear, nn.Identity, *ACTIVATIONS.values())
+    known = isinstance(net, (MLP, *plain)) or type(net) is nn.Sequential
+    if not known or hooked(net) or any(type(x) not in plain or hooked(x) for x in layers):
+        return net
+    calls = [layer.forward for layer in layers]
+
+    def call(value: Tensor) -> Tensor:
+        for layer in calls:
+            value = layer(value)
+        return value
+
+    return calls[0] if len(calls) == 1 else call
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more than its ``forward``."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def make_value_network(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +20,14 @@ from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._names import ACTION_MASK
-from hpo_torchrl.modules.distribution import HybridDistribution, HybridDraw, Source
-from hpo_torchrl.modules.networks import HybridNetwork
+from hpo_torchrl.modules.distribution import (
+    HybridDistribution,
+    HybridDraw,
+    Source,
+    branch,
+    draw_from,
+)
+from hpo_torchrl.modules.networks import HybridNetwork, hooked
 
 DISCRETE_LOG_PROB = "discrete_log_prob"
 _PARAMETERS = ("logits", "loc", "scale")
@@ -247,6 +253,17 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         """Whether log-probabilities are written."""
         return self[-1].return_log_prob
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether the continuous action is drawn around its mean."""
+        return _is_stochastic(self.network)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether calling the policy does what :meth:`act` does, and nothing else."""
+        modules = (self, self[0], self[-1])
+        return type(self).forward is HybridPolicy.forward and not any(map(hooked, modules))
+
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Parameters by name, by component: ``"discrete"``, and ``"continuous"`` for all else."""
         discrete = {id(p) for p in getattr(self.network, "discrete", nn.Identity()).parameters()}
@@ -268,42 +285,57 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
 
     def discrete_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return log pi(. | s), normalised and masked, ``(*B, M)``, without the continuous net."""
-        observation = tensordict.get(self.observation_key)
-        if not isinstance(self.network, HybridNetwork):
+        observation, network = tensordict.get(self.observation_key), self.network
+        if not isinstance(network, HybridNetwork) or not known(network):
             mask = None if self.mask_key is None else tensordict.get(self.mask_key)
             return self.distribution(observation, mask).logits
-        logits = self.network.logits(observation)
+        logits = network.logits(observation)
         if self.mask_key is not None:
             logits = logits.masked_fill(~tensordict.get(self.mask_key), -math.inf)
         return logits.log_softmax(-1)
 
+    def mean_action(self, tensordict: TensorDictBase, discrete: Tensor) -> Tensor:
+        """Return the mean of u of the given options, ``(*B, n)``, without the discrete net."""
+        observation = tensordict.get(self.observation_key)
+        net: Any = self.network
+        loc = net.loc(observation) if known(net) else net(observation)[1]
+        return branch(discrete, loc, None, _has_heads(self.network))[0]
+
     def act(self, observation: Tensor, mask: Tensor | None = None) -> HybridAction:
         """Sample an action on plain tensors: the arithmetic and random numbers of the module."""
-        draw = self.draw(observation, mask)
+        draw = self.sampler()(observation, mask)
         scores = draw.log_probs() if self.return_log_prob else (None, None)
         return HybridAction(draw.discrete, draw.continuous, *scores)
 
-    def draw(
-        self, observation: Tensor, mask: Tensor | None = None, source: Source | None = None
-    ) -> HybridDraw:
-        """Sample as :meth:`act` does, and leave the log-probabilities for later.
+    def sampler(
+        self, source: Source | None = None
+    ) -> Callable[[Tensor, Tensor | None], HybridDraw]:
+        """Return a function that samples as :meth:`act` does and leaves the scores for later.
+
+        It takes the observation and the mask. What stays the same in a rollout is found once, so
+        it is for the parameters and the exploration type of now.
 
         Args:
-            observation: what the network reads.
-            mask: options that may be chosen.
-            source: see :meth:`HybridDistribution.draw`.
+            source: where random numbers come from; see :meth:`HybridDistribution.draw`.
         """
-        network = self.network
-        known = False
-        if isinstance(network, HybridNetwork) and type(network).forward is HybridNetwork.forward:
-            known = True  # its parameters are right by construction; a subclass's may be others
-            logits, loc, scale = network.for_sampling(observation)
-        else:
-            logits, loc, scale = network(observation)
-        # A mask is always checked.
-        check = False if known and mask is None else None
-        dist = HybridDistribution(logits, loc, scale, mask, check, heads=_has_heads(network))
-        return self[-1].draw(dist, source)
+        network: Any = self.network
+        sampler = self[-1]
+        kind = interaction_type() or sampler.default_interaction_type
+        heads = _has_heads(network)
+        usual = known(network)
+        parameters = network.sampler() if usual else network
+
+        def sample(observation: Tensor, mask: Tensor | None = None) -> HybridDraw:
+            logits, loc, scale = parameters(observation)
+            if usual and mask is None and kind is InteractionType.RANDOM:
+                # Right by construction: neither object nor checks are needed.
+                return draw_from(logits.log_softmax(-1), loc, scale, heads=heads, source=source)
+            # A mask is always checked, and so are parameters of a network of another kind.
+            check = False if usual and mask is None else None
+            dist = HybridDistribution(logits, loc, scale, mask, check, heads=heads)
+            return sampler.draw(dist, source)
+
+        return sample
 
     def check_env(self, env: EnvBase) -> None:
         """Raise a ``ValueError`` if the policy's branches or dimensions are not the environment's.
@@ -327,6 +359,11 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
                 f"options and branches of shape {shape} (options, continuous dimension). Build "
                 "it with HybridPolicy.for_env(env) or correct the network's outputs."
             )
+
+
+def known(network: nn.Module) -> bool:
+    """Whether calling a network is what :class:`HybridNetwork` does, and nothing else."""
+    return type(network).forward is HybridNetwork.forward and not hooked(network)
 
 
 def _is_stochastic(network: nn.Module) -> bool:

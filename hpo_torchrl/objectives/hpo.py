@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
@@ -164,8 +164,13 @@ class HPOLoss(PathwiseLoss):
             tensordict: a differentiable rollout of shape ``(*B, T)``; without the pathwise term,
                 detached data of any shape that holds advantages.
         """
+        return self.evaluate(tensordict, self.add_advantage(tensordict))[0]
+
+    def evaluate(
+        self, tensordict: TensorDictBase, held: TensorDictBase, value: Tensor | None = None
+    ) -> tuple[TensorDict, Tensor]:
+        """See :meth:`PathwiseLoss.evaluate`."""
         keys = self.tensor_keys
-        held = self.add_advantage(tensordict)
         advantage = held.get(keys.advantage).squeeze(-1)
         discrete = self.entry(held, keys.discrete_action)
         terms: dict[str, Tensor] = {}
@@ -196,7 +201,7 @@ class HPOLoss(PathwiseLoss):
         # The bonus is for exploring here, not for steering towards states of high entropy.
         if self.cross_term != "off" and self.entropy_coeff is not None:
             logits = self._logits(held)
-        return self._finish(terms, notes, held, logits)
+        return self._finish(terms, notes, held, logits, value), logits
 
     def _add_weighted_cross(
         self,

@@ -142,9 +142,26 @@ class PathwiseLoss(HybridLossModule):
         Args:
             tensordict: a differentiable rollout of shape ``(*B, T)``.
         """
-        held = self.add_advantage(tensordict)
+        return self.evaluate(tensordict, self.add_advantage(tensordict))[0]
+
+    def evaluate(
+        self, tensordict: TensorDictBase, held: TensorDictBase, value: Tensor | None = None
+    ) -> tuple[TensorDict, Tensor]:
+        """Do what :meth:`forward` does for a caller that has done some of it already.
+
+        Args:
+            tensordict: see :meth:`forward`.
+            held: what :meth:`add_advantage` makes of it.
+            value: the critic's values of its states, ``(*B, T, 1)``, with a graph that ends at
+                the critic's parameters; by default they are computed.
+
+        Returns:
+            What :meth:`forward` returns, and the normalised log-probabilities of all options at
+            the visited states, ``(*B, T, M)``.
+        """
         terms = {"loss_pathwise": -self._pathwise(tensordict)}
-        return self._finish(terms, {}, held, self._logits(held))
+        logits = self._logits(held)
+        return self._finish(terms, {}, held, logits, value), logits
 
     def _finish(
         self,
@@ -152,6 +169,7 @@ class PathwiseLoss(HybridLossModule):
         notes: dict[str, Tensor],
         held: TensorDictBase,
         logits: Tensor,
+        value: Tensor | None,
     ) -> TensorDict:
         """Add what every loss has, critic and entropy, reduce the terms and detach the rest.
 
@@ -160,10 +178,11 @@ class PathwiseLoss(HybridLossModule):
             notes: its own diagnostics.
             held: the detached data with advantages.
             logits: normalised log-probabilities of the options at detached states.
+            value: the critic's values of these states, if they are known.
         """
         if self.critic_coeff is not None:
             target = self.entry(held, self.tensor_keys.value_target)
-            value = self._value(held)
+            value = self._value(held) if value is None else value
             distance = distance_loss(value, target, loss_function=self.loss_critic_type)
             terms["loss_critic"] = self.critic_coeff * distance.squeeze(-1)
             spread = self._variance(target.squeeze(-1), held).clamp_min(1e-12)

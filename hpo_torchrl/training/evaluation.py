@@ -87,9 +87,11 @@ class Evaluation:
         """
         number, policy = len(policies), ModuleStack(policies).module
         worlds = shared_world(self.env, number)
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            sample = policy.sampler()
 
         def act(carried: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-            draw = policy.draw(carried["observation"], policy.mask_of(carried))
+            draw = sample(carried["observation"], policy.mask_of(carried))
             return {"discrete": draw.discrete, "continuous": draw.continuous}
 
         def roll(state: Any, steps: int) -> TensorDictBase:
