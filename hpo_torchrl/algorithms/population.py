@@ -214,13 +214,16 @@ class HPOPopulation:
 
     def _one_pass(self, data: TensorDictBase, active: Sequence[int]) -> list[dict[str, float]]:
         """Descend once on each minibatch; return of the last one what was clipped."""
-        own = torch.arange(len(active), device=data.device).unsqueeze(-1)
+        number, rows = data.shape
         orders = [
-            torch.randperm(data.shape[1], generator=self.streams[at].generator, device=data.device)
+            torch.randperm(rows, generator=self.streams[at].generator, device=data.device)
             for at in active
         ]
-        for rows in torch.stack(orders).chunk(self.members[0].num_minibatches, 1):
-            terms = self.detached_loss(data[own, rows])
+        # All rows in their order at once: an index into one dimension is the fastest.
+        index = torch.stack(orders) + rows * torch.arange(number, device=data.device).unsqueeze(-1)
+        mixed = data.reshape(-1).apply(lambda value: value.index_select(0, index.flatten()))
+        for part in mixed.reshape(number, rows).chunk(self.members[0].num_minibatches, 1):
+            terms = self.detached_loss(part)
             self.networks.step(active, terms)
         clipped = terms.get("clip_fraction", None)
         if clipped is None:

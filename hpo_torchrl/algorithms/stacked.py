@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torch.optim.adam import adam
 
 from hpo_torchrl.algorithms.base import NonFiniteError
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.modules.stacked import ModuleStack
+
+# What Adam remembers of a parameter, in the order of its functional form.
+_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
 class NonFiniteMemberError(NonFiniteError):
@@ -62,14 +67,18 @@ class StackedNetworks:
         self.check({key: value.detach() for key, value in terms.items()}, active)
         losses = [value for key, value in terms.items() if key.startswith("loss_")]
         torch.stack(losses).sum().backward()
-        norms = self._clip(active)
-        for at in active:
-            self.members[at].optimizer.step()
+        norms, gradients = self._clip(active)
+        for row, at in enumerate(active):
+            for parameter, stacked in zip(self._own[at], gradients, strict=True):
+                parameter.grad = None if stacked is None else stacked[row]
+        step_together([self.members[at].optimizer for at in active])
         self.load(active)
         return norms
 
-    def _clip(self, active: Sequence[int]) -> dict[str, list[float]]:
-        """Clip each component of each member, and hand the gradients to the members."""
+    def _clip(
+        self, active: Sequence[int]
+    ) -> tuple[dict[str, list[float]], list[Sequence[Tensor] | None]]:
+        """Clip each component of each member; return the norms before, and all gradients."""
         limit = self.members[0].max_grad_norm
         stacks = (*self._policies.parameters, *self._critics.parameters)
         gradients = [parameter.grad for parameter in stacks]
@@ -84,10 +93,7 @@ class StackedNetworks:
             for gradient in found:
                 gradient.mul_(beside(factor, gradient))
             norms[component] = norm.tolist()
-        for place, whole in enumerate(gradients):
-            for row, at in enumerate(active):
-                self._own[at][place].grad = None if whole is None else whole[row]
-        return norms
+        return norms, [None if g is None else g.unbind(0) for g in gradients]
 
     def check(self, values: Mapping[str, Tensor], active: Sequence[int]) -> None:
         """Raise a :class:`NonFiniteError` that names the first value ``(S, ...)`` that is not."""
@@ -102,6 +108,48 @@ class StackedNetworks:
                     raise NonFiniteMemberError(
                         f"Of seed {self.seeds[at]}, {key} is not finite.", at
                     )
+
+
+def step_together(optimizers: Sequence[torch.optim.Adam]) -> None:
+    """Let all optimizers make their step, those of one learning rate in one call.
+
+    Their state is theirs, as after a step of each. One that has made no step yet makes it itself.
+    """
+    together: dict[tuple, list[list[Any]]] = {}
+    for optimizer in optimizers:
+        groups = optimizer.param_groups
+        held = [p for group in groups for p in group["params"] if p.grad is not None]
+        if not all(optimizer.state.get(parameter) for parameter in held):
+            optimizer.step()
+            continue
+        for group in groups:
+            kind = (group["lr"], *group["betas"], group["eps"], group["fused"])
+            lists = together.setdefault(kind, [[] for _ in range(5)])
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = optimizer.state[parameter]
+                    row = (parameter, parameter.grad, *(state[name] for name in _STATE))
+                    for values, value in zip(lists, row, strict=True):
+                        values.append(value)
+    for (rate, beta1, beta2, eps, fused), lists in together.items():
+        parameters, gradients, means, squares, steps = lists
+        with torch.no_grad():
+            adam(
+                parameters,
+                gradients,
+                means,
+                squares,
+                [],
+                steps,
+                fused=fused,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=rate,
+                weight_decay=0.0,
+                eps=eps,
+                maximize=False,
+            )
 
 
 def beside(value: Tensor, like: Tensor) -> Tensor:
