@@ -23,7 +23,8 @@ from hpo_torchrl.envs import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREn
 from hpo_torchrl.envs.features import FixedCost, ItemFixedCost
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.modules.stacked import ModuleStack
-from hpo_torchrl.run import load_config
+from hpo_torchrl.reporting import read_runs
+from hpo_torchrl.run import evaluate_run, load_config, train_run
 from hpo_torchrl.seeds import train_seeds
 from hpo_torchrl.training import Checkpoint, Evaluation
 
@@ -230,6 +231,39 @@ def test_a_stack_of_networks_is_its_members(rows, activation, shared_trunk):
             torch.testing.assert_close(stacked.grad[at], parameter.grad)
 
 
+@pytest.mark.parametrize("rows", [3, 300])
+@pytest.mark.parametrize(
+    "activations",
+    [
+        [nn.Tanh, nn.Tanh],
+        [nn.ReLU, nn.Tanh, nn.Tanh],
+        [nn.Tanh, nn.ReLU],
+        [nn.Tanh, nn.Identity],
+        [nn.ReLU],
+    ],
+)
+def test_layers_in_any_order_are_their_members(rows, activations):
+    """Also where what is linear in a tanh cannot go to a layer beside it."""
+
+    def chain():
+        middle = [layer() for layer in activations]
+        linear = [nn.Linear(2, 4), *middle, nn.Linear(4, 3, bias=False)]
+        return nn.Sequential(nn.Tanh(), *linear, nn.Tanh(), nn.Sequential(nn.ReLU())).double()
+
+    nets = [chain() for _ in SEEDS]
+    x = torch.randn(3, rows, 2, dtype=DOUBLE)
+    kept, stack = x.clone(), ModuleStack(nets)
+    found = stack.module(x)
+    found.square().sum().backward()
+    assert torch.equal(x, kept)  # nothing is done in place to what was given
+    for at, net in enumerate(nets):
+        expected = net(x[at])
+        expected.square().sum().backward()
+        torch.testing.assert_close(found[at], expected)
+        for stacked, parameter in zip(stack.parameters, net.parameters(), strict=True):
+            torch.testing.assert_close(stacked.grad[at], parameter.grad)
+
+
 def test_a_stack_follows_its_members_and_their_number():
     nets = [nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)) for _ in SEEDS]
     stack = ModuleStack(nets)
@@ -289,6 +323,23 @@ def test_worlds_of_two_problems_are_refused():
         own_worlds([inventory(0), inventory(1, horizon=3)])
     with pytest.raises(ValueError, match="InventoryEnv and Shuttle"):
         own_worlds([inventory(0), Shuttle()])
+
+
+def test_members_of_two_configurations_are_refused():
+    def build(**changes):
+        learners = [make(0, inventory), make(1, inventory, **changes)]
+        return HPOPopulation(learners, [Stream(), Stream()])
+
+    with pytest.raises(ValueError, match=r"target_kl of one is 0\.015, of another 0\.1"):
+        build(target_kl=0.1)
+    with pytest.raises(ValueError, match=r"clip_epsilon of one is .*, of another None"):
+        build(clip_epsilon=None)
+    with pytest.raises(ValueError, match="window of one is 5, of another 6"):
+        build(window=6)
+    with pytest.raises(ValueError, match=r"checkpoint_steps=2"):
+        HPOPopulation([make(0, inventory, checkpoint_steps=2)], [Stream()])
+    with pytest.raises(ValueError, match="at least one member"):
+        HPOPopulation([], [])
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -377,6 +428,14 @@ def test_each_seed_has_the_folder_of_an_ordinary_run(trained):
     others = [rows_of(trained / "all" / f"seed={seed}")[-1]["cost"] for seed in (2, 4)]
     assert others[0] != others[1] != rows_of(alone)[-1]["cost"]
     assert [load_config(trained / "all" / f"seed={s}")["env"]["seed"] for s in (2, 4)] == [2, 4]
+
+
+def test_other_commands_read_the_folders(trained):
+    summary = summary_of(trained / "all" / "seed=4")
+    found = evaluate_run(trained / "all" / "seed=4")
+    assert found["test_cost"] == pytest.approx(summary["test_cost"], rel=1e-10)
+    runs = read_runs([trained / "all"]).runs
+    assert [(run.seed, run.status) for run in runs] == [(s, "finished") for s in (2, 3, 4)]
 
 
 @pytest.fixture
@@ -499,6 +558,23 @@ def test_a_damaged_list_of_seeds_is_told(tmp_path, monkeypatch, capsys):
     (tmp_path / "seeds.yaml").write_text("seeds: [0, x]\n")
     message = refused(monkeypatch, capsys, f"resume={tmp_path}")
     assert "seeds.yaml is damaged" in message
+
+
+def test_seeds_of_recorded_demand(tmp_path):
+    """Their tests are the record itself, and each is compared with the rule."""
+    path = Path(__file__).parents[1] / "examples" / "data" / "generated_demand.csv"
+    config = compose_config(
+        [
+            *("env=inventory_from_file", f"env.path={path}", "dtype=float64"),
+            *("env.batch_size=8", "policy.hidden=[8]", "critic.hidden=[8]", "algorithm.window=5"),
+            *("trainer.num_updates=2", "trainer.progress=false"),
+        ]
+    )
+    together = train_seeds(config, tmp_path / "all", 2)
+    alone = train_run(load_config(tmp_path / "all" / "seed=1"), tmp_path / "alone")
+    for name in alone["record"]:
+        assert together[1][f"{name}_cost"] == pytest.approx(alone[f"{name}_cost"], rel=1e-9)
+    assert together[1]["record"] == alone["record"]
 
 
 def test_a_sweep_of_several_seeds_at_once_is_refused(tmp_path, monkeypatch, capsys):

@@ -20,6 +20,8 @@ from hpo_torchrl.collectors.unrolling import entries_of
 from hpo_torchrl.collectors.worlds import own_worlds
 from hpo_torchrl.objectives.stacked import StackedHPOLoss
 
+_PLAIN = (int, float, str, type(None))
+
 
 class HPOPopulation:
     """S independent :class:`HPO` runs of one configuration, trained side by side.
@@ -267,6 +269,18 @@ def _check_members(members: Sequence[HPO]) -> None:
     if not members:
         raise ValueError("A population needs at least one member, got none.")
     first = members[0]
+    for member in members:
+        if type(member) is not HPO:
+            raise TypeError(
+                "A population is of HPO itself, whose update it makes for all, got "
+                f"{type(member).__name__}."
+            )
+        for name, value in _settings(first).items():
+            if _settings(member)[name] != value:
+                raise ValueError(
+                    f"Members of a population have one configuration, but {name} of one is "
+                    f"{value!r}, of another {_settings(member)[name]!r}."
+                )
     check_functional("num_seeds above 1", first.env, first.policy, "use --multirun seed=0,1,...")
     if first.loss.cross_term == "adaptive":
         raise ValueError(
@@ -279,3 +293,12 @@ def _check_members(members: Sequence[HPO]) -> None:
             f"algorithm.checkpoint_steps={first.collector.checkpoint_steps} out, or use --multirun "
             "seed=0,1,..."
         )
+
+
+def _settings(member: HPO) -> dict[str, Any]:
+    """What members must have in common: numbers and words, and the coefficients of the loss."""
+    plain = {name: value for name, value in vars(member).items() if isinstance(value, _PLAIN)}
+    names = ("clip_epsilon", "critic_coeff")
+    values = {name: getattr(member.loss, name) for name in names}
+    coefficients = {name: None if value is None else float(value) for name, value in values.items()}
+    return {**plain, **coefficients, **member.collecting, "cross_term": member.loss.cross_term}

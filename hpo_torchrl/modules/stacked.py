@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -16,9 +16,8 @@ from torchrl.modules import MLP
 from hpo_torchrl.modules.networks import ACTIVATIONS, HybridNetwork
 from hpo_torchrl.modules.policy import HybridPolicy
 
-_Module = TypeVar("_Module", bound=nn.Module)
-# Rows of each network up to which one product for all is faster than one for each: beyond, the
-# hidden layers of all together no longer fit the cache.
+# Rows of each network up to which one product for all is faster on a CPU than one for each: beyond,
+# the hidden layers of all together no longer fit the cache.
 _FEW_ROWS = 256
 
 
@@ -61,7 +60,7 @@ class ModuleStack:
             for parameter in self.module.parameters()
         ]
         # In the members' own memory: what is loaded later is as it is then.
-        self._own = [[p.detach().view(-1) for p in module.parameters()] for module in modules]
+        self._own = [[p.detach() for p in module.parameters()] for module in modules]
         self._shapes = [p.shape for p in modules[0].parameters()]
         self._learn = [p.requires_grad for p in modules[0].parameters()]
         self.load(range(len(modules)))
@@ -73,7 +72,7 @@ class ModuleStack:
 
     def load(self, members: Sequence[int]) -> None:
         """Take the parameters of some members as they are now; S is then their number."""
-        rows = torch.cat([own for at in members for own in self._own[at]])
+        rows = torch.cat([own.reshape(-1) for at in members for own in self._own[at]])
         columns = rows.view(len(members), -1).split([shape.numel() for shape in self._shapes], 1)
         stacks = zip(self._places, columns, self._shapes, self._learn, strict=True)
         for places, column, shape, learns in stacks:
@@ -164,7 +163,7 @@ class _LayerStack(nn.Module):
         """Return the answers ``(S, *B, out)`` to inputs ``(S, *B, in)``."""
         rows = inputs.flatten(1, -2) if inputs.ndim != 2 else inputs.unsqueeze(1)
         steps = [step for at in range(len(self.layers)) for step in self._steps(at)]
-        if rows.shape[1] <= _FEW_ROWS:
+        if rows.shape[1] <= _FEW_ROWS or rows.device.type != "cpu":
             for step in steps:
                 rows = step(rows) if callable(step) else _apply(torch.baddbmm, rows, *step)
         else:
