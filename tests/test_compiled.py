@@ -27,7 +27,10 @@ def inventory(**arguments):
 CASES = {
     "inventory": (inventory, {"scale": 0.3, "learn_scale": True}),
     "resets": (lambda: inventory(horizon=3, lost_sales=True), {"shared_trunk": True}),
-    "masks and heads": (lambda: Shuttle(heads=2, batch_size=6, dtype=torch.float64), {"scale": 0.2}),
+    "masks and heads": (
+        lambda: Shuttle(heads=2, batch_size=6, dtype=torch.float64),
+        {"scale": 0.2},
+    ),
 }
 
 
