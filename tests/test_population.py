@@ -338,6 +338,8 @@ def test_members_of_two_configurations_are_refused():
         build(window=6)
     with pytest.raises(ValueError, match=r"checkpoint_steps=2"):
         HPOPopulation([make(0, inventory, checkpoint_steps=2)], [Stream()])
+    with pytest.raises(ValueError, match="compile=True"):
+        HPOPopulation([make(0, inventory, compile=True)], [Stream()])
     with pytest.raises(ValueError, match="at least one member"):
         HPOPopulation([], [])
 

@@ -27,7 +27,7 @@ import tensordict
 import torch
 import torchrl
 
-from benchmarks.speed.cases import HAND, MATMUL, MEASURES, VARIANTS, Case, Workbench
+from benchmarks.speed.cases import COMPILED, HAND, MATMUL, MEASURES, VARIANTS, Case, Workbench
 from benchmarks.speed.measure import Clock, interleaved, peak_memory, ratios, spread
 
 FULL = {"items": (1, 5, 50), "batch": (128, 1024, 8192), "width": (64, 512), "horizon": (100,)}
@@ -65,6 +65,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--memory", type=float, default=half, help="GB a call may take on a CPU; more is left out"
     )
+    parser.add_argument("--compile", action="store_true", help="measure compiled rollouts too")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     given = parser.parse_args(arguments)
     if given.clock == "cpu" and (given.device != "cpu" or given.threads != 1):
@@ -109,16 +110,17 @@ def rows_of(
     bench = Workbench(case, device)
     # Without a yardstick there is nothing to compare with, and no matmuls are known.
     measures = [measure for measure in MEASURES if peaks[measure, HAND] is not None]
+    variants = [*VARIANTS, COMPILED] if given.compile else list(VARIANTS)
     calls = {
         (measure, variant): bench.call(measure, variant)
         for measure in measures
-        for variant in VARIANTS
-        if variant == MATMUL or peaks[measure, variant] is not None
+        for variant in variants
+        if variant in (MATMUL, COMPILED) or peaks[measure, variant] is not None
     }
     clock = Clock(device, cpu=given.clock == "cpu")
     seconds = interleaved(calls, clock, rounds=given.rounds, limit=given.seconds)
     rows = []
-    for measure, variant in itertools.product(MEASURES, VARIANTS):
+    for measure, variant in itertools.product(MEASURES, variants):
         row: dict[str, Any] = {**case._asdict(), "measure": measure, "variant": variant}
         row["peak_bytes"] = peaks.get((measure, variant))
         if (measure, variant) in seconds:

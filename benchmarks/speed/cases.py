@@ -11,7 +11,7 @@ from tensordict import TensorDictBase
 from benchmarks.speed.hand import DISCOUNT, HandWritten
 from benchmarks.speed.matmul import MatmulReplay
 from hpo_torchrl.algorithms import HPO
-from hpo_torchrl.collectors import differentiable_rollout
+from hpo_torchrl.collectors import CompiledRollout, differentiable_rollout
 from hpo_torchrl.envs import InventoryEnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 
@@ -24,6 +24,7 @@ HAND, FUNCTIONAL, GENERAL, STOCK, MATMUL = VARIANTS = (
     "stock env.rollout",
     "matmuls alone",
 )
+COMPILED = "compiled"  # besides, when it is asked for: compiling takes half a minute a case
 # Standard deviation of the continuous action in action scales: above 0, so that there is a normal
 # sample to draw and to score.
 SCALE = 0.1
@@ -74,6 +75,7 @@ class Workbench:
         self.policy = HybridPolicy.for_env(self.env, hidden=hidden, scale=SCALE)
         self.critic = make_value_network(self.env, hidden=hidden)
         self.hpo = HPO(self.env, self.policy, self.critic, window=case.horizon, target_kl=NEVER)
+        self.compiled: CompiledRollout | None = None
         self.hand = HandWritten(
             case.items,
             case.batch,
@@ -114,6 +116,8 @@ class Workbench:
         """Roll the library's policy out by one of the routes."""
         if variant == STOCK:
             return self.env.rollout(self.case.horizon, self.policy, break_when_any_done=False)
+        if variant == COMPILED:
+            return self._compiled()(self.case.horizon)
         route = "functional" if variant == FUNCTIONAL else "general"
         return differentiable_rollout(
             self.env, self.policy, self.case.horizon, discount=DISCOUNT, route=route
@@ -124,5 +128,11 @@ class Workbench:
         self.hpo.anneal(0.0)
         if variant == STOCK:
             return self.hpo.update(self.rollout(STOCK))
-        self.hpo.collector.route = "functional" if variant == FUNCTIONAL else "general"
+        self.hpo.collector.compiled = self._compiled() if variant == COMPILED else None
+        self.hpo.collector.route = "general" if variant == GENERAL else "functional"
         return self.hpo.iterate()
+
+    def _compiled(self) -> CompiledRollout:
+        if self.compiled is None:
+            self.compiled = CompiledRollout(self.env, self.policy, discount=DISCOUNT)
+        return self.compiled

@@ -47,6 +47,8 @@ class HPO(Learner):
             an update aims at; the continuous net's share of the learning rate follows it.
         checkpoint_steps: steps of a window whose graph is kept at once, for long windows: less
             memory for more time; see :func:`differentiable_rollout`.
+        compile: roll out by :class:`CompiledRollout`: it starts with a wait of half a minute, and
+            what it saves then is for runs of thousands of updates.
         learner: further arguments, of :class:`Learner`. Its ``discount`` is that of advantages
             and of gradients through transitions.
 
@@ -77,6 +79,7 @@ class HPO(Learner):
         target_kl: float = 0.015,
         target_move: float = 0.1,
         checkpoint_steps: int | None = None,
+        compile: bool = False,
         **learner,
     ) -> None:
         self.epochs = check_int("epochs", epochs, minimum=0)
@@ -89,6 +92,7 @@ class HPO(Learner):
             policy,
             discount=self.discount,
             checkpoint_steps=checkpoint_steps,
+            compile=compile,
             **self.collecting,
         )
         shared: dict[str, Any] = {
@@ -129,6 +133,8 @@ class HPO(Learner):
         # A divergence grows with the square of a step.
         self.follow("discrete", (metrics["kl"] / self.target_kl) ** 0.5)
         self.follow("continuous", metrics["move"] / self.target_move)
+        if (seconds := self.collector.compile_seconds()) > 0:
+            metrics["compile_seconds"] = seconds
         return metrics
 
     def losses(self) -> list[HPOLoss]:

@@ -287,12 +287,16 @@ def _check_members(members: Sequence[HPO]) -> None:
             "num_seeds above 1 has no algorithm.cross_term='adaptive', which weighs each seed's "
             "gradient by passes of its own; use true or false, or --multirun seed=0,1,..."
         )
-    if first.collector.checkpoint_steps is not None:
-        raise ValueError(
-            "num_seeds above 1 keeps the graph of a whole window: leave "
-            f"algorithm.checkpoint_steps={first.collector.checkpoint_steps} out, or use --multirun "
-            "seed=0,1,..."
-        )
+    ways = {
+        "checkpoint_steps": first.collector.checkpoint_steps,
+        "compile": first.collector.compiled is not None or None,
+    }
+    for name, value in ways.items():
+        if value is not None:
+            raise ValueError(
+                f"num_seeds above 1 has a way of its own to roll out: leave algorithm.{name}="
+                f"{value} out, or use --multirun seed=0,1,..."
+            )
 
 
 def _settings(member: HPO) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from hpo_torchrl.collectors.branching import branched_returns
 from hpo_torchrl.collectors.collector import DifferentiableCollector
+from hpo_torchrl.collectors.compiled import CompiledRollout
 from hpo_torchrl.collectors.rollout import differentiable_rollout
 from hpo_torchrl.collectors.sampling import SampleCollector
 from hpo_torchrl.collectors.straight_through import straight_through_rollout
 
 __all__ = [
+    "CompiledRollout",
     "DifferentiableCollector",
     "SampleCollector",
     "branched_returns",

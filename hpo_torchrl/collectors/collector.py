@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl._checks import check_bool, check_choice, check_float, check_int
+from hpo_torchrl.collectors.compiled import CompiledRollout
 from hpo_torchrl.collectors.rollout import ROUTES, check_functional, differentiable_rollout
 from hpo_torchrl.collectors.straight_through import straight_through_rollout
 from hpo_torchrl.modules import HybridPolicy
@@ -54,6 +55,8 @@ class DifferentiableCollector:
         temperature: of a :func:`straight_through_rollout`, which is then what a batch is; ``None``
             takes an ordinary differentiable rollout.
         checkpoint_steps: see :func:`differentiable_rollout`.
+        compile: roll out by :class:`CompiledRollout`, where the policy samples and gradients are
+            kept.
 
     Raises:
         TypeError: a number of frames is not an integer.
@@ -84,6 +87,7 @@ class DifferentiableCollector:
         route: str = "auto",
         temperature: float | None = None,
         checkpoint_steps: int | None = None,
+        compile: bool = False,
     ) -> None:
         systems = check_frames(frames_per_batch, env)
         check_int("total_frames", total_frames, minimum=-1)
@@ -110,6 +114,18 @@ class DifferentiableCollector:
                     "checkpoint_steps is not for straight-through rollouts; leave it out."
                 )
         self.checkpoint_steps = checkpoint_steps
+        self.compiled: CompiledRollout | None = None
+        if check_bool("compile", compile):
+            others: dict[str, Any] = {
+                "temperature": temperature,
+                "checkpoint_steps": checkpoint_steps,
+                "route": route if route == "general" else None,
+            }
+            for name, value in others.items():
+                if value is not None:
+                    raise ValueError(f"compile does not go with {name}={value!r}; leave one out.")
+            self.compiled = CompiledRollout(env, policy, discount=discount)
+        self._compile_seconds = 0.0
         self.frames = 0
         self._carried: TensorDictBase | None = None
 
@@ -128,7 +144,10 @@ class DifferentiableCollector:
         """Collect one batch of shape ``(*B, T)`` and carry the state over."""
         start = self.start(self._carried)
         with set_exploration_type(self.exploration_type):
-            if self.temperature is None:
+            random = self.exploration_type is ExplorationType.RANDOM
+            if self.compiled is not None and random and torch.is_grad_enabled():
+                batch = self.compiled(self.num_steps, tensordict=start)
+            elif self.temperature is None:
                 batch = differentiable_rollout(
                     self.env,
                     self.policy,
@@ -156,6 +175,13 @@ class DifferentiableCollector:
         """Count a batch, and let the next one start where its systems are now."""
         self._carried = running
         self.frames += self.frames_per_batch
+
+    def compile_seconds(self) -> float:
+        """Return the time spent on compiling since this was last asked."""
+        if self.compiled is None:
+            return 0.0
+        before, self._compile_seconds = self._compile_seconds, self.compiled.clock.seconds
+        return self._compile_seconds - before
 
     @property
     def carried(self) -> TensorDictBase | None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Entries = Mapping[str, Tensor]
+from hpo_torchrl.collectors.discounting import Entries, before_and_after
+
 # From where a stretch begins, its noise and the fresh states of each step to where it leads and
 # what each step holds; what a step leads to has names that begin with NEXT.
 Stretch = Callable[
@@ -51,9 +52,7 @@ def recomputed(
         return stacked
     for name in start:
         states = stacked.pop(NEXT + name)
-        stacked[NEXT + name], stacked[name] = states[1:], states[:-1]
-        if states.requires_grad and discount != 1.0:
-            stacked[name] = _ScaleByStep.apply(states[:-1], discount)
+        stacked[name], stacked[NEXT + name] = before_and_after(states, discount)
     return stacked
 
 
@@ -180,21 +179,6 @@ class _Recomputed(torch.autograd.Function):
         own = iter(sums)
         totals = [next(own) if p.requires_grad else None for p in rollout.parameters]
         return None, *[flowing.get(name) for name in rollout.names], *totals
-
-
-class _ScaleByStep(torch.autograd.Function):
-    """The identity, with all gradients but the first row's multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        scaled = gradient * ctx.factor
-        scaled[0] = gradient[0]  # no transition leads to the start
-        return scaled, None
 
 
 def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:

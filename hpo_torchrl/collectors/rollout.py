@@ -9,11 +9,10 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_choice, check_float, check_int
-from hpo_torchrl.collectors.recomputing import Entries
+from hpo_torchrl.collectors.discounting import Entries, discount_gradients
 from hpo_torchrl.collectors.unrolling import (
     LOG_PROBS,
     Transition,
-    discount_gradients,
     entries_of,
     scored,
     stack_steps,

@@ -9,13 +9,14 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from hpo_torchrl.collectors.recomputing import NEXT, Entries, recomputed
+from hpo_torchrl.collectors.discounting import Entries, discount_gradients
+from hpo_torchrl.collectors.recomputing import NEXT, recomputed
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.distribution import HybridDraw
 
 # What a draw is scored by: once for the whole rollout. No entry of an environment has such a name.
-_SCORED = ("draw logits", "draw noise", "draw scale")
+SCORED = ("draw logits", "draw noise", "draw scale")
 LOG_PROBS = ("action_log_prob", "discrete_log_prob")
 # From the state, the observation and one step's noise to the action (with its log-probabilities, or
 # what they follow from) and what env.advance returns.
@@ -51,18 +52,24 @@ def unroll(
     """
     time = len(env.batch_size)
     carried = {key: start.get(key) for key in (*env.state_names, *env.shown_names)}
-    steps = _Steps(env, begin, discount)
-    fresh = _fresh_states(env, carried["step"], noise.shape[time], restart)
+    steps = Steps(env, begin, discount)
+    fresh = fresh_states(env, carried["step"], noise.shape[time], restart)
     if checkpoint_steps is None:
         stacked = stack_steps(steps(carried, noise.unbind(time), fresh)[1])
     else:
         rows = noise.movedim(time, 0)
         stacked = recomputed(steps, carried, rows, fresh, checkpoint_steps, discount, parameters)
-    in_place = {key: value.movedim(0, time) for key, value in stacked.items()}
-    return _assemble(env, scored(in_place)).refine_names(..., "time")
+    return finished(env, stacked)
 
 
-class _Steps:
+def finished(env: DifferentiableEnv, stacked: Entries) -> TensorDict:
+    """Build the tensordict of a rollout from its entries, time first."""
+    time = len(env.batch_size)
+    in_place = {key: value.movedim(0, time) for key, value in scored(dict(stacked)).items()}
+    return _assemble(env, in_place).refine_names(..., "time")
+
+
+class Steps:
     """A stretch of a rollout: some steps from where it has got to."""
 
     def __init__(
@@ -91,11 +98,11 @@ class _Steps:
         return carried, history
 
 
-def _fresh_states(
+def fresh_states(
     env: DifferentiableEnv,
     step: Tensor,
     num_steps: int,
-    restart: Callable[[Tensor], Any] | None,
+    restart: Callable[[Tensor], Any] | None = None,
 ) -> list[Entries | None]:
     """Draw the states that systems go on from whose episode ends, for each step of a rollout.
 
@@ -134,9 +141,9 @@ def stack_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
 def scored(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
     """Put log-probabilities in the place of what they follow from."""
-    if _SCORED[0] not in stacked:
+    if SCORED[0] not in stacked:
         return stacked
-    logits, *scores = stacked.pop(_SCORED[0]), *(stacked.pop(key, None) for key in _SCORED[1:])
+    logits, *scores = stacked.pop(SCORED[0]), *(stacked.pop(key, None) for key in SCORED[1:])
     draw = HybridDraw(stacked["discrete"], stacked["continuous"], logits, *scores)
     return stacked | dict(zip(LOG_PROBS, draw.log_probs(), strict=True))
 
@@ -144,7 +151,7 @@ def scored(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
 def entries_of(draw: HybridDraw, policy: HybridPolicy) -> dict[str, Tensor | None]:
     """Return what a transition says of a draw: the action, and what it is scored by."""
     chosen = {"discrete": draw.discrete, "continuous": draw.continuous}
-    scored = zip(_SCORED, draw[2:], strict=True) if policy.return_log_prob else ()
+    scored = zip(SCORED, draw[2:], strict=True) if policy.return_log_prob else ()
     return {**chosen, **dict(scored)}
 
 
@@ -165,29 +172,3 @@ def _assemble(env: DifferentiableEnv, stacked: dict[str, Tensor]) -> TensorDict:
     root |= {"done": never, "terminated": never, "truncated": never}
     root["next"] = TensorDict(after, batch_size=shape)
     return TensorDict(root, batch_size=shape, device=env.device)
-
-
-class _ScaleGradients(torch.autograd.Function):
-    """The identity on all values, with their gradients multiplied by a factor."""
-
-    # With the context in ``forward``: apart, torch binds the arguments by signature in every call,
-    # which takes four times as long as all the rest.
-    @staticmethod
-    def forward(ctx: Any, factor: float, *values: Tensor) -> tuple[Tensor, ...]:
-        ctx.factor = factor
-        return tuple([value.view_as(value) for value in values])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *[gradient * ctx.factor for gradient in gradients]
-
-
-def discount_gradients(entries: Mapping[str, Tensor], discount: float) -> dict[str, Tensor]:
-    """Return the entries with the gradients of those that have any multiplied by ``discount``."""
-    entries = dict(entries)
-    if discount != 1.0:
-        names = [key for key, value in entries.items() if value.requires_grad]
-        if names:
-            scaled = _ScaleGradients.apply(discount, *(entries[key] for key in names))
-            entries |= zip(names, scaled, strict=True)
-    return entries

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from hpo_torchrl.collectors.recomputing import Entries
+from hpo_torchrl.collectors.discounting import Entries
 from hpo_torchrl.collectors.unrolling import Transition, expand_mask, unroll
 from hpo_torchrl.envs import DifferentiableEnv
 

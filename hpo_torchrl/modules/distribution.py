@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -243,6 +243,9 @@ def draw_from(
     *,
     heads: bool = False,
     sample_shape: _Shape = torch.Size(),  # noqa: B008
+    clock: Tensor | None = None,
+    noise: Tensor | None = None,
+    finish: Callable[[Tensor], Tensor] | None = None,
     source: Source | None = None,
 ) -> HybridDraw:
     """Sample as :meth:`HybridDistribution.draw` does, without the object and its checks.
@@ -253,17 +256,24 @@ def draw_from(
         scale: of the shape of ``loc``, or ``None``.
         heads: see :class:`HybridDistribution`.
         sample_shape: samples of each.
-        source: see :meth:`HybridDistribution.draw`.
+        clock: logarithms of exponential draws, of the shape of the samples' logits, and
+        noise: normal draws, of the shape of the samples; drawn unless both are given.
+        finish: what makes a mean of the chosen branch of ``loc``; by default it is one.
+        source: where what is drawn comes from; see :meth:`HybridDistribution.draw`.
     """
     # argmax of p / Exp(1) draws from the categorical without a host synchronisation.
-    shape = (*sample_shape, *logits.shape)
-    clock = torch.empty(shape, dtype=loc.dtype, device=loc.device)
-    clock = clock.exponential_() if source is None else source.exponential_(clock)
-    discrete = (logits - clock.log_()).argmax(-1)
+    if clock is None:
+        shape = (*sample_shape, *logits.shape)
+        clock = torch.empty(shape, dtype=loc.dtype, device=loc.device)
+        clock = clock.exponential_() if source is None else source.exponential_(clock)
+        clock = clock.log_()
+    discrete = (logits - clock).argmax(-1)
     mean, deviation = branch(discrete, loc, scale, heads)
+    mean = mean if finish is None else finish(mean)
     if deviation is None:
         return HybridDraw(discrete, mean, logits)
-    noise = torch.randn_like(mean) if source is None else source.normal_(torch.empty_like(mean))
+    if noise is None:
+        noise = torch.randn_like(mean) if source is None else source.normal_(torch.empty_like(mean))
     return HybridDraw(discrete, mean + deviation * noise, logits, noise, deviation.detach())
 
 

@@ -141,7 +141,7 @@ class HybridNetwork(nn.Module):
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
         features = self.trunk(observation)
-        loc, scale = self._loc(observation, features), self._scale()
+        loc, scale = self._loc(observation, features), self.scale()
         return self._logits(features), loc, None if scale is None else scale.expand_as(loc)
 
     def sampler(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]:
@@ -152,7 +152,7 @@ class HybridNetwork(nn.Module):
         """
         trunk, discrete, continuous = map(bare, (self.trunk, self.discrete, self.continuous))
         skip = None if self.skip is None else bare(self.skip)
-        branches, unit, scale = self._branches, self._unit, self._scale()
+        branches, unit, scale = self._branches, self._unit, self.scale()
 
         def sample(observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             features = trunk(observation)
@@ -166,17 +166,38 @@ class HybridNetwork(nn.Module):
 
         return sample
 
+    def unbounded(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what :meth:`forward` does, but for means on which :meth:`bounded` is to be called.
+
+        The logits are off the graph, which no sample needs.
+        """
+        features = self.trunk(observation)
+        with torch.no_grad():
+            logits = self._logits(features)
+        raw, scale = self._raw(observation, features), self.scale()
+        if self.range is not None:  # the ends differ by option
+            raw = self._into_range(raw, self._unit)
+        return logits, raw, None if scale is None else scale.expand_as(raw)
+
+    def bounded(self, chosen: Tensor) -> Tensor:
+        """Map the chosen branch's raw outputs ``(*B, n)`` to means: for one instead of for all."""
+        return chosen if self.range is not None else self._into_range(chosen, self.action_scale)
+
     def loc(self, observation: Tensor) -> Tensor:
         """Return the means alone, ``(*B, M, n)`` or ``(*B, H, M, k)``."""
         return self._loc(observation, self.trunk(observation))
 
     def _loc(self, observation: Tensor, features: Tensor) -> Tensor:
+        return self._into_range(self._raw(observation, features), self._unit)
+
+    def _raw(self, observation: Tensor, features: Tensor) -> Tensor:
         raw = self.continuous(features)
         if self.skip is not None:
             raw = raw + self.skip(observation)
-        return self._into_range(raw.unflatten(-1, self._branches), self._unit)
+        return raw.unflatten(-1, self._branches)
 
-    def _scale(self) -> Tensor | None:
+    def scale(self) -> Tensor | None:
+        """Return the standard deviation of every branch, ``(M, n)`` or ``(H, M, k)``, if any."""
         return self.log_scale.exp() * self._unit if self.stochastic else None
 
     def logits(self, observation: Tensor) -> Tensor:

@@ -1,0 +1,156 @@
+"""Compiled rollouts, against the ones that are not."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from test_collectors import policy_for
+from test_masks import Shuttle
+from test_recomputing import scalar
+from torchrl.envs.utils import ExplorationType
+
+from hpo_torchrl.algorithms import HPO
+from hpo_torchrl.collectors import CompiledRollout, DifferentiableCollector, differentiable_rollout
+from hpo_torchrl.envs import InventoryEnv
+from hpo_torchrl.modules import HybridPolicy, make_value_network
+
+STEPS = 7  # three stretches of two, and one step that is left over
+
+
+def inventory(**arguments):
+    place = {"dtype": torch.float64, "batch_size": 6, "seed": 0}
+    return InventoryEnv(num_items=2, initial_state="random", **place, **arguments)
+
+
+CASES = {
+    "inventory": (inventory, {"scale": 0.3, "learn_scale": True}),
+    "resets": (lambda: inventory(horizon=3, lost_sales=True), {"shared_trunk": True}),
+    "masks and heads": (
+        lambda: Shuttle(heads=2, batch_size=6, dtype=torch.float64),
+        {"scale": 0.2},
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """Each test compiles its own, as a process of its own would."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Looking(InventoryEnv):
+    """An environment that cannot be compiled: it looks at what it has computed."""
+
+    def dynamics(self, state, action, noise):
+        after, reward = super().dynamics(state, action, noise)
+        return (after, reward) if bool((reward <= 0).all()) else (after, reward - 1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_an_ordinary_rollout(case):
+    make, network = CASES[case]
+    torch.manual_seed(3)
+    env = make()
+    policy = policy_for(env, **network)
+    compiled = CompiledRollout(env, policy, discount=0.9, steps=2)
+    found, spent = [], []
+    plain = functools.partial(differentiable_rollout, env, policy, discount=0.9)
+    for roll in (plain, compiled):
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            env.set_seed(5)
+            rollout = roll(STEPS, tensordict=env.reset())
+            parameters = list(policy.parameters())
+            gradients = torch.autograd.grad(scalar(rollout), parameters, allow_unused=True)
+            found.append((rollout, gradients, torch.rand(2)))
+            spent.append(compiled.clock.seconds)
+    assert 0.0 == spent[1] < spent[2] == spent[3]  # the second time nothing is compiled
+    for (plain, one, after), (fast, other, after_fast) in zip(found[:2], found[2:], strict=True):
+        assert set(plain.keys(True, True)) == set(fast.keys(True, True))
+        for key in plain.keys(True, True):
+            torch.testing.assert_close(fast[key], plain[key], rtol=1e-6, atol=1e-6)
+        assert torch.equal(fast["action", "discrete"], plain["action", "discrete"])
+        assert torch.equal(after, after_fast)  # the generators stand where they would
+        assert max(g.abs().max() for g in one if g is not None) > 1
+        for a, b in zip(one, other, strict=True):
+            if a is not None:
+                torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
+
+
+def test_training_is_the_same():
+    def train(**arguments):
+        torch.manual_seed(3)
+        env = inventory()
+        policy = policy_for(env)
+        hpo = HPO(env, policy, make_value_network(env, hidden=(8,)), window=10, **arguments)
+        torch.manual_seed(7)
+        metrics = [hpo.iterate() for _ in range(3)]
+        return torch.cat([p.detach().flatten() for p in policy.parameters()]), metrics
+
+    (plain, _), (fast, metrics) = train(), train(compile=True)
+    torch.testing.assert_close(fast, plain, rtol=1e-6, atol=1e-8)
+    assert [row.get("compile_seconds", 0.0) > 0.0 for row in metrics] == [True, False, False]
+
+
+def test_a_graph_may_be_gone_through_twice():
+    env = inventory()
+    rollout = CompiledRollout(env, policy_for(env), steps=2)(4)
+    loss = rollout["next", "reward"].mean()
+    loss.backward(retain_graph=True)
+    loss.backward()
+
+
+def test_an_environment_that_cannot_be_compiled_goes_on_as_it_is():
+    env = Looking(batch_size=4, initial_state="random", seed=0)
+    policy = policy_for(env)
+    start, noise = env.reset(), env.sample_noise(4)
+    compiled, found = CompiledRollout(env, policy, steps=2), []
+    for roll in (
+        compiled,
+        compiled,
+        lambda *a, **kw: differentiable_rollout(env, policy, *a, **kw),
+    ):
+        torch.manual_seed(1)
+        if not found:
+            with pytest.warns(UserWarning, match="Looking and its policy cannot be compiled"):
+                found.append(roll(4, tensordict=start, noise=noise))
+        else:
+            found.append(roll(4, tensordict=start, noise=noise))
+    for rollout in found[:2]:
+        torch.testing.assert_close(rollout["next", "reward"], found[2]["next", "reward"])
+
+
+def test_only_what_samples_and_keeps_gradients_is_compiled():
+    env = inventory()
+    policy = policy_for(env)
+    deterministic = DifferentiableCollector(
+        env,
+        policy,
+        frames_per_batch=60,
+        compile=True,
+        exploration_type=ExplorationType.DETERMINISTIC,
+    )
+    deterministic.collect()
+    collector = DifferentiableCollector(env, policy, frames_per_batch=60, compile=True)
+    with torch.no_grad():
+        collector.collect()
+    assert deterministic.compile_seconds() == collector.compile_seconds() == 0.0
+
+
+def test_what_does_not_go_together_is_refused():
+    env = inventory()
+    policy = policy_for(env)
+    for name, value in {"temperature": 1.0, "checkpoint_steps": 5, "route": "general"}.items():
+        with pytest.raises(ValueError, match=f"compile does not go with {name}={value!r}"):
+            DifferentiableCollector(env, policy, frames_per_batch=60, compile=True, **{name: value})
+    with pytest.raises(TypeError, match="compile must be"):
+        DifferentiableCollector(env, policy, frames_per_batch=60, compile=3)
+    with pytest.raises(TypeError, match="compile needs a DifferentiableEnv"):
+        CompiledRollout(env, HybridPolicy(policy.network, observation_key="x"))
+    policy.network.continuous.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="compile passes over hooks, and MLP of the policy"):
+        CompiledRollout(env, policy)
