@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,38 @@ def before_and_after(states: Tensor, discount: float) -> tuple[Tensor, Tensor]:
     if states.requires_grad and discount != 1.0:
         before = _ScaleByStep.apply(before, discount)
     return before, states[1:]
+
+
+def stack_states(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack, time first, what steps start from and what they lead to, without resets.
+
+    But for the start, what steps start from has the values of what the last one led to and a graph
+    of its own. Both stacks are views of the same memory.
+
+    Args:
+        before: what each step starts from.
+        after: what each step leads to.
+    """
+    if any(value.requires_grad for value in (before[0], *after)):
+        return _StackStates.apply(len(before), *before, *after)
+    states = torch.stack([before[0], *after])
+    return states[:-1], states[1:]
+
+
+class _StackStates(torch.autograd.Function):
+    """Both stacks at once."""
+
+    @staticmethod
+    def forward(ctx: Any, number: int, *values: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.number = number
+        states = torch.stack([values[0], *values[number:]])
+        return states[:-1], states[1:]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        none = (None,) * ctx.number
+        return None, *(g for both in gradients for g in (none if both is None else both.unbind()))
 
 
 class _ScaleGradients(torch.autograd.Function):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
@@ -141,6 +142,7 @@ def _general_route(
         env.load_noise(noise)
     plain = isinstance(policy, HybridPolicy) and policy.is_plain
     act, rewritten = (_actor(policy, draws), []) if plain else (policy, policy.out_keys)
+    keys: list[Any] = []
     carried = start
     try:
         for step in range(num_steps):
@@ -151,8 +153,8 @@ def _general_route(
                 taken, carried = env.step_and_maybe_reset(carried)
                 steps.append(taken)
                 if discount != 1.0:
-                    leaves = carried.items(include_nested=True, leaves_only=True)
-                    state = {key: value for key, value in leaves if key not in rewritten}
+                    keys = keys or _floating(carried, rewritten)
+                    state = {key: carried.get(key) for key in keys}
                     for key, value in discount_gradients(state, discount).items():
                         if value is not state[key]:
                             carried.set(key, value)
@@ -167,6 +169,12 @@ def _general_route(
         for key in LOG_PROBS:
             rollout.set(key, log_probs[key].movedim(0, time))
     return rollout
+
+
+def _floating(tensordict: TensorDictBase, without: Sequence[Any]) -> list[Any]:
+    """Keys of what may carry a gradient from step to step, nested ones too."""
+    leaves = tensordict.items(include_nested=True, leaves_only=True)
+    return [key for key, value in leaves if value.is_floating_point() and key not in without]
 
 
 def _actor(

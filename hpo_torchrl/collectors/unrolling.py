@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from hpo_torchrl.collectors.discounting import Entries, discount_gradients
+from hpo_torchrl.collectors.discounting import Entries, discount_gradients, stack_states
 from hpo_torchrl.collectors.recomputing import NEXT, recomputed
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
@@ -55,11 +55,24 @@ def unroll(
     steps = Steps(env, begin, discount)
     fresh = fresh_states(env, carried["step"], noise.shape[time], restart)
     if checkpoint_steps is None:
-        stacked = stack_steps(steps(carried, noise.unbind(time), fresh)[1])
+        stacked = _stack_all(steps(carried, noise.unbind(time), fresh)[1], tuple(carried), fresh)
     else:
         rows = noise.movedim(time, 0)
         stacked = recomputed(steps, carried, rows, fresh, checkpoint_steps, discount, parameters)
     return finished(env, stacked)
+
+
+def _stack_all(
+    history: list[dict[str, Any]], names: Sequence[str], fresh: Sequence[Entries | None]
+) -> dict[str, Tensor]:
+    """Stack all steps. Without resets, states before and after steps are held once."""
+    if any(new is not None for new in fresh):
+        return stack_steps(history)
+    states = {}
+    for name in names:
+        before, after = ([row.pop(key) for row in history] for key in (name, NEXT + name))
+        states[name], states[NEXT + name] = stack_states(before, after)
+    return stack_steps(history) | states
 
 
 def finished(env: DifferentiableEnv, stacked: Entries) -> TensorDict:
