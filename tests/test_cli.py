@@ -252,6 +252,7 @@ def test_readme_commands_run_as_written(tmp_path):
         absent += ["algorithm."] if "algorithm=s_S" in line else []
         small = shlex.join(text for text in SMALL if not any(word in text for word in absent))
         shrink = line.startswith("hpo-train") and "resume=" not in line
+        small += " num_seeds=2" if "num_seeds" in line else ""
         few = " --batches 3 --reference 3" if line.startswith("hpo-gradients") else ""
         script.append(f"{line.strip()} {small}" if shrink else line.strip() + few)
     bin_dir = Path(sys.executable).parent
