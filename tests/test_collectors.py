@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, check_env_specs
+from torchrl.modules import MLP
 
 from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
@@ -49,6 +50,15 @@ class Drift(EnvBase):
 
     def _set_seed(self, seed):
         pass
+
+
+class Impatient(InventoryEnv):
+    """An episode is also over when too much is missing."""
+
+    def advance(self, state, action, noise):
+        after, reward, over = super().advance(state, action, noise)
+        short = after["inventory"].sum((-2, -1)).unsqueeze(-1) < -5
+        return after, reward, short if over is None else over | short
 
 
 def policy_for(env, **arguments):
@@ -218,6 +228,36 @@ def test_a_policy_that_reads_a_mask_takes_the_general_route():
     assert rollout["next", "reward"].requires_grad
     with pytest.raises(TypeError, match="without a mask"):
         differentiable_rollout(env, policy, 5, tensordict=start, route="functional")
+
+
+@pytest.mark.parametrize("horizon", [None, 7])
+def test_an_environment_may_end_its_episodes_itself(horizon):
+    env = Impatient(batch_size=4, seed=0, horizon=horizon)
+    policy, found = policy_for(env), []
+    start, noise = env.reset(), env.sample_noise(12)
+    for route in ("functional", "general"):
+        torch.manual_seed(1)
+        env.set_seed(2)
+        given = {"tensordict": start, "noise": noise, "route": route}
+        found.append(differentiable_rollout(env, policy, 12, **given))
+    assert (found[0]["step"][:, 1:] == 0).any()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0].keys(True, True))
+
+
+def test_a_layer_of_ones_own_is_the_one_that_acts():
+    class Shifted(MLP):
+        def forward(self, inputs):
+            return super().forward(inputs) + 7.0
+
+    env = inventory()
+    policy = policy_for(env)
+    policy.network.continuous = Shifted(in_features=2, out_features=2, num_cells=[8])
+    observation, seeds = env.reset()["observation"], []
+    for act in (policy.act, lambda x: policy(TensorDict({"observation": x}, 4))["action"]):
+        torch.manual_seed(0)
+        action = act(observation)
+        seeds.append(action.continuous if hasattr(action, "continuous") else action["continuous"])
+    assert torch.equal(*seeds)
 
 
 @pytest.mark.parametrize("route", ["functional", "general"])

@@ -6,9 +6,10 @@ import functools
 
 import pytest
 import torch
-from test_collectors import policy_for
+from test_collectors import Impatient, policy_for
 from test_masks import Shuttle
 from test_recomputing import scalar
+from torch import nn
 from torchrl.envs.utils import ExplorationType
 
 from hpo_torchrl.algorithms import HPO
@@ -67,7 +68,7 @@ def test_values_and_gradients_are_those_of_an_ordinary_rollout(case):
             parameters = list(policy.parameters())
             gradients = torch.autograd.grad(scalar(rollout), parameters, allow_unused=True)
             found.append((rollout, gradients, torch.rand(2)))
-            spent.append(compiled.clock.seconds)
+            spent.append(compiled.compile_seconds)
     assert 0.0 == spent[1] < spent[2] == spent[3]  # the second time nothing is compiled
     for (plain, one, after), (fast, other, after_fast) in zip(found[:2], found[2:], strict=True):
         assert set(plain.keys(True, True)) == set(fast.keys(True, True))
@@ -94,6 +95,69 @@ def test_training_is_the_same():
     (plain, _), (fast, metrics) = train(), train(compile=True)
     torch.testing.assert_close(fast, plain, rtol=1e-6, atol=1e-8)
     assert [row.get("compile_seconds", 0.0) > 0.0 for row in metrics] == [True, False, False]
+
+
+class Custom(nn.Module):
+    """A network of one's own, whose scale is one for all options, or absent."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.net = nn.Linear(4, 6)
+        self.scale = scale
+
+    def forward(self, observation):
+        logits, loc = self.net(observation.float()).split([2, 4], -1)
+        return logits, 30 + loc.unflatten(-1, (2, 2)), self.scale
+
+
+@pytest.mark.parametrize("scale", [None, torch.tensor([0.3, 0.4])])
+def test_a_network_of_ones_own_draws_what_it_would(scale):
+    env = InventoryEnv(num_items=2, batch_size=4, seed=0)
+    policy, found = HybridPolicy(Custom(scale)), []
+    start, noise = env.reset(), env.sample_noise(4)
+    plain = functools.partial(differentiable_rollout, env, policy)
+    for roll in (plain, CompiledRollout(env, policy, steps=100)):  # none is long enough to compile
+        torch.manual_seed(1)
+        found.append(roll(4, tensordict=start, noise=noise))
+    for key in ("reward", "observation"):
+        torch.testing.assert_close(found[0]["next", key], found[1]["next", key])
+    for key in ("action_log_prob", "discrete_log_prob"):
+        torch.testing.assert_close(found[0][key], found[1][key])
+
+
+def test_runs_in_one_process_do_not_use_up_what_torch_allows():
+    env = inventory()
+    policy = policy_for(env)
+    rollouts = [CompiledRollout(env, policy, steps=1) for _ in range(2)]
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for rollout in rollouts:
+            before = rollout.compile_seconds
+            rollout(2)
+            assert rollout.compile_seconds > before
+        env.fixed_cost = 7.0
+        with pytest.warns(UserWarning, match="numbers of the environment that change"):
+            rollouts[0](2)
+
+
+def test_the_length_of_a_stretch_divides_the_rollout():
+    found = []
+    for number in (30, 4, 7, 11):
+        rollout = CompiledRollout(inventory(), policy_for(inventory()))
+        rollout._compiled = None
+        rollout(number)
+        found.append(rollout.steps)
+    assert found == [5, 4, 7, 5]
+
+
+def test_a_mask_that_allows_nothing_is_refused():
+    class Stuck(Shuttle):
+        def allowed(self, state):
+            return torch.zeros(*state["x"].shape[:-1], 3, dtype=torch.bool)
+
+    env = Stuck(batch_size=3)
+    policy = HybridPolicy.for_env(env, hidden=[8])
+    with pytest.raises(ValueError, match="mask must allow at least one option"):
+        CompiledRollout(env, policy, steps=100)(3)
 
 
 def test_a_graph_may_be_gone_through_twice():
@@ -151,6 +215,9 @@ def test_what_does_not_go_together_is_refused():
         DifferentiableCollector(env, policy, frames_per_batch=60, compile=3)
     with pytest.raises(TypeError, match="compile needs a DifferentiableEnv"):
         CompiledRollout(env, HybridPolicy(policy.network, observation_key="x"))
+    impatient = Impatient(batch_size=2)
+    with pytest.raises(TypeError, match="compile needs episodes that end at the horizon"):
+        CompiledRollout(impatient, policy_for(impatient))
     policy.network.continuous.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="compile passes over hooks, and MLP of the policy"):
         CompiledRollout(env, policy)

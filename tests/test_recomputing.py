@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_collectors import policy_for
+from test_collectors import Impatient, policy_for
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.algorithms import HPO, GumbelSoftmax
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
-from hpo_torchrl.envs import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.envs import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv, hybridize
+from hpo_torchrl.envs.features import FixedCost
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 
 STEPS = 12
@@ -79,6 +82,33 @@ def test_gradients_reach_a_start_that_has_a_graph():
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
+def test_a_deterministic_rollout_is_computed_again_as_it_was():
+    env, policy = make("inventory", scale=0.3)
+    found = []
+    for size in (None, 5):
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            rollout = roll(env, policy, size)
+        found.append(torch.autograd.grad(scalar(rollout), policy.network.skip.weight)[0])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_reach_what_an_environment_learns():
+    env, policy = make("inventory")
+    outer = hybridize(ContinuousInventoryEnv([FixedCost(9.0)], batch_size=6, dtype=torch.float64))
+    outer.original.holding_cost.requires_grad_()
+    env.shift = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    env.observe = lambda state: InventoryEnv.observe(env, state) + env.shift.repeat(2)
+    for one, learned, acting in (
+        (env, env.shift, policy),
+        (outer, outer.original.holding_cost, policy_for(outer)),
+    ):
+        found = [
+            torch.autograd.grad(scalar(roll(one, acting, size)), learned)[0] for size in (None, 5)
+        ]
+        assert found[0].abs().max() > 1
+        torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
 def test_what_is_kept_for_the_gradient_is_hardly_more_than_the_data():
     env, _ = make("inventory")
     policy = HybridPolicy.for_env(env)
@@ -143,6 +173,11 @@ def test_bad_arguments_are_refused():
         differentiable_rollout(
             env, HybridPolicy(policy.network, observation_key="x"), 3, checkpoint_steps=2
         )
+    noise = env.sample_noise(STEPS).requires_grad_()
+    with pytest.raises(ValueError, match="no gradient reaches the noise"):
+        roll(env, policy, 5, noise=noise)
+    with pytest.raises(TypeError, match="Impatient has an advance of its own"):
+        roll(Impatient(batch_size=2), policy_for(Impatient(batch_size=2)), 5)
     arguments = {"frames_per_batch": 60, "checkpoint_steps": 5}
     with pytest.raises(ValueError, match="not for straight-through rollouts"):
         DifferentiableCollector(env, policy, temperature=1.0, **arguments)

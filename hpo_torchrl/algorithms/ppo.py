@@ -123,7 +123,8 @@ class PPO(Learner):
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Do one update; the batch's rewards are rescaled, and advantages are added to it."""
-        self.add_values(batch)
+        with torch.no_grad():
+            self.add_values(batch)
         metrics = self.rescale(batch)
         with torch.no_grad(), set_skip_existing(True):  # the values are there already
             self.advantage(batch)

@@ -144,8 +144,7 @@ class DifferentiableCollector:
         """Collect one batch of shape ``(*B, T)`` and carry the state over."""
         start = self.start(self._carried)
         with set_exploration_type(self.exploration_type):
-            random = self.exploration_type is ExplorationType.RANDOM
-            if self.compiled is not None and random and torch.is_grad_enabled():
+            if self.compiled is not None:
                 batch = self.compiled(self.num_steps, tensordict=start)
             elif self.temperature is None:
                 batch = differentiable_rollout(
@@ -180,7 +179,7 @@ class DifferentiableCollector:
         """Return the time spent on compiling since this was last asked."""
         if self.compiled is None:
             return 0.0
-        before, self._compile_seconds = self._compile_seconds, self.compiled.clock.seconds
+        before, self._compile_seconds = self._compile_seconds, self.compiled.compile_seconds
         return self._compile_seconds - before
 
     @property

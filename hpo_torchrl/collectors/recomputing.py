@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from tensordict.nn.probabilistic import interaction_type, set_interaction_type
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hpo_torchrl.collectors.discounting import Entries, before_and_after
 
@@ -70,6 +72,7 @@ class _Rollout:
     ) -> None:
         self.stretch, self.names, self.noise, self.fresh = stretch, names, noise, fresh
         self.size, self.parameters = size, list(parameters)
+        self.interaction = interaction_type()
         self.versions = [parameter._version for parameter in self.parameters]
         self.once = all(new is None for new in fresh)
         self.keys: list[str] = []
@@ -104,7 +107,8 @@ class _Rollout:
     def replay(self, index: int, start: Entries) -> tuple[Entries, list]:
         """Take a stretch again, with its random numbers and with a graph."""
         part, cuda = self.parts[index], [self.noise.device] if self.noise.is_cuda else []
-        with torch.random.fork_rng(devices=cuda), torch.enable_grad():
+        acting = set_interaction_type(self.interaction)
+        with torch.random.fork_rng(devices=cuda), torch.enable_grad(), acting:
             torch.set_rng_state(self.generators[index][0])
             if cuda:
                 torch.cuda.set_rng_state(self.generators[index][1], cuda[0])
@@ -140,6 +144,7 @@ class _Recomputed(torch.autograd.Function):
         return tuple(held.values())
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         rollout: _Rollout = ctx.rollout
         if rollout.versions != [parameter._version for parameter in rollout.parameters]:

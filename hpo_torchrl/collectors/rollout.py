@@ -14,6 +14,7 @@ from hpo_torchrl.collectors.discounting import Entries, discount_gradients
 from hpo_torchrl.collectors.unrolling import (
     LOG_PROBS,
     Transition,
+    counts_steps,
     entries_of,
     scored,
     stack_steps,
@@ -61,12 +62,13 @@ def differentiable_rollout(
         route: ``"auto"`` (functional where possible), ``"functional"`` or ``"general"``.
         checkpoint_steps: keep the graph of that many steps at once and compute the others again
             when gradients flow back (activation checkpointing): less memory for more time. It
-            needs the functional route, and the parameters must still be those of the rollout when
-            gradients are taken. ``None`` keeps the whole graph.
+            needs the functional route, first derivatives only, and the parameters must still be
+            those of the rollout when gradients are taken. ``None`` keeps the whole graph.
 
     Returns:
         Tensordict of shape ``(*B, T)`` as ``env.rollout`` returns it, without the distribution's
-        parameters.
+        parameters. On the functional route, without resets, what a step leads to and what the next
+        one starts from share their memory: change one in place and the other changes too.
 
     Raises:
         TypeError: the functional route is asked for an env or policy that has none.
@@ -93,6 +95,12 @@ def differentiable_rollout(
             raise ValueError(
                 "checkpoint_steps needs the functional route, got route='general'; leave one out."
             )
+        if noise is not None and noise.requires_grad:
+            raise ValueError(
+                "With checkpoint_steps no gradient reaches the noise, and the one given asks for "
+                "one; detach it, or leave checkpoint_steps out."
+            )
+        check_counted("checkpoint_steps", env)
     functional = is_functional(env, policy)
     if route == "functional":
         check_functional("The functional route", env, policy, "use route='auto' or 'general'")
@@ -194,9 +202,10 @@ def _actor(
 
 
 def _learned(env: EnvBase) -> list[Tensor]:
-    """Tensors of an environment that gradients flow to."""
-    held = (value for value in vars(env).values() if isinstance(value, Tensor))
-    return [value for value in held if value.requires_grad]
+    """Tensors of an environment, and of those within it, that gradients flow to."""
+    held = (value for module in env.modules() for value in vars(module).values())
+    loose = [value for value in held if isinstance(value, Tensor) and value.requires_grad]
+    return [*env.parameters(), *loose]
 
 
 def is_functional(env: EnvBase, policy: HybridPolicy) -> bool:
@@ -216,6 +225,15 @@ def check_functional(name: str, env: EnvBase, policy: HybridPolicy, fix: str) ->
             f"{name} needs a DifferentiableEnv and a HybridPolicy that reads 'observation' "
             "without a mask or with the environment's own 'action_mask', got "
             f"{type(env).__name__} and {type(policy).__name__}; {fix}."
+        )
+
+
+def check_counted(name: str, env: DifferentiableEnv) -> None:
+    """Raise a ``TypeError`` if an environment decides by itself when its episodes end."""
+    if not counts_steps(env):
+        raise TypeError(
+            f"{name} needs episodes that end at the horizon, but {type(env).__name__} has an "
+            "advance of its own, which may end them; leave it out."
         )
 
 

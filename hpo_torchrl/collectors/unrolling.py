@@ -26,6 +26,15 @@ Transition = Callable[
 ]
 
 
+# States after a reset, nothing, or what draws them if it turns out that they are needed.
+Fresh = Entries | Callable[[], Entries] | None
+
+
+def counts_steps(env: DifferentiableEnv) -> bool:
+    """Whether episodes end by the count of their steps, and by nothing else."""
+    return getattr(type(env), "advance", None) in (None, DifferentiableEnv.advance)
+
+
 def unroll(
     env: DifferentiableEnv,
     begin: Callable[[], Transition],
@@ -53,7 +62,7 @@ def unroll(
     time = len(env.batch_size)
     carried = {key: start.get(key) for key in (*env.state_names, *env.shown_names)}
     steps = Steps(env, begin, discount)
-    fresh = fresh_states(env, carried["step"], noise.shape[time], restart)
+    fresh: Any = fresh_states(env, carried["step"], noise.shape[time], restart)
     if checkpoint_steps is None:
         stacked = _stack_all(steps(carried, noise.unbind(time), fresh)[1], tuple(carried), fresh)
     else:
@@ -63,7 +72,7 @@ def unroll(
 
 
 def _stack_all(
-    history: list[dict[str, Any]], names: Sequence[str], fresh: Sequence[Entries | None]
+    history: list[dict[str, Any]], names: Sequence[str], fresh: Sequence[Fresh]
 ) -> dict[str, Tensor]:
     """Stack all steps. Without resets, states before and after steps are held once."""
     if any(new is not None for new in fresh):
@@ -89,20 +98,24 @@ class Steps:
         self, env: DifferentiableEnv, begin: Callable[[], Transition], discount: float
     ) -> None:
         self.env, self.begin, self.discount = env, begin, discount
-        self.never = torch.zeros((*env.batch_size, 1), dtype=torch.bool, device=env.device)
+        self.asks = not counts_steps(env)
 
     def __call__(
-        self, carried: Entries, noise: Sequence[Tensor], fresh: Sequence[Entries | None]
+        self, carried: Entries, noise: Sequence[Tensor], fresh: Sequence[Any]
     ) -> tuple[Entries, list[dict[str, Any]]]:
         """Return where the stretch leads to, and the entries of each step."""
         history, transition = [], self.begin()
+        shape = (*self.env.batch_size, 1)
+        never = torch.zeros(shape, dtype=torch.bool, device=self.env.device)
         for step_noise, new in zip(noise, fresh, strict=True):
             chosen, after, reward, over = transition(carried, step_noise)
             after |= self.env.show(after)
             row = {**carried, **chosen, "reward": reward}
-            row["over"] = self.never if over is None else over
+            row["over"] = never if over is None else over
             history.append({**row, **{(NEXT + key): value for key, value in after.items()}})
             carried = discount_gradients(after, self.discount)
+            if self.asks and new is not None:
+                new = new() if over is not None and bool(over.any()) else None
             if new is not None and over is not None:
                 carried = {
                     key: torch.where(expand_mask(over, value), new[key], value)
@@ -116,16 +129,19 @@ def fresh_states(
     step: Tensor,
     num_steps: int,
     restart: Callable[[Tensor], Any] | None = None,
-) -> list[Entries | None]:
+) -> list[Fresh]:
     """Draw the states that systems go on from whose episode ends, for each step of a rollout.
 
     Which ones end is a matter of counting. Known beforehand, nothing within a rollout has to wait
-    for what a device has computed, and a step can be computed twice.
+    for what a device has computed, and a step can be computed twice. Of an environment that ends
+    episodes by itself, what is returned draws when it is asked.
     """
-    fresh: list[Entries | None] = [None] * num_steps
+    names = (*env.state_names, *env.shown_names)
+    if not counts_steps(env):
+        return [*[lambda: {key: env._reset().get(key) for key in names}] * (num_steps - 1), None]
+    fresh: list[Fresh] = [None] * num_steps
     if env.horizon is None:
         return fresh
-    names = (*env.state_names, *env.shown_names)
     step = step.cpu()
     for i in range(num_steps - 1):
         step = step + 1

@@ -262,6 +262,9 @@ class DifferentiableEnv(EnvBase):
     ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
         """Advance one step and count it.
 
+        A subclass may end episodes for other reasons. Its rollouts then look at every step whether
+        any did, and can be neither compiled nor computed again (``checkpoint_steps``).
+
         Returns:
             The next state with its ``"step"``, the reward ``(*B, 1)``, and the mask ``(*B, 1)``
             of episodes that reached the horizon (``None`` without a horizon).

@@ -112,7 +112,7 @@ class HybridDistribution(Distribution):
                 "continuous network (number of options) x (continuous dimension) outputs."
             )
         self.loc = loc
-        self.scale = None if scale is None else _expand_scale(scale, loc)
+        self.scale = None if scale is None else expand_scale(scale, loc)
         self.heads = heads
         batch = logits.shape[: -2 if heads else -1]
         dimension = loc.shape[-1] * (logits.shape[-2] if heads else 1)
@@ -232,8 +232,8 @@ class HybridDistribution(Distribution):
     def _validate(self, mask: Tensor | None) -> None:
         if self.scale is not None and not bool((self.scale >= 0).all()):
             raise ValueError(f"scale must be >= 0, got a minimum of {self.scale.min().item():g}.")
-        if mask is not None and not bool(mask.any(-1).all()):
-            raise ValueError("mask must allow at least one option in every row; a row allows none.")
+        if mask is not None:
+            check_mask(mask)
 
 
 def draw_from(
@@ -300,7 +300,14 @@ def _log_density(noise: Tensor, scale: Tensor) -> Tensor:
     return (density - 0.5 * math.log(2 * math.pi)).masked_fill(zero, 0.0).sum(-1)
 
 
-def _expand_scale(scale: Tensor | float, loc: Tensor) -> Tensor:
+def check_mask(mask: Tensor) -> None:
+    """Raise a ``ValueError`` if a row of a mask allows no option."""
+    if not bool(mask.any(-1).all()):
+        raise ValueError("mask must allow at least one option in every row; a row allows none.")
+
+
+def expand_scale(scale: Tensor | float, loc: Tensor) -> Tensor:
+    """Return a scale in the shape of ``loc``."""
     if isinstance(scale, Tensor) and scale.shape == loc.shape and scale.dtype == loc.dtype:
         return scale
     scale = torch.as_tensor(scale).to(loc)

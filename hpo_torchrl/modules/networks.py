@@ -314,8 +314,8 @@ def bare(net: nn.Module) -> Callable[[Tensor], Tensor]:
     """
     layers = list(net) if isinstance(net, nn.Sequential) else [net]
     plain = (nn.Linear, nn.Identity, *ACTIVATIONS.values())
-    known = isinstance(net, (MLP, *plain)) or type(net) is nn.Sequential
-    if not known or hooked(net) or any(type(x) not in plain or hooked(x) for x in layers):
+    usual = type(net) in (MLP, nn.Sequential, *plain) and all(type(x) in plain for x in layers)
+    if not usual or any(map(hooked, (net, *layers))):
         return net
     calls = [layer.forward for layer in layers]
 

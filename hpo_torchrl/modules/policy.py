@@ -285,8 +285,13 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
 
     def discrete_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return log pi(. | s), normalised and masked, ``(*B, M)``, without the continuous net."""
-        observation, network = tensordict.get(self.observation_key), self.network
-        if not isinstance(network, HybridNetwork) or not known(network):
+        observation = tensordict.get(self.observation_key)
+        network: Any = self.network
+        # A subclass may say what its logits are; one with another forward need not have said it.
+        told = isinstance(network, HybridNetwork) and (
+            known(network) or type(network).logits is not HybridNetwork.logits
+        )
+        if not told:
             mask = None if self.mask_key is None else tensordict.get(self.mask_key)
             return self.distribution(observation, mask).logits
         logits = network.logits(observation)
@@ -363,7 +368,13 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
 
 def known(network: nn.Module) -> bool:
     """Whether calling a network is what :class:`HybridNetwork` does, and nothing else."""
-    return type(network).forward is HybridNetwork.forward and not hooked(network)
+    own, usual = type(network), vars(HybridNetwork).items()
+    methods = (name for name, value in usual if callable(value) and name != "__init__")
+    return (
+        isinstance(network, HybridNetwork)
+        and all(getattr(own, name) is getattr(HybridNetwork, name) for name in methods)
+        and not hooked(network)
+    )
 
 
 def _is_stochastic(network: nn.Module) -> bool:
