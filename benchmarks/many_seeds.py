@@ -14,12 +14,13 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import torch
+
 from hpo_torchrl._memory import keep_freed_memory
 from hpo_torchrl.algorithms import HPOPopulation
 from hpo_torchrl.build import build_algorithm
 from hpo_torchrl.cli import compose_config
 from hpo_torchrl.collectors.streams import Stream
-from hpo_torchrl.run import set_threads
 
 # Updates of the single seed in a pair, so that both are measured for some time.
 _REPEATED = 3
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=25)
     given = parser.parse_intermixed_args()
-    set_threads(1)
+    torch.set_num_threads(1)
     keep_freed_memory()
     single = _build(given.settings, 0)
     members, streams = [], []

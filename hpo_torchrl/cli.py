@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
+
+# Before torch is loaded: threads that wait for each other sleep. Waiting awake, they are a quarter
+# faster on free cores, and two to four times slower beside anything else that runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hydra
 from hydra import compose, initialize_config_dir

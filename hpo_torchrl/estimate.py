@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from hpo_torchrl._checks import first_line
+from hpo_torchrl._threads import set_threads
 from hpo_torchrl.build import build_algorithm, build_tests
 from hpo_torchrl.diagnostics import GradientSampler
 from hpo_torchrl.training import Evaluation
@@ -58,7 +58,7 @@ def measure_speed(settings: Mapping[str, Any]) -> Speed:
     Raises:
         ValueError: a value of the configuration is refused.
     """
-    torch.set_num_threads(settings["trainer"]["num_threads"])
+    set_threads(settings)
     algorithm = build_algorithm(settings)
     tests, _, quick = build_tests(settings["env"])
     update = quick_test = 0.0

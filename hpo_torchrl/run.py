@@ -11,6 +11,7 @@ import yaml
 from tqdm import tqdm
 
 from hpo_torchrl._checks import check_int, first_line
+from hpo_torchrl._threads import set_threads
 from hpo_torchrl.algorithms import HPO, Algorithm
 from hpo_torchrl.build import build_algorithm, build_tests, call_with
 from hpo_torchrl.describe import compare_on_record, describe_policy
@@ -196,7 +197,7 @@ def gradients_run(
             gradients.
     """
     check_int("seed", seed, minimum=0)
-    set_threads(config["trainer"]["num_threads"])
+    set_threads(config)
     algorithm = _differentiable(build_algorithm(config), config)
     if run_dir is not None:
         Checkpoint(run_dir, algorithm.components(), config=config).load()
@@ -225,7 +226,7 @@ def gradients_run(
 
 
 def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
-    set_threads(config["trainer"]["num_threads"])
+    set_threads(config)
     return make_trainer(config, run_dir, build_algorithm(config), build_goals(config))
 
 
@@ -304,11 +305,6 @@ def _differentiable(algorithm: Algorithm, config: Mapping[str, Any]) -> HPO:
             f"got {config['algorithm']['name']!r}."
         )
     return algorithm
-
-
-def set_threads(number: Any) -> None:
-    """Set torch's number of threads, as ``trainer.num_threads`` says."""
-    torch.set_num_threads(check_int("trainer.num_threads", number, minimum=1))
 
 
 def _describe(trainer: Trainer, run_dir: Path | None) -> dict[str, Any]:

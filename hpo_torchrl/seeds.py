@@ -10,6 +10,7 @@ import yaml
 
 from hpo_torchrl._checks import check_int, first_line
 from hpo_torchrl._memory import keep_freed_memory
+from hpo_torchrl._threads import set_threads
 from hpo_torchrl.algorithms import HPO, HPOPopulation
 from hpo_torchrl.build import build_algorithm
 from hpo_torchrl.collectors.streams import Stream
@@ -20,7 +21,6 @@ from hpo_torchrl.run import (
     finish_run,
     gradient_sizes,
     make_trainer,
-    set_threads,
     write_config,
 )
 from hpo_torchrl.training import CheckpointError
@@ -64,7 +64,7 @@ def train_seeds(
     if not resume:
         for place in (folder, *folders):
             check_new(place)
-    set_threads(config["trainer"]["num_threads"])
+    set_threads(config)
     configs = [with_seed(config, seed) for seed in seeds]
     members, streams = [], []
     for own in configs:
