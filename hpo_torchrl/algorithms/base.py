@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,23 +104,36 @@ def clip_gradients(
     Raises:
         NonFiniteError: a gradient is not finite; the message names component and parameters.
     """
-    norms = {}
+    totals = {}
     for component, parameters in groups.items():
-        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        if not gradients:
-            continue
-        total = nn.utils.get_total_norm(gradients.values())
-        if not bool(total.isfinite()):
-            bad = [name for name, grad in gradients.items() if not bool(grad.isfinite().all())]
+        gradients = [p.grad for p in parameters.values() if p.grad is not None]
+        if gradients:
+            totals[component] = nn.utils.get_total_norm(gradients)
+    norms = numbers(totals)
+    for component, norm in norms.items():
+        if not math.isfinite(norm):
+            named = groups[component].items()
+            bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
             what = ", ".join(bad) if bad else "its norm overflows"
             raise NonFiniteError(f"The gradient of the {component} network is not finite: {what}.")
-        nn.utils.clip_grads_with_norm_(parameters.values(), max_norm, total)
-        norms[component] = float(total)
+    for component, total in totals.items():
+        nn.utils.clip_grads_with_norm_(groups[component].values(), max_norm, total)
     return norms
+
+
+def numbers(terms: TensorDictBase | Mapping[str, Tensor]) -> dict[str, float]:
+    """Return scalars as numbers; the host waits for all of them once."""
+    names = list(terms.keys())
+    if not names:
+        return {}
+    values = torch.stack([terms[name].detach().double().reshape(()) for name in names])
+    return dict(zip(names, values.tolist(), strict=True))
 
 
 def check_finite(terms: TensorDictBase | Mapping[str, Tensor]) -> None:
     """Raise a :class:`NonFiniteError` that names the first entry that is NaN or infinite."""
+    if bool(torch.stack([value.isfinite().all() for value in terms.values()]).all()):
+        return
     for key, value in terms.items():
-        if not bool(torch.isfinite(value).all()):
+        if not bool(value.isfinite().all()):
             raise NonFiniteError(f"{key} is not finite: {value.detach().mean().item()}.")

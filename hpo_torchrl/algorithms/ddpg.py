@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
 from hpo_torchrl._checks import check_float, check_int
+from hpo_torchrl.algorithms.base import numbers
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import SampleCollector
 from hpo_torchrl.modules import HybridPolicy, make_q_network
@@ -106,7 +107,7 @@ class DDPG(Learner):
             terms = self.loss(part)
             norms = self.step(terms)
             self.targets.step()
-        return metrics | norms | {key: float(value) for key, value in terms.detach().items()}
+        return metrics | norms | numbers(terms)
 
     def losses(self) -> list[LearnedCriticLoss]:
         """The one loss."""

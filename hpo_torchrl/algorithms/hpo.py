@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_float, check_int
 from hpo_torchrl._entropy import divergence_of
+from hpo_torchrl.algorithms.base import numbers
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import DifferentiableCollector
 from hpo_torchrl.modules import HybridPolicy
@@ -126,7 +127,7 @@ class HPO(Learner):
         terms, logits = self.loss.evaluate(batch, held, value)
         before = _finite(logits.detach())
         metrics |= self.step(terms)
-        metrics |= {key: float(value) for key, value in terms.detach().items()}
+        metrics |= numbers(terms)
         metrics |= self._minibatches(held, before)
         move = ((self._mean_action(held) - mean) / self.action_scale).square().mean().sqrt()
         metrics["move"] = float(move)

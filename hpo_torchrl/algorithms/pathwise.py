@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_float, check_int
+from hpo_torchrl.algorithms.base import numbers
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import DifferentiableCollector
 from hpo_torchrl.collectors.rollout import check_functional
@@ -48,7 +49,7 @@ class PathwiseLearner(Learner):
             held = self.loss.add_advantage(batch)
         terms, _ = self.loss.evaluate(batch, held, value)
         metrics |= self.step(terms)
-        return metrics | {key: float(value) for key, value in terms.detach().items()}
+        return metrics | numbers(terms)
 
     def losses(self) -> list[PathwiseLoss]:
         """The one loss."""

@@ -12,6 +12,7 @@ from torchrl.objectives.value import GAE
 
 from hpo_torchrl._checks import check_float, check_int
 from hpo_torchrl._entropy import entropy_of, over_heads
+from hpo_torchrl.algorithms.base import numbers
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import SampleCollector
 from hpo_torchrl.modules import HybridPolicy
@@ -140,7 +141,7 @@ class PPO(Learner):
                 terms.set("loss_entropy", -bonus)
                 metrics |= self.step(terms)
                 kls.append(float(terms["kl_approx"]))
-                logged = {key: float(value) for key, value in terms.detach().items()}
+                logged = numbers(terms)
                 logged["entropy"] = float(entropy)
             kl = sum(kls) / len(kls)
             passes += 1

@@ -85,6 +85,8 @@ class CompiledRollout:
     and the policy's random numbers are drawn outside, in the order of the ordinary rollout: from
     the same generators come the same actions, up to rounding.
 
+    On a GPU each stretch, forward and backward, is replayed as a CUDA graph.
+
     The first call compiles; its results are cached on disk, so that the first call of a later
     process takes a part of the time. What a step leads to and what the next one starts from share
     their memory: change one in place and the other changes too.
@@ -170,6 +172,8 @@ class CompiledRollout:
         if self.steps is None:
             dividing = (length for length in _LENGTHS if num_steps % length == 0)
             self.steps = min(num_steps, next(dividing, _LENGTHS[0]))
+        if _on_gpu(env):
+            torch.compiler.cudagraph_mark_step_begin()  # graphs may take the last rollout's memory
         start = env.reset() if tensordict is None else tensordict
         noise = noise_of(env, start, num_steps, noise).movedim(len(env.batch_size), 0)
         begin = {key: start.get(key) for key in (*env.state_names, *env.shown_names)}
@@ -311,8 +315,12 @@ class CompiledRollout:
             )
 
 
+def _on_gpu(env: DifferentiableEnv) -> bool:
+    return env.device is not None and env.device.type == "cuda"
+
+
 def _options(env: DifferentiableEnv) -> dict[str, Any]:
-    if (env.device or torch.device("cpu")).type == "cuda":
+    if _on_gpu(env):
         return {"triton.cudagraphs": True}
     # Imported here: it takes a second, which only who compiles should wait for.
     from hpo_torchrl.collectors._thin_products import TransposeThinProducts
