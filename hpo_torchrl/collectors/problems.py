@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -16,7 +17,11 @@ from torchrl.envs import EnvBase
 from hpo_torchrl.envs import DifferentiableEnv
 
 # What tells one problem from another by its value.
-_PLAIN = (int, float, complex, str, bytes, Enum, np.generic, torch.dtype, torch.device, type(None))
+_NUMBERS = (int, float, complex, np.generic)
+_PLAIN = (*_NUMBERS, str, bytes, set, frozenset, range, Enum, torch.dtype, torch.device, type(None))
+# Whose objects are not looked into: what they hold may depend on how they were used.
+_FOREIGN = {*sys.stdlib_module_names, "torch", "torchrl", "tensordict", "numpy", "scipy"}
+_FOREIGN |= {"pandas", "polars", "pyarrow"}
 # What an environment holds that depends on how it was used; its buffers are of the problem.
 _HOUSEKEEPING = vars(nn.Module()).keys() - {"_buffers", "_parameters", "_modules"}
 _HOUSEKEEPING |= {"_cache", "_loaded_noise"}
@@ -26,8 +31,8 @@ def check_same_problem(first: DifferentiableEnv, other: DifferentiableEnv) -> No
     """Raise a ``ValueError`` that names what differs, if two environments differ in it.
 
     Looked into are numbers, words, tensors, arrays, collections of these, modules, and objects of
-    the library or of the environment's own package. Of anything else (generators, functions,
-    specs) two count as alike.
+    classes that are the library's or the user's. Of anything else (generators, functions, specs,
+    data frames) two count as alike.
     """
     if type(first) is not type(other):
         raise ValueError(
@@ -39,7 +44,7 @@ def check_same_problem(first: DifferentiableEnv, other: DifferentiableEnv) -> No
         another = inner.get(name)
         if isinstance(one, DifferentiableEnv) and isinstance(another, DifferentiableEnv):
             check_same_problem(one, another)
-    comparison = _Comparison(first)
+    comparison = _Comparison()
     for name in dict.fromkeys((*vars(first), *vars(other))):
         if name in _HOUSEKEEPING:
             continue
@@ -53,8 +58,7 @@ def check_same_problem(first: DifferentiableEnv, other: DifferentiableEnv) -> No
 
 
 class _Comparison:
-    def __init__(self, env: DifferentiableEnv) -> None:
-        self._packages = {_package(env), _package(self)}
+    def __init__(self) -> None:
         # Objects may hold each other. They are kept, for an id is free again once its owner is.
         self._seen: dict[tuple[int, int], Any] = {}
 
@@ -92,15 +96,11 @@ class _Comparison:
             return []  # compared by themselves; made of what is compared
         if isinstance(one, nn.Module):
             return [(f"{at}.state_dict()", dict(one.state_dict()), dict(other.state_dict()))]
-        if not is_dataclass(one) and _package(one) not in self._packages:
+        if type(one).__module__.partition(".")[0] in _FOREIGN:
             return []
         mine, theirs = _attributes(one), _attributes(other)
         names = dict.fromkeys((*mine, *theirs))
         return [(f"{at}.{name}", mine.get(name), theirs.get(name)) for name in names]
-
-
-def _package(thing: Any) -> str:
-    return type(thing).__module__.partition(".")[0]
 
 
 def _attributes(thing: Any) -> dict[str, Any]:
