@@ -8,15 +8,23 @@ from torch import Tensor
 
 def entropy_of(logits: Tensor) -> Tensor:
     """Return the entropy in nats, ``(*B,)``, of normalised log-probabilities ``(*B, M)``."""
-    # A masked option has logit -inf and probability 0; clamping makes 0 * -inf a 0.
-    return -(logits.exp() * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(-1)
+    return -(logits.exp() * finite(logits)).sum(-1)
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Return log-probabilities without -inf, which a masked option has, its probability being 0.
+
+    Clamped, it adds 0 to an entropy or a divergence: 0 * -inf would be NaN.
+    """
+    return logits.clamp_min(torch.finfo(logits.dtype).min)
 
 
 def divergence_of(before: Tensor, after: Tensor, ndim: int) -> Tensor:
     """Return the KL divergence in nats, ``(*B,)``, of one choice from another.
 
     Args:
-        before: normalised log-probabilities ``(*B, M)`` or ``(*B, H, M)``, without -inf.
+        before: normalised log-probabilities ``(*B, M)`` or ``(*B, H, M)``, without -inf
+            (see :func:`finite`).
         after: the other's.
         ndim: number of dimensions of B.
     """

@@ -87,10 +87,11 @@ def train_seeds(
             write_config(run_dir, own)
     keep_freed_memory()
     summaries = training.train()
-    return [
-        finish_run(trainer, summary, gradients)
-        for trainer, summary in zip(trainers, summaries, strict=True)
-    ]
+    finished = []
+    for trainer, summary, stream in zip(trainers, summaries, streams, strict=True):
+        with stream.in_place():  # pictures may draw, and as each run's own would
+            finished.append(finish_run(trainer, summary, gradients))
+    return finished
 
 
 def with_seed(config: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from shrunk import SMALL
@@ -13,14 +15,17 @@ from tensordict.nn import TensorDictModule
 from test_cli import refused, run_train
 from test_masks import Shuttle
 from torch import nn
+from torchrl.objectives import ValueEstimators
 
+import hpo_torchrl.run
+import hpo_torchrl.seeds
 from hpo_torchrl.algorithms import HPO, HPOPopulation, NonFiniteError
 from hpo_torchrl.build import build_algorithm
 from hpo_torchrl.cli import compose_config
 from hpo_torchrl.collectors.streams import Stream
 from hpo_torchrl.collectors.worlds import own_worlds
 from hpo_torchrl.envs import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv, hybridize
-from hpo_torchrl.envs.features import FixedCost, ItemFixedCost
+from hpo_torchrl.envs.features import FixedCost, IncrementalDiscount, ItemFixedCost
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.modules.stacked import ModuleStack
 from hpo_torchrl.reporting import read_runs
@@ -68,14 +73,21 @@ class Plain(nn.Module):
         return logits + self.tilt, loc.unsqueeze(-1), None
 
 
-def make(seed, env, plain=False, network=None, **arguments):
-    """Build a learner as a run builds it, right after its seed is set."""
+def make(seed, env, plain=False, network=None, given=None, **arguments):
+    """Build a learner as a run builds it, right after its seed is set.
+
+    ``given`` changes it afterwards.
+    """
     torch.manual_seed(seed)
     env = env(seed)
     policy = HybridPolicy.for_env(env, **{"hidden": [8], **(network or {})})
     if plain:
         policy = HybridPolicy(Plain(env.observation_spec["observation"].shape[-1], 2))
-    return HPO(env, policy, make_value_network(env, hidden=[8]), **{"window": 5, **arguments})
+    critic = make_value_network(env, hidden=[8])
+    learner = HPO(env, policy, critic, **{"window": 5, **arguments})
+    if given is not None:
+        given(learner)
+    return learner
 
 
 def train_alone(case, seed):
@@ -121,6 +133,61 @@ def numbers(learner):
     return torch.cat([value.detach().double().flatten() for value in found])
 
 
+def for_each_group(**settings):
+    def give(learner):
+        for group in learner.optimizer.param_groups:
+            group.update(settings)
+
+    return give
+
+
+def for_each_loss(**settings):
+    def give(learner):
+        for loss in learner.losses():
+            for name, value in settings.items():
+                setattr(loss, name, value)
+
+    return give
+
+
+def shrinking(learner):
+    """Let every step end with all parameters nearer to zero."""
+
+    @torch.no_grad()
+    def shrink(optimizer, *_):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.mul_(0.9)
+
+    learner.optimizer.register_step_post_hook(shrink)
+
+
+def other_optimizer(learner):
+    groups = [{"params": g["params"], "share": g["share"]} for g in learner.optimizer.param_groups]
+    learner.optimizer = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.5)
+
+
+def shorter_sight(learner):
+    learner.loss.make_value_estimator(gamma=0.8, lmbda=0.5)
+
+
+def two_distances(learner):
+    learner.detached_loss.loss_critic_type = "l1"
+
+
+# What a learner is given after it was built.
+GIVEN = {
+    "weight decay": for_each_group(weight_decay=0.5),
+    "amsgrad": for_each_group(amsgrad=True),
+    "maximize": for_each_group(maximize=True),
+    "a hook of the optimizer": shrinking,
+    "another optimizer": other_optimizer,
+    "another distance": for_each_loss(loss_critic_type="smooth_l1"),
+    "two distances": two_distances,
+    "the entropy's own unit": for_each_loss(entropy_in_advantage_units=False),
+    "another advantage": shorter_sight,
+}
+
 CASES = {
     "deterministic action": {"env": inventory},
     "stochastic action": {"env": inventory, "network": {"scale": 0.2}},
@@ -138,6 +205,7 @@ CASES = {
     "heads and masks": {"env": lambda seed: Shuttle(2, 8, dtype=DOUBLE, seed=seed)},
     "heads and bounds": {"env": items_of_their_own},
     "a batch of two dimensions": {"env": lambda seed: inventory(seed, batch_size=(2, 4))},
+    **{name: {"env": inventory, "given": given} for name, given in GIVEN.items()},
 }
 
 
@@ -202,6 +270,73 @@ def test_costs_of_a_test_are_those_of_each_policy_alone(env, scale):
     for policy, cost in zip(policies, together, strict=True):
         assert tuple(cost) == pytest.approx(tuple(test.run(policy)), rel=1e-10)
     assert len({cost.mean for cost in together}) == len(SEEDS)
+
+
+class WindyShuttle(Shuttle):
+    """The further out the cart is, the stronger the wind."""
+
+    def draw_noise(self, num_steps, state):
+        return super().draw_noise(num_steps, state) * (0.1 + state["x"].abs()).unsqueeze(-2)
+
+
+class BusyShuttle(Shuttle):
+    """How far the generator moves on depends on the state too."""
+
+    def draw_noise(self, num_steps, state):
+        rate = (1.0 + 20.0 * state["x"].abs()).unsqueeze(-2)
+        rate = rate.expand(*self.batch_size, num_steps, self.carts).contiguous()
+        return torch.poisson(rate, generator=self.rng) / rate - 1.0
+
+
+class FallingShuttle(Shuttle):
+    """An episode ends where the cart has gone too far, too."""
+
+    def advance(self, state, action, noise):
+        after, reward, over = super().advance(state, action, noise)
+        return after, reward, over | (after["x"].abs().amax(-1, keepdim=True) > 1.5)
+
+
+def different_policies(env):
+    policies = [HybridPolicy.for_env(env, hidden=[8]) for _ in SEEDS]
+    for policy in policies:
+        nn.init.normal_(policy.network.discrete[-1].weight)
+    return policies
+
+
+@pytest.mark.parametrize("steps", [30, 120])
+@pytest.mark.parametrize(
+    ("kind", "horizon"),
+    [
+        (WindyShuttle, None),
+        (WindyShuttle, 7),
+        (BusyShuttle, None),
+        (BusyShuttle, 70),
+        (FallingShuttle, 70),
+    ],
+)
+def test_costs_are_those_of_each_policy_where_its_world_depends_on_it(kind, horizon, steps):
+    env = kind(batch_size=2, dtype=DOUBLE, horizon=horizon, seed=9)
+    test = Evaluation(env, num_steps=steps, seed=5)
+    policies = different_policies(env)
+    together = test.run_all(policies)
+    for policy, cost in zip(policies, together, strict=True):
+        assert tuple(cost) == pytest.approx(tuple(test.run(policy)), rel=1e-10)
+    assert len({cost.mean for cost in together}) == len(SEEDS)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        lambda: inventory(9, batch_size=4, demand_traces=torch.rand(4, 9, 1).double()),
+        lambda: inventory(9, batch_size=4, horizon=7),
+        lambda: Shuttle(batch_size=4, dtype=DOUBLE, seed=9),
+    ],
+)
+def test_policies_in_one_world_are_simulated_together(monkeypatch, env):
+    """Noise that depends on the period alone is the same for all."""
+    env = env()
+    monkeypatch.delattr(Evaluation, "run")
+    assert len(Evaluation(env, num_steps=120, seed=5).run_all(different_policies(env))) == 3
 
 
 @pytest.mark.parametrize("rows", [3, 300])
@@ -301,6 +436,33 @@ def test_stacks_of_what_differs_are_refused():
         ModuleStack(scales)
 
 
+def with_buffer(value=None):
+    net = nn.Linear(1, 1)
+    if value is not None:
+        net.register_buffer("mean", value)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "nothing against .*'buffer', 'mean'"),
+        (torch.zeros(2), r"'mean', \(2,\).* against .*'mean', \(1,\)"),
+        (torch.zeros(1, dtype=DOUBLE), "float64.* against .*float32"),
+    ],
+)
+def test_stacks_of_other_buffers_are_refused(value, words):
+    with pytest.raises(ValueError, match=rf"(?s)module 1 differs from module 0.*{words}"):
+        ModuleStack([with_buffer(torch.zeros(1)), with_buffer(value)])
+
+
+def test_a_stack_of_which_one_is_frozen_is_refused():
+    nets = [nn.Linear(1, 1) for _ in SEEDS]
+    nets[2].bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"(?s)module 2 differs .*'bias'.*False.*against.*True"):
+        ModuleStack(nets)
+
+
 def test_a_critic_that_reads_two_entries_is_stacked():
     class Both(nn.Module):
         def __init__(self):
@@ -325,6 +487,87 @@ def test_worlds_of_two_problems_are_refused():
         own_worlds([inventory(0), Shuttle()])
 
 
+class Tariff:
+    def __init__(self, price):
+        self.price = price
+
+
+@dataclass(slots=True)
+class Rate:
+    steps: list
+
+
+def layer(value):
+    net = nn.Linear(1, 1)
+    nn.init.constant_(net.weight, value)
+    nn.init.zeros_(net.bias)
+    return net
+
+
+# Values of a problem that differ in a number, and where.
+HOLDERS = {
+    "list": (lambda x: [1.0, x], r"held\[1\]"),
+    "longer list": (lambda x: [1.0] * int(x), "held"),
+    "dict": (lambda x: {"a": {"b": x}}, r"held\['a'\]\['b'\]"),
+    "other keys": (lambda x: {x: 1}, "held"),
+    "list of tensors": (lambda x: [torch.tensor([x])], r"held\[0\]"),
+    "type of a tensor": (lambda x: torch.zeros(1, dtype=DOUBLE if x == 2 else None), "held"),
+    "array": (lambda x: np.array([x]), "held"),
+    "number or none": (lambda x: [x if x == 2 else None], r"held\[0\]"),
+    "object": (lambda x: (Tariff([x]),), r"held\[0\].price\[0\]"),
+    "dataclass": (lambda x: Rate([x]), r"held.steps\[0\]"),
+    "module": (layer, r"_modules\['held'\]"),
+}
+
+
+@pytest.mark.parametrize(("holder", "place"), HOLDERS.values(), ids=HOLDERS)
+def test_problems_that_differ_in_what_they_hold_are_refused(holder, place):
+    def world(x):
+        env = Shuttle()
+        env.held = holder(x)
+        return env
+
+    own_worlds([world(2.0), world(2.0)])
+    with pytest.raises(ValueError, match=f"{place}.* of one environment is"):
+        own_worlds([world(2.0), world(3.0)])
+
+
+def test_problems_are_compared_in_depth():
+    def world(cost):
+        costs = [FixedCost(20.0), IncrementalDiscount([5.0], [1.0, cost])]
+        return hybridize(ContinuousInventoryEnv(costs, batch_size=8))
+
+    own_worlds([world(0.5), world(0.5)])
+    with pytest.raises(
+        ValueError, match=r"\[1\].*\[1\] of one environment is 0\.5, of another 0\.6"
+    ):
+        own_worlds([world(0.5), world(0.6)])
+
+    def knotted():
+        env = Shuttle()
+        env.one, env.other = Tariff(None), Tariff(None)
+        env.one.price, env.other.price = env.other, env.one
+        env.register_buffer("base", torch.ones(1))
+        return env
+
+    own_worlds([knotted(), knotted()])
+    others = knotted(), knotted()
+    others[1].base += 1
+    with pytest.raises(ValueError, match=r"_buffers\['base'\]"):
+        own_worlds(others)
+    others = knotted(), knotted()
+    others[1].later = 3
+    with pytest.raises(ValueError, match="later of one environment is None, of another 3"):
+        own_worlds(others)
+
+
+def test_worlds_that_end_in_a_way_of_their_own_are_refused():
+    with pytest.raises(ValueError, match=r"FallingShuttle overrides .*--multirun seed="):
+        own_worlds([FallingShuttle(horizon=5)])
+    with pytest.raises(ValueError, match="FallingShuttle overrides"):
+        build_population({"env": lambda seed: FallingShuttle(batch_size=8, horizon=5, seed=seed)})
+
+
 def test_members_of_two_configurations_are_refused():
     def build(**changes):
         learners = [make(0, inventory), make(1, inventory, **changes)]
@@ -342,6 +585,88 @@ def test_members_of_two_configurations_are_refused():
         HPOPopulation([make(0, inventory, compile=True)], [Stream()])
     with pytest.raises(ValueError, match="at least one member"):
         HPOPopulation([], [])
+
+
+def test_members_that_are_not_apart_are_refused():
+    members, streams = [make(seed, inventory) for seed in SEEDS], [Stream() for _ in SEEDS]
+    with pytest.raises(ValueError, match="members 0 and 3 share one learner"):
+        HPOPopulation(members * 2, [Stream() for _ in range(6)])
+    with pytest.raises(ValueError, match="members 0 and 1 share one stream"):
+        HPOPopulation(members, streams[:1] * 3)
+    with pytest.raises(ValueError, match="streams must have one entry for each of the 3 members"):
+        HPOPopulation(members, streams[:2])
+    with pytest.raises(ValueError, match="seeds must have one entry for each of the 3 members"):
+        HPOPopulation(members, streams, [0, 1])
+    own = members[1]
+    again = HPO(own.env, HybridPolicy.for_env(own.env), make_value_network(own.env), window=5)
+    with pytest.raises(ValueError, match="members 0 and 1 share one environment"):
+        HPOPopulation([own, again], streams[:2])
+    again = HPO(inventory(5), HybridPolicy(own.policy.network), own.critic, window=5)
+    with pytest.raises(ValueError, match="members 0 and 1 share one parameter of the policy"):
+        HPOPopulation([own, again], streams[:2])
+
+
+def nothing(*_):
+    return None
+
+
+HOOKS = {
+    "forward": lambda own: own.policy.network.discrete.register_forward_hook(nothing),
+    "before forward": lambda own: own.critic.register_forward_pre_hook(nothing),
+    "backward": lambda own: own.critic.module[0].register_full_backward_hook(nothing),
+    "gradient": lambda own: own.policy.network.skip.weight.register_hook(nothing),
+    "gradient that has landed": lambda own: next(
+        own.critic.parameters()
+    ).register_post_accumulate_grad_hook(nothing),
+}
+
+
+@pytest.mark.parametrize("give", HOOKS.values(), ids=HOOKS)
+def test_members_with_hooks_are_refused(give):
+    def only_one(learner):
+        if learner.env.rng.initial_seed() == 1:
+            give(learner)
+
+    with pytest.raises(ValueError, match=r"of module 1 .* has some: remove them"):
+        build_population({"env": inventory, "given": only_one})
+
+
+def averaged(learner):
+    learner.loss.make_value_estimator(gamma=0.9, lmbda=0.9, average_gae=True)
+
+
+def one_step(learner):
+    learner.loss.make_value_estimator(ValueEstimators.TD0, gamma=0.9)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (one_step, r"TD0Estimator; choose GAE, or .*--multirun seed="),
+        (averaged, "average_gae of loss.value_estimator is True instead of False"),
+        (for_each_loss(reduction="sum"), "reduction='sum'; use 'mean'"),
+    ],
+)
+def test_losses_that_have_no_form_for_several_are_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        build_population({"env": inventory, "given": given})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (for_each_loss(loss_critic_type="l1"), "loss_critic_type of one is 'l2', of another 'l1'"),
+        (two_distances, "detached_loss.loss_critic_type of one is 'l2', of another 'l1'"),
+        (for_each_loss(entropy_in_advantage_units=False), "entropy_in_advantage_units of one is"),
+        (shorter_sight, r"value_estimator.gamma of one is 0\.99"),
+        (averaged, r"value_estimator.average_gae of one is False"),
+        (one_step, r"value_estimator.type of one is 'GAE', of another 'TD0Estimator'"),
+    ],
+)
+def test_members_with_losses_of_their_own_are_refused(given, words):
+    learners = [make(0, inventory), make(1, inventory, given=given)]
+    with pytest.raises(ValueError, match=words):
+        HPOPopulation(learners, [Stream(), Stream()])
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -473,6 +798,33 @@ def test_an_interrupted_population_goes_on_from_what_all_have(
         assert rows_of(ours) == rows_of(theirs)
 
 
+def test_what_a_population_goes_on_from_is_what_each_goes_on_from(
+    trained, interrupted, monkeypatch
+):
+    """A newer checkpoint of one seed does not outlive the rows of its updates."""
+    run_dir = interrupted / "seed=2"
+    checkpoints = run_dir / "checkpoints"
+    assert [path.stem[-1] for path in sorted(checkpoints.iterdir())] == ["2", "4"]
+    others = files_of(interrupted / "seed=4")
+
+    def stop(population):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HPOPopulation, "iterate", stop)
+        with pytest.raises(SystemExit):
+            run_train(monkeypatch, f"resume={interrupted}")
+    assert [path.stem[-1] for path in checkpoints.iterdir()] == ["2"]
+    assert max(row["update"] for row in rows_of(run_dir)) <= 2
+    assert [path for path in files_of(interrupted / "seed=4") if path not in others] == []
+    run_train(monkeypatch, f"resume={run_dir}")
+    found, expected = final_parameters(run_dir), final_parameters(trained / "all" / "seed=2")
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-8, atol=1e-10)
+    assert [row["update"] for row in rows_of(run_dir)] == [
+        row["update"] for row in rows_of(trained / "all" / "seed=2")
+    ]
+
+
 def test_a_single_seed_goes_on_alone(trained, interrupted, monkeypatch):
     run_dir = interrupted / "seed=3"
     run_train(monkeypatch, f"resume={run_dir}")
@@ -488,9 +840,11 @@ def test_a_single_seed_goes_on_alone(trained, interrupted, monkeypatch):
 def test_seeds_that_have_gone_too_far_apart_are_told(interrupted, monkeypatch, capsys):
     run_train(monkeypatch, f"resume={interrupted / 'seed=3'}")
     capsys.readouterr()
+    before = files_of(interrupted)
     message = refused(monkeypatch, capsys, f"resume={interrupted}")
     assert "holds no checkpoint of update 2" in message
     assert "different updates, 2 to 6" in message
+    assert files_of(interrupted) == before
 
 
 def test_the_command_prints_a_row_for_each_seed(tmp_path, monkeypatch, capsys):
@@ -501,6 +855,19 @@ def test_the_command_prints_a_row_for_each_seed(tmp_path, monkeypatch, capsys):
     costs = [summary_of(tmp_path / "run" / f"seed={seed}")["test_cost"] for seed in (7, 8)]
     assert f"{sum(costs) / 2:.4f}" in lines[5]
     assert "2 seeds, 3 updates" in lines[-1]
+
+
+def test_pictures_are_drawn_from_each_seeds_own_numbers(tmp_path, monkeypatch):
+    drawn = []
+    for module in (hpo_torchrl.run, hpo_torchrl.seeds):
+        monkeypatch.setattr(module, "finish_run", lambda *_: drawn.append(float(torch.rand(()))))
+    config = compose_config([*SMALL, "dtype=float64"])
+    train_seeds(config, tmp_path / "all", 3)
+    together = drawn.copy()
+    drawn.clear()
+    for seed in SEEDS:
+        train_run(load_config(tmp_path / "all" / f"seed={seed}"), tmp_path / f"alone {seed}")
+    assert together == drawn
 
 
 def test_the_policy_of_the_best_evaluation_is_each_seeds_own(tmp_path):

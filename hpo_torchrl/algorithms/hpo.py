@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from hpo_torchrl._checks import check_float, check_int
-from hpo_torchrl._entropy import divergence_of
+from hpo_torchrl._entropy import divergence_of, finite
 from hpo_torchrl.algorithms.base import numbers
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import DifferentiableCollector
@@ -125,7 +125,7 @@ class HPO(Learner):
         taken = held.get(("action", "continuous"))
         mean = self._mean_action(held) if self.policy.stochastic else taken
         terms, logits = self.loss.evaluate(batch, held, value)
-        before = _finite(logits.detach())
+        before = finite(logits.detach())
         metrics |= self.step(terms)
         metrics |= numbers(terms)
         metrics |= self._minibatches(held, before)
@@ -166,7 +166,7 @@ class HPO(Learner):
 
     @torch.no_grad()
     def _log_probabilities(self, held: TensorDictBase) -> Tensor:
-        return _finite(self.policy.discrete_logits(held))
+        return finite(self.policy.discrete_logits(held))
 
     def _divergence(self, held: TensorDictBase, before: Tensor) -> float:
         """Mean KL divergence of today's choice from that before the update."""
@@ -178,8 +178,3 @@ class HPO(Learner):
     def _mean_action(self, held: TensorDictBase) -> Tensor:
         """Mean of the continuous action at the options taken, ``(*B, T, n)``."""
         return self.policy.mean_action(held, held.get(("action", "discrete")))
-
-
-def _finite(logits: Tensor) -> Tensor:
-    # A masked option has logit -inf; clamped, it adds 0 to a divergence instead of NaN.
-    return logits.clamp_min(torch.finfo(logits.dtype).min)

@@ -11,16 +11,14 @@ from tensordict.nn import set_skip_existing
 from torch import Tensor
 from torchrl.envs.utils import set_exploration_type
 
-from hpo_torchrl._entropy import divergence_of
+from hpo_torchrl._entropy import divergence_of, finite
 from hpo_torchrl.algorithms.hpo import HPO
+from hpo_torchrl.algorithms.members import check_members, stacked_losses
 from hpo_torchrl.algorithms.stacked import StackedNetworks, beside
-from hpo_torchrl.collectors.rollout import check_functional, noise_of
+from hpo_torchrl.collectors.rollout import noise_of
 from hpo_torchrl.collectors.streams import Stream, Streams
 from hpo_torchrl.collectors.unrolling import entries_of
 from hpo_torchrl.collectors.worlds import own_worlds
-from hpo_torchrl.objectives.stacked import StackedHPOLoss
-
-_PLAIN = (int, float, str, type(None))
 
 
 class HPOPopulation:
@@ -32,6 +30,9 @@ class HPOPopulation:
     member's own means, one backward pass. A member that stops its passes early waits for the
     others.
 
+    What members were given after they were built is theirs too: each optimizer steps with its own
+    settings, and the losses are copied as they are when the population is made.
+
     Args:
         members: the runs, each built right after its seed was set.
         streams: for each the global random-number generators as its building left them.
@@ -39,7 +40,8 @@ class HPOPopulation:
 
     Raises:
         TypeError: the environment and policy cannot be unrolled on plain tensors.
-        ValueError: the members are not of one configuration, or use ``cross_term="adaptive"``.
+        ValueError: the members are not of one configuration, two share what is one's own, a network
+            has hooks, or a setting has no form for several, such as ``cross_term="adaptive"``.
 
     Examples:
         >>> import torch
@@ -65,24 +67,12 @@ class HPOPopulation:
     ) -> None:
         self.members, self.streams = list(members), list(streams)
         self.seeds = list(range(len(self.members))) if seeds is None else list(seeds)
-        _check_members(self.members)
-        first = self.members[0]
+        check_members(self.members, self.streams, self.seeds)
         self.worlds = own_worlds([member.env for member in self.members])
         self.networks = StackedNetworks(self.members, self.seeds)
         self.policy, self.critic = self.networks.policy, self.networks.critic
-        self.loss, self.detached_loss = (
-            StackedHPOLoss(
-                self.policy,
-                self.critic,
-                pathwise=loss.pathwise,
-                cross_term=loss.cross_term,
-                clip_epsilon=loss.clip_epsilon,
-                entropy_coeff=loss.entropy_coeff,
-                critic_coeff=loss.critic_coeff,
-            )
-            for loss in first.losses()
-        )
-        self.loss.make_value_estimator(gamma=first.discount, lmbda=first.gae_lambda)
+        losses = stacked_losses(self.members, self.policy, self.critic)
+        self.loss, self.detached_loss = losses
 
     def anneal(self, progress: float) -> None:
         """Set scheduled coefficients for ``progress`` in [0, 1] of the run."""
@@ -236,9 +226,7 @@ class HPOPopulation:
     def _divergence(self, held: TensorDictBase, before: Tensor) -> list[float]:
         """Each member's mean KL divergence of today's choice from that before the update."""
         after = self.policy.discrete_logits(held)
-        # A masked option has logit -inf; clamped, it adds 0 to a divergence instead of NaN.
-        before, after = (x.clamp_min(torch.finfo(x.dtype).min) for x in (before, after))
-        divergence = divergence_of(before, after, held.ndim)
+        divergence = divergence_of(finite(before), finite(after), held.ndim)
         return [max(0.0, mean) for mean in _means(divergence).tolist()]
 
     @torch.no_grad()
@@ -263,46 +251,3 @@ def _running(member: HPO, entries: dict[str, Tensor]) -> TensorDict:
     return TensorDict(
         {**entries, **ends}, batch_size=member.env.batch_size, device=member.env.device
     )
-
-
-def _check_members(members: Sequence[HPO]) -> None:
-    if not members:
-        raise ValueError("A population needs at least one member, got none.")
-    first = members[0]
-    for member in members:
-        if type(member) is not HPO:
-            raise TypeError(
-                "A population is of HPO itself, whose update it makes for all, got "
-                f"{type(member).__name__}."
-            )
-        for name, value in _settings(first).items():
-            if _settings(member)[name] != value:
-                raise ValueError(
-                    f"Members of a population have one configuration, but {name} of one is "
-                    f"{value!r}, of another {_settings(member)[name]!r}."
-                )
-    check_functional("num_seeds above 1", first.env, first.policy, "use --multirun seed=0,1,...")
-    if first.loss.cross_term == "adaptive":
-        raise ValueError(
-            "num_seeds above 1 has no algorithm.cross_term='adaptive', which weighs each seed's "
-            "gradient by passes of its own; use true or false, or --multirun seed=0,1,..."
-        )
-    ways = {
-        "checkpoint_steps": first.collector.checkpoint_steps,
-        "compile": first.collector.compiled is not None or None,
-    }
-    for name, value in ways.items():
-        if value is not None:
-            raise ValueError(
-                f"num_seeds above 1 has a way of its own to roll out: leave algorithm.{name}="
-                f"{value} out, or use --multirun seed=0,1,..."
-            )
-
-
-def _settings(member: HPO) -> dict[str, Any]:
-    """What members must have in common: numbers and words, and the coefficients of the loss."""
-    plain = {name: value for name, value in vars(member).items() if isinstance(value, _PLAIN)}
-    names = ("clip_epsilon", "critic_coeff")
-    values = {name: getattr(member.loss, name) for name in names}
-    coefficients = {name: None if value is None else float(value) for name, value in values.items()}
-    return {**plain, **coefficients, **member.collecting, "cross_term": member.loss.cross_term}

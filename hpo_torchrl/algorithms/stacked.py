@@ -16,6 +16,8 @@ from hpo_torchrl.modules.stacked import ModuleStack
 
 # What Adam remembers of a parameter, in the order of its functional form.
 _STATE = ("exp_avg", "exp_avg_sq", "step")
+# What a group of its parameters says that is read, or has nothing to do with a step.
+_SETTINGS = ("params", "lr", "betas", "eps", "fused", "share")
 
 
 class NonFiniteMemberError(NonFiniteError):
@@ -113,13 +115,14 @@ class StackedNetworks:
 def step_together(optimizers: Sequence[torch.optim.Adam]) -> None:
     """Let all optimizers make their step, those of one learning rate in one call.
 
-    Their state is theirs, as after a step of each. One that has made no step yet makes it itself.
+    Their state is theirs, as after a step of each. One that has made no step yet makes it itself,
+    as does one that is more than plain Adam.
     """
     together: dict[tuple, list[list[Any]]] = {}
     for optimizer in optimizers:
         groups = optimizer.param_groups
         held = [p for group in groups for p in group["params"] if p.grad is not None]
-        if not all(optimizer.state.get(parameter) for parameter in held):
+        if not (_is_plain(optimizer) and all(optimizer.state.get(p) for p in held)):
             optimizer.step()
             continue
         for group in groups:
@@ -150,6 +153,18 @@ def step_together(optimizers: Sequence[torch.optim.Adam]) -> None:
                 eps=eps,
                 maximize=False,
             )
+
+
+def _is_plain(optimizer: torch.optim.Adam) -> bool:
+    """Whether an optimizer's step is Adam with the settings that are read of its groups."""
+    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    others = (
+        value
+        for group in optimizer.param_groups
+        for name, value in group.items()
+        if name not in _SETTINGS  # weight_decay, amsgrad, maximize, ...: all off by default
+    )
+    return type(optimizer) is torch.optim.Adam and not hooked and not any(others)
 
 
 def beside(value: Tensor, like: Tensor) -> Tensor:

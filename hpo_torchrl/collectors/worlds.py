@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torchrl.envs import EnvBase
 
 from hpo_torchrl.collectors.discounting import Entries
+from hpo_torchrl.collectors.problems import check_same_problem
 from hpo_torchrl.collectors.unrolling import Transition, expand_mask, unroll
 from hpo_torchrl.envs import DifferentiableEnv
-
-# What tells one problem from another, besides tensors and environments within the environment.
-_PLAIN = (int, float, str, tuple, torch.dtype, torch.Size, type(None))
 
 
 class Worlds:
@@ -86,10 +85,18 @@ def own_worlds(envs: Sequence[DifferentiableEnv]) -> Worlds:
     """Return the worlds of these environments, each with its own generator.
 
     Raises:
-        ValueError: they are not of one problem; the message names what differs.
+        ValueError: they are not of one problem, and the message names what differs; or episodes
+            end in a way of their own.
     """
+    for env in envs:
+        if not counts_steps(env):
+            raise ValueError(
+                f"{type(env).__name__} overrides DifferentiableEnv.advance, but worlds side by "
+                "side end their episodes by counting steps to the horizon, as advance itself "
+                "does. Train such seeds one after another by --multirun seed=0,1,..."
+            )
     for env in envs[1:]:
-        _check_same_problem(envs[0], env)
+        check_same_problem(envs[0], env)
 
     def fresh(over: Tensor) -> dict[str, Tensor]:
         # Only where an episode is over: a generator moves on with every draw.
@@ -104,7 +111,12 @@ def own_worlds(envs: Sequence[DifferentiableEnv]) -> Worlds:
 
 
 def shared_world(env: DifferentiableEnv, number: int) -> Worlds:
-    """Return S worlds that are one: the same starts, and the same noise if that is given alike."""
+    """Return S worlds that are one: the same starts, and the same noise if that is given alike.
+
+    Args:
+        env: the environment, one whose episodes end by :func:`counts_steps`.
+        number: number S of worlds.
+    """
 
     def fresh(over: Tensor) -> dict[str, Tensor]:
         start = env._reset()
@@ -119,30 +131,6 @@ def repeated(value: Tensor, number: int) -> Tensor:
     return value.expand(number, *value.shape)
 
 
-def _check_same_problem(first: DifferentiableEnv, other: DifferentiableEnv) -> None:
-    if type(first) is not type(other):
-        raise ValueError(
-            "Worlds side by side must be of one problem, got environments of "
-            f"{type(first).__name__} and {type(other).__name__}."
-        )
-    children = zip(first.children(), other.children(), strict=True)
-    for one, another in children:
-        if isinstance(one, DifferentiableEnv) and isinstance(another, DifferentiableEnv):
-            _check_same_problem(one, another)
-    for name, value in vars(first).items():
-        found = vars(other).get(name)
-        if not _same(value, found):
-            raise ValueError(
-                f"Worlds side by side must be of one problem, but {name} of one environment is "
-                f"{value!r}, of another {found!r}. Build them from one configuration; seeds alone "
-                "may differ."
-            )
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are alike; what is neither a number nor a tensor counts as such."""
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and torch.equal(one, other)
-    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
-        return all(_same(*pair) for pair in zip(one, other, strict=True))
-    return not isinstance(one, _PLAIN) or one == other
+def counts_steps(env: EnvBase) -> bool:
+    """Whether episodes end by the count of steps alone, which is how worlds are reset."""
+    return isinstance(env, DifferentiableEnv) and type(env).advance is DifferentiableEnv.advance

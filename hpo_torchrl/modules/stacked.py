@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torchrl.modules import MLP
 
-from hpo_torchrl.modules.networks import ACTIVATIONS, HybridNetwork
+from hpo_torchrl.modules.networks import ACTIVATIONS, HybridNetwork, hooked
 from hpo_torchrl.modules.policy import HybridPolicy
 
 # Rows of each network up to which one product for all is faster on a CPU than one for each: beyond,
@@ -25,7 +25,9 @@ class ModuleStack:
     """S modules of one structure as a single one, on inputs whose first dimension is S.
 
     Its parameters are copies of the members' own, stacked, in the order of theirs. :meth:`load`
-    renews them, and the gradients that land on them are the members' gradients, stacked.
+    renews them, and the gradients that land on them are the members' gradients, stacked. Buffers
+    are those of the first member at the start and must stay as they are: a network that changes
+    its own, such as batch normalisation in training, is not for stacks.
 
     Args:
         modules: the members.
@@ -35,7 +37,8 @@ class ModuleStack:
             ``TensorDictModule`` of such, else a module.
 
     Raises:
-        ValueError: there are none, their structures or sizes differ, or a buffer does.
+        ValueError: there are none, their structures or sizes differ, or a buffer does, or one has
+            hooks, of modules or parameters.
 
     Examples:
         >>> import torch
@@ -85,22 +88,52 @@ class ModuleStack:
 def _check_alike(modules: Sequence[nn.Module]) -> None:
     if not modules:
         raise ValueError("A stack needs at least one module, got none.")
-    first = modules[0]
-    expected = [(name, p.shape, p.dtype, p.device) for name, p in first.named_parameters()]
+    first, expected = modules[0], _structure(modules[0])
     for i, module in enumerate(modules):
-        found = [(name, p.shape, p.dtype, p.device) for name, p in module.named_parameters()]
+        _check_unhooked(i, module)
+        found = _structure(module)
         if str(module) != str(first) or found != expected:
+            pairs = itertools.zip_longest(found, expected, fillvalue="nothing")
+            differing = (f"\n{pair[0]} against {pair[1]}" for pair in pairs if pair[0] != pair[1])
             raise ValueError(
                 f"Modules that are stacked must have one structure, but module {i} differs from "
-                f"module 0:\n{module}\nagainst\n{first}"
+                f"module 0:\n{module}\nagainst\n{first}{next(differing, '')}"
             )
-        buffers = zip(first.named_buffers(), module.named_buffers(), strict=True)
-        for (name, one), (_, other) in buffers:
+        buffers = zip(first.named_buffers(), module.buffers(), strict=True)
+        for (name, one), other in buffers:
             if not torch.equal(one, other):
                 raise ValueError(
                     f"Modules that are stacked share their buffers, but {name!r} of module {i} "
                     "differs from that of module 0."
                 )
+
+
+def _structure(module: nn.Module) -> list[tuple]:
+    """What tells one structure from another, of each parameter and buffer."""
+    return [
+        (kind, name, tuple(value.shape), value.dtype, str(value.device), value.requires_grad)
+        for kind, named in (
+            ("parameter", module.named_parameters()),
+            ("buffer", module.named_buffers()),
+        )
+        for name, value in named
+    ]
+
+
+def _check_unhooked(number: int, module: nn.Module) -> None:
+    """Raise if something is to happen at a call or to a gradient that a stack would leave out."""
+    hooks = [(name, hooked(part)) for name, part in module.named_modules()]
+    hooks += [
+        (name, bool(value._backward_hooks or value._post_accumulate_grad_hooks))
+        for name, value in module.named_parameters()
+    ]
+    for name, found in hooks:
+        if found:
+            raise ValueError(
+                f"Modules that are stacked are evaluated without hooks, but {name or 'itself'!r} "
+                f"of module {number} ({type(module).__name__}) has some: remove them, or use each "
+                "module alone."
+            )
 
 
 def _stacked(module: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl._checks import check_int
 from hpo_torchrl.collectors import differentiable_rollout
-from hpo_torchrl.collectors.worlds import repeated, shared_world
+from hpo_torchrl.collectors.worlds import counts_steps, repeated, shared_world
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.stacked import ModuleStack
 
@@ -79,12 +80,23 @@ class Evaluation:
     def run_all(self, policies: Sequence[HybridPolicy]) -> list[CostEstimate]:
         """Simulate policies of one structure side by side and return the cost of each.
 
-        They face the same world, as each would alone: the noise that is drawn may depend on the
-        period, but not on what a policy did.
+        They face the same world, as each would alone. Where that world depends on what a policy
+        did (noise that is drawn for a state, episodes that end in a way of their own), each is
+        simulated by itself instead.
 
         Args:
             policies: the policies; the environment must be a :class:`DifferentiableEnv`.
+
+        Returns:
+            What :meth:`run` returns of each, up to rounding.
         """
+        if counts_steps(self.env):
+            with contextlib.suppress(_WorldsPartError):
+                return self._side_by_side(policies)
+        return [self.run(policy) for policy in policies]
+
+    def _side_by_side(self, policies: Sequence[HybridPolicy]) -> list[CostEstimate]:
+        """Do what :meth:`run_all` does, as far as the policies face the same noise."""
         number, policy = len(policies), ModuleStack(policies).module
         worlds = shared_world(self.env, number)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
@@ -95,7 +107,11 @@ class Evaluation:
             return {"discrete": draw.discrete, "continuous": draw.continuous}
 
         def roll(state: Any, steps: int) -> TensorDictBase:
-            noise = self.env.sample_noise(steps, {key: state[key][0] for key in state})
+            asked = _Asked({key: state[key][0] for key in self.env.state_names})
+            noise = self.env.sample_noise(steps, asked)
+            # A function of what it was told, which all must have been told alike.
+            if any(bool((state[key] != state[key][:1]).any()) for key in asked.names):
+                raise _WorldsPartError
             return worlds.rollout(act, state, repeated(noise, number))
 
         self.env.set_seed(self.seed)
@@ -129,6 +145,29 @@ class Evaluation:
                 state = carry(window)
         units = getattr(self.env, "cost_units", 1.0)
         return total / ((self.num_steps - self.skip) * units)
+
+
+class _Asked(Mapping[str, Tensor]):
+    """A state that remembers the names of the entries that were asked for."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._state[name]
+        self.names.add(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+
+class _WorldsPartError(Exception):
+    """The noise is drawn for states that policies have brought about."""
 
 
 def _estimate(cost: Tensor) -> CostEstimate:

@@ -35,15 +35,19 @@ class PopulationTrainer:
     def resume(self) -> None:
         """Go on from the newest checkpoint that all members have.
 
+        Only when all have loaded theirs, each member's folder is cut back to it: newer checkpoints
+        would belong to rows of ``metrics.csv`` that are written anew.
+
         Raises:
-            CheckpointError: there is none, or one is damaged or of another configuration.
+            CheckpointError: there is none, or one is damaged or of another configuration; no file
+                has changed.
         """
         newest = [trainer.checkpoint.newest_update() for trainer in self.trainers]
         update = min(newest)
         for trainer, stream in zip(self.trainers, self.population.streams, strict=True):
             try:
                 with stream.in_place():
-                    trainer.resume(update)
+                    trainer.restore(update)
             except CheckpointError as error:
                 if len(set(newest)) == 1:
                     raise
@@ -51,6 +55,10 @@ class PopulationTrainer:
                     f"{error} The seeds have come to different updates, {update} to {max(newest)}; "
                     f"go on with each alone, as by resume={trainer.run_dir}."
                 ) from error
+        for trainer in self.trainers:
+            while trainer.checkpoint.newest_update() > update:
+                trainer.checkpoint.newest().unlink()
+            trainer.logger.resume(update)
 
     def train(self) -> list[dict[str, Any]]:
         """Run all updates, evaluate, and return each member's summary.
