@@ -280,10 +280,17 @@ def draw_from(
 def branch(
     discrete: Tensor, loc: Tensor, scale: Tensor | None, heads: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return what :meth:`HybridDistribution.branch` does."""
+    """Return what :meth:`HybridDistribution.branch` does.
+
+    A scale that all options and states share may be given once, ``(1, n)`` or ``(H, 1, k)``.
+    """
     index = discrete[..., None, None].expand(*discrete.shape, 1, loc.shape[-1])
     mean = _select(loc, index, heads)
-    return mean, None if scale is None else _select(scale, index, heads)
+    if scale is None:
+        return mean, None
+    if scale.ndim == 2 + heads and scale.shape[-2] == 1:
+        return mean, scale.flatten().expand_as(mean)
+    return mean, _select(scale, index, heads)
 
 
 def _select(branches: Tensor, index: Tensor, heads: bool) -> Tensor:

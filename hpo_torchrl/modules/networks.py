@@ -153,6 +153,10 @@ class HybridNetwork(nn.Module):
         trunk, discrete, continuous = map(bare, (self.trunk, self.discrete, self.continuous))
         skip = None if self.skip is None else bare(self.skip)
         branches, unit, scale = self._branches, self._unit, self.scale()
+        # One for all options, as it is unless it is learned; to look takes waiting on a GPU.
+        if scale is not None and not scale.requires_grad and scale.device.type == "cpu":
+            shared = bool((scale == scale[..., :1, :]).all())
+            scale = scale[..., :1, :] if shared else scale
 
         def sample(observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             features = trunk(observation)
@@ -162,7 +166,9 @@ class HybridNetwork(nn.Module):
             if skip is not None:
                 raw = raw + skip(observation)
             loc = self._into_range(raw.reshape(*raw.shape[:-1], *branches), unit)
-            return logits, loc, None if scale is None else scale.expand_as(loc)
+            if scale is None or scale.shape[-2] == 1:
+                return logits, loc, scale
+            return logits, loc, scale.expand_as(loc)
 
         return sample
 
