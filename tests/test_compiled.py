@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import functools
+import re
 
 import pytest
 import torch
+from shrunk import SMALL
 from test_collectors import Impatient, policy_for
 from test_masks import Shuttle
 from test_recomputing import scalar
@@ -13,9 +16,11 @@ from torch import nn
 from torchrl.envs.utils import ExplorationType
 
 from hpo_torchrl.algorithms import HPO
+from hpo_torchrl.cli import compose_config
 from hpo_torchrl.collectors import CompiledRollout, DifferentiableCollector, differentiable_rollout
 from hpo_torchrl.envs import InventoryEnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.run import train_run
 
 STEPS = 7  # three stretches of two, and one step that is left over
 
@@ -178,6 +183,16 @@ def test_a_mask_that_allows_nothing_is_refused():
     policy = HybridPolicy.for_env(env, hidden=[8])
     with pytest.raises(ValueError, match="mask must allow at least one option"):
         CompiledRollout(env, policy, steps=100)(3)
+
+
+def test_a_run_says_how_long_it_compiled(tmp_path, capsys):
+    config = compose_config([*SMALL, "algorithm.compile=true", "trainer.num_updates=2"])
+    train_run(config, tmp_path / "run")
+    assert re.search(r"^compiled in +\d+\.\d s$", capsys.readouterr().err, re.MULTILINE)
+    text = (tmp_path / "run" / "metrics.csv").read_text()
+    first, second = csv.DictReader(text.splitlines())
+    assert float(first["compile_seconds"]) > 0.0
+    assert not second["compile_seconds"]
 
 
 def test_a_graph_may_be_gone_through_twice():

@@ -206,6 +206,8 @@ class Trainer:
         return row
 
     def _show(self, bar: tqdm, row: dict[str, Any]) -> None:
+        if "compile_seconds" in row:
+            bar.write(f"{'compiled in':<17}{row['compile_seconds']:.1f} s", file=sys.stderr)
         bar.update()
         shown = {"cost": f"{row['cost']:.2f}"}
         tested = next((r for r in reversed(self.logger.rows) if "test_cost" in r), None)
