@@ -47,9 +47,10 @@ def differentiable_rollout(
     keeps the graph. Systems that are done within the rollout are reset and go on.
 
     With ``discount`` :math:`\gamma < 1` the gradient through every state transition is multiplied
-    by :math:`\gamma` (values do not change). The gradient of :math:`\sum_t r_t` is then the sum
-    over t of the gradient of the *discounted* return from t: each action is credited with its
-    discounted future, and late actions weigh as much as early ones.
+    by :math:`\gamma` (values do not change, but for infinite ones). The gradient of
+    :math:`\sum_t r_t` is then the sum over t of the gradient of the *discounted* return from t:
+    each action is credited with its discounted future, and late actions weigh as much as early
+    ones.
 
     Args:
         env: the environment, batch size ``*B``.

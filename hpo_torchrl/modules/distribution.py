@@ -30,7 +30,8 @@ class HybridDraw(NamedTuple):
     """A sample as plain tensors, and what its log-probabilities follow from, without a graph.
 
     Off the graph on purpose: in a differentiable rollout a cached log-probability would carry a
-    pathwise term through the state, and whoever scores it would count that term twice.
+    pathwise term through the state, and whoever scores it would count that term twice. The scale
+    is broadcastable to the noise.
     """
 
     discrete: Tensor
@@ -282,14 +283,15 @@ def branch(
 ) -> tuple[Tensor, Tensor | None]:
     """Return what :meth:`HybridDistribution.branch` does.
 
-    A scale that all options and states share may be given once, ``(1, n)`` or ``(H, 1, k)``.
+    A scale that all options and states share may be given once, ``(1, n)`` or ``(H, 1, k)``; it is
+    returned once too, broadcastable to the mean.
     """
     index = discrete[..., None, None].expand(*discrete.shape, 1, loc.shape[-1])
     mean = _select(loc, index, heads)
     if scale is None:
         return mean, None
     if scale.ndim == 2 + heads and scale.shape[-2] == 1:
-        return mean, scale.flatten().expand_as(mean)
+        return mean, scale.reshape(*(1,) * (mean.ndim - 1), -1)
     return mean, _select(scale, index, heads)
 
 
