@@ -16,7 +16,7 @@ from hpo_torchrl.algorithms.base import numbers
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import SampleCollector
 from hpo_torchrl.modules import HybridPolicy, make_q_network
-from hpo_torchrl.modules.networks import ACTIVATIONS
+from hpo_torchrl.modules.layers import ACTIVATIONS
 from hpo_torchrl.objectives import LearnedCriticLoss
 
 

@@ -42,7 +42,7 @@ from hpo_torchrl.modules.distribution import (
     draw_from,
     expand_scale,
 )
-from hpo_torchrl.modules.networks import hooked
+from hpo_torchrl.modules.layers import hooked
 from hpo_torchrl.modules.policy import known
 
 # Steps of a stretch, the better first: one that leaves no rest is taken.

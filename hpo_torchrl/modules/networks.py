@@ -1,4 +1,4 @@
-"""The networks behind a hybrid policy and its critic."""
+"""The network behind a hybrid policy."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchrl.envs import EnvBase
-from torchrl.modules import MLP, ValueOperator
+from torchrl.modules import MLP
 
 from hpo_torchrl._checks import check_bool, check_choice, check_float, check_sizes
 from hpo_torchrl._pieces import OptionBounds
-
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+from hpo_torchrl.modules.layers import ACTIVATIONS, bare, mlp
 
 # Of the softplus that keeps an action on its side of a bound.
 _SHARPNESS = 4.0
@@ -283,145 +280,3 @@ class OptionRange(nn.Module):
         one_sided = torch.where(self.has_low, self.low + size, self.high - size)
         bounded = torch.where(self.has_low & self.has_high, inside, one_sided)
         return torch.where(self.has_low | self.has_high, bounded, unit * raw)
-
-
-def mlp(
-    inputs: int,
-    outputs: int,
-    hidden: Sequence[int],
-    activation: str,
-    gain: float,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> MLP:
-    """Build a TorchRL ``MLP``: orthogonal layers, zero biases, ``gain`` on the last layer."""
-    net = MLP(
-        in_features=inputs,
-        out_features=outputs,
-        num_cells=list(hidden),
-        depth=len(hidden),
-        activation_class=ACTIVATIONS[activation],
-        device=device,
-    ).to(dtype)
-    layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    for layer in layers:
-        last = layer is layers[-1]
-        nn.init.orthogonal_(layer.weight, gain=gain if last else math.sqrt(2))
-        nn.init.zeros_(layer.bias)
-    return net
-
-
-def bare(net: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a function that computes what a net does, without looking for hooks at every call.
-
-    Of small layers that search takes a good part of the time. A net that has hooks, or is no plain
-    sequence, is returned itself.
-    """
-    layers = list(net) if isinstance(net, nn.Sequential) else [net]
-    plain = (nn.Linear, nn.Identity, *ACTIVATIONS.values())
-    usual = type(net) in (MLP, nn.Sequential, *plain) and all(type(x) in plain for x in layers)
-    if not usual or any(map(hooked, (net, *layers))):
-        return net
-    calls = [layer.forward for layer in layers]
-
-    def call(value: Tensor) -> Tensor:
-        for layer in calls:
-            value = layer(value)
-        return value
-
-    return calls[0] if len(calls) == 1 else call
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether calling a module does more than its ``forward``."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-def make_value_network(
-    env: EnvBase,
-    *,
-    hidden: Sequence[int] = (64, 64),
-    activation: str = "tanh",
-    observation_key: str = "observation",
-) -> ValueOperator:
-    """Build the critic of an environment: ``observation`` to ``"state_value"``, ``(*B, 1)``.
-
-    Args:
-        env: the environment; its observation spec gives the input size, device and dtype.
-        hidden: width of each hidden layer.
-        activation: see :class:`HybridNetwork`. A critic that is linear far out (relu) invents
-            slopes where there is no data, and the gradient through its value drives the policy
-            there.
-        observation_key: entry that the critic reads.
-
-    Examples:
-        >>> from hpo_torchrl.envs import InventoryEnv
-        >>> from hpo_torchrl.modules import make_value_network
-        >>> critic = make_value_network(InventoryEnv(batch_size=4))
-        >>> critic(InventoryEnv(batch_size=4).reset())["state_value"].shape
-        torch.Size([4, 1])
-    """
-    check_choice("activation", activation, ACTIVATIONS)
-    spec = env.observation_spec[observation_key]
-    hidden = check_sizes("hidden", hidden)
-    # The head starts at zero: slopes that mean nothing would steer the policy at once, and the more
-    # the smaller each coordinate's own share of the reward is.
-    net = mlp(spec.shape[-1], 1, hidden, activation, 0.0, device=spec.device, dtype=spec.dtype)
-    return ValueOperator(net, in_keys=[observation_key])
-
-
-class _QNetwork(nn.Module):
-    """Values of all options at an observation and a continuous action."""
-
-    unit: Tensor
-
-    def __init__(self, net: nn.Module, unit: Tensor) -> None:
-        super().__init__()
-        self.net = net
-        self.register_buffer("unit", unit.clone())
-
-    def forward(self, observation: Tensor, candidate: Tensor) -> Tensor:
-        return self.net(torch.cat([observation, candidate / self.unit], -1))
-
-
-def make_q_network(
-    env: EnvBase, *, hidden: Sequence[int] = (64, 64), activation: str = "tanh"
-) -> TensorDictModule:
-    """Build a critic of actions: ``observation`` and ``candidate`` to ``"action_value"``.
-
-    Args:
-        env: the environment; its specs give the sizes, device and dtype.
-        hidden: width of each hidden layer.
-        activation: see :class:`HybridNetwork`.
-
-    Returns:
-        Module that reads ``"candidate"``, a continuous action ``(*B, n)``, and writes the values
-        of the M options, ``(*B, M)``, each with that action.
-
-    Examples:
-        >>> import torch
-        >>> from hpo_torchrl.envs import InventoryEnv
-        >>> from hpo_torchrl.modules import make_q_network
-        >>> env = InventoryEnv(num_items=3, batch_size=4)
-        >>> data = env.reset().set("candidate", torch.ones(4, 3))
-        >>> make_q_network(env)(data)["action_value"].shape
-        torch.Size([4, 2])
-    """
-    check_choice("activation", activation, ACTIVATIONS)
-    spec = env.observation_spec["observation"]
-    continuous = env.full_action_spec["action", "continuous"]
-    options = env.full_action_spec["action", "discrete"].space.n
-    place: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype}
-    inputs = spec.shape[-1] + continuous.shape[-1]
-    net = mlp(inputs, options, check_sizes("hidden", hidden), activation, 0.0, **place)
-    unit = getattr(env, "action_scale", None)
-    unit = torch.ones(continuous.shape[-1], **place) if unit is None else unit.to(**place)
-    return TensorDictModule(
-        _QNetwork(net, unit), in_keys=["observation", "candidate"], out_keys=["action_value"]
-    )

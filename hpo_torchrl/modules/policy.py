@@ -27,7 +27,8 @@ from hpo_torchrl.modules.distribution import (
     branch,
     draw_from,
 )
-from hpo_torchrl.modules.networks import HybridNetwork, hooked
+from hpo_torchrl.modules.layers import hooked
+from hpo_torchrl.modules.networks import HybridNetwork
 
 DISCRETE_LOG_PROB = "discrete_log_prob"
 _PARAMETERS = ("logits", "loc", "scale")

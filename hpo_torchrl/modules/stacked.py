@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torchrl.modules import MLP
 
-from hpo_torchrl.modules.networks import ACTIVATIONS, HybridNetwork, hooked
+from hpo_torchrl.modules.layers import ACTIVATIONS, hooked
+from hpo_torchrl.modules.networks import HybridNetwork
 from hpo_torchrl.modules.policy import HybridPolicy
 
 # Rows of each network up to which one product for all is faster on a CPU than one for each: beyond,
