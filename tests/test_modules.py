@@ -380,6 +380,20 @@ def test_check_env_names_the_mismatch():
         HybridPolicy(HybridNetwork(4, 2, 5)).check_env(inventory())
 
 
+def test_a_scale_that_was_one_for_all_options_may_change():
+    policy = HybridPolicy(HybridNetwork(4, 2, 3, scale=0.3))
+    observation = torch.randn(500, 4)
+    torch.manual_seed(0)
+    before = policy.act(observation)
+    with torch.no_grad():
+        policy.network.log_scale[1] += 2.0
+    torch.manual_seed(0)
+    after = policy.act(observation)
+    same = (before.continuous == after.continuous).all(-1)
+    assert torch.equal(same, before.discrete == 0)
+    assert 0 < same.sum() < 500
+
+
 @pytest.mark.parametrize("custom", [False, True])
 def test_a_mask_is_read_from_its_key(custom):
     network = HybridNetwork(4, 3, 2)

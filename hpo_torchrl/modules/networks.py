@@ -134,6 +134,7 @@ class HybridNetwork(nn.Module):
             self.log_scale = nn.Parameter(log_scale)
         elif self.stochastic:
             self.register_buffer("log_scale", log_scale)
+        self._looked_at: tuple[Tensor, int, bool] = (log_scale, log_scale._version, True)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
@@ -150,10 +151,8 @@ class HybridNetwork(nn.Module):
         trunk, discrete, continuous = map(bare, (self.trunk, self.discrete, self.continuous))
         skip = None if self.skip is None else bare(self.skip)
         branches, unit, scale = self._branches, self._unit, self.scale()
-        # One for all options, as it is unless it is learned; to look takes waiting on a GPU.
-        if scale is not None and not scale.requires_grad and scale.device.type == "cpu":
-            shared = bool((scale == scale[..., :1, :]).all())
-            scale = scale[..., :1, :] if shared else scale
+        if scale is not None and self._one_for_all():
+            scale = scale[..., :1, :]
 
         def sample(observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             features = trunk(observation)
@@ -168,6 +167,19 @@ class HybridNetwork(nn.Module):
             return logits, loc, scale.expand_as(loc)
 
         return sample
+
+    def _one_for_all(self) -> bool:
+        """Whether all options share one scale, as they do unless it is learned.
+
+        Looked at again only when it has changed, so that a rollout waits for no number.
+        """
+        held = self.log_scale
+        if held.requires_grad or held.is_inference() or held.device.type != "cpu":
+            return False
+        if held is not self._looked_at[0] or held._version != self._looked_at[1]:
+            shared = bool((held == held[..., :1, :]).all())
+            self._looked_at = held, held._version, shared
+        return self._looked_at[2]
 
     def unbounded(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return what :meth:`forward` does, but for means on which :meth:`bounded` is to be called.
