@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, set_skip_existing
 from torch import Tensor
 from torchrl.envs import EnvBase
@@ -115,21 +115,11 @@ class HPO(Learner):
         The batch's graph is consumed, its rewards are rescaled, and advantages and value targets
         are added to it.
         """
-        value = self.add_values(batch)
-        metrics = self.rescale(batch)
-        with set_skip_existing(True):  # the values are there already
-            held = self.loss.add_advantage(batch)
-        for key in ("advantage", "value_target"):
-            batch.set(key, held.get(key))
-        # A deterministic action is its own mean.
-        taken = held.get(("action", "continuous"))
-        mean = self._mean_action(held) if self.policy.stochastic else taken
-        terms, logits = self.loss.evaluate(batch, held, value)
-        before = finite(logits.detach())
+        metrics, held, mean, terms, before = begin_update(self, batch)
         metrics |= self.step(terms)
         metrics |= numbers(terms)
         metrics |= self._minibatches(held, before)
-        move = ((self._mean_action(held) - mean) / self.action_scale).square().mean().sqrt()
+        move = ((mean_action(self.policy, held) - mean) / self.action_scale).square().mean().sqrt()
         metrics["move"] = float(move)
         # A divergence grows with the square of a step.
         self.follow("discrete", (metrics["kl"] / self.target_kl) ** 0.5)
@@ -174,7 +164,34 @@ class HPO(Learner):
         # Of equal choices rounding may leave less than nothing.
         return max(0.0, float(divergence_of(before, after, held.ndim).mean()))
 
-    @torch.no_grad()
-    def _mean_action(self, held: TensorDictBase) -> Tensor:
-        """Mean of the continuous action at the options taken, ``(*B, T, n)``."""
-        return self.policy.mean_action(held, held.get(("action", "discrete")))
+
+def begin_update(
+    learner: Any, batch: TensorDictBase
+) -> tuple[Any, TensorDict, Tensor, Any, Tensor]:
+    """Do what comes before the step on the graph, of one learner or of several as one.
+
+    Args:
+        learner: has ``policy``, ``loss``, ``add_values`` and ``rescale``.
+        batch: its batch, to which values, advantages and value targets are added.
+
+    Returns:
+        What ``rescale`` does, the batch without its graph, the mean of the actions there, the
+        terms of the loss, and the finite log-probabilities of all options.
+    """
+    value = learner.add_values(batch)
+    metrics = learner.rescale(batch)
+    with set_skip_existing(True):  # the values are there already
+        held = learner.loss.add_advantage(batch)
+    for key in ("advantage", "value_target"):
+        batch.set(key, held.get(key))
+    # A deterministic action is its own mean.
+    taken = held.get(("action", "continuous"))
+    mean = mean_action(learner.policy, held) if learner.policy.stochastic else taken
+    terms, logits = learner.loss.evaluate(batch, held, value)
+    return metrics, held, mean, terms, finite(logits.detach())
+
+
+@torch.no_grad()
+def mean_action(policy: HybridPolicy, held: TensorDictBase) -> Tensor:
+    """Return the mean of the continuous actions at the options taken, ``(*B, T, n)``."""
+    return policy.mean_action(held, held.get(("action", "discrete")))

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import set_skip_existing
 from torch import Tensor
 from torchrl.envs.utils import set_exploration_type
 
 from hpo_torchrl._entropy import divergence_of, finite
-from hpo_torchrl.algorithms.hpo import HPO
+from hpo_torchrl.algorithms.hpo import HPO, begin_update, mean_action
 from hpo_torchrl.algorithms.members import check_members, stacked_losses
 from hpo_torchrl.algorithms.stacked import StackedNetworks, beside
 from hpo_torchrl.collectors.rollout import noise_of
@@ -90,22 +89,12 @@ class HPOPopulation:
         everyone = range(len(self.members))
         self.networks.load(everyone)
         batch = self._collect()
-        value = self._add_values(batch)
-        metrics = self._rescale(batch)
-        with set_skip_existing(True):  # the values are there already
-            held = self.loss.add_advantage(batch)
-        for key in ("advantage", "value_target"):
-            batch.set(key, held.get(key))
-        # A deterministic action is its own mean.
-        taken = held.get(("action", "continuous"))
-        mean = self._mean_action(held) if self.policy.stochastic else taken
-        terms, logits = self.loss.evaluate(batch, held, value)
-        before = logits.detach()
+        metrics, held, mean, terms, before = begin_update(self, batch)
         norms = self.networks.step(everyone, terms)
         names = list(terms.keys())
         values = torch.stack([terms.get(name).detach() for name in names]).T.tolist()
         passes = self._minibatches(held, before)
-        moved = (self._mean_action(held) - mean) / self.members[0].action_scale
+        moved = (mean_action(self.policy, held) - mean) / self.members[0].action_scale
         moves = _means(moved.square()).sqrt().tolist()
         for at, member in enumerate(self.members):
             row = metrics[at]
@@ -140,7 +129,7 @@ class HPOPopulation:
             member.collector.carry(_running(member, {n: running[n][at] for n in names}))
         return batch
 
-    def _add_values(self, batch: TensorDictBase) -> Tensor:
+    def add_values(self, batch: TensorDictBase) -> Tensor:
         """Do what :meth:`Learner.add_values` does, with the critic of each member."""
         keys, after = self.critic.in_keys, batch.get("next")
         value = self.critic(batch.select(*keys).detach()).get("state_value")
@@ -156,7 +145,7 @@ class HPOPopulation:
         batch.set("state_value", held)
         return value
 
-    def _rescale(self, batch: TensorDictBase) -> list[dict[str, float]]:
+    def rescale(self, batch: TensorDictBase) -> list[dict[str, float]]:
         """Do what :meth:`Learner.rescale` does, each member's rewards by its own scale."""
         first, reward = self.members[0], batch.get(("next", "reward"))
         held = reward.detach()
@@ -226,13 +215,8 @@ class HPOPopulation:
     def _divergence(self, held: TensorDictBase, before: Tensor) -> list[float]:
         """Each member's mean KL divergence of today's choice from that before the update."""
         after = self.policy.discrete_logits(held)
-        divergence = divergence_of(finite(before), finite(after), held.ndim)
+        divergence = divergence_of(before, finite(after), held.ndim)
         return [max(0.0, mean) for mean in _means(divergence).tolist()]
-
-    @torch.no_grad()
-    def _mean_action(self, held: TensorDictBase) -> Tensor:
-        """Mean of the continuous actions at the options taken, ``(S, *B, T, n)``."""
-        return self.policy.mean_action(held, held.get(("action", "discrete")))
 
 
 def _means(value: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from hpo_torchrl.collectors.discounting import Entries, discount_gradients
 from hpo_torchrl.collectors.unrolling import (
     LOG_PROBS,
     Transition,
-    counts_steps,
     entries_of,
     scored,
     stack_steps,
@@ -231,7 +230,7 @@ def check_functional(name: str, env: EnvBase, policy: HybridPolicy, fix: str) ->
 
 def check_counted(name: str, env: DifferentiableEnv) -> None:
     """Raise a ``TypeError`` if an environment decides by itself when its episodes end."""
-    if not counts_steps(env):
+    if not env.counts_steps:
         raise TypeError(
             f"{name} needs episodes that end at the horizon, but {type(env).__name__} has an "
             "advance of its own, which may end them; leave it out."

@@ -24,15 +24,8 @@ Transition = Callable[
     [Entries, Tensor],
     tuple[Mapping[str, Tensor | None], dict[str, Tensor], Tensor, Tensor | None],
 ]
-
-
 # States after a reset, nothing, or what draws them if it turns out that they are needed.
 Fresh = Entries | Callable[[], Entries] | None
-
-
-def counts_steps(env: DifferentiableEnv) -> bool:
-    """Whether episodes end by the count of their steps, and by nothing else."""
-    return getattr(type(env), "advance", None) in (None, DifferentiableEnv.advance)
 
 
 def unroll(
@@ -98,7 +91,7 @@ class Steps:
         self, env: DifferentiableEnv, begin: Callable[[], Transition], discount: float
     ) -> None:
         self.env, self.begin, self.discount = env, begin, discount
-        self.asks = not counts_steps(env)
+        self.asks = not env.counts_steps
 
     def __call__(
         self, carried: Entries, noise: Sequence[Tensor], fresh: Sequence[Any]
@@ -137,7 +130,7 @@ def fresh_states(
     episodes by itself, what is returned draws when it is asked.
     """
     names = (*env.state_names, *env.shown_names)
-    if not counts_steps(env):
+    if not env.counts_steps:
         return [*[lambda: {key: env._reset().get(key) for key in names}] * (num_steps - 1), None]
     fresh: list[Fresh] = [None] * num_steps
     if env.horizon is None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.envs import EnvBase
 
 from hpo_torchrl.collectors.discounting import Entries
 from hpo_torchrl.collectors.problems import check_same_problem
@@ -25,6 +24,8 @@ class Worlds:
         fresh: draws the start of every world anew, given whose episodes are over, bool
             ``(S, *B, 1)``: entries ``(S, *B, ...)`` by name. What it returns elsewhere is not read.
     """
+
+    counts_steps = True
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ def own_worlds(envs: Sequence[DifferentiableEnv]) -> Worlds:
             end in a way of their own.
     """
     for env in envs:
-        if not counts_steps(env):
+        if not env.counts_steps:
             raise ValueError(
                 f"{type(env).__name__} overrides DifferentiableEnv.advance, but worlds side by "
                 "side end their episodes by counting steps to the horizon, as advance itself "
@@ -114,7 +115,7 @@ def shared_world(env: DifferentiableEnv, number: int) -> Worlds:
     """Return S worlds that are one: the same starts, and the same noise if that is given alike.
 
     Args:
-        env: the environment, one whose episodes end by :func:`counts_steps`.
+        env: the environment, one whose episodes end by the count of their steps.
         number: number S of worlds.
     """
 
@@ -129,8 +130,3 @@ def shared_world(env: DifferentiableEnv, number: int) -> Worlds:
 def repeated(value: Tensor, number: int) -> Tensor:
     """Return ``value`` so many times, ``(S, ...)``."""
     return value.expand(number, *value.shape)
-
-
-def counts_steps(env: EnvBase) -> bool:
-    """Whether episodes end by the count of steps alone, which is how worlds are reset."""
-    return isinstance(env, DifferentiableEnv) and type(env).advance is DifferentiableEnv.advance

@@ -181,6 +181,11 @@ class DifferentiableEnv(EnvBase):
         raise NotImplementedError(f"{type(self).__name__} has no rule of thumb.")
 
     @property
+    def counts_steps(self) -> bool:
+        """Whether episodes end by the count of their steps: :meth:`advance` is the one here."""
+        return type(self).advance is DifferentiableEnv.advance
+
+    @property
     def masks_options(self) -> bool:
         """Whether the options depend on the state, see :meth:`allowed`."""
         return type(self).allowed is not DifferentiableEnv.allowed

@@ -14,7 +14,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl._checks import check_int
 from hpo_torchrl.collectors import differentiable_rollout
-from hpo_torchrl.collectors.worlds import counts_steps, repeated, shared_world
+from hpo_torchrl.collectors.worlds import repeated, shared_world
+from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.stacked import ModuleStack
 
@@ -90,7 +91,7 @@ class Evaluation:
         Returns:
             What :meth:`run` returns of each, up to rounding.
         """
-        if counts_steps(self.env):
+        if isinstance(self.env, DifferentiableEnv) and self.env.counts_steps:
             with contextlib.suppress(_WorldsPartError):
                 return self._side_by_side(policies)
         return [self.run(policy) for policy in policies]
