@@ -17,8 +17,8 @@ import time
 
 import torch
 
-from hpo_torchrl.build import build_algorithm, build_tests
-from hpo_torchrl.cli import compose_config
+from hpo_torchrl.experiments.build import build_algorithm, build_tests
+from hpo_torchrl.experiments.cli import compose_config
 from hpo_torchrl.reporting import write_rows
 from hpo_torchrl.training import reference_cost
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hpo_torchrl.core.figures import BLUE, ORANGE, new_figure, save_figure
 from hpo_torchrl.diagnostics import BestResponse, exact_gradient
-from hpo_torchrl.envs import SwitchedLQREnv
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy
-from hpo_torchrl.reporting.figures import BLUE, ORANGE, new_figure, save_figure
+from hpo_torchrl.problems import SwitchedLQREnv
 
 HORIZON = 7
 TEMPERATURES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)

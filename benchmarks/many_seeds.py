@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from hpo_torchrl._memory import keep_freed_memory
 from hpo_torchrl.algorithms import HPOPopulation
-from hpo_torchrl.build import build_algorithm
-from hpo_torchrl.cli import compose_config
 from hpo_torchrl.collectors.streams import Stream
+from hpo_torchrl.experiments.build import build_algorithm
+from hpo_torchrl.experiments.cli import compose_config
+from hpo_torchrl.experiments.memory import keep_freed_memory
 
 # Updates of the single seed in a pair, so that both are measured for some time.
 _REPEATED = 3

@@ -11,9 +11,9 @@ from torchrl.collectors import Collector
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from hpo_torchrl.envs import InventoryEnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network
-from hpo_torchrl.oracles import optimal_s_S
+from hpo_torchrl.problems import InventoryEnv
+from hpo_torchrl.problems.inventory import optimal_s_S
 from hpo_torchrl.training import Evaluation
 
 SYSTEMS, WINDOW, UPDATES, EPOCHS = 64, 30, 30, 4

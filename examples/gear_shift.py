@@ -62,7 +62,7 @@ class Car(DifferentiableEnv):
 
     def __init__(self, **arguments):
         super().__init__(
-            num_options=GEARS,
+            num_discrete=GEARS,
             continuous_dim=1,
             continuous_bounds=(-1.0, 1.0),
             state_shapes={"speed": (1,), "gear": (GEARS,), "drift": (1,)},

@@ -40,7 +40,7 @@ class Room(DifferentiableEnv):
 
     def __init__(self, **arguments):
         super().__init__(
-            num_options=1,
+            num_discrete=1,
             continuous_dim=1,
             continuous_bounds=(0.0, 1.0),
             state_shapes={"room": (1,)},

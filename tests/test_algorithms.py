@@ -12,30 +12,17 @@ from torch import nn
 from torch.distributions import Categorical, Normal
 from torchrl.objectives import HardUpdate
 
-from hpo_torchrl.algorithms import (
-    DDPG,
-    HPO,
-    PPO,
-    FixedModeRule,
-    GumbelSoftmax,
-    OrderUpToRule,
-    Pathwise,
-    RSRule,
-    SSRule,
-)
+from hpo_torchrl.algorithms import DDPG, HPO, PPO, GumbelSoftmax, Pathwise, Rule
 from hpo_torchrl.algorithms.base import RewardScaler
-from hpo_torchrl.build import ALGORITHMS, build_algorithm
-from hpo_torchrl.cli import compose_config
-from hpo_torchrl.collectors import (
-    SampleCollector,
-    differentiable_rollout,
-    straight_through_rollout,
-)
-from hpo_torchrl.envs import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.collectors import SampleCollector, differentiable_rollout, straight_through_rollout
+from hpo_torchrl.experiments.build import ALGORITHMS, build_algorithm
+from hpo_torchrl.experiments.cli import compose_config
+from hpo_torchrl.experiments.run import train_run
 from hpo_torchrl.modules import HybridPolicy, make_q_network, make_value_network
 from hpo_torchrl.objectives import HPOLoss, LearnedCriticLoss, PathwiseLoss
-from hpo_torchrl.oracles import best_periodic_rule, fixed_mode_cost, optimal_s_S
-from hpo_torchrl.run import train_run
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.problems.inventory import best_periodic_rule, optimal_s_S
+from hpo_torchrl.problems.switched_lqr import fixed_mode_cost
 from hpo_torchrl.training import Checkpoint, evaluate, reference_cost
 
 ENVS = ("inventory", "inventory_heterogeneous", "switched_lqr", "switched_lqr_2d")
@@ -246,7 +233,7 @@ def test_pathwise_rule_of_thumb_of_a_switched_lqr_is_the_mode_that_reaches_most(
     env = SwitchedLQREnv.from_recipe(4, 2, batch_size=16, seed=0)
     x = env.reset()["observation"]
     reach = torch.stack([(x[:, :2] ** 2).sum(-1), (x[:, 2:4] ** 2).sum(-1)], -1)
-    assert torch.equal(env.rule_of_thumb(x), reach.argmax(-1))
+    assert torch.equal(env.heuristic_choice(x), reach.argmax(-1))
 
 
 def test_pathwise_needs_separate_heads():
@@ -326,15 +313,15 @@ def stationary(num_items, **changes):
 
 def test_rules_cost_what_the_oracles_say():
     env = stationary(1)
-    s_S = evaluate(env, SSRule(env).policy, 600, skip=100)
+    s_S = evaluate(env, Rule(env, rule="s_S").policy, 600, skip=100)
     assert abs(s_S.mean - optimal_s_S(10, 1, 9, 64, 2).cost) < 4 * s_S.standard_error
     env = stationary(3, demand_mean=[6.0, 10.0, 14.0], holding_cost=[1.3, 1.0, 0.7])
     exact = best_periodic_rule([6, 10, 14], [1.3, 1, 0.7], 9, 192, 2)
-    R_S = evaluate(env, RSRule(env).policy, 100 + 120 * exact.R, skip=100)
+    R_S = evaluate(env, Rule(env, rule="R_S").policy, 100 + 120 * exact.R, skip=100)
     assert abs(R_S.mean - exact.cost / 3) < 4 * R_S.standard_error
     # Without a fixed cost, ordering up to the newsvendor level every period is optimal.
     env = stationary(1, fixed_cost_per_item=0.0)
-    free = evaluate(env, OrderUpToRule(env).policy, 600, skip=100)
+    free = evaluate(env, Rule(env, rule="order_up_to").policy, 600, skip=100)
     assert abs(free.mean - optimal_s_S(10, 1, 9, 0, 2).cost) < 4 * free.standard_error
 
 
@@ -342,7 +329,7 @@ def test_fixed_mode_rule_costs_what_riccati_says():
     env = SwitchedLQREnv.from_recipe(4, 2, batch_size=64, seed=5, dtype=torch.float64)
     x0 = env.reset()["x"]
     costs = fixed_mode_cost(env.A, env.B, env.Q, env.R, env.horizon, x0).mean(-1)
-    rule = FixedModeRule(env).policy
+    rule = Rule(env, rule="fixed_mode").policy
     run = env.rollout(
         env.horizon,
         rule,
@@ -356,7 +343,7 @@ def test_fixed_mode_rule_costs_what_riccati_says():
 def test_rules_refuse_what_their_formulas_do_not_cover():
     for changes in ({"lost_sales": True}, {"demand": "normal"}):
         with pytest.raises(ValueError, match="algorithm=R_S needs env=inventory with backlogged"):
-            RSRule(InventoryEnv(batch_size=2, **changes))
+            Rule(InventoryEnv(batch_size=2, **changes), rule="R_S")
 
 
 def test_references_of_joint_replenishment():

@@ -15,7 +15,7 @@ import pytest
 import torch
 from shrunk import SMALL
 
-from hpo_torchrl.cli import _check_overrides, _or_exit, evaluate, train
+from hpo_torchrl.experiments.cli import _check_overrides, _or_exit, evaluate, train
 
 ROOT = Path(__file__).parents[1]
 
@@ -233,7 +233,14 @@ def test_torchrl_example_improves_on_its_start(capsys):
 
 
 def test_multirun_makes_a_folder_for_each_job(tmp_path):
-    command = [sys.executable, "-m", "hpo_torchrl.cli", "--multirun", "seed=0,1", *SMALL]
+    command = [
+        sys.executable,
+        "-m",
+        "hpo_torchrl.experiments.cli",
+        "--multirun",
+        "seed=0,1",
+        *SMALL,
+    ]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     assert len(list((tmp_path / "runs" / "sweep").glob("*/summary.json"))) == 2
 

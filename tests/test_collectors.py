@@ -16,8 +16,8 @@ from torchrl.modules import MLP
 
 from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
-from hpo_torchrl.envs import InventoryEnv
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
+from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.training import Evaluation
 
 

@@ -16,11 +16,11 @@ from torch import nn
 from torchrl.envs.utils import ExplorationType
 
 from hpo_torchrl.algorithms import HPO
-from hpo_torchrl.cli import compose_config
 from hpo_torchrl.collectors import CompiledRollout, DifferentiableCollector, differentiable_rollout
-from hpo_torchrl.envs import InventoryEnv
+from hpo_torchrl.experiments.cli import compose_config
+from hpo_torchrl.experiments.run import train_run
 from hpo_torchrl.modules import HybridPolicy, make_value_network
-from hpo_torchrl.run import train_run
+from hpo_torchrl.problems import InventoryEnv
 
 STEPS = 7  # three stretches of two, and one step that is left over
 

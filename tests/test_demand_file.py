@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torchrl.envs.utils import check_env_specs
 
-from hpo_torchrl.cli import evaluate, train
 from hpo_torchrl.collectors import differentiable_rollout
-from hpo_torchrl.demand_file import DemandFileError, read_demand
-from hpo_torchrl.envs import RecordedInventoryEnv
+from hpo_torchrl.experiments.cli import evaluate, train
 from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.oracles import best_recorded_rule, recorded_rule_cost
+from hpo_torchrl.problems import RecordedInventoryEnv
+from hpo_torchrl.problems.inventory import best_recorded_rule, recorded_rule_cost
+from hpo_torchrl.problems.inventory.demand_file import DemandFileError, read_demand
 from hpo_torchrl.training import Evaluation
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,6 @@ from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType
 
-from hpo_torchrl.cli import gradients, train
 from hpo_torchrl.collectors import DifferentiableCollector
 from hpo_torchrl.diagnostics import (
     ESTIMATORS,
@@ -27,8 +26,9 @@ from hpo_torchrl.diagnostics import (
     exact_gradient,
     gradient_report,
 )
-from hpo_torchrl.envs import InventoryEnv
+from hpo_torchrl.experiments.cli import gradients, train
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
+from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.reporting import format_gradients, plot_gradients
 
 ROOT = Path(__file__).parents[1]

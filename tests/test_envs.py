@@ -13,8 +13,8 @@ from tensordict import TensorDict
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 from torchrl.envs.utils import check_env_specs
 
-from hpo_torchrl.envs import InventoryEnv
-from hpo_torchrl.oracles import s_S_cost
+from hpo_torchrl.problems import InventoryEnv
+from hpo_torchrl.problems.inventory import s_S_cost
 
 
 def act(td, discrete, continuous):

@@ -14,8 +14,9 @@ from hpo_torchrl.collectors import (
     differentiable_rollout,
     straight_through_rollout,
 )
-from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv
+from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
+from hpo_torchrl.problems import InventoryEnv
 
 DIM = 2
 _generator = torch.Generator().manual_seed(3)
@@ -35,7 +36,7 @@ class Switched(DifferentiableEnv):
     def __init__(self, batch_size=4, options=3, horizon=None, terminates=True, dynamics=step):
         self.step_function = dynamics
         super().__init__(
-            num_options=options,
+            num_discrete=options,
             continuous_dim=DIM,
             state_shapes={"x": (DIM,), "count": (1,)},
             observation_dim=DIM,
@@ -84,7 +85,7 @@ def policy_for(env, *, sharp=False, seed=0, **arguments):
     dimension = env.observation_spec["observation"].shape[-1]
     kwargs = {"hidden": (5,), "activation": "tanh", "dtype": env.float_dtype} | arguments
     kwargs |= {"continuous_bounds": env.continuous_bounds, "action_scale": env.action_scale}
-    network = HybridNetwork(dimension, env.num_options, env.continuous_dim, **kwargs)
+    network = HybridNetwork(dimension, env.num_discrete, env.continuous_dim, **kwargs)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -398,7 +399,7 @@ def test_branches_are_those_of_one_simulation_each(name, bootstrap, gamma):
     rollout, noise = rolled(env, policy, 6)
     before, untouched = env.rng.get_state(), rollout.clone()
     found = branched_returns(env, policy, rollout, noise, gamma=gamma, critic=critic)
-    assert found.shape == (*env.batch_size, 6, env.num_options)
+    assert found.shape == (*env.batch_size, 6, env.num_discrete)
     assert not found.requires_grad
     assert torch.equal(env.rng.get_state(), before)
     assert_identical(rollout, untouched)
@@ -406,7 +407,7 @@ def test_branches_are_those_of_one_simulation_each(name, bootstrap, gamma):
         for row in np.ndindex(*env.batch_size, 6):
             state = {key: rollout[key][row] for key in env.state_names}
             left = noise[row[:-1]][row[-1] :]
-            for d in range(env.num_options):
+            for d in range(env.num_discrete):
                 expected = simulate(env, policy, state, d, left, gamma, critic)
                 torch.testing.assert_close(found[(*row, d)], expected, rtol=1e-10, atol=1e-10)
     assert (found.std(-1) > 0).all()

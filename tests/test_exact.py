@@ -13,9 +13,9 @@ from torchrl.envs import TransformedEnv
 
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.diagnostics import exact_gradient
-from hpo_torchrl.envs import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.objectives import CrossTermWeight, HPOLoss
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 
 TERMS = ("total", "pathwise", "score_function", "cross")
 
@@ -57,7 +57,7 @@ def brute_force(problem):
         ]
     noises = [(None, 1.0)] if support is None else list(zip(*support, strict=True))
     objective, found = 0.0, dict.fromkeys(TERMS, 0.0)
-    branches = list(itertools.product(range(env.num_options), nodes, noises))
+    branches = list(itertools.product(range(env.num_discrete), nodes, noises))
     for sequence in itertools.product(branches, repeat=problem.steps):
         state = {**start, "step": torch.zeros(problem.starts, 1, dtype=torch.int64)}
         weight, probability, rewards, theta, through_state = 1.0, 1.0, [], [], []
@@ -529,7 +529,7 @@ def test_expected_options_with_exact_values_are_the_exact_score_function(name, c
     problem = shrunk(name, steps=1)
     start, noise, support = problem.staging
     batch = differentiable_rollout(problem.environment(), problem.policy, 1)
-    env, options = problem.environment(), range(problem.environment().num_options)
+    env, options = problem.environment(), range(problem.environment().num_discrete)
     nodes, mass = np.polynomial.hermite_e.hermegauss(problem.nodes or 1)
     noises = [(noise[:, 0], 1.0)] if support is None else zip(*support, strict=True)
     state = {**start, "step": torch.zeros(problem.starts, 1, dtype=torch.int64)}

@@ -11,10 +11,11 @@ import torch
 
 import hpo_torchrl.modules
 from hpo_torchrl.collectors import differentiable_rollout
-from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv
+from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.modules.distribution import HybridDraw
 from hpo_torchrl.objectives import HPOLoss
+from hpo_torchrl.problems import InventoryEnv
 
 STARTS, DIM = 3, 2
 _generator = torch.Generator().manual_seed(5)
@@ -34,7 +35,7 @@ class Switched(DifferentiableEnv):
     def __init__(self, start, options, horizon, terminates=True, cut=False):
         self.start, self.cut = start, cut
         super().__init__(
-            num_options=options,
+            num_discrete=options,
             continuous_dim=DIM,
             state_shapes={"x": (DIM,)},
             observation_dim=DIM,

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.distributions import Categorical, Normal
 
-from hpo_torchrl._pieces import OptionBounds
 from hpo_torchrl.collectors import branched_returns, differentiable_rollout
+from hpo_torchrl.core.pieces import BranchBounds
 from hpo_torchrl.diagnostics import exact_gradient
-from hpo_torchrl.envs import ContinuousInventoryEnv, DifferentiableEnv, hybridize
-from hpo_torchrl.envs.features import ItemFixedCost
+from hpo_torchrl.envs import DifferentiableEnv, hybridize
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy
 from hpo_torchrl.objectives import HPOLoss
+from hpo_torchrl.problems import ContinuousInventoryEnv
+from hpo_torchrl.problems.inventory.features import ItemFixedCost
 
 DOUBLE = torch.float64
 INF = torch.inf
@@ -64,7 +65,7 @@ class TwoSwitches(DifferentiableEnv):
 
     def __init__(self, **arguments):
         super().__init__(
-            num_options=2,
+            num_discrete=2,
             num_heads=2,
             continuous_dim=2,
             state_shapes={"x": (2,)},
@@ -163,7 +164,7 @@ def test_heads_must_divide_the_action():
 def _three(self):
     DifferentiableEnv.__init__(
         self,
-        num_options=2,
+        num_discrete=2,
         num_heads=3,
         continuous_dim=2,
         state_shapes={"x": (2,)},
@@ -175,7 +176,7 @@ def _three(self):
 
 
 def network_of(bounds, **arguments):
-    settings = {"hidden": (8,), "option_bounds": bounds, "dtype": DOUBLE} | arguments
+    settings = {"hidden": (8,), "branch_bounds": bounds, "dtype": DOUBLE} | arguments
     network = HybridNetwork(3, len(bounds.low), 2, **settings)
     for parameter in network.parameters():
         parameter.data.add_(torch.randn_like(parameter))
@@ -185,7 +186,7 @@ def network_of(bounds, **arguments):
 def test_each_branch_keeps_to_the_ends_of_its_option():
     low = torch.tensor([[0.0], [2.0], [-INF], [-INF], [5.0]], dtype=DOUBLE)
     high = torch.tensor([[0.0], [3.0], [INF], [1.0], [INF]], dtype=DOUBLE)
-    network = network_of(OptionBounds(low, high), action_scale=torch.tensor([1.0, 4.0]))
+    network = network_of(BranchBounds(low, high), action_scale=torch.tensor([1.0, 4.0]))
     observation = (5 * torch.randn(500, 3, dtype=DOUBLE)).requires_grad_()
     loc = network(observation)[1]
     assert (loc >= low).all()
@@ -200,7 +201,7 @@ def test_each_branch_keeps_to_the_ends_of_its_option():
 def test_a_bounded_branch_is_a_sigmoid_and_a_half_open_one_as_without_options():
     low = torch.tensor([[2.0], [0.0]], dtype=DOUBLE)
     high = torch.tensor([[3.0], [INF]], dtype=DOUBLE)
-    network = network_of(OptionBounds(low, high))
+    network = network_of(BranchBounds(low, high))
     plain = HybridNetwork(3, 2, 2, hidden=(8,), continuous_bounds=(0.0, None), dtype=DOUBLE)
     plain.load_state_dict(network.state_dict(), strict=False)
     observation = torch.randn(50, 3, dtype=DOUBLE)
@@ -213,7 +214,7 @@ def test_a_bounded_branch_is_a_sigmoid_and_a_half_open_one_as_without_options():
 def test_a_branch_keeps_its_total():
     low = torch.tensor([0.0, 0.0, 10.0, 40.0], dtype=DOUBLE)
     high = torch.tensor([0.0, 10.0, 40.0, INF], dtype=DOUBLE)
-    network = network_of(OptionBounds(low, high, of_total=True))
+    network = network_of(BranchBounds(low, high, of_total=True))
     loc = network(3 * torch.randn(500, 3, dtype=DOUBLE))[1]
     total = loc.sum(-1)
     assert (loc >= 0).all()
@@ -228,7 +229,7 @@ def test_each_head_has_its_own_ends():
             features=[ItemFixedCost(5.0)], num_items=4, batch_size=6, initial_state="random"
         )
     )
-    assert env.num_options == 2  # not 2 ** 4
+    assert env.num_discrete == 2  # not 2 ** 4
     policy = HybridPolicy.for_env(env, hidden=(8,))
     assert policy.network.discrete[-1].out_features == 8
     action = differentiable_rollout(env, policy, 10)["action"]

@@ -18,17 +18,17 @@ from hpo_torchrl.algorithms import DDPG, HPO, PPO, GumbelSoftmax, Pathwise
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.envs import (
     Breakpoint,
-    ContinuousInventoryEnv,
     DifferentiableEnv,
     Gap,
-    InventoryEnv,
     Pieces,
     certify,
     find_jumps,
     hybridize,
 )
 from hpo_torchrl.envs.action_pieces import ActionPieces
-from hpo_torchrl.envs.features import (
+from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv
+from hpo_torchrl.problems.inventory.features import (
     FEATURES,
     AllUnitsDiscount,
     FixedCost,
@@ -41,7 +41,6 @@ from hpo_torchrl.envs.features import (
     Suppliers,
     Truckloads,
 )
-from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.training import reference_cost
 
 VARIANTS = {
@@ -151,7 +150,7 @@ def test_every_action_has_one_option_and_is_executed_as_it_is(
     assert option.shape == ((len(actions), n) if pieces.per_item else (len(actions),))
     assert torch.equal(pieces.project(option, continuous), actions)
     # An action of another option is moved into that option's piece.
-    other = torch.randint(pieces.num_options, option.shape, generator=generator)
+    other = torch.randint(pieces.num_discrete, option.shape, generator=generator)
     moved = pieces.project(other, actions)
     assert torch.equal(pieces.encode(moved)[0], other)
 
@@ -282,7 +281,7 @@ def test_specs_routes_and_algorithms(name, n):
         assert torch.equal(runs[0][key], runs[1][key])
     # What the policy does lies in the piece of its option.
     executed = env.pieces.project(
-        runs[0]["action", "discrete"] % env.pieces.num_options, runs[0]["action", "continuous"]
+        runs[0]["action", "discrete"] % env.pieces.num_discrete, runs[0]["action", "continuous"]
     )
     torch.testing.assert_close(executed, runs[0]["action", "continuous"])
     critic = make_value_network(env, hidden=(8,))
@@ -330,7 +329,7 @@ def test_features_that_are_none_are_refused(features, words):
 
 def test_breakpoints_of_the_total_and_of_each_item_do_not_mix():
     features = [MinimumOrder(5.0), AllUnitsDiscount([50.0], [1.0, 0.9])]
-    assert hybridize(original(features)).num_options == 3
+    assert hybridize(original(features)).num_discrete == 3
     with pytest.raises(ValueError, match="total quantity and another"):
         hybridize(original(features, num_items=2))
 
@@ -366,7 +365,7 @@ class Heater(DifferentiableEnv):
 
     def __init__(self, **arguments):
         super().__init__(
-            num_options=1,
+            num_discrete=1,
             continuous_dim=1,
             continuous_bounds=(0.0, 1.0),
             state_shapes={"x": (1,)},

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, poisson
 
 from hpo_torchrl import oracles
-from hpo_torchrl.oracles import _optimal_stopping as optimal_stopping
-from hpo_torchrl.oracles import (
+from hpo_torchrl.problems.inventory import (
     best_periodic_rule,
     best_total_demand_rule,
     joint_replenishment_lower_bound,
@@ -23,10 +22,11 @@ from hpo_torchrl.oracles import (
     periodic_rule_cost,
     total_demand_rule_cost,
 )
-from hpo_torchrl.oracles import joint_replenishment as joint_module
-from hpo_torchrl.oracles import periodic_rule as periodic_module
-from hpo_torchrl.oracles import total_demand_rule as total_demand_module
-from hpo_torchrl.oracles._items import check_items
+from hpo_torchrl.problems.inventory.optima import joint_replenishment as joint_module
+from hpo_torchrl.problems.inventory.optima import optimal_stopping as optimal_stopping
+from hpo_torchrl.problems.inventory.optima import periodic_rule as periodic_module
+from hpo_torchrl.problems.inventory.optima import total_demand_rule as total_demand_module
+from hpo_torchrl.problems.inventory.optima.items import check_items
 
 MODULES = (joint_module, periodic_module, total_demand_module)
 

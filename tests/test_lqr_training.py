@@ -10,13 +10,13 @@ import torch
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.algorithms import HPO
-from hpo_torchrl.cli import train
 from hpo_torchrl.collectors import differentiable_rollout
-from hpo_torchrl.describe import describe_policy
-from hpo_torchrl.envs import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.core.reference import Reference
+from hpo_torchrl.experiments.cli import train
 from hpo_torchrl.modules import HybridPolicy, make_value_network
-from hpo_torchrl.oracles import fixed_mode_cost
-from hpo_torchrl.training import Evaluation, Reference, reference_cost
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.problems.switched_lqr import fixed_mode_cost
+from hpo_torchrl.training import Evaluation, reference_cost
 
 SMALL = [
     "trainer.num_updates=3",
@@ -171,6 +171,6 @@ def test_description_counts_the_modes():
     with torch.no_grad():
         policy.network.discrete[-1].bias.copy_(torch.tensor([0.0, 5.0]))
     test = Evaluation(env, num_steps=6, seed=0)
-    assert describe_policy(test, policy, Reference(), None) == {"mode_shares": [0.0, 1.0]}
+    assert test.env.describe(policy, {}, Reference()) == {"mode_shares": [0.0, 1.0]}
     run = differentiable_rollout(env, policy, 2)
     assert run["action", "discrete"].float().mean() > 0.9

@@ -29,7 +29,7 @@ class Shuttle(DifferentiableEnv):
     def __init__(self, heads=None, batch_size=64, **arguments):
         self.carts = heads or 1
         super().__init__(
-            num_options=3,
+            num_discrete=3,
             num_heads=heads,
             continuous_dim=self.carts,
             state_shapes={"x": (self.carts,)},

@@ -18,8 +18,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from hpo_torchrl.envs import InventoryEnv
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy, make_value_network
+from hpo_torchrl.problems import InventoryEnv
 
 close = torch.testing.assert_close
 
@@ -57,7 +57,7 @@ def test_log_probs_and_entropy_agree_with_torch(batch, sample_shape, options, di
     d, u = action["discrete"], action["continuous"]
     assert d.shape == (*sample_shape, *batch)
     assert u.shape == (*sample_shape, *batch, dimension)
-    assert (d.dtype, u.dtype, dist.num_options) == (torch.int64, torch.float64, options)
+    assert (d.dtype, u.dtype, dist.num_discrete) == (torch.int64, torch.float64, options)
     discrete = Categorical(logits=logits)
     density = branch_of(d, loc, scale).log_prob(u)
     close(dist.log_prob_discrete(d), discrete.log_prob(d))

@@ -11,9 +11,9 @@ from torch.testing import assert_close
 from torchrl.objectives import ValueEstimators
 
 from hpo_torchrl.collectors import differentiable_rollout
-from hpo_torchrl.envs import InventoryEnv
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.objectives import HPOLoss
+from hpo_torchrl.problems import InventoryEnv
 
 STEPS, GAMMA, LMBDA = 6, 0.875, 0.75
 DETACHED = {"pathwise": False, "cross_term": False}

@@ -14,8 +14,8 @@ from scipy.stats import poisson
 from stockpyl.ss import s_s_discrete_exact
 
 from hpo_torchrl import oracles
-from hpo_torchrl.oracles import optimal_s_S, s_S_cost
-from hpo_torchrl.oracles import s_S as s_S_module
+from hpo_torchrl.problems.inventory import optimal_s_S, s_S_cost
+from hpo_torchrl.problems.inventory.optima import s_S as s_S_module
 
 # demand_mean, lead_time -> s, S, cost; with h = 1, p = 9, K = 64.
 REFERENCE = {

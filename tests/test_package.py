@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 import hpo_torchrl
-from hpo_torchrl.build import ALGORITHMS, accepted
-from hpo_torchrl.cli import compose_config
-from hpo_torchrl.envs import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.experiments.build import ALGORITHMS, accepted
+from hpo_torchrl.experiments.cli import compose_config
 from hpo_torchrl.modules import HybridNetwork, make_value_network
+from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.training import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -28,17 +28,14 @@ PACKAGE = ROOT / "hpo_torchrl"
 MODULES = sorted(m.name for m in pkgutil.walk_packages(hpo_torchrl.__path__, "hpo_torchrl."))
 ROOMS = ("envs", "modules", "objectives", "oracles", "reporting")
 FLOORS = [
-    {"demand_file"},
-    set(ROOMS),
+    {"core"},
+    {"envs", "modules", "objectives"},
     {"collectors"},
     {"algorithms", "diagnostics"},
+    {"problems"},
     {"training"},
-    {"describe"},
-    {"build"},
-    {"run"},
-    {"jobs", "estimate", "seeds"},
-    {"sweep"},
-    {"cli", "report_cli"},
+    {"reporting"},
+    {"experiments"},
 ]
 
 
@@ -123,7 +120,7 @@ def test_tuned_settings_are_of_a_known_pair(path):
 
 def test_network_configs_have_the_keys_of_the_networks():
     derived = {"continuous_bounds", "action_scale", "device", "dtype", "observation_key"}
-    derived |= {"option_bounds", "num_heads"}
+    derived |= {"branch_bounds", "num_heads"}
     for name, function in (("policy", HybridNetwork.__init__), ("critic", make_value_network)):
         known = {key: value for key, value in defaults(function).items() if key not in derived}
         assert config(f"{name}/mlp.yaml") == known
@@ -192,7 +189,10 @@ def test_wheel_in_a_clean_folder_finds_its_configs(tmp_path):
     work.mkdir()
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
     subprocess.run([*install, str(site), str(wheel)], check=True, capture_output=True)
-    program = "import hpo_torchrl.cli as cli; print(cli.__file__); print(cli.CONFIGS); cli.train()"
+    program = (
+        "import hpo_torchrl.experiments.cli as cli; "
+        "print(cli.__file__); print(cli.CONFIGS); cli.train()"
+    )
     shown = subprocess.run(
         [sys.executable, "-c", program, "--cfg", "job"],
         cwd=work,
@@ -208,10 +208,10 @@ def test_wheel_in_a_clean_folder_finds_its_configs(tmp_path):
 
 
 def test_commands_do_not_wait_for_what_only_pictures_and_comparisons_need():
-    code = "import sys, hpo_torchrl.cli; print(*sys.modules)"
+    code = "import sys, hpo_torchrl.experiments.cli; print(*sys.modules)"
     shown = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
     )
     loaded = set(shown.stdout.split())
-    assert "hpo_torchrl.run" in loaded
+    assert "hpo_torchrl.experiments.run" in loaded
     assert not loaded & {"matplotlib", "scipy.stats", "pyarrow", "tensorboard"}

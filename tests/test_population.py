@@ -17,20 +17,21 @@ from test_masks import Shuttle
 from torch import nn
 from torchrl.objectives import ValueEstimators
 
-import hpo_torchrl.run
-import hpo_torchrl.seeds
+import hpo_torchrl.experiments.run
+import hpo_torchrl.experiments.seeds
 from hpo_torchrl.algorithms import HPO, HPOPopulation, NonFiniteError
-from hpo_torchrl.build import build_algorithm
-from hpo_torchrl.cli import compose_config
 from hpo_torchrl.collectors.streams import Stream
 from hpo_torchrl.collectors.worlds import own_worlds
-from hpo_torchrl.envs import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv, hybridize
-from hpo_torchrl.envs.features import FixedCost, IncrementalDiscount, ItemFixedCost
+from hpo_torchrl.envs import hybridize
+from hpo_torchrl.experiments.build import build_algorithm
+from hpo_torchrl.experiments.cli import compose_config
+from hpo_torchrl.experiments.run import evaluate_run, load_config, train_run
+from hpo_torchrl.experiments.seeds import train_seeds
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.modules.stacked import ModuleStack
+from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.problems.inventory.features import FixedCost, IncrementalDiscount, ItemFixedCost
 from hpo_torchrl.reporting import read_runs
-from hpo_torchrl.run import evaluate_run, load_config, train_run
-from hpo_torchrl.seeds import train_seeds
 from hpo_torchrl.training import Checkpoint, Evaluation
 
 DOUBLE = torch.float64
@@ -859,7 +860,7 @@ def test_the_command_prints_a_row_for_each_seed(tmp_path, monkeypatch, capsys):
 
 def test_pictures_are_drawn_from_each_seeds_own_numbers(tmp_path, monkeypatch):
     drawn = []
-    for module in (hpo_torchrl.run, hpo_torchrl.seeds):
+    for module in (hpo_torchrl.experiments.run, hpo_torchrl.experiments.seeds):
         monkeypatch.setattr(module, "finish_run", lambda *_: drawn.append(float(torch.rand(()))))
     config = compose_config([*SMALL, "dtype=float64"])
     train_seeds(config, tmp_path / "all", 3)

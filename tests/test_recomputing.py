@@ -11,9 +11,10 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.algorithms import HPO, GumbelSoftmax
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
-from hpo_torchrl.envs import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv, hybridize
-from hpo_torchrl.envs.features import FixedCost
+from hpo_torchrl.envs import hybridize
 from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.problems.inventory.features import FixedCost
 
 STEPS = 12
 CASES = {

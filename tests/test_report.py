@@ -14,7 +14,6 @@ import pytest
 import yaml
 from scipy import stats
 
-from hpo_torchrl.report_cli import main
 from hpo_torchrl.reporting import (
     Run,
     compare_algorithms,
@@ -30,6 +29,7 @@ from hpo_torchrl.reporting import (
     iqm_band,
     read_runs,
 )
+from hpo_torchrl.reporting.cli import main
 
 OPTIMUM = 100.0
 # Gaps at the tests after 10, 20, ... updates: within 10 % for good from the third on.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import matplotlib.image
 import pytest
 
-from hpo_torchrl.reporting import format_summary, plot_inventory_policy, plot_learning_curve
+from hpo_torchrl.core.figures import plot_learning_curve
+from hpo_torchrl.problems.inventory.picture import plot_inventory_policy
+from hpo_torchrl.reporting import format_summary
 
 SUMMARY = {"test_cost": 40.0, "updates": 2, "env_steps": 1000, "wall_seconds": 1.0}
 

@@ -16,12 +16,18 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from shrunk import SMALL
 
-from hpo_torchrl import estimate, jobs
 from hpo_torchrl.algorithms import NonFiniteError
-from hpo_torchrl.build import build_algorithm
-from hpo_torchrl.cli import CONFIGS, compose_config, train
-from hpo_torchrl.estimate import Pending, Speed, describe_cost, measure_speed, measure_spread
-from hpo_torchrl.jobs import DONE, NEW, UNFINISHED, run_name, run_state
+from hpo_torchrl.experiments import estimate, jobs
+from hpo_torchrl.experiments.build import build_algorithm
+from hpo_torchrl.experiments.cli import CONFIGS, compose_config, train
+from hpo_torchrl.experiments.estimate import (
+    Pending,
+    Speed,
+    describe_cost,
+    measure_speed,
+    measure_spread,
+)
+from hpo_torchrl.experiments.jobs import DONE, NEW, UNFINISHED, run_name, run_state
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 GRID = ["algorithm.cross_term=true,false", "seed=0,1"]
@@ -108,7 +114,7 @@ def test_a_sweep_plans_trains_and_is_done(monkeypatch, capsys):
 def test_a_killed_sweep_goes_on_where_it_stopped(monkeypatch, capsys):
     long = ["trainer.num_updates=30", "trainer.checkpoint_every=3"]
     arguments = [*QUICK, *long, "seed=0,1,2"]
-    line = [sys.executable, "-m", "hpo_torchrl.cli", "--multirun", *arguments]
+    line = [sys.executable, "-m", "hpo_torchrl.experiments.cli", "--multirun", *arguments]
     with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
@@ -358,7 +364,7 @@ def test_experiments_compose_and_build(name):
 
 def test_runs_side_by_side(capfd):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    line = [sys.executable, "-m", "hpo_torchrl.cli", "--multirun", *QUICK, "seed=0,1,2"]
+    line = [sys.executable, "-m", "hpo_torchrl.experiments.cli", "--multirun", *QUICK, "seed=0,1,2"]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     subprocess.run([*line, *launcher], check=True)
     shown = capfd.readouterr().out

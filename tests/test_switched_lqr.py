@@ -15,12 +15,12 @@ from tensordict import TensorDict
 from torch.autograd.gradcheck import gradcheck
 from torchrl.envs.utils import check_env_specs
 
-from hpo_torchrl._lqr import recipe_matrices, uncontrollable_growth
-from hpo_torchrl.build import build_env
 from hpo_torchrl.collectors import differentiable_rollout
-from hpo_torchrl.envs import SwitchedLQREnv
+from hpo_torchrl.experiments.build import build_env
 from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.oracles import fixed_mode_cost, switched_lqr_optimum
+from hpo_torchrl.problems import SwitchedLQREnv
+from hpo_torchrl.problems.switched_lqr import fixed_mode_cost, switched_lqr_optimum
+from hpo_torchrl.problems.switched_lqr.matrices import recipe_matrices, uncontrollable_growth
 
 EXAMPLE = {
     "A": [[[2, 1], [0, 1]], [[2, 1], [0, 0.5]]],
@@ -114,7 +114,7 @@ def test_any_sizes_make_a_sound_environment(
     assert rollout["x"].shape == (*batch, 7, n)
     assert rollout["observation"].shape == (*batch, 7, n + observe_time)
     assert rollout["action", "continuous"].shape == (*batch, 7, m)
-    assert (env.num_options, env.cost_units, env.A.shape) == (M, n, (M, n, n))
+    assert (env.num_discrete, env.cost_units, env.A.shape) == (M, n, (M, n, n))
     assert (rollout["next", "reward"] <= 0).all()
     assert rollout["next", "x"].abs().max() <= 100
     ends = rollout["next", "terminated"].squeeze(-1).int().sum(-1)
@@ -232,7 +232,7 @@ def test_recipe():
 
 def test_configuration_names():
     small = {"name": "switched_lqr", "dim": 4, "num_modes": 3, "horizon": 7, "seed": 0}
-    assert build_env(small).num_options == 3
+    assert build_env(small).num_discrete == 3
     assert build_env({"name": "switched_lqr_matrices", **EXAMPLE}).continuous_dim == 1
     with pytest.raises(ValueError, match=r"env\.modes=3"):
         build_env({**small, "modes": 3})

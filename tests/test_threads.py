@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from hpo_torchrl._threads import set_threads
+from hpo_torchrl.experiments.threads import set_threads
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_bad_numbers_are_refused(number):
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_commands_let_waiting_threads_sleep(given, expected):
-    code = "import hpo_torchrl.cli, os; print(os.environ['OMP_WAIT_POLICY'])"
+    code = "import hpo_torchrl.experiments.cli, os; print(os.environ['OMP_WAIT_POLICY'])"
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
     done = subprocess.run(

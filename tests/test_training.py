@@ -18,18 +18,18 @@ from tqdm import tqdm
 
 from hpo_torchrl.algorithms import HPO, NonFiniteError
 from hpo_torchrl.algorithms.base import RewardScaler, clip_gradients
-from hpo_torchrl.envs import InventoryEnv
+from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.modules import HybridPolicy, make_value_network
-from hpo_torchrl.oracles import optimal_s_S
+from hpo_torchrl.problems import InventoryEnv
+from hpo_torchrl.problems.inventory import optimal_s_S
+from hpo_torchrl.problems.inventory.picture import view_inventory_policy
 from hpo_torchrl.training import (
     Checkpoint,
     CheckpointError,
     Evaluation,
-    Reference,
     RunLogger,
     Trainer,
     reference_cost,
-    view_inventory_policy,
     write_json,
 )
 
@@ -338,7 +338,7 @@ def test_json_has_null_for_what_is_not_a_number(tmp_path):
 
 def test_kill_and_resume_gives_the_parameters_of_the_uninterrupted_run(tmp_path):
     """The real thing: kill -9 a training process, resume it, compare every parameter."""
-    command = [sys.executable, "-m", "hpo_torchrl.cli", *SMALL]
+    command = [sys.executable, "-m", "hpo_torchrl.experiments.cli", *SMALL]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     subprocess.run([*command, f"output_dir={whole}"], check=True, capture_output=True)
     process = subprocess.Popen(
@@ -352,13 +352,13 @@ def test_kill_and_resume_gives_the_parameters_of_the_uninterrupted_run(tmp_path)
     process.wait()
     assert not (parts / "summary.json").exists()
     subprocess.run(
-        [sys.executable, "-m", "hpo_torchrl.cli", f"resume={parts}"],
+        [sys.executable, "-m", "hpo_torchrl.experiments.cli", f"resume={parts}"],
         check=True,
         capture_output=True,
     )
 
-    from hpo_torchrl.build import build_algorithm
-    from hpo_torchrl.run import load_config
+    from hpo_torchrl.experiments.build import build_algorithm
+    from hpo_torchrl.experiments.run import load_config
 
     finals = []
     for run_dir in (whole, parts):

@@ -13,17 +13,17 @@ from scipy.optimize import linprog
 from scipy.stats import poisson
 
 from hpo_torchrl import oracles
-from hpo_torchrl.oracles import (
-    _minor_costs,
+from hpo_torchrl.problems.inventory import (
     joint_replenishment_optimum,
     lost_sales_optimum,
     optimal_s_S,
     order_cost_optimum,
 )
-from hpo_torchrl.oracles import joint_replenishment as joint_module
-from hpo_torchrl.oracles import lost_sales as lost_sales_module
-from hpo_torchrl.oracles import order_cost as order_cost_module
-from hpo_torchrl.oracles._items import check_items
+from hpo_torchrl.problems.inventory.optima import joint_replenishment as joint_module
+from hpo_torchrl.problems.inventory.optima import lost_sales as lost_sales_module
+from hpo_torchrl.problems.inventory.optima import minor_costs as _minor_costs
+from hpo_torchrl.problems.inventory.optima import order_cost as order_cost_module
+from hpo_torchrl.problems.inventory.optima.items import check_items
 
 
 def fixed(K):

@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpo_torchrl.collectors import differentiable_rollout
-from hpo_torchrl.envs import InventoryEnv
 from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.problems import InventoryEnv
 
 # What reads a value on the host, or has a size that depends on values.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from hpo_torchrl.diagnostics import exact_gradient
-from hpo_torchrl.envs import DifferentiableEnv, InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 
 DOUBLE = torch.float64
 
@@ -56,7 +57,7 @@ class _Curved(DifferentiableEnv):
     def __init__(self, A, B, **kwargs):
         options, dim, inputs = B.shape
         super().__init__(
-            num_options=options,
+            num_discrete=options,
             continuous_dim=inputs,
             state_shapes={"x": (dim,)},
             observation_dim=dim,

@@ -12,8 +12,8 @@ from benchmarks.speed.hand import DISCOUNT, HandWritten
 from benchmarks.speed.matmul import MatmulReplay
 from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.collectors import CompiledRollout, differentiable_rollout
-from hpo_torchrl.envs import InventoryEnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.problems import InventoryEnv
 
 FORWARD, BACKWARD, UPDATE = MEASURES = ("rollout forward", "rollout forward + backward", "update")
 # The first is what the others are compared with.

@@ -7,29 +7,17 @@ from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.algorithms.pathwise import GumbelSoftmax, Pathwise
 from hpo_torchrl.algorithms.population import HPOPopulation
 from hpo_torchrl.algorithms.ppo import PPO
-from hpo_torchrl.algorithms.rules import (
-    FixedModeRule,
-    OrderUpToRule,
-    RSRule,
-    Rule,
-    SSRule,
-    recorded_rule,
-)
+from hpo_torchrl.algorithms.rule import Rule
 
 __all__ = [
     "DDPG",
     "HPO",
     "PPO",
     "Algorithm",
-    "FixedModeRule",
     "GumbelSoftmax",
     "HPOPopulation",
     "Learner",
     "NonFiniteError",
-    "OrderUpToRule",
     "Pathwise",
-    "RSRule",
     "Rule",
-    "SSRule",
-    "recorded_rule",
 ]

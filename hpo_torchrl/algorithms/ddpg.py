@@ -11,10 +11,10 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
-from hpo_torchrl._checks import check_float, check_int
 from hpo_torchrl.algorithms.base import numbers
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import SampleCollector
+from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.modules import HybridPolicy, make_q_network
 from hpo_torchrl.modules.layers import ACTIVATIONS
 from hpo_torchrl.objectives import LearnedCriticLoss
@@ -42,7 +42,7 @@ class DDPG(Learner):
 
     Examples:
         >>> from hpo_torchrl.algorithms import DDPG
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
         >>> env = InventoryEnv(batch_size=16, initial_state="random", seed=0)
         >>> policy = HybridPolicy.for_env(env, scale=0.1)

@@ -10,11 +10,11 @@ from tensordict.nn import TensorDictModule, set_skip_existing
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from hpo_torchrl._checks import check_float, check_int
-from hpo_torchrl._entropy import divergence_of, finite
 from hpo_torchrl.algorithms.base import numbers
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import DifferentiableCollector
+from hpo_torchrl.core.categorical import divergence_of, finite
+from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import HPOLoss
 
@@ -58,7 +58,7 @@ class HPO(Learner):
 
     Examples:
         >>> from hpo_torchrl.algorithms import HPO
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
         >>> env = InventoryEnv(batch_size=16, initial_state="random", seed=0)
         >>> hpo = HPO(env, HybridPolicy.for_env(env), make_value_network(env), window=20)

@@ -12,8 +12,8 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from hpo_torchrl._checks import check_choice, check_float, check_int
 from hpo_torchrl.algorithms.base import Algorithm, RewardScaler, check_finite, clip_gradients
+from hpo_torchrl.core.checks import check_choice, check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 

@@ -10,11 +10,11 @@ from tensordict.nn import TensorDictModule, set_skip_existing
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
-from hpo_torchrl._checks import check_float, check_int
 from hpo_torchrl.algorithms.base import numbers
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import DifferentiableCollector
 from hpo_torchrl.collectors.rollout import check_functional
+from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import PathwiseLoss
@@ -76,7 +76,7 @@ class GumbelSoftmax(PathwiseLearner):
 
     Examples:
         >>> from hpo_torchrl.algorithms import GumbelSoftmax
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
         >>> env = InventoryEnv(batch_size=16, initial_state="random", seed=0)
         >>> algorithm = GumbelSoftmax(env, HybridPolicy.for_env(env), make_value_network(env))
@@ -103,7 +103,8 @@ class GumbelSoftmax(PathwiseLearner):
 class Pathwise(PathwiseLearner):
     """Pathwise gradients with the discrete choice made by a fixed rule.
 
-    The rule is the environment's rule of thumb (:meth:`DifferentiableEnv.rule_of_thumb`), or always
+    The rule is the environment's rule of thumb (:meth:`DifferentiableEnv.heuristic_choice`), or
+    always
     the same option. Only the continuous action is learned. With a rule that ignores the state the
     gradient is exact; one that looks at the state hides, like a dropped cross term, what an action
     does to later choices.
@@ -122,7 +123,7 @@ class Pathwise(PathwiseLearner):
 
     Examples:
         >>> from hpo_torchrl.algorithms import Pathwise
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
         >>> env = InventoryEnv(batch_size=16, initial_state="random", seed=0)
         >>> algorithm = Pathwise(env, HybridPolicy.for_env(env), make_value_network(env))
@@ -152,7 +153,7 @@ class Pathwise(PathwiseLearner):
                 "algorithm=pathwise needs a single discrete choice for its rule, but the "
                 f"environment has {env.num_heads} heads; use algorithm=hpo."
             )
-        network.discrete = FixedRule(env, network.num_options, option)
+        network.discrete = FixedRule(env, network.num_discrete, option)
         super().__init__(env, policy, critic, **learner)
         self._prepare(critic_coeff)
 
@@ -162,27 +163,27 @@ class FixedRule(nn.Module):
 
     Args:
         env: the environment whose rule of thumb is followed.
-        num_options: number M of options.
+        num_discrete: number M of options.
         option: the option to take always; ``None`` follows the rule of thumb.
 
     Raises:
         ValueError: there is no such option, or no rule of thumb.
     """
 
-    def __init__(self, env: EnvBase, num_options: int, option: int | None = None) -> None:
+    def __init__(self, env: EnvBase, num_discrete: int, option: int | None = None) -> None:
         super().__init__()
-        self.num_options, self.option = num_options, option
-        rule: Any = getattr(env, "rule_of_thumb", None)
-        known = getattr(rule, "__func__", None) is not DifferentiableEnv.rule_of_thumb
+        self.num_discrete, self.option = num_discrete, option
+        rule: Any = getattr(env, "heuristic_choice", None)
+        known = getattr(rule, "__func__", None) is not DifferentiableEnv.heuristic_choice
         self._rule: Any = rule if known else None
-        if option is not None and check_int("option", option, minimum=0) >= num_options:
+        if option is not None and check_int("option", option, minimum=0) >= num_discrete:
             raise ValueError(
-                f"option must be one of the {num_options} options 0 to {num_options - 1}, got "
+                f"option must be one of the {num_discrete} options 0 to {num_discrete - 1}, got "
                 f"{option}."
             )
         if option is None and self._rule is None:
             raise ValueError(
-                f"{type(env).__name__} has no rule_of_thumb for its discrete choice; give one "
+                f"{type(env).__name__} has no heuristic_choice for its discrete choice; give one "
                 "option to take always, algorithm.option=0 for example."
             )
 
@@ -192,5 +193,5 @@ class FixedRule(nn.Module):
             choice = torch.full(observation.shape[:-1], self.option, device=observation.device)
         else:
             choice = self._rule(observation.detach())
-        chosen = nn.functional.one_hot(choice, self.num_options)
+        chosen = nn.functional.one_hot(choice, self.num_discrete)
         return _CERTAIN * chosen.to(observation.dtype)

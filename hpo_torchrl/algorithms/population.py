@@ -10,7 +10,6 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs.utils import set_exploration_type
 
-from hpo_torchrl._entropy import divergence_of, finite
 from hpo_torchrl.algorithms.hpo import HPO, begin_update, mean_action
 from hpo_torchrl.algorithms.members import check_members, stacked_losses
 from hpo_torchrl.algorithms.stacked import StackedNetworks, beside
@@ -18,6 +17,7 @@ from hpo_torchrl.collectors.rollout import noise_of
 from hpo_torchrl.collectors.streams import Stream, Streams
 from hpo_torchrl.collectors.unrolling import entries_of
 from hpo_torchrl.collectors.worlds import own_worlds
+from hpo_torchrl.core.categorical import divergence_of, finite
 
 
 class HPOPopulation:
@@ -46,7 +46,7 @@ class HPOPopulation:
         >>> import torch
         >>> from hpo_torchrl.algorithms import HPO, HPOPopulation
         >>> from hpo_torchrl.collectors.streams import Stream
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
         >>> members, streams = [], []
         >>> for seed in range(3):

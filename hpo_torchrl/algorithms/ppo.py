@@ -10,11 +10,11 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from hpo_torchrl._checks import check_float, check_int
-from hpo_torchrl._entropy import entropy_of, over_heads
 from hpo_torchrl.algorithms.base import numbers
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import SampleCollector
+from hpo_torchrl.core.categorical import entropy_of, over_heads
+from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.modules import HybridPolicy
 
 
@@ -57,7 +57,7 @@ class PPO(Learner):
 
     Examples:
         >>> from hpo_torchrl.algorithms import PPO
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
         >>> env = InventoryEnv(batch_size=16, initial_state="random", seed=0)
         >>> policy = HybridPolicy.for_env(env, scale=0.1, learn_scale=True)

@@ -7,10 +7,10 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from hpo_torchrl._checks import check_float
 from hpo_torchrl.collectors.rollout import check_functional, check_single_choice
 from hpo_torchrl.collectors.straight_through import acts_randomly, draw_branches
 from hpo_torchrl.collectors.unrolling import expand_mask
+from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
@@ -64,7 +64,7 @@ def branched_returns(
 
     Examples:
         >>> from hpo_torchrl.collectors import branched_returns, differentiable_rollout
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy
         >>> env = InventoryEnv(batch_size=4, initial_state="random")
         >>> policy = HybridPolicy.for_env(env)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl._checks import check_bool, check_choice, check_float, check_int
 from hpo_torchrl.collectors.compiled import CompiledRollout
 from hpo_torchrl.collectors.rollout import ROUTES, check_functional, differentiable_rollout
 from hpo_torchrl.collectors.straight_through import straight_through_rollout
+from hpo_torchrl.core.checks import check_bool, check_choice, check_float, check_int
 from hpo_torchrl.modules import HybridPolicy
 
 
@@ -64,7 +64,7 @@ class DifferentiableCollector:
 
     Examples:
         >>> from hpo_torchrl.collectors import DifferentiableCollector
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy
         >>> env = InventoryEnv(batch_size=4)
         >>> policy = HybridPolicy.for_env(env)

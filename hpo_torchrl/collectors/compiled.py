@@ -14,7 +14,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from hpo_torchrl._checks import check_float, check_int, first_line
 from hpo_torchrl.collectors.discounting import Entries, before_and_after
 from hpo_torchrl.collectors.recomputing import NEXT
 from hpo_torchrl.collectors.rollout import (
@@ -33,15 +32,10 @@ from hpo_torchrl.collectors.unrolling import (
     fresh_states,
     stack_steps,
 )
+from hpo_torchrl.core.checks import check_float, check_int, first_line
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.modules.distribution import (
-    HybridDraw,
-    branch,
-    check_mask,
-    draw_from,
-    expand_scale,
-)
+from hpo_torchrl.modules.distribution import HybridDraw, branch, check_mask, draw_from, expand_scale
 from hpo_torchrl.modules.layers import hooked
 from hpo_torchrl.modules.policy import known
 
@@ -106,7 +100,7 @@ class CompiledRollout:
 
     Examples:
         >>> from hpo_torchrl.collectors import CompiledRollout
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy
         >>> env = InventoryEnv(batch_size=4, initial_state="random")
         >>> rollout = CompiledRollout(env, HybridPolicy.for_env(env), discount=0.99)
@@ -292,7 +286,7 @@ class CompiledRollout:
         env = self.env
         heads = () if env.num_heads is None else (env.num_heads,)
         place: dict[str, Any] = {"dtype": env.float_dtype, "device": env.device}
-        clock = torch.empty(num_steps, *env.batch_size, *heads, env.num_options, **place)
+        clock = torch.empty(num_steps, *env.batch_size, *heads, env.num_discrete, **place)
         normal, stochastic = None, self.policy.stochastic
         if stochastic and not known(self.policy.network):  # it may answer that it has no scale
             with torch.no_grad():

@@ -9,7 +9,6 @@ from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from hpo_torchrl._checks import check_choice, check_float, check_int
 from hpo_torchrl.collectors.discounting import Entries, discount_gradients
 from hpo_torchrl.collectors.unrolling import (
     LOG_PROBS,
@@ -19,6 +18,7 @@ from hpo_torchrl.collectors.unrolling import (
     stack_steps,
     unroll,
 )
+from hpo_torchrl.core.checks import check_choice, check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.distribution import HybridDraw
@@ -76,7 +76,7 @@ def differentiable_rollout(
 
     Examples:
         >>> from hpo_torchrl.collectors import differentiable_rollout
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy
         >>> env = InventoryEnv(batch_size=4, initial_state="random")
         >>> policy = HybridPolicy.for_env(env)

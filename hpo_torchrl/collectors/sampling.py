@@ -9,8 +9,8 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
-from hpo_torchrl._checks import check_bool, check_float
 from hpo_torchrl.collectors.collector import check_frames, restarts
+from hpo_torchrl.core.checks import check_bool, check_float
 from hpo_torchrl.modules import HybridPolicy
 
 
@@ -34,7 +34,7 @@ class SampleCollector:
 
     Examples:
         >>> from hpo_torchrl.collectors import SampleCollector
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy
         >>> env = InventoryEnv(batch_size=4)
         >>> collector = SampleCollector(env, HybridPolicy.for_env(env), frames_per_batch=40)

@@ -11,9 +11,9 @@ from tensordict.nn import InteractionType
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
-from hpo_torchrl._checks import check_float, check_int
 from hpo_torchrl.collectors.rollout import check_functional, check_single_choice, noise_of
 from hpo_torchrl.collectors.unrolling import entries_of, unroll
+from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridPolicy
 from hpo_torchrl.modules.distribution import HybridDraw
@@ -80,7 +80,7 @@ def straight_through_rollout(
 
     Examples:
         >>> from hpo_torchrl.collectors import straight_through_rollout
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy
         >>> env = InventoryEnv(batch_size=4, initial_state="random")
         >>> policy = HybridPolicy.for_env(env)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hpo_torchrl._checks import check_float, check_int
 from hpo_torchrl.collectors.rollout import check_single_choice
+from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 
 
@@ -73,7 +73,7 @@ class BestResponse(nn.Module):
     def _action_values(self, state: Mapping[str, Tensor], held: dict[str, Tensor]) -> Tensor:
         observation = self.env.observe(state)
         loc = functional_call(self.network, held, (observation,))[1]
-        options = self.env.num_options
+        options = self.env.num_discrete
         shape = (*loc.shape[:-2], options)
         after, reward, _ = self.env.advance(
             {

@@ -11,7 +11,6 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.envs.utils import set_exploration_type
 
-from hpo_torchrl._checks import check_float
 from hpo_torchrl.collectors import (
     DifferentiableCollector,
     branched_returns,
@@ -19,6 +18,7 @@ from hpo_torchrl.collectors import (
     straight_through_rollout,
 )
 from hpo_torchrl.collectors.rollout import is_functional
+from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import CrossTermWeight, HPOLoss

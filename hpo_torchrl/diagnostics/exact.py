@@ -12,8 +12,8 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hpo_torchrl._checks import check_choice, check_int
 from hpo_torchrl.collectors.rollout import check_single_choice, is_functional
+from hpo_torchrl.core.checks import check_choice, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
@@ -98,7 +98,7 @@ def exact_gradient(
 
     Examples:
         >>> from hpo_torchrl.diagnostics import exact_gradient
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy
         >>> env = InventoryEnv(batch_size=4, initial_state="random", seed=0)
         >>> exact = exact_gradient(env, HybridPolicy.for_env(env), 5)
@@ -135,7 +135,7 @@ def exact_gradient(
     # A frozen parameter has an exact gradient too.
     network = copy.deepcopy(policy.network).double().requires_grad_(True)
     nodes, weights = _nodes(env, network, num_nodes)
-    width = env.num_options * len(nodes) * (1 if noise_support is None else len(noise_support[0]))
+    width = env.num_discrete * len(nodes) * (1 if noise_support is None else len(noise_support[0]))
     _check_size(env, width, num_steps, systems, max_leaves)
 
     parameters: dict[str, Tensor] = dict(network.named_parameters())
@@ -164,10 +164,10 @@ def exact_gradient(
             chance = chance / chance.sum()  # single-precision probabilities add up to about 1
             step_noise = step_noise.expand(len(loc), *step_noise.shape)
         # The branches of a node: option x quadrature node x noise.
-        shape = (len(loc), env.num_options, len(nodes), len(chance))
+        shape = (len(loc), env.num_discrete, len(nodes), len(chance))
         action = loc[:, :, None] if scale is None else loc[:, :, None] + scale[:, :, None] * nodes
         rows = {
-            "discrete": torch.arange(env.num_options, device=loc.device)[:, None, None],
+            "discrete": torch.arange(env.num_discrete, device=loc.device)[:, None, None],
             "continuous": action[:, :, :, None],
             "noise": step_noise[:, None, None],
         }
@@ -310,8 +310,8 @@ def _check_size(
     leaves = systems * width**num_steps
     if leaves > max_leaves:
         raise ValueError(
-            f"The enumeration would be too large: {systems} initial states x ({env.num_options} "
-            f"options x {width // env.num_options} values of action and noise) ** {num_steps} "
+            f"The enumeration would be too large: {systems} initial states x ({env.num_discrete} "
+            f"options x {width // env.num_discrete} values of action and noise) ** {num_steps} "
             f"steps = {leaves:.3g} rows, above max_leaves={max_leaves}. Take fewer steps, initial "
             "states, quadrature nodes or noise values, or raise max_leaves if memory allows."
         )

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_torchrl._checks import check_float, check_int
+from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.diagnostics.estimators import GradientSampler
 
 _RESAMPLES = 1000
@@ -97,7 +97,7 @@ def gradient_report(
     Examples:
         >>> from hpo_torchrl.collectors import DifferentiableCollector
         >>> from hpo_torchrl.diagnostics import GradientSampler, gradient_report
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy
         >>> env = InventoryEnv(batch_size=32, initial_state="random", seed=0)
         >>> policy = HybridPolicy.for_env(env, hidden=(8,))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hpo_torchrl._pieces import OptionBounds, Pieces
+from hpo_torchrl.core.pieces import BranchBounds, Pieces
 
 
 class ActionPieces:
@@ -56,7 +56,7 @@ class ActionPieces:
         self.per_item = not joint and continuous_dim > 1
         self.of_total = joint and continuous_dim > 1
         self.continuous_dim, self.dtype = continuous_dim, dtype
-        self.num_options = max(len(cut.pieces) for cut in self.pieces)
+        self.num_discrete = max(len(cut.pieces) for cut in self.pieces)
         if self.of_total and self.pieces[0].pieces[0].low < 0:
             raise ValueError(
                 "Pieces of a total need coordinates that are 0 or more, got pieces "
@@ -82,21 +82,21 @@ class ActionPieces:
         return self
 
     @property
-    def bounds(self) -> OptionBounds:
+    def bounds(self) -> BranchBounds:
         """Ends by option, for the policy."""
         if self.per_item:
-            return OptionBounds(self.low.unsqueeze(-1), self.high.unsqueeze(-1))
+            return BranchBounds(self.low.unsqueeze(-1), self.high.unsqueeze(-1))
         low, high = self.low[0], self.high[0]
         if self.of_total:
-            return OptionBounds(low, high, of_total=True)
-        return OptionBounds(low.unsqueeze(-1), high.unsqueeze(-1))
+            return BranchBounds(low, high, of_total=True)
+        return BranchBounds(low.unsqueeze(-1), high.unsqueeze(-1))
 
-    def repeated(self, times: int) -> OptionBounds:
+    def repeated(self, times: int) -> BranchBounds:
         """Ends by option, where each of ``times`` options of another kind has all the pieces."""
         low, high, of_total = self.bounds
         if times == 1:
             return self.bounds
-        return OptionBounds(torch.cat([low] * times), torch.cat([high] * times), of_total)
+        return BranchBounds(torch.cat([low] * times), torch.cat([high] * times), of_total)
 
     def holds(self, action: Tensor) -> Tensor:
         """Whether each continuous action ``(*B, n)`` lies in pieces or gaps, bool ``(*B,)``."""
@@ -183,7 +183,7 @@ class ActionPieces:
                 if value.abs() < tiny:  # no subnormals: some devices flush them to zero
                     value = tiny * inwards.sign()
             ends.append(float(value))
-        return ends + ends[-1:] * (self.num_options - len(ends))
+        return ends + ends[-1:] * (self.num_discrete - len(ends))
 
     def __str__(self) -> str:
         what = "total" if self.of_total else "each item" if self.per_item else "action"

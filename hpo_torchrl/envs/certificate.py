@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from hpo_torchrl._checks import check_int
+from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.envs.jumps import SPAN, Jump, find_jumps, situation
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ def certify(env: HybridizedEnv, num_actions: int = 1_000_000, *, seed: int = 0) 
         The certificate; ``.exact`` if rewards and next states were equal to the last bit.
 
     Examples:
-        >>> from hpo_torchrl.envs import ContinuousInventoryEnv, certify, hybridize
-        >>> from hpo_torchrl.envs.features import MinimumOrder
+        >>> from hpo_torchrl.problems import ContinuousInventoryEnv
+        >>> from hpo_torchrl.envs import certify, hybridize
+        >>> from hpo_torchrl.problems.inventory.features import MinimumOrder
         >>> plain = ContinuousInventoryEnv(features=[MinimumOrder(20.0)], batch_size=1000)
         >>> certify(hybridize(plain), 10_000).exact
         True
@@ -72,15 +73,15 @@ def certify(env: HybridizedEnv, num_actions: int = 1_000_000, *, seed: int = 0) 
     systems = max(1, env.batch_size.numel())
     tried = skipped = 0
     errors = {"reward": 0.0, "state": 0.0}
-    options = torch.zeros(env.num_options, dtype=torch.int64)
+    options = torch.zeros(env.num_discrete, dtype=torch.int64)
     while tried < num_actions:
         tried += systems
         state, noise = situation(env)
         action = {"continuous": _actions(env, generator)}
         own = torch.zeros(env.batch_size, dtype=torch.int64, device=env.device)
-        if env.original.num_options > 1:
+        if env.original.num_discrete > 1:
             own = torch.randint(
-                env.original.num_options, env.batch_size, generator=generator, device=env.device
+                env.original.num_discrete, env.batch_size, generator=generator, device=env.device
             )
         action["discrete"] = own
         offered = env.pieces.holds(action["continuous"])
@@ -90,7 +91,7 @@ def certify(env: HybridizedEnv, num_actions: int = 1_000_000, *, seed: int = 0) 
         offered |= env.pieces.holds(action["continuous"])
         expected = env.original.dynamics(state, action, noise)
         hybrid = env.encode(action)
-        options += torch.bincount(hybrid["discrete"].flatten().cpu(), minlength=env.num_options)
+        options += torch.bincount(hybrid["discrete"].flatten().cpu(), minlength=env.num_discrete)
         found = env.dynamics(state, hybrid, noise)
         errors["reward"] = max(errors["reward"], _error(found[1], expected[1], offered))
         for name, value in expected[0].items():

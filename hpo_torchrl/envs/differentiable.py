@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
-from hpo_torchrl._checks import check_dtype, check_int, check_sizes
-from hpo_torchrl._names import ACTION_MASK
-from hpo_torchrl._pieces import OptionBounds
-from hpo_torchrl.envs._specs import set_hybrid_specs
+from hpo_torchrl.core.categorical import ACTION_MASK
+from hpo_torchrl.core.checks import check_dtype, check_int, check_sizes
+from hpo_torchrl.core.pieces import BranchBounds
+from hpo_torchrl.core.reference import Reference, Test
+from hpo_torchrl.envs.specs import set_hybrid_specs
 
 State = Mapping[str, Tensor]
 Action = Mapping[str, Tensor]
@@ -47,7 +50,7 @@ class DifferentiableEnv(EnvBase):
     active passes no gradient).
 
     Args:
-        num_options: number M of discrete options (of each head).
+        num_discrete: number M of discrete options (of each head).
         continuous_dim: dimension n of the continuous action.
         continuous_bounds: ``(low, high)`` of the continuous action; ``None`` is unbounded. A
             half-open range is cut in the *spec* 100 action scales away from its end, so that
@@ -59,7 +62,7 @@ class DifferentiableEnv(EnvBase):
         noise_shape: shape of one system's noise in one step.
         num_heads: number H of discrete choices in each step, a divisor of n; ``None`` is a single
             choice for the whole action.
-        option_bounds: ends of the continuous action by option, where they differ; policies keep
+        branch_bounds: ends of the continuous action by option, where they differ; policies keep
             to them.
         horizon: steps in an episode, or ``None`` for a system that runs on for ever.
         horizon_terminates: what the end of an episode means. ``True`` sets ``terminated`` (the
@@ -84,13 +87,13 @@ class DifferentiableEnv(EnvBase):
     def __init__(
         self,
         *,
-        num_options: int,
+        num_discrete: int,
         continuous_dim: int,
         state_shapes: Mapping[str, Sequence[int]],
         observation_dim: int,
         noise_shape: Sequence[int] = (),
         num_heads: int | None = None,
-        option_bounds: OptionBounds | None = None,
+        branch_bounds: BranchBounds | None = None,
         continuous_bounds: tuple[float | None, float | None] = (None, None),
         action_scale: Tensor | None = None,
         horizon: int | None = None,
@@ -107,14 +110,14 @@ class DifferentiableEnv(EnvBase):
         if seed is not None:
             check_int("seed", seed, minimum=0)
         super().__init__(device=device, batch_size=torch.Size(shape))
-        self.num_options = check_int("num_options", num_options, minimum=1)
+        self.num_discrete = check_int("num_discrete", num_discrete, minimum=1)
         self.continuous_dim = check_int("continuous_dim", continuous_dim, minimum=1)
         if num_heads is not None and continuous_dim % check_int("num_heads", num_heads, minimum=1):
             raise ValueError(
                 f"num_heads must divide continuous_dim={continuous_dim}, got {num_heads}: each "
                 "head chooses for an equal part of the continuous action."
             )
-        self.num_heads, self.option_bounds = num_heads, option_bounds
+        self.num_heads, self.branch_bounds = num_heads, branch_bounds
         self.continuous_bounds = continuous_bounds
         self.horizon = horizon
         self.horizon_terminates = horizon_terminates
@@ -170,7 +173,7 @@ class DifferentiableEnv(EnvBase):
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
         """Draw the noise of ``num_steps`` steps, ``(*B, num_steps, *noise_shape)``."""
 
-    def rule_of_thumb(self, observation: Tensor) -> Tensor:
+    def heuristic_choice(self, observation: Tensor) -> Tensor:
         """Return the option a simple rule would take, int64 ``(*B,)``; optional.
 
         :class:`~hpo_torchrl.algorithms.Pathwise` learns the continuous action beside it.
@@ -180,20 +183,56 @@ class DifferentiableEnv(EnvBase):
         """
         raise NotImplementedError(f"{type(self).__name__} has no rule of thumb.")
 
+    def reference(self, test: Test) -> Reference:
+        """Return what the best policy costs in this environment, or bounds on it; optional.
+
+        Args:
+            test: a test whose environment this is; its initial states and noise may matter.
+        """
+        return Reference()
+
+    def rules(self) -> dict[str, Callable[[], nn.Module]]:
+        """Return simple policies by name, each computed when it is called; optional.
+
+        A rule reads state entries and writes ``("action", "discrete")`` and
+        ``("action", "continuous")``; see :class:`~hpo_torchrl.modules.RulePolicy`.
+        """
+        return {}
+
+    def describe(
+        self,
+        policy: Any,
+        tests: Mapping[str, Test],
+        reference: Reference,
+        folder: Path | None = None,
+    ) -> dict[str, Any]:
+        """Say what a trained policy does, for the summary, and draw it; optional.
+
+        Args:
+            policy: the policy.
+            tests: all tests of the run by name; this is the environment of the primary one.
+            reference: what :meth:`reference` said of that one.
+            folder: where pictures go (``policy.png``), or ``None``.
+
+        Returns:
+            Entries of ``summary.json``.
+        """
+        return {}
+
     @property
     def counts_steps(self) -> bool:
         """Whether episodes end by the count of their steps: :meth:`advance` is the one here."""
         return type(self).advance is DifferentiableEnv.advance
 
     @property
-    def masks_options(self) -> bool:
+    def has_action_mask(self) -> bool:
         """Whether the options depend on the state, see :meth:`allowed`."""
         return type(self).allowed is not DifferentiableEnv.allowed
 
     @property
     def shown_names(self) -> tuple[str, ...]:
         """Names of what :meth:`show` returns."""
-        return ("observation", ACTION_MASK) if self.masks_options else ("observation",)
+        return ("observation", ACTION_MASK) if self.has_action_mask else ("observation",)
 
     def show(self, state: State) -> dict[str, Tensor]:
         """Return what a policy may read: ``"observation"``, and ``"action_mask"`` if there is one.
@@ -205,7 +244,7 @@ class DifferentiableEnv(EnvBase):
         mask = self.allowed(state)
         if mask is not None:
             heads = () if self.num_heads is None else (self.num_heads,)
-            expected = (*shown["observation"].shape[:-1], *heads, self.num_options)
+            expected = (*shown["observation"].shape[:-1], *heads, self.num_discrete)
             if mask.dtype != torch.bool or tuple(mask.shape) != expected:
                 raise ValueError(
                     f"{type(self).__name__}.allowed must return bool of shape {expected}, got "

@@ -11,11 +11,12 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
-from hpo_torchrl._pieces import Breakpoint, Gap, Pieces
-from hpo_torchrl.envs._specs import set_hybrid_specs
+from hpo_torchrl.core.pieces import Breakpoint, Gap, Pieces
+from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.action_pieces import ActionPieces
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.envs.jumps import find_jumps
+from hpo_torchrl.envs.specs import set_hybrid_specs
 
 
 def hybridize(
@@ -54,8 +55,9 @@ def hybridize(
             or overlap, or reward or next state jump inside a piece.
 
     Examples:
-        >>> from hpo_torchrl.envs import ContinuousInventoryEnv, hybridize
-        >>> from hpo_torchrl.envs.features import AllUnitsDiscount, FixedCost
+        >>> from hpo_torchrl.problems import ContinuousInventoryEnv
+        >>> from hpo_torchrl.envs import hybridize
+        >>> from hpo_torchrl.problems.inventory.features import AllUnitsDiscount, FixedCost
         >>> plain = ContinuousInventoryEnv(features=[FixedCost(64.0)], batch_size=4)
         >>> print(hybridize(plain).pieces)
         action: {0} (0, inf)
@@ -113,10 +115,10 @@ class HybridizedEnv(DifferentiableEnv):
     """
 
     def __init__(self, original: DifferentiableEnv, pieces: ActionPieces) -> None:
-        if original.num_heads is not None or (pieces.per_item and original.num_options > 1):
+        if original.num_heads is not None or (pieces.per_item and original.num_discrete > 1):
             raise ValueError(
                 "Pieces per item cannot be combined with options that the environment has already "
-                f"({original.num_options}); cut the total (per_item=False)."
+                f"({original.num_discrete}); cut the total (per_item=False)."
             )
         batch = len(original.batch_size)
         shapes = {
@@ -126,11 +128,11 @@ class HybridizedEnv(DifferentiableEnv):
         }
         observation_dim = original.observation_spec["observation"].shape[-1]
         super().__init__(
-            num_options=original.num_options * pieces.num_options,
+            num_discrete=original.num_discrete * pieces.num_discrete,
             num_heads=pieces.continuous_dim if pieces.per_item else None,
             continuous_dim=original.continuous_dim,
             continuous_bounds=original.continuous_bounds,
-            option_bounds=pieces.repeated(original.num_options),
+            branch_bounds=pieces.repeated(original.num_discrete),
             action_scale=original.action_scale,
             state_shapes=shapes,
             observation_dim=observation_dim,
@@ -144,27 +146,27 @@ class HybridizedEnv(DifferentiableEnv):
         )
         self.original, self.pieces = original, pieces
         self.cost_units, self.rng = original.cost_units, original.rng
-        if self.masks_options:
+        if self.has_action_mask:
             set_hybrid_specs(self, shapes, observation_dim)
 
     @property
-    def masks_options(self) -> bool:
+    def has_action_mask(self) -> bool:
         """Whether the original's options depend on the state."""
         original = getattr(self, "original", None)
-        return original is not None and original.masks_options
+        return original is not None and original.has_action_mask
 
     def allowed(self, state: State) -> Tensor | None:
         """Return the original's mask, of its option with every piece."""
         mask = self.original.allowed(state)
-        return None if mask is None else mask.repeat_interleave(self.pieces.num_options, -1)
+        return None if mask is None else mask.repeat_interleave(self.pieces.num_discrete, -1)
 
     def executed(self, action: Action) -> dict[str, Tensor]:
         """Return the original's action: its own option, and the continuous action in its piece."""
         option = action["discrete"]
-        if self.original.num_options == 1:
+        if self.original.num_discrete == 1:
             own, piece = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device), option
         else:
-            own, piece = option // self.pieces.num_options, option % self.pieces.num_options
+            own, piece = option // self.pieces.num_discrete, option % self.pieces.num_discrete
         return {"discrete": own, "continuous": self.pieces.project(piece, action["continuous"])}
 
     def encode(self, action: Action) -> dict[str, Tensor]:
@@ -177,8 +179,8 @@ class HybridizedEnv(DifferentiableEnv):
             ValueError: a value is not offered.
         """
         piece, continuous = self.pieces.encode(action["continuous"])
-        if self.original.num_options > 1:
-            piece = action["discrete"] * self.pieces.num_options + piece
+        if self.original.num_discrete > 1:
+            piece = action["discrete"] * self.pieces.num_discrete + piece
         return {"discrete": piece, "continuous": continuous}
 
     def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
@@ -197,7 +199,11 @@ class HybridizedEnv(DifferentiableEnv):
         """Draw the original's noise."""
         return self.original.draw_noise(num_steps, state)
 
-    def rule_of_thumb(self, observation: Tensor) -> Tensor:
+    def reference(self, test: Test) -> Reference:
+        """Return the original's: its optimum is that of the same problem."""
+        return self.original.reference(test)
+
+    def heuristic_choice(self, observation: Tensor) -> Tensor:
         """Return the option that holds the original's rough action."""
         if not hasattr(self.original, "rough_action"):
             raise NotImplementedError(f"{type(self.original).__name__} has no rule of thumb.")
@@ -207,8 +213,8 @@ class HybridizedEnv(DifferentiableEnv):
         """Move both environments, with one generator."""
         self.original.to(device)
         self.pieces.to(torch.device(device))
-        if self.option_bounds is not None:
-            self.option_bounds = self.pieces.repeated(self.original.num_options)
+        if self.branch_bounds is not None:
+            self.branch_bounds = self.pieces.repeated(self.original.num_discrete)
         super().to(device)
         self.original.rng = self.rng
         return self
@@ -234,7 +240,7 @@ class PiecewiseAction(Transform):
         self.pieces = pieces
 
     @property
-    def option_bounds(self) -> Any:
+    def branch_bounds(self) -> Any:
         """Ends of the continuous action by option."""
         return self.pieces.bounds
 
@@ -250,7 +256,7 @@ class PiecewiseAction(Transform):
         batch = continuous.shape[:-1]
         heads = (self.pieces.continuous_dim,) if self.pieces.per_item else ()
         discrete = Categorical(
-            self.pieces.num_options,
+            self.pieces.num_discrete,
             shape=(*batch, *heads),
             dtype=torch.int64,
             device=continuous.device,

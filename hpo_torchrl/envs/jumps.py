@@ -65,7 +65,7 @@ def find_jumps(env: HybridizedEnv, *, num_lines: int = 32, seed: int = 0) -> lis
     try:
         jumps: list[Jump] = []
         env.rng.manual_seed(seed)
-        for option in range(env.num_options):
+        for option in range(env.num_discrete):
             found: dict[str, Jump] = {}
             for _ in range(math.ceil(num_lines / max(1, env.batch_size.numel()))):
                 for jump in _along_lines(env, option, generator):
@@ -143,7 +143,7 @@ def situation(env: HybridizedEnv) -> tuple[dict[str, Tensor], Tensor]:
 def _window(env: HybridizedEnv, option: int) -> tuple[Tensor, Tensor]:
     """Lower end and width of what is probed of a piece, each broadcastable to ``(*B, n)``."""
     pieces = env.pieces
-    column = option % pieces.num_options
+    column = option % pieces.num_discrete
     low, high = pieces.low[:, column], pieces.high[:, column]
     scale = SPAN * env.action_scale
     if pieces.of_total:

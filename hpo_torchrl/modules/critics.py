@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.modules import ValueOperator
 
-from hpo_torchrl._checks import check_choice, check_sizes
+from hpo_torchrl.core.checks import check_choice, check_sizes
 from hpo_torchrl.modules.layers import ACTIVATIONS, mlp
 
 
@@ -33,7 +33,7 @@ def make_value_network(
         observation_key: entry that the critic reads.
 
     Examples:
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import make_value_network
         >>> critic = make_value_network(InventoryEnv(batch_size=4))
         >>> critic(InventoryEnv(batch_size=4).reset())["state_value"].shape
@@ -78,7 +78,7 @@ def make_q_network(
 
     Examples:
         >>> import torch
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import make_q_network
         >>> env = InventoryEnv(num_items=3, batch_size=4)
         >>> data = env.reset().set("candidate", torch.ones(4, 3))

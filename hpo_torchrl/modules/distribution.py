@@ -11,7 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.distributions import Distribution
 
-from hpo_torchrl._entropy import entropy_of, over_heads
+from hpo_torchrl.core.categorical import entropy_of, over_heads
 
 _Shape = torch.Size | list[int] | tuple[int, ...]
 
@@ -130,7 +130,7 @@ class HybridDistribution(Distribution):
         self.logits = logits.log_softmax(-1)
 
     @property
-    def num_options(self) -> int:
+    def num_discrete(self) -> int:
         """Number M of options."""
         return self.logits.shape[-1]
 
@@ -199,7 +199,7 @@ class HybridDistribution(Distribution):
         """Return log pi(d), ``(*B,)``."""
         logits = self.logits
         if discrete.ndim >= logits.ndim:
-            logits = logits.expand(*discrete.shape, self.num_options)
+            logits = logits.expand(*discrete.shape, self.num_discrete)
         return self._over_heads(logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1))
 
     def log_prob_continuous(self, discrete: Tensor, continuous: Tensor) -> Tensor:

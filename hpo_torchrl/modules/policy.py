@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 
-from hpo_torchrl._names import ACTION_MASK
+from hpo_torchrl.core.categorical import ACTION_MASK
 from hpo_torchrl.modules.distribution import (
     HybridDistribution,
     HybridDraw,
@@ -28,7 +28,7 @@ from hpo_torchrl.modules.distribution import (
     draw_from,
 )
 from hpo_torchrl.modules.layers import hooked
-from hpo_torchrl.modules.networks import HybridNetwork
+from hpo_torchrl.modules.network import HybridNetwork
 
 DISCRETE_LOG_PROB = "discrete_log_prob"
 _PARAMETERS = ("logits", "loc", "scale")
@@ -168,7 +168,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         default_interaction_type: what is done outside ``set_exploration_type``.
 
     Examples:
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy
         >>> env = InventoryEnv(num_items=3, batch_size=4)
         >>> policy = HybridPolicy.for_env(env)
@@ -230,7 +230,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             discrete.space.n,
             continuous.shape[-1],
             continuous_bounds=getattr(env, "continuous_bounds", None) or _bounds(continuous),
-            option_bounds=getattr(env, "option_bounds", None),
+            branch_bounds=getattr(env, "branch_bounds", None),
             num_heads=heads[0] if heads else None,
             action_scale=getattr(env, "action_scale", None),
             device=observation.device,

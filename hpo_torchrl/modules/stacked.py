@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from torchrl.modules import MLP
 
 from hpo_torchrl.modules.layers import ACTIVATIONS, hooked
-from hpo_torchrl.modules.networks import HybridNetwork
+from hpo_torchrl.modules.network import HybridNetwork
 from hpo_torchrl.modules.policy import HybridPolicy
 
 # Rows of each network up to which one product for all is faster on a CPU than one for each: beyond,

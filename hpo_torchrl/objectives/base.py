@@ -17,7 +17,7 @@ from torchrl.objectives.utils import dispatch_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 from torchrl.objectives.value.functional import reward2go
 
-from hpo_torchrl._checks import check_choice, check_float
+from hpo_torchrl.core.checks import check_choice, check_float
 
 BASELINES = ("leave_one_out",)
 _REDUCTIONS = ("none", "mean", "sum")

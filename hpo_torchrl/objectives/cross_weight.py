@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hpo_torchrl._checks import check_float
+from hpo_torchrl.core.checks import check_float
 
 
 class CrossTermWeight(nn.Module):

@@ -10,8 +10,8 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, d
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from hpo_torchrl._checks import check_bool
-from hpo_torchrl._entropy import over_heads
+from hpo_torchrl.core.categorical import over_heads
+from hpo_torchrl.core.checks import check_bool
 from hpo_torchrl.objectives.cross_weight import CrossTermWeight
 from hpo_torchrl.objectives.pathwise import PathwiseLoss
 
@@ -85,7 +85,7 @@ class HPOLoss(PathwiseLoss):
 
     Examples:
         >>> from hpo_torchrl.collectors import differentiable_rollout
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
         >>> from hpo_torchrl.objectives import HPOLoss
         >>> env = InventoryEnv(batch_size=8, initial_state="random")

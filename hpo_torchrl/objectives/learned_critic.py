@@ -11,8 +11,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import LossModule, ValueEstimators
 
-from hpo_torchrl._checks import check_float
-from hpo_torchrl._entropy import entropy_of
+from hpo_torchrl.core.categorical import entropy_of
+from hpo_torchrl.core.checks import check_float
 
 
 class LearnedCriticLoss(LossModule):
@@ -47,7 +47,7 @@ class LearnedCriticLoss(LossModule):
     Examples:
         >>> import torch
         >>> from torchrl.objectives import SoftUpdate
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy, make_q_network
         >>> from hpo_torchrl.objectives import LearnedCriticLoss
         >>> env = InventoryEnv(batch_size=8, initial_state="random")
@@ -156,7 +156,7 @@ class LearnedCriticLoss(LossModule):
         critic = critic.detach()
         values = [
             self._q(tensordict, dist.loc[..., option, :], critic)[..., option]
-            for option in range(dist.num_options)
+            for option in range(dist.num_discrete)
         ]
         return dist.logits, torch.stack(values, -1)
 

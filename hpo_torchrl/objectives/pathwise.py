@@ -9,8 +9,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import distance_loss
 
-from hpo_torchrl._checks import check_choice, check_float
-from hpo_torchrl._entropy import entropy_of, over_heads
+from hpo_torchrl.core.categorical import entropy_of, over_heads
+from hpo_torchrl.core.checks import check_choice, check_float
 from hpo_torchrl.objectives.base import HybridLossModule
 
 _DISTANCES = ("l1", "l2", "smooth_l1")
@@ -65,7 +65,7 @@ class PathwiseLoss(HybridLossModule):
 
     Examples:
         >>> from hpo_torchrl.collectors import straight_through_rollout
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
         >>> from hpo_torchrl.objectives import PathwiseLoss
         >>> env = InventoryEnv(batch_size=8, initial_state="random")

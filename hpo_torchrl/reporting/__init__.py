@@ -1,5 +1,8 @@
 """Tables and figures, from plain numbers and from the folders of runs."""
 
+from hpo_torchrl.core.figures import (
+    plot_learning_curve,
+)
 from hpo_torchrl.reporting.comparison import (
     compare_algorithms,
     compare_overall,
@@ -12,11 +15,6 @@ from hpo_torchrl.reporting.comparison_figures import (
     plot_updates_against_size,
 )
 from hpo_torchrl.reporting.comparison_tables import format_comparison
-from hpo_torchrl.reporting.figures import (
-    plot_inventory_policy,
-    plot_learning_curve,
-    plot_mode_plane,
-)
 from hpo_torchrl.reporting.gradients import format_gradients, plot_gradients, write_rows
 from hpo_torchrl.reporting.groups import Problem, find_families, group_runs
 from hpo_torchrl.reporting.report import write_report
@@ -53,10 +51,8 @@ __all__ = [
     "iqm_band",
     "plot_gap_against_size",
     "plot_gradients",
-    "plot_inventory_policy",
     "plot_learning_curve",
     "plot_learning_curves",
-    "plot_mode_plane",
     "plot_updates_against_size",
     "read_runs",
     "write_report",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hpo_torchrl._checks import check_float
+from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.reporting.groups import Problem
 from hpo_torchrl.reporting.runs import FINISHED, Run
 from hpo_torchrl.reporting.statistics import (

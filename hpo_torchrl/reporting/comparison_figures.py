@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpo_torchrl.core.figures import GREY, MODES, new_figure, save_figure
 from hpo_torchrl.reporting.comparison import finished_costs, times_to_target
-from hpo_torchrl.reporting.figures import GREY, MODES, new_figure, save_figure
 from hpo_torchrl.reporting.groups import Problem
 from hpo_torchrl.reporting.runs import FINISHED, Run
 from hpo_torchrl.reporting.statistics import estimate_iqm, iqm_band

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpo_torchrl.core.figures import GREY, new_figure, save_figure
 from hpo_torchrl.reporting.comparison_figures import Families, legend_below, line_look
 from hpo_torchrl.reporting.comparison_tables import format_table
-from hpo_torchrl.reporting.figures import GREY, new_figure, save_figure
 from hpo_torchrl.reporting.statistics import Estimate, estimate_iqm
 
 MEASURES = ("signal_to_noise", "alignment")

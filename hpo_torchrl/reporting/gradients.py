@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpo_torchrl.reporting.figures import BLUE, GREY, ORANGE, new_figure, save_figure
+from hpo_torchrl.core.figures import BLUE, GREY, ORANGE, new_figure, save_figure
 
 Row = Mapping[str, Any]
 

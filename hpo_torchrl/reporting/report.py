@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpo_torchrl._checks import check_float
+from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.reporting.comparison import (
     compare_algorithms,
     compare_overall,
@@ -24,11 +24,7 @@ from hpo_torchrl.reporting.comparison_gradients import (
     format_gradient_comparison,
     plot_gradients_against_size,
 )
-from hpo_torchrl.reporting.comparison_tables import (
-    format_comparison,
-    format_overall,
-    format_pairs,
-)
+from hpo_torchrl.reporting.comparison_tables import format_comparison, format_overall, format_pairs
 from hpo_torchrl.reporting.gradients import write_rows
 from hpo_torchrl.reporting.groups import Problem, find_families, group_runs
 from hpo_torchrl.reporting.runs import (

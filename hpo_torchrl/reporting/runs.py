@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from hpo_torchrl._checks import first_line
+from hpo_torchrl.core.checks import first_line
 
 FINISHED, UNFINISHED, DAMAGED, REPLACED = "finished", "not finished", "damaged", "replaced"
 _CONFIG, _SUMMARY, _METRICS = "config.yaml", "summary.json", "metrics.csv"

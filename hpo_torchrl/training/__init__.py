@@ -1,11 +1,8 @@
 """Training runs: the trainer, evaluation, references, checkpoints and logs."""
 
-from hpo_torchrl.training.bounds import Reference
 from hpo_torchrl.training.checkpoint import Checkpoint, CheckpointError
-from hpo_torchrl.training.evaluation import CostEstimate, Evaluation, evaluate
+from hpo_torchrl.training.evaluation import CostEstimate, Evaluation, evaluate, reference_cost
 from hpo_torchrl.training.logging import RunLogger, write_json
-from hpo_torchrl.training.policy_view import InventoryPolicyView, view_inventory_policy
-from hpo_torchrl.training.reference import reference_cost
 from hpo_torchrl.training.selection import Selection
 from hpo_torchrl.training.summary import summarise
 from hpo_torchrl.training.trainer import Trainer
@@ -15,14 +12,11 @@ __all__ = [
     "CheckpointError",
     "CostEstimate",
     "Evaluation",
-    "InventoryPolicyView",
-    "Reference",
     "RunLogger",
     "Selection",
     "Trainer",
     "evaluate",
     "reference_cost",
     "summarise",
-    "view_inventory_policy",
     "write_json",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from torchrl.checkpoint import Checkpoint as TorchRLCheckpoint
 from torchrl.checkpoint import CheckpointRotation, GlobalRNGState
 
-from hpo_torchrl._checks import check_int, first_line
+from hpo_torchrl.core.checks import check_int, first_line
 
 _SUFFIX = ".torchrl"
 

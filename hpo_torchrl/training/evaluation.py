@@ -12,9 +12,10 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl._checks import check_int
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.collectors.worlds import repeated, shared_world
+from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.stacked import ModuleStack
@@ -46,7 +47,7 @@ class Evaluation:
         ValueError: nothing is left to count.
 
     Examples:
-        >>> from hpo_torchrl.envs import InventoryEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.modules import HybridPolicy
         >>> from hpo_torchrl.training import Evaluation
         >>> env = InventoryEnv(batch_size=64)
@@ -77,6 +78,11 @@ class Evaluation:
 
         env.set_seed(self.seed)
         return _estimate(self._cost(env.reset(), env.batch_size, roll, carry))
+
+    def reference(self) -> Reference:
+        """Return what the best policy costs here, where the environment knows it."""
+        known = getattr(self.env, "reference", None)
+        return Reference() if known is None else known(self)
 
     def run_all(self, policies: Sequence[HybridPolicy]) -> list[CostEstimate]:
         """Simulate policies of one structure side by side and return the cost of each.
@@ -182,3 +188,8 @@ def evaluate(
 ) -> CostEstimate:
     """Simulate a policy once and return its cost; arguments as for :class:`Evaluation`."""
     return Evaluation(env, num_steps=num_steps, skip=skip, seed=seed).run(policy)
+
+
+def reference_cost(env: EnvBase, *, seed: int = 0, num_steps: int = 1, skip: int = 0) -> Reference:
+    """Return what the best policy costs in an environment; arguments as for :class:`Evaluation`."""
+    return Evaluation(env, num_steps=num_steps, skip=skip, seed=seed).reference()

@@ -12,7 +12,7 @@ from typing import Any
 
 from torchrl.record.loggers import Logger, get_logger
 
-from hpo_torchrl._checks import check_choice
+from hpo_torchrl.core.checks import check_choice
 
 BACKENDS = ("tensorboard", "wandb", "mlflow", "trackio")
 

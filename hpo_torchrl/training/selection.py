@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from hpo_torchrl._checks import check_choice
+from hpo_torchrl.core.checks import check_choice
 
 SELECTIONS = ("last", "best")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpo_torchrl.training.bounds import Reference
+from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.training.evaluation import CostEstimate
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hpo_torchrl._checks import check_bool, check_int
 from hpo_torchrl.algorithms import Algorithm, NonFiniteError
-from hpo_torchrl.training.bounds import Reference
+from hpo_torchrl.core.checks import check_bool, check_int
+from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.training.checkpoint import Checkpoint
 from hpo_torchrl.training.evaluation import CostEstimate, Evaluation
 from hpo_torchrl.training.logging import RunLogger, write_json

@@ -1,0 +1,1 @@
+"""What every room shares: checks, discrete choices, intervals of an action, references."""

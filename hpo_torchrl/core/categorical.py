@@ -1,0 +1,44 @@
+"""The entropy of a discrete choice, shared by the rooms of the ground floor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Entry that says which discrete actions may be chosen; TorchRL's own name for it.
+ACTION_MASK = "action_mask"
+
+
+def entropy_of(logits: Tensor) -> Tensor:
+    """Return the entropy in nats, ``(*B,)``, of normalised log-probabilities ``(*B, M)``."""
+    return -(logits.exp() * finite(logits)).sum(-1)
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Return log-probabilities without -inf, which a masked option has, its probability being 0.
+
+    Clamped, it adds 0 to an entropy or a divergence: 0 * -inf would be NaN.
+    """
+    return logits.clamp_min(torch.finfo(logits.dtype).min)
+
+
+def divergence_of(before: Tensor, after: Tensor, ndim: int) -> Tensor:
+    """Return the KL divergence in nats, ``(*B,)``, of one choice from another.
+
+    Args:
+        before: normalised log-probabilities ``(*B, M)`` or ``(*B, H, M)``, without -inf
+            (see :func:`finite`).
+        after: the other's.
+        ndim: number of dimensions of B.
+    """
+    return over_heads((before.exp() * (before - after)).sum(-1), ndim)
+
+
+def over_heads(value: Tensor, ndim: int) -> Tensor:
+    """Sum over the heads of a choice what has one entry for each: ``(*B, H)`` to ``(*B,)``.
+
+    Args:
+        value: with heads ``(*B, H)``, else ``(*B,)``.
+        ndim: number of dimensions of B.
+    """
+    return value.sum(-1) if value.ndim > ndim else value

@@ -1,0 +1,64 @@
+"""The cost of the optimum, or bounds on it, as figures to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tensordict.nn import TensorDictModuleBase
+
+
+class Test(Protocol):
+    """What a problem may ask of a test: see :class:`~hpo_torchrl.training.Evaluation`."""
+
+    env: Any
+    num_steps: int
+    skip: int
+    seed: int
+
+    def run(self, policy: Any) -> Any:
+        """Simulate a policy; the answer's ``mean`` is its cost per unit and period."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Cost per unit and period of the optimum, or bounds on it; ``None`` where unknown.
+
+    Attributes:
+        optimal_cost: cost of the optimum.
+        lower_bound: what no policy can go below.
+        upper_bound: what some known policy attains.
+        baselines: costs of simple rules by name: the lines to beat.
+        s: optimal reorder point of a single item.
+        S: its optimal order-up-to level.
+        policy: the optimal policy, or that of the upper bound.
+        paired: whether the costs are of the test's own initial states, and all its noise is in
+            those: gaps then have no sampling error of their own.
+    """
+
+    optimal_cost: float | None = None
+    lower_bound: float | None = None
+    upper_bound: float | None = None
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    s: int | None = None
+    S: int | None = None
+    policy: TensorDictModuleBase | None = field(default=None, compare=False)
+    paired: bool = False
+
+    def gaps(self, cost: float) -> dict[str, float | None]:
+        """Return cost / optimum - 1 as ``gap``, and the same for either bound; ``None`` if unknown.
+
+        Between a lower and an upper bound the true gap is between ``gap_to_upper_bound`` (at
+        least) and ``gap_to_lower_bound`` (at most).
+        """
+        known = {
+            "gap": self.optimal_cost,
+            "gap_to_lower_bound": self.lower_bound,
+            "gap_to_upper_bound": self.upper_bound,
+        }
+        # Relative to the size of the base: the negated cost of a profit is below 0.
+        return {
+            name: None if base is None else (cost - base) / (abs(base) or 1.0)
+            for name, base in known.items()
+        }

@@ -1,0 +1,1 @@
+"""A run: configuration, folder, sweeps and commands."""

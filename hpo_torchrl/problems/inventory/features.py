@@ -1,0 +1,344 @@
+"""What an order may cost and do: pieces of an inventory problem that can be put together.
+
+Each is one equation, in its original form: a function of the quantities q, with its jumps.
+:class:`~hpo_torchrl.envs.ContinuousInventoryEnv` adds them up, and
+:func:`~hpo_torchrl.envs.hybridize` turns the jumps into options.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hpo_torchrl.core.checks import check_float, check_int
+from hpo_torchrl.core.pieces import Breakpoint, Gap
+
+
+class Feature:
+    """A piece of an inventory problem; it does nothing until a method is overridden.
+
+    Quantities are ``(*B, n)``, costs ``(*B,)``; ``option`` ``(*B,)`` is the discrete action of the
+    original problem (the supplier). Breakpoints are those of the *total* quantity where ``joint``,
+    else of each item's.
+    """
+
+    #: Whether it depends on the quantities by their total (of a single item that is the same).
+    joint = True
+
+    def breakpoints(self) -> list[Breakpoint]:
+        """Quantities at which the feature jumps, or its slope does."""
+        return []
+
+    def gaps(self) -> list[Gap]:
+        """Quantities that do what another one does."""
+        return []
+
+    def delivered(self, quantity: Tensor) -> Tensor:
+        """Return what is delivered of an order, ``(*B, n)``."""
+        return quantity
+
+    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor | float:
+        """Return what a delivered order costs, ``(*B,)``."""
+        return 0.0
+
+    def carried_over(self, level: Tensor) -> Tensor:
+        """Return what is left of the stock at the end of a period, ``(*B, n)``."""
+        return level
+
+    def sold(self, available: Tensor, demand: Tensor, sold: Tensor) -> Tensor:
+        """Return what is sold, ``(*B, n)``, given what the features before had sold."""
+        return sold
+
+    def revenue(self, sold: Tensor) -> Tensor | float:
+        """Return the income of a period, ``(*B,)``."""
+        return 0.0
+
+    @property
+    def fixed_cost(self) -> float:
+        """What the smallest order costs."""
+        return 0.0
+
+
+class FixedCost(Feature):
+    r"""A cost of ordering at all: :math:`K\,1\{\sum_i q_i > 0\}`.
+
+    Args:
+        cost: K, per order.
+    """
+
+    def __init__(self, cost: float) -> None:
+        self.cost = check_float("FixedCost.cost", cost, minimum=0.0)
+
+    def breakpoints(self) -> list[Breakpoint]:
+        """No order stands alone."""
+        return [Breakpoint(0.0, "alone")]
+
+    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+        """K where anything is ordered."""
+        return self.cost * (quantity.sum(-1) > 0).to(quantity.dtype)
+
+    @property
+    def fixed_cost(self) -> float:
+        """K."""
+        return self.cost
+
+
+class ItemFixedCost(FixedCost):
+    r"""A cost for each item that is ordered: :math:`\sum_i k\,1\{q_i > 0\}`.
+
+    Args:
+        cost: k, per item and order.
+    """
+
+    joint = False
+
+    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+        """The cost k for each item that is ordered."""
+        return self.cost * (quantity > 0).to(quantity.dtype).sum(-1)
+
+
+class MinimumOrder(Feature):
+    r"""An order below the minimum is not accepted: :math:`a_i = q_i\,1\{q_i \ge Q\}`.
+
+    Args:
+        minimum: Q, for each item by itself.
+    """
+
+    joint = False
+
+    def __init__(self, minimum: float) -> None:
+        self.minimum = check_float("MinimumOrder.minimum", minimum, minimum=0.0, strict=True)
+
+    def breakpoints(self) -> list[Breakpoint]:
+        """No order stands alone; the minimum itself is accepted."""
+        return [Breakpoint(0.0, "alone"), Breakpoint(self.minimum)]
+
+    def gaps(self) -> list[Gap]:
+        """Less than the minimum does what nothing does."""
+        return [Gap(0.0, self.minimum, 0.0)]
+
+    def delivered(self, quantity: Tensor) -> Tensor:
+        """What reaches the minimum."""
+        return torch.where(quantity >= self.minimum, quantity, torch.zeros_like(quantity))
+
+
+class _Schedule(Feature):
+    """Prices or costs that change at quantities ``breaks``."""
+
+    def __init__(self, breaks: Sequence[float], values: Sequence[float], name: str) -> None:
+        kind = type(self).__name__
+        self.breaks = [check_float(f"{kind}.breaks", b, minimum=0.0, strict=True) for b in breaks]
+        self.values = [check_float(f"{kind}.{name}", v, minimum=0.0) for v in values]
+        if any(one >= other for one, other in itertools.pairwise(self.breaks)):
+            raise ValueError(f"{kind}.breaks must be in ascending order, got {list(breaks)}.")
+        if len(self.values) != len(self.breaks) + 1:
+            raise ValueError(
+                f"{kind} needs one more of {name} than of breaks (below the first, between, beyond "
+                f"the last), got {len(self.values)} {name} for {len(self.breaks)} breaks."
+            )
+
+    def breakpoints(self) -> list[Breakpoint]:
+        """A break belongs to what begins there."""
+        return [Breakpoint(at) for at in self.breaks]
+
+    def _value_at(self, total: Tensor) -> Tensor:
+        breaks = torch.tensor(self.breaks, dtype=total.dtype, device=total.device)
+        values = torch.tensor(self.values, dtype=total.dtype, device=total.device)
+        return values[torch.bucketize(total.detach(), breaks, right=True)]
+
+
+class AllUnitsDiscount(_Schedule):
+    r"""From a break on, *all* units have the lower price: :math:`v_j\,q` for :math:`b_j \le q`.
+
+    With :math:`q = \sum_i q_i` and j the last break that q reaches; the cost drops at a break.
+
+    Args:
+        breaks: quantities :math:`b_1 < b_2 < \dots` from which a new price holds.
+        prices: price per unit below the first break, from the first, and so on.
+    """
+
+    def __init__(self, breaks: Sequence[float], prices: Sequence[float]) -> None:
+        super().__init__(breaks, prices, "prices")
+
+    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+        """The quantity at the price that it reaches."""
+        total = quantity.sum(-1)
+        return self._value_at(total) * total
+
+
+class IncrementalDiscount(_Schedule):
+    r"""Only the units beyond a break have the lower price: :math:`\int_0^q v(z)\,dz`.
+
+    The cost is continuous in :math:`q = \sum_i q_i`; its slope jumps at a break.
+
+    Args:
+        breaks: quantities at which the price changes.
+        prices: price of a unit below the first break, from the first on, and so on.
+    """
+
+    def __init__(self, breaks: Sequence[float], prices: Sequence[float]) -> None:
+        super().__init__(breaks, prices, "prices")
+
+    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+        """The sum over the price's steps."""
+        total = quantity.sum(-1)
+        cost = self.values[0] * total
+        for at, (one, other) in zip(self.breaks, itertools.pairwise(self.values), strict=True):
+            cost = cost + (other - one) * (total - at).clamp_min(0.0)
+        return cost
+
+
+class StepCost(_Schedule):
+    r"""A fixed cost by the size of the order: :math:`K_j` for :math:`b_j \le q < b_{j+1}`, q > 0.
+
+    Args:
+        breaks: quantities :math:`b_1 < b_2 < \dots` of :math:`q = \sum_i q_i`.
+        costs: cost of an order below the first break, from the first on, and so on.
+    """
+
+    def __init__(self, breaks: Sequence[float], costs: Sequence[float]) -> None:
+        super().__init__(breaks, costs, "costs")
+
+    def breakpoints(self) -> list[Breakpoint]:
+        """No order stands alone, and costs nothing."""
+        return [Breakpoint(0.0, "alone"), *super().breakpoints()]
+
+    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+        """The cost of the step that the quantity is on."""
+        total = quantity.sum(-1)
+        return self._value_at(total) * (total > 0).to(total.dtype)
+
+    @property
+    def fixed_cost(self) -> float:
+        """Cost of the smallest order."""
+        return self.values[0]
+
+
+class Truckloads(Feature):
+    r"""A cost for each truck that is begun: :math:`c\,\lceil q / C \rceil`, with a fleet of N.
+
+    Args:
+        capacity: C, units of :math:`q = \sum_i q_i` that a truck holds.
+        cost: c, per truck.
+        num_trucks: N; what exceeds N trucks is not delivered (all items are cut alike).
+    """
+
+    def __init__(self, capacity: float, cost: float, num_trucks: int) -> None:
+        self.capacity = check_float("Truckloads.capacity", capacity, minimum=0.0, strict=True)
+        self.cost = check_float("Truckloads.cost", cost, minimum=0.0)
+        self.num_trucks = check_int("Truckloads.num_trucks", num_trucks, minimum=1)
+
+    def breakpoints(self) -> list[Breakpoint]:
+        """A full truck belongs to the loads below it."""
+        full = [Breakpoint(self.capacity * k, "left") for k in range(1, self.num_trucks + 1)]
+        return [Breakpoint(0.0, "alone"), *full]
+
+    def gaps(self) -> list[Gap]:
+        """More than the fleet holds does what the full fleet does."""
+        return [Gap(self.capacity * self.num_trucks, float("inf"), self.capacity * self.num_trucks)]
+
+    def delivered(self, quantity: Tensor) -> Tensor:
+        """What the fleet holds."""
+        most = self.capacity * self.num_trucks
+        total = quantity.sum(-1, keepdim=True)
+        return torch.where(total > most, quantity / total.clamp_min(most) * most, quantity)
+
+    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+        """The trucks that are begun."""
+        total = quantity.sum(-1)
+        trucks = torch.zeros_like(total)
+        for k in range(self.num_trucks):  # compared as the breakpoints are, to the last bit
+            trucks = trucks + (total > self.capacity * k).to(total.dtype)
+        return self.cost * trucks
+
+    @property
+    def fixed_cost(self) -> float:
+        """The first truck."""
+        return self.cost
+
+
+class Suppliers(Feature):
+    r"""A choice of supplier s, the original's discrete action: price :math:`v_s\,q`, lead time L_s.
+
+    Args:
+        lead_times: periods until an order of each supplier can be used, 1 and up.
+        prices: price per unit of each supplier.
+        fixed_costs: cost of an order with each supplier.
+    """
+
+    def __init__(
+        self,
+        lead_times: Sequence[int],
+        prices: Sequence[float],
+        fixed_costs: Sequence[float] | None = None,
+    ) -> None:
+        fixed_costs = [0.0] * len(lead_times) if fixed_costs is None else fixed_costs
+        if not 0 < len(lead_times) == len(prices) == len(fixed_costs):
+            raise ValueError(
+                "Suppliers needs a lead time, a price and a fixed cost for each, got "
+                f"{len(lead_times)}, {len(prices)} and {len(fixed_costs)}."
+            )
+        self.lead_times = [check_int("Suppliers.lead_times", L, minimum=1) for L in lead_times]
+        self.prices = [check_float("Suppliers.prices", v, minimum=0.0) for v in prices]
+        self.costs = [check_float("Suppliers.fixed_costs", K, minimum=0.0) for K in fixed_costs]
+
+    def breakpoints(self) -> list[Breakpoint]:
+        """No order stands alone where one costs something."""
+        return [Breakpoint(0.0, "alone")] if any(self.costs) else []
+
+    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+        """Price and fixed cost of the supplier."""
+        total = quantity.sum(-1)
+        price, fixed = torch.tensor([self.prices, self.costs]).to(total)[:, option]
+        return price * total + fixed * (total > 0).to(total.dtype)
+
+    @property
+    def fixed_cost(self) -> float:
+        """The least fixed cost."""
+        return min(self.costs)
+
+
+class LostSales(Feature):
+    r"""Unmet demand is lost: :math:`y^+` is carried over, :math:`\min(D, x^+)` is sold."""
+
+    def carried_over(self, level: Tensor) -> Tensor:
+        """What is left."""
+        return level.clamp_min(0.0)
+
+    def sold(self, available: Tensor, demand: Tensor, sold: Tensor) -> Tensor:
+        """What is there, at most."""
+        return torch.minimum(demand, available.clamp_min(0.0))
+
+
+class Profit(Feature):
+    r"""The objective is profit: income :math:`\sum_i \pi\,\text{sold}_i` less all costs.
+
+    Without :class:`LostSales` all demand is sold in the end, and is counted when it occurs.
+
+    Args:
+        price: selling price per unit.
+    """
+
+    def __init__(self, price: float) -> None:
+        self.price = check_float("Profit.price", price, minimum=0.0)
+
+    def revenue(self, sold: Tensor) -> Tensor:
+        """The price of what is sold."""
+        return self.price * sold.sum(-1)
+
+
+FEATURES: dict[str, type[Feature]] = {
+    "fixed_cost": FixedCost,
+    "item_fixed_cost": ItemFixedCost,
+    "minimum_order": MinimumOrder,
+    "all_units_discount": AllUnitsDiscount,
+    "incremental_discount": IncrementalDiscount,
+    "step_cost": StepCost,
+    "truckloads": Truckloads,
+    "suppliers": Suppliers,
+    "lost_sales": LostSales,
+    "profit": Profit,
+}

@@ -1,0 +1,1 @@
+"""Exact optima, bounds and best rules of inventory problems."""

@@ -1,0 +1,228 @@
+"""The joint replenishment problem as a problem of optimal stopping, solved on a grid.
+
+Let ordering be free to reach any level, lower ones included: this can only lower the optimum. Each
+order then starts the system afresh at the cheapest level S, and what is left is when to stop the
+fall from S. As positions only fall between orders, an order never has to lower one: the optimum
+of the freer problem is one of the original.
+
+Per unit of time a stopper gets g. With V the best value from a position, 0 if it stops at once::
+
+    V(x) = min(0, H(x)),   H(x) = G(x) - g + E V(x - D)
+
+and g is the optimal cost per period if K + min H = 0. That sum falls with g and is concave in it,
+so Newton's method (the cost of the policy just found is the next g) comes down to the optimum.
+Periods without any demand change nothing and are skipped: H becomes
+``(G(x) - g) / P(D != 0) + E[V(x - D) | D != 0]``, where it is negative without a change in sign.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+from hpo_torchrl.problems.inventory.optima.items import Items, Levels, Vector
+
+# A hundred megabytes or so, and about a minute.
+_MAX_POSITIONS = 2**23
+# Values that change by less than this fraction of the costs have settled.
+_SETTLED = 1e-12
+
+
+class Grid:
+    """Positions ``lowest <= x <= highest``; below it, the values of positions are 0.
+
+    Arrays of values have one axis per item.
+    """
+
+    def __init__(self, items: Items, lowest: Levels, highest: Levels) -> None:
+        sizes = (highest - lowest + 1).tolist()
+        if math.prod(sizes) > _MAX_POSITIONS:
+            raise ValueError(
+                f"the optimum takes a grid of at most {_MAX_POSITIONS} inventory positions, but "
+                f"the costs given need {' x '.join(map(str, sizes))}; lower fixed_cost or measure "
+                "demand in larger units, or use joint_replenishment_lower_bound and "
+                "best_total_demand_rule, which have no grid."
+            )
+        self.lowest = lowest
+        self.falls = [
+            _falls(float(mean), size) for mean, size in zip(items.mean, sizes, strict=True)
+        ]
+        self.none = math.exp(-float(items.mean.sum()))
+        self.some = -math.expm1(-float(items.mean.sum()))
+        L = items.lead_time
+        self.costs = outer_sum(
+            [
+                items.one_period_cost(i, np.arange(lowest[i], highest[i] + 1), L + 1)
+                for i in range(len(sizes))
+            ]
+        )
+
+    def expected(self, values: Vector) -> Vector:
+        """``E[V(x - D) | D != 0]`` at every position x."""
+        return (_along_axes(self.falls, values) - self.none * values) / self.some
+
+    def continuing(self, values: Vector, g: float) -> Vector:
+        """``H(x)``: the value of waiting one period more, at every position x."""
+        return (self.costs - g) / self.some + self.expected(values)
+
+    def solve(self, values: Vector, g: float) -> tuple[Vector, Vector, float]:
+        """Iterate ``V = min(0, H)`` until it settles.
+
+        Returns:
+            H, ``min(0, H)``, and the most by which the values that gave H exceed the latter.
+        """
+        scale = g / self.some
+        # Positions fall by a unit at least each time, so the iteration ends by itself.
+        for _ in range(sum(values.shape) + 2):
+            old, H = values, self.continuing(values, g)
+            values = np.minimum(H, 0.0)
+            if float(np.abs(values - old).max()) <= _SETTLED * scale:
+                break
+        return H, values, float((old - values).max())
+
+    def policy_cost(self, order: NDArray[np.bool_], fixed_cost: float) -> float:
+        """Cost of starting at the top corner of ``order`` and ordering where it is true.
+
+        By renewal-reward, as for an (s, S) policy: ``(K P(D != 0) + sum u G) / sum u`` with
+        ``u(x)`` the probability that position x is ever visited between two orders.
+        """
+        corner = tuple(slice(size) for size in order.shape)
+        rises = [fall[:size, :size].T for fall, size in zip(self.falls, order.shape, strict=True)]
+        waits = ~order
+        arrived = np.zeros(order.shape)
+        arrived[(-1,) * order.ndim] = 1.0
+        visits = arrived
+        for _ in range(sum(order.shape)):
+            arrived = (_along_axes(rises, arrived) - self.none * arrived) / self.some * waits
+            visits = visits + arrived
+            if float(arrived.sum()) < 1e-17:
+                break
+        total = float((visits * self.costs[corner]).sum())
+        return (fixed_cost * self.some + total) / float(visits.sum())
+
+
+def solve(
+    items: Items, allocated: Vector, single_costs: Vector, g: float, tolerance: float
+) -> tuple[float, float, Levels, Levels, NDArray[np.bool_]]:
+    """Solve the joint problem for a few items.
+
+    Args:
+        items: The items; their values span a grid with one axis each.
+        allocated: A share ``k_i >= 0`` of the fixed cost for each item, adding up to K.
+        single_costs: The optimal costs ``c_i(k_i)`` of the items alone with these.
+        g: The cost of some policy.
+        tolerance: The width to reach, as a fraction of the optimum.
+
+    Returns:
+        The cost of a policy; a lower bound on the optimum; the policy's order-up-to levels; the
+        lowest position at which it may wait; and where it orders, from these up to those levels.
+    """
+    K = items.fixed_cost
+    lowest, values_1d = _bounds(items, allocated, single_costs, g)
+    sizes = np.asarray([v.size for v in values_1d])
+    grid = Grid(items, lowest, lowest + sizes - 1)
+    # The sum of the items' own values is at most V, and the iteration rises from it.
+    values = outer_sum(values_1d)
+    upper, lower = math.inf, -math.inf
+    while True:
+        H, values, excess = grid.solve(values, g)
+        top = np.unravel_index(int(H.argmin()), H.shape)
+        # Lowering g by P(D != 0) times the excess makes V a lower bound on the value; lowering it
+        # as much raises min H at least by the excess, as no fall from S takes less than a period.
+        shortfall = max(0.0, excess, -(K + float(H[top])))
+        lower = max(lower, g - grid.some * shortfall)
+        order = H[tuple(slice(i + 1) for i in top)] >= 0.0
+        order[(-1,) * order.ndim] = False
+        cost = grid.policy_cost(order, K)
+        improved = cost < upper * (1 - _SETTLED)
+        if cost < upper:
+            upper, best_top, best_order = cost, top, order
+        if upper - lower <= tolerance * upper or not improved:
+            break
+        g = cost
+    return upper, min(lower, upper), lowest + np.asarray(best_top), lowest, best_order
+
+
+def _bounds(
+    items: Items, allocated: Vector, single_costs: Vector, g: float
+) -> tuple[Levels, list[Vector]]:
+    """The lowest positions at which waiting may be optimal, and each item's values from there up.
+
+    Split g into ``g_i`` and let ``V_i``, ``H_i`` be the values of item i alone. Then
+    ``V(x) >= sum_i V_i(x_i)`` and ``H(x) >= sum_i H_i(x_i)``; with ``-m_i`` the least value of
+    ``k_i + H_i``, this proves that
+
+    * S has ``k_i + H_i(S_i) <= sum of the other m_j``, since ``K + H(S) <= 0``;
+    * ordering is optimal where ``H_i(x_i) >= sum of the other k_j + m_j``.
+
+    It stays true as g comes down to the optimum, since V only rises.
+    """
+    n = allocated.size
+    parts = g * single_costs / single_costs.sum()
+    slack = 1e-9 * (g + items.fixed_cost)
+    gains = np.zeros(n)
+    for i in range(n):
+        # Above these levels, H_i is higher than somewhere among them.
+        _, _, H = _single(items, i, parts[i], parts[i], parts[i])
+        gains[i] = -float(allocated[i] + H.min())
+    lowest, values = [], []
+    for i in range(n):
+        others = np.arange(n) != i
+        ceiling = float(gains[others].sum()) + slack
+        needed = float((allocated + gains)[others].sum())
+        below, above = parts[i] + max(0.0, needed), parts[i] + gains[i] + ceiling
+        start, V, H = _single(items, i, parts[i], below, above)
+        possible = np.flatnonzero(allocated[i] + H <= ceiling)
+        # Where waiting costs too much at this position and all below.
+        hopeless = int((np.minimum.accumulate(H) >= needed).sum())
+        first = min(hopeless, int(possible[0]))
+        lowest.append(start + first)
+        values.append(V[first : possible[-1] + 1])
+    return np.asarray(lowest), values
+
+
+def _single(
+    items: Items, i: int, g: float, cost_below: float, cost_above: float
+) -> tuple[int, Vector, Vector]:
+    """``V_i`` and ``H_i`` of item i alone, and the first level.
+
+    The levels reach down to where ``G_i`` is at least ``cost_below`` from there on, and up to where
+    it is at least ``cost_above``, both by ``G_i(y) >= G`` of the mean demand. ``cost_below`` is at
+    least g, so that ``V_i`` is 0 further down.
+    """
+    mean, h, p = float(items.mean[i]), float(items.holding[i]), float(items.shortage[i])
+    horizon_mean = (items.lead_time + 1) * mean
+    low = math.floor(horizon_mean - cost_below / p)
+    high = math.ceil(horizon_mean + cost_above / h)
+    grid = Grid(items.alone(i), np.asarray([low]), np.asarray([high]))
+    H, _, _ = grid.solve(np.zeros(high - low + 1), g)
+    V = np.minimum(H, 0.0)
+    # Per period, as the sum over items needs it: their periods without demand differ.
+    return low, V, grid.costs - g + _along_axes(grid.falls, V)
+
+
+def outer_sum(vectors: list[Vector]) -> Vector:
+    """``a[i] + b[j] + ...`` as an array with one axis per vector."""
+    total = vectors[0]
+    for vector in vectors[1:]:
+        total = total[..., None] + vector
+    return total
+
+
+def _falls(mean: float, size: int) -> Vector:
+    """``P(D = x - y)`` at row x, column y."""
+    k = np.arange(size)
+    pmf = np.exp(k * math.log(mean) - mean - gammaln(k + 1.0))
+    fall = k[:, None] - k
+    return np.where(fall >= 0, pmf[np.maximum(fall, 0)], 0.0)
+
+
+def _along_axes(matrices: list[Vector], values: Vector) -> Vector:
+    """Apply one matrix to each axis; each product takes an axis from the front to the back."""
+    for matrix in matrices:
+        shape = values.shape
+        values = (values.reshape(shape[0], -1).T @ matrix.T).reshape(*shape[1:], shape[0])
+    return values

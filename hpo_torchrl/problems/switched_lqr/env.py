@@ -1,0 +1,323 @@
+"""Switched linear systems with quadratic cost (switched LQR)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpo_torchrl.core.checks import check_bool, check_dtype, check_float, check_int
+from hpo_torchrl.core.reference import Reference, Test
+from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
+from hpo_torchrl.problems.switched_lqr.matrices import (
+    Array,
+    LQRMatrices,
+    check_matrices,
+    recipe_matrices,
+    uncontrollable_growth,
+)
+from hpo_torchrl.problems.switched_lqr.picture import describe_switched_lqr
+from hpo_torchrl.problems.switched_lqr.reference import switched_lqr_reference
+from hpo_torchrl.problems.switched_lqr.rules import fixed_mode_rule
+
+
+class SwitchedLQREnv(DifferentiableEnv):
+    r"""A linear system whose mode is chosen anew at every step.
+
+    With state :math:`x`, mode :math:`d` (the discrete action), input :math:`u` (the continuous
+    action, unbounded) and noise :math:`w`, one step is
+
+    .. math::
+        r = -(x^\top Q_d\, x + u^\top R_d\, u), \qquad x' = A_d\, x + B_d\, u + w
+
+    so the state is charged before it moves on, and nothing is charged on the last one.
+
+    The state is ``"x"``, shape ``(*B, n)``. The ``"observation"`` is x in units of the initial
+    scale :math:`c = \text{initial\_range} / \sqrt n` and, with ``observe_time``, ``step /
+    horizon`` behind it: with few steps left it no longer pays to control. The reward ``(*B, 1)``
+    is negated cost; ``cost_units`` is n, so that reports are per dimension and period. The end of
+    an episode terminates: nothing is charged beyond. ``action_scale`` is c as well, so that a
+    linear feedback u = K x is, in a policy's own units, a map of order 1.
+
+    Gradients flow as :class:`DifferentiableEnv` says. Guard: each coordinate of x' is clipped at
+    ``state_limit``; where the clip acts, no gradient passes, and the system is no longer the one
+    that :func:`~hpo_torchrl.problems.switched_lqr.switched_lqr_optimum` solves.
+
+    Refused as unstable are systems that no policy can hold: where a direction that no input of any
+    mode reaches grows in all modes so fast that a typical start leaves the guard within the
+    horizon. Any other growth, however fast, is a policy's business.
+
+    Args:
+        A: transition matrices, one per mode, shape ``(M, n, n)``: a tensor, array or nested lists.
+        B: input matrices, ``(M, n, m)``; they need not be square.
+        Q: cost of the state, symmetric positive semidefinite, ``(M, n, n)`` or ``(n, n)`` for all.
+        R: cost of the input, symmetric positive definite, ``(M, m, m)`` or ``(m, m)`` for all.
+        horizon: steps T in an episode.
+        process_noise: standard deviation of the normal noise w, per coordinate.
+        initial_range: episodes start from x uniform in [-range, range] / sqrt(n), per coordinate.
+        observe_time: whether the observation holds the time.
+        state_limit: the guard.
+        batch_size: number of systems simulated at once, an int or a shape.
+        device: where the tensors live.
+        dtype: floating-point type.
+        seed: seed of the environment's generator.
+
+    Attributes:
+        A, B, Q, R: the matrices, one per mode.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: shapes disagree, a number is not finite or out of range, Q or R is not a cost,
+            or the system is one that no policy can hold.
+
+    Examples:
+        >>> from hpo_torchrl.problems import SwitchedLQREnv
+        >>> A, B = [[[2, 1], [0, 1]], [[2, 1], [0, 0.5]]], [[[1], [1]], [[1], [2]]]
+        >>> env = SwitchedLQREnv(A, B, Q=[[1, 0], [0, 1]], R=[[1]], batch_size=4, seed=0)
+        >>> rollout = env.rollout(5)
+        >>> rollout["x"].shape, rollout["observation"].shape, rollout["next", "reward"].shape
+        (torch.Size([4, 5, 2]), torch.Size([4, 5, 3]), torch.Size([4, 5, 1]))
+        >>> SwitchedLQREnv.from_recipe(dim=8, num_modes=4).num_discrete
+        4
+    """
+
+    horizon: int
+
+    def __init__(
+        self,
+        A: Any,
+        B: Any,
+        Q: Any,
+        R: Any,
+        *,
+        horizon: int = 20,
+        process_noise: float = 0.0,
+        initial_range: float = 10.0,
+        observe_time: bool = True,
+        state_limit: float = 100.0,
+        batch_size: int | Sequence[int] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        seed: int | None = None,
+    ) -> None:
+        matrices = check_matrices(A, B, Q, R)
+        M, n, m = matrices.B.shape
+        check_int("horizon", horizon, minimum=1)
+        check_dtype(dtype)
+        check_bool("observe_time", observe_time)
+        check_float("initial_range", initial_range, minimum=0.0, strict=True)
+        initial_scale = initial_range / n**0.5
+        check_float("state_limit", state_limit, minimum=0.0, strict=True)
+        _check_holdable(matrices, horizon, initial_scale, state_limit)
+        super().__init__(
+            num_discrete=M,
+            continuous_dim=m,
+            action_scale=torch.full((m,), initial_scale, dtype=dtype, device=device),
+            state_shapes={"x": (n,)},
+            observation_dim=n + observe_time,
+            noise_shape=(n,),
+            horizon=horizon,
+            horizon_terminates=True,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+        )
+        self.process_noise = check_float("process_noise", process_noise, minimum=0.0)
+        self.initial_scale, self.state_limit = initial_scale, float(state_limit)
+        self.observe_time = observe_time
+        self.cost_units = float(n)
+        self.A, self.B, self.Q, self.R = (self._tensor(matrix) for matrix in matrices)
+        self._table_A, self._table_B = _table(self.A), _table(self.B)
+        self._table_Q, self._table_R = _table(self.Q), _table(self.R)
+
+    @classmethod
+    def from_recipe(
+        cls,
+        dim: int,
+        num_modes: int,
+        *,
+        growth: float = 1.10,
+        coupling: float = 0.05,
+        weak_input: float = 0.15,
+        input_cost: float = 0.1,
+        recipe_seed: int = 0,
+        horizon: int = 20,
+        process_noise: float = 0.0,
+        initial_range: float = 10.0,
+        observe_time: bool = True,
+        state_limit: float = 100.0,
+        batch_size: int | Sequence[int] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        seed: int | None = None,
+    ) -> SwitchedLQREnv:
+        """Make a system of any size whose modes each command another group of coordinates.
+
+        All modes share ``A = growth I + coupling Z``, where Z is standard normal, symmetrised and
+        divided by its largest absolute entry. The n coordinates are split into M contiguous groups;
+        ``B_m`` is diagonal, 1 on group m and ``weak_input`` elsewhere. ``Q = I`` and
+        ``R = input_cost I``. Every group is pushed outwards and only one at a time is well
+        commanded, so every mode is needed.
+
+        Args:
+            dim: dimension n of state and input.
+            num_modes: number M of modes, at most n.
+            growth: open-loop growth per step.
+            coupling: strength of the coupling between coordinates.
+            weak_input: gain of an input outside the group of the mode.
+            input_cost: cost of the squared input.
+            recipe_seed: seed of Z.
+            horizon: this and what follows: see the class.
+            process_noise: see the class.
+            initial_range: see the class.
+            observe_time: see the class.
+            state_limit: see the class.
+            batch_size: see the class.
+            device: see the class.
+            dtype: see the class.
+            seed: see the class.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: an argument is out of range, or there are more modes than coordinates.
+        """
+        matrices = recipe_matrices(
+            dim,
+            num_modes,
+            growth=growth,
+            coupling=coupling,
+            weak_input=weak_input,
+            input_cost=input_cost,
+            recipe_seed=recipe_seed,
+        )
+        return cls(
+            *matrices,
+            horizon=horizon,
+            process_noise=process_noise,
+            initial_range=initial_range,
+            observe_time=observe_time,
+            state_limit=state_limit,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+        )
+
+    def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
+        """Take one step; the equations stand in the class docstring.
+
+        Args:
+            state: ``"x"``, ``(*B, n)``.
+            action: ``"discrete"`` ``(*B,)`` and ``"continuous"`` ``(*B, m)``.
+            noise: w, ``(*B, n)``.
+
+        Returns:
+            The next state and the reward ``(*B,)``.
+        """
+        x, u, mode = state["x"], action["continuous"], action["discrete"]
+        n, m = x.shape[-1], u.shape[-1]
+        cost = (x * _times(self._table_Q, x, mode, n)).sum(-1)
+        cost = cost + (u * _times(self._table_R, u, mode, m)).sum(-1)
+        moved = _times(self._table_A, x, mode, n) + _times(self._table_B, u, mode, n) + noise
+        return {"x": moved.clamp(-self.state_limit, self.state_limit)}, -cost
+
+    def observe(self, state: State) -> Tensor:
+        """Return x in units of the initial scale, then the time: ``(*B, n)`` or ``(*B, n + 1)``."""
+        x = state["x"] / self.initial_scale
+        if not self.observe_time:
+            return x
+        return torch.cat([x, state["step"].to(x.dtype) / self.horizon], -1)
+
+    def rules(self) -> dict[str, Callable[[], nn.Module]]:
+        """Return the best fixed mode."""
+        return {"fixed_mode": lambda: fixed_mode_rule(self)}
+
+    def reference(self, test: Test) -> Reference:
+        """Return the exact optimum on the test's initial states, or certified bounds."""
+        return switched_lqr_reference(self, test.seed)
+
+    def describe(
+        self,
+        policy: Any,
+        tests: Mapping[str, Test],
+        reference: Reference,
+        folder: Path | None = None,
+    ) -> dict[str, Any]:
+        """Say how often each mode is taken; in two dimensions, draw the plane."""
+        return describe_switched_lqr(self, policy, reference, folder)
+
+    def heuristic_choice(self, observation: Tensor) -> Tensor:
+        """Take the mode whose inputs reach most of the state, the largest norm of B' x."""
+        x = observation[..., : self.A.shape[-1]]
+        return torch.einsum("...i,mij->...mj", x, self.B).square().sum(-1).argmax(-1)
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """Draw each coordinate of x uniformly from [-range, range] / sqrt(n)."""
+        uniform = self._draw(torch.rand, self.state_spec["x"].shape)
+        return {"x": (2 * uniform - 1) * self.initial_scale}
+
+    def draw_noise(self, num_steps: int, state: State) -> Tensor:
+        """Return the process noise of the coming steps, ``(*B, T, n)``."""
+        shape = (*self.batch_size, num_steps, *self.noise_shape)
+        if self.process_noise == 0:
+            return torch.zeros(shape, dtype=self.float_dtype, device=self.device)
+        return self.process_noise * self._draw(torch.randn, shape)
+
+    def _draw(self, sampler, shape) -> Tensor:
+        return sampler(shape, generator=self.rng, dtype=self.float_dtype, device=self.device)
+
+    def _tensor(self, matrix: Array) -> Tensor:
+        tensor = torch.as_tensor(matrix, dtype=self.float_dtype, device=self.device)
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"A, B, Q and R must be finite in {self.float_dtype}, got an entry of "
+                f"{abs(matrix).max():.4g}; use another unit or dtype=torch.float64."
+            )
+        return tensor
+
+
+def _table(matrices: Tensor) -> Tensor:
+    """Lay ``(M, k, l)`` out as ``(l, M k)``; if all modes are equal, as ``(l, k)``."""
+    if bool((matrices == matrices[0]).all()):
+        matrices = matrices[:1]
+    return matrices.permute(2, 0, 1).flatten(1).contiguous()
+
+
+def _times(table: Tensor, vector: Tensor, mode: Tensor, rows: int) -> Tensor:
+    """Multiply each vector ``(*B, l)`` by the matrix ``(k, l)`` of its mode, k = ``rows``.
+
+    One product with all matrices, from which each system takes its own: gathering a matrix per
+    system would cost several times more, forward and backward.
+    """
+    product = vector @ table
+    if product.shape[-1] == rows:
+        return product
+    index = mode.unsqueeze(-1).unsqueeze(-1).expand(*mode.shape, 1, rows)
+    return product.unflatten(-1, (-1, rows)).gather(-2, index).squeeze(-2)
+
+
+def _check_holdable(
+    matrices: LQRMatrices, horizon: int, initial_scale: float, state_limit: float
+) -> None:
+    n = matrices.A.shape[1]
+    if initial_scale > state_limit:
+        raise ValueError(
+            f"state_limit must be at least initial_range / sqrt(n) = {initial_scale:.4g}, or "
+            f"episodes start outside the guard; got {state_limit}."
+        )
+    growth = uncontrollable_growth(matrices.A, matrices.B)
+    # w'x of a unit vector w starts with standard deviation scale / sqrt(3); the guard holds it
+    # below state_limit * sqrt(n).
+    room = math.log(state_limit * (3 * n) ** 0.5 / initial_scale)
+    if growth > 1 and horizon * math.log(growth) > room:
+        raise ValueError(
+            "A and B make a system that no policy can hold: a direction that no input reaches "
+            f"grows at least {growth:.4g} times per step in every mode, and leaves "
+            f"state_limit={state_limit:g} within horizon={horizon} steps. Let B reach it, make A "
+            "smaller there, shorten the horizon or raise state_limit."
+        )

@@ -1,0 +1,179 @@
+"""The matrices of a switched LQR: their checks, shared by the environment and its oracle."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import null_space, orth
+
+from hpo_torchrl.core.checks import check_float, check_int
+
+Array = NDArray[np.float64]
+
+# Matrices given in float32 are symmetric and semidefinite up to rounding only.
+_ROUNDING = 1e-6
+
+
+class LQRMatrices(NamedTuple):
+    """Checked matrices in float64, one per mode: A and Q ``(M, n, n)``, B ``(M, n, m)``, R."""
+
+    A: Array
+    B: Array
+    Q: Array
+    R: Array
+
+
+def check_matrices(A: Any, B: Any, Q: Any, R: Any) -> LQRMatrices:
+    """Return the matrices of a switched LQR with one Q and one R per mode.
+
+    Args:
+        A: transition matrices, ``(M, n, n)``; like the others a tensor, array or nested lists.
+        B: input matrices, ``(M, n, m)``.
+        Q: state cost, ``(M, n, n)`` or one ``(n, n)`` for all modes.
+        R: input cost, ``(M, m, m)`` or one ``(m, m)`` for all modes.
+
+    Raises:
+        TypeError: an argument does not hold numbers.
+        ValueError: shapes disagree, a number is not finite, Q or R is not symmetric, Q is not
+            positive semidefinite or R not positive definite.
+    """
+    A = _array("A", A)
+    if A.ndim != 3 or A.shape[1] != A.shape[2] or 0 in A.shape:
+        raise ValueError(
+            "A must have shape (M, n, n) with one square matrix per mode and at least one mode, "
+            f"got {A.shape}; a single mode is A=[matrix]."
+        )
+    M, n = A.shape[:2]
+    B = _array("B", B)
+    if B.ndim != 3 or B.shape[:2] != (M, n) or B.shape[2] == 0:
+        raise ValueError(
+            f"B must have shape (M, n, m) = ({M}, {n}, m), with the modes and rows of A and at "
+            f"least one input, got {B.shape}; a single column per mode is [[b1], [b2], ...]."
+        )
+    Q, R = _cost("Q", Q, M, n), _cost("R", R, M, B.shape[2])
+    lowest = np.linalg.eigvalsh(Q).min(1)
+    if (lowest < -_ROUNDING * np.abs(Q).max((1, 2))).any():
+        raise ValueError(
+            f"Q must be positive semidefinite, got a smallest eigenvalue of {lowest.min():.4g} in "
+            f"mode {lowest.argmin()}; costs of the state cannot be negative."
+        )
+    lowest = np.linalg.eigvalsh(R).min(1)
+    if (lowest <= 1e-12 * np.abs(R).max((1, 2))).any():
+        raise ValueError(
+            f"R must be positive definite, got a smallest eigenvalue of {lowest.min():.4g} in mode "
+            f"{lowest.argmin()}; give every input a cost, if only a small one."
+        )
+    return LQRMatrices(A, B, Q, R)
+
+
+def recipe_matrices(
+    dim: int,
+    num_modes: int,
+    *,
+    growth: float = 1.10,
+    coupling: float = 0.05,
+    weak_input: float = 0.15,
+    input_cost: float = 0.1,
+    recipe_seed: int = 0,
+) -> LQRMatrices:
+    """Make a switched LQR whose modes each command another group of coordinates.
+
+    All modes share ``A = growth I + coupling Z``, Z symmetric and random with largest entry 1.
+    The coordinates are split into M contiguous groups; ``B_m`` is diagonal, 1 on group m and
+    ``weak_input`` elsewhere. ``Q = I``, ``R = input_cost I``.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or there are more modes than coordinates.
+    """
+    n = check_int("dim", dim, minimum=1)
+    M = check_int("num_modes", num_modes, minimum=1)
+    if n < M:
+        raise ValueError(
+            f"num_modes must be at most dim={n}, got {M}: every mode needs a coordinate of its "
+            "own. Lower num_modes or raise dim."
+        )
+    check_int("recipe_seed", recipe_seed, minimum=0)
+    check_float("growth", growth)
+    check_float("coupling", coupling)
+    check_float("weak_input", weak_input)
+    check_float("input_cost", input_cost, minimum=0.0, strict=True)
+    Z = np.random.default_rng(recipe_seed).standard_normal((n, n))
+    Z = Z + Z.T
+    A = growth * np.eye(n) + coupling * Z / np.abs(Z).max()
+    gains = np.full((M, n), float(weak_input))
+    for mode, group in enumerate(np.array_split(np.arange(n), M)):
+        gains[mode, group] = 1.0
+    return check_matrices(
+        np.stack([A] * M), gains[:, :, None] * np.eye(n), np.eye(n), input_cost * np.eye(n)
+    )
+
+
+def uncontrollable_growth(A: Array, B: Array) -> float:
+    """Return the factor by which some direction grows at least per step, whatever is done.
+
+    The directions that inputs can reach, in any order of the modes, span the smallest subspace
+    that holds every ``im B_m`` and is invariant under every ``A_m``. Off it, a left eigenvector w
+    that all modes share multiplies ``w'x`` by its eigenvalue; the mode chosen is the only say. For
+    one mode, or one A for all, this is the Popov-Belevitch-Hautus test of stabilisability.
+
+    Returns:
+        The largest such factor, 0 if there is no such direction.
+    """
+    units = [matrix / max(np.abs(matrix).max(), 1e-300) for matrix in A]
+    reached = orth(np.hstack(list(B)), rcond=1e-9) if B.any() else np.zeros((A.shape[1], 0))
+    while 0 < reached.shape[1] < A.shape[1]:
+        further = orth(np.hstack([reached, *(unit @ reached for unit in units)]), rcond=1e-9)
+        if further.shape[1] == reached.shape[1]:
+            break
+        reached = further
+    rest = null_space(reached.T) if reached.shape[1] else np.eye(A.shape[1])
+    if rest.shape[1] == 0:
+        return 0.0
+    quotient = rest.T @ A @ rest
+    growth = 0.0
+    for w in np.linalg.eig(quotient[0].T)[1].T:
+        images = w @ quotient
+        factors = images @ w.conj()
+        if np.allclose(images, factors[:, None] * w, rtol=0, atol=1e-8 * np.abs(A).max()):
+            growth = max(growth, float(np.abs(factors).min()))
+    return growth
+
+
+def _array(name: str, value: Any) -> Array:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    elif isinstance(value, (list, tuple)):
+        value = [_array(name, entry) for entry in value]
+    try:
+        array = np.array(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must have rows of equal length; its rows are ragged.") from error
+    if array.dtype.kind not in "iuf":
+        raise TypeError(
+            f"{name} must hold real numbers, as a tensor, an array or nested lists; got {value!r}."
+        )
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must hold finite numbers; it holds NaN or infinity.")
+    return array
+
+
+def _cost(name: str, value: Any, M: int, size: int) -> Array:
+    cost = _array(name, value)
+    if cost.shape not in ((size, size), (M, size, size)):
+        raise ValueError(
+            f"{name} must have shape {(size, size)}, or {(M, size, size)} with one per mode, to "
+            f"go with A and B; got {cost.shape}."
+        )
+    cost = np.broadcast_to(cost, (M, size, size))
+    gap = np.abs(cost - cost.mT).max()
+    if gap > _ROUNDING * np.abs(cost).max():
+        raise ValueError(
+            f"{name} must be symmetric, got entries that differ from their mirror image by up to "
+            f"{gap:.4g}; (matrix + matrix transposed) / 2 is the same cost."
+        )
+    return (cost + cost.mT) / 2
