@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, poisson
 
-from hpo_torchrl import oracles
+from hpo_torchrl.problems import inventory as oracles
 from hpo_torchrl.problems.inventory import (
     best_periodic_rule,
     best_total_demand_rule,

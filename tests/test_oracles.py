@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import poisson
 from stockpyl.ss import s_s_discrete_exact
 
-from hpo_torchrl import oracles
+from hpo_torchrl.problems import inventory as oracles
 from hpo_torchrl.problems.inventory import optimal_s_S, s_S_cost
 from hpo_torchrl.problems.inventory.optima import s_S as s_S_module
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.stats import poisson
 
-from hpo_torchrl import oracles
+from hpo_torchrl.problems import inventory as oracles
 from hpo_torchrl.problems.inventory import (
     joint_replenishment_optimum,
     lost_sales_optimum,
