@@ -49,8 +49,8 @@ class ContinuousInventoryEnv(StockEnv):
     Args:
         features: the features, or mappings such as ``{"name": "fixed_cost", "cost": 64.0}``.
         stock: further arguments, of :class:`StockEnv`: items, lead time, demand, costs, batch.
-        With
-            :class:`~hpo_torchrl.problems.inventory.features.Suppliers` the lead time is the longest of theirs.
+            With :class:`~hpo_torchrl.problems.inventory.features.Suppliers` the lead time is the
+            longest of theirs.
 
     Raises:
         TypeError: an argument has the wrong type.
