@@ -22,7 +22,11 @@ from hpo_torchrl.core.checks import (
     per_item,
 )
 from hpo_torchrl.envs.differentiable import DifferentiableEnv, State
-from hpo_torchrl.problems.inventory.rules import R_S_rule, order_up_to_rule, s_S_rule
+from hpo_torchrl.problems.inventory.rules import (
+    OrderUpToPolicy,
+    PeriodicPolicy,
+    TotalDemandPolicy,
+)
 
 DEMANDS = ("poisson", "normal")
 # Where holding is almost free the economic interval has no end; a start has to have one.
@@ -202,8 +206,8 @@ class StockEnv(DifferentiableEnv):
 
     def rules(self) -> dict[str, Callable[[], nn.Module]]:
         """Return (s, S) (by total demand for several items), (R, S) and order-up-to."""
-        known = {"s_S": s_S_rule, "R_S": R_S_rule, "order_up_to": order_up_to_rule}
-        return {name: partial(rule, self) for name, rule in known.items()}
+        known = {"s_S": TotalDemandPolicy, "R_S": PeriodicPolicy, "order_up_to": OrderUpToPolicy}
+        return {name: partial(rule.best, self) for name, rule in known.items()}
 
     def observe(self, state: State) -> Tensor:
         """Return the inventory in periods of mean demand, flat: ``(*B, n * max(L, 1))``."""
