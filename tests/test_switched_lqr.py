@@ -20,7 +20,7 @@ from hpo_torchrl.experiments.build import build_env
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import SwitchedLQREnv
 from hpo_torchrl.problems.switched_lqr import fixed_mode_cost, switched_lqr_optimum
-from hpo_torchrl.problems.switched_lqr.matrices import recipe_matrices, uncontrollable_growth
+from hpo_torchrl.problems.switched_lqr.system import recipe_matrices, uncontrollable_growth
 
 EXAMPLE = {
     "A": [[[2, 1], [0, 1]], [[2, 1], [0, 0.5]]],
@@ -296,7 +296,7 @@ def test_the_policy_attains_the_cost_in_the_environment(batch, tolerance):
     for matrices in (recipe_matrices(4, 2), tuple(EXAMPLE.values()), random_system(3, 3, 2)):
         env = env_of(matrices, batch_size=batch, horizon=6)
         optimum = switched_lqr_optimum(env.A, env.B, env.Q, env.R, 6, tolerance)
-        rollout = env.rollout(6, optimum.policy())
+        rollout = env.rollout(6, optimum)
         x0 = rollout["x"][..., 0, :]
         total = -rollout["next", "reward"].sum((-2, -1))
         torch.testing.assert_close(total, optimum.cost(x0), rtol=1e-12, atol=0)
@@ -306,13 +306,13 @@ def test_the_policy_attains_the_cost_in_the_environment(batch, tolerance):
 def test_the_policy_follows_each_systems_own_step_and_type():
     matrices = recipe_matrices(3, 2)
     env = env_of(matrices, batch_size=3, horizon=6, dtype=torch.float32)
-    policy = switched_lqr_optimum(*matrices, 6).policy()
+    policy = switched_lqr_optimum(*matrices, 6)
     x, step = torch.randn(3, 3), torch.tensor([[0], [3], [5]])
     td = policy(env.reset(TensorDict({"x": x, "step": step}, 3), set_state=True))
     assert td["action", "continuous"].dtype == torch.float32
     assert not td["action", "continuous"][2].any()  # nothing is charged after the last step
     for i, horizon in enumerate((6, 3, 1)):
-        mode, u = switched_lqr_optimum(*matrices, horizon).decide(x[i : i + 1].double(), horizon)
+        mode, u = switched_lqr_optimum(*matrices, horizon).with_steps_to_go(x[i : i + 1].double(), horizon)
         assert mode == td["action", "discrete"][i]
         torch.testing.assert_close(u[0].float(), td["action", "continuous"][i], atol=1e-6, rtol=0)
 
@@ -346,7 +346,7 @@ def test_reference_values(n, expected):
 def test_larger_recipes_are_certified_to_one_percent_and_need_every_mode(n, M):
     optimum = switched_lqr_optimum(*recipe_matrices(n, M), 20, 0.01)
     env = env_of(recipe_matrices(n, M), batch_size=256)
-    rollout = env.rollout(20, optimum.policy())
+    rollout = env.rollout(20, optimum)
     assert 0 < optimum.width(rollout["x"][:, 0]) < 0.01
     assert rollout["action", "discrete"].unique().tolist() == list(range(M))
 

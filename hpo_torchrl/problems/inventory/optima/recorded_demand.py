@@ -150,9 +150,9 @@ def best_rule(record: Record) -> tuple[float, Vector, float]:
 
     the smallest with a fraction of at least p_i / (h_i + p_i). Q is searched over whole units
     (where demand is not whole, over fiftieths of the mean total demand) up to a quarter of all
-    demand: at least four cycles in the record. The result is exact up to 4,096 values of Q; of more, evenly
-    spaced ones, and then those around the best. Procurement is not part of the search: it is the
-    same for all rules in the long run.
+    demand: at least four cycles in the record. The result is exact up to 4,096 values of Q; of
+    more, evenly spaced ones, and then those around the best. Procurement is not part of the search:
+    it is the same for all rules in the long run.
 
     *Lost sales, one item.* All pairs of whole s and Q are simulated, Q as above and s up to the
     smaller of the largest demand of L + 1 periods, beyond which nothing is ever short, and the mean

@@ -1,4 +1,4 @@
-"""The matrices of a switched LQR: their checks, shared by the environment and its oracle."""
+"""The matrices of a switched LQR, checked, and one Riccati step; for the environment and optima."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import null_space, orth
+from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int
 
@@ -17,56 +18,105 @@ Array = NDArray[np.float64]
 _ROUNDING = 1e-6
 
 
-class LQRMatrices(NamedTuple):
-    """Checked matrices in float64, one per mode: A and Q ``(M, n, n)``, B ``(M, n, m)``, R."""
+class System(NamedTuple):
+    """The matrices in float64, one per mode: A and Q ``(M, n, n)``, B ``(M, n, m)``, R."""
 
-    A: Array
-    B: Array
-    Q: Array
-    R: Array
+    A: Tensor
+    B: Tensor
+    Q: Tensor
+    R: Tensor
 
+    @classmethod
+    def of(cls, A: Any, B: Any, Q: Any, R: Any) -> System:
+        """Check the matrices and bring them into one form, with one Q and one R per mode.
 
-def check_matrices(A: Any, B: Any, Q: Any, R: Any) -> LQRMatrices:
-    """Return the matrices of a switched LQR with one Q and one R per mode.
+        Args:
+            A: transition matrices, ``(M, n, n)``; like the others a tensor, array or nested lists.
+            B: input matrices, ``(M, n, m)``.
+            Q: state cost, ``(M, n, n)`` or one ``(n, n)`` for all modes.
+            R: input cost, ``(M, m, m)`` or one ``(m, m)`` for all modes.
 
-    Args:
-        A: transition matrices, ``(M, n, n)``; like the others a tensor, array or nested lists.
-        B: input matrices, ``(M, n, m)``.
-        Q: state cost, ``(M, n, n)`` or one ``(n, n)`` for all modes.
-        R: input cost, ``(M, m, m)`` or one ``(m, m)`` for all modes.
+        Raises:
+            TypeError: an argument does not hold numbers.
+            ValueError: shapes disagree, a number is not finite, Q or R is not symmetric, Q is not
+                positive semidefinite or R not positive definite.
+        """
+        A = _array("A", A)
+        if A.ndim != 3 or A.shape[1] != A.shape[2] or 0 in A.shape:
+            raise ValueError(
+                "A must have shape (M, n, n) with one square matrix per mode and at least one "
+                f"mode, got {A.shape}; a single mode is A=[matrix]."
+            )
+        M, n = A.shape[:2]
+        B = _array("B", B)
+        if B.ndim != 3 or B.shape[:2] != (M, n) or B.shape[2] == 0:
+            raise ValueError(
+                f"B must have shape (M, n, m) = ({M}, {n}, m), with the modes and rows of A and at "
+                f"least one input, got {B.shape}; a single column per mode is [[b1], [b2], ...]."
+            )
+        Q, R = _cost("Q", Q, M, n), _cost("R", R, M, B.shape[2])
+        lowest = np.linalg.eigvalsh(Q).min(1)
+        if (lowest < -_ROUNDING * np.abs(Q).max((1, 2))).any():
+            raise ValueError(
+                f"Q must be positive semidefinite, got a smallest eigenvalue of {lowest.min():.4g} "
+                f"in mode {lowest.argmin()}; costs of the state cannot be negative."
+            )
+        lowest = np.linalg.eigvalsh(R).min(1)
+        if (lowest <= 1e-12 * np.abs(R).max((1, 2))).any():
+            raise ValueError(
+                f"R must be positive definite, got a smallest eigenvalue of {lowest.min():.4g} in "
+                f"mode {lowest.argmin()}; give every input a cost, if only a small one."
+            )
+        return cls(*(torch.from_numpy(matrix.copy()) for matrix in (A, B, Q, R)))
 
-    Raises:
-        TypeError: an argument does not hold numbers.
-        ValueError: shapes disagree, a number is not finite, Q or R is not symmetric, Q is not
-            positive semidefinite or R not positive definite.
-    """
-    A = _array("A", A)
-    if A.ndim != 3 or A.shape[1] != A.shape[2] or 0 in A.shape:
-        raise ValueError(
-            "A must have shape (M, n, n) with one square matrix per mode and at least one mode, "
-            f"got {A.shape}; a single mode is A=[matrix]."
-        )
-    M, n = A.shape[:2]
-    B = _array("B", B)
-    if B.ndim != 3 or B.shape[:2] != (M, n) or B.shape[2] == 0:
-        raise ValueError(
-            f"B must have shape (M, n, m) = ({M}, {n}, m), with the modes and rows of A and at "
-            f"least one input, got {B.shape}; a single column per mode is [[b1], [b2], ...]."
-        )
-    Q, R = _cost("Q", Q, M, n), _cost("R", R, M, B.shape[2])
-    lowest = np.linalg.eigvalsh(Q).min(1)
-    if (lowest < -_ROUNDING * np.abs(Q).max((1, 2))).any():
-        raise ValueError(
-            f"Q must be positive semidefinite, got a smallest eigenvalue of {lowest.min():.4g} in "
-            f"mode {lowest.argmin()}; costs of the state cannot be negative."
-        )
-    lowest = np.linalg.eigvalsh(R).min(1)
-    if (lowest <= 1e-12 * np.abs(R).max((1, 2))).any():
-        raise ValueError(
-            f"R must be positive definite, got a smallest eigenvalue of {lowest.min():.4g} in mode "
-            f"{lowest.argmin()}; give every input a cost, if only a small one."
-        )
-    return LQRMatrices(A, B, Q, R)
+    @property
+    def num_modes(self) -> int:
+        """Number M of modes."""
+        return self.A.shape[0]
+
+    def gain(self, P: Tensor, mode: int | Tensor) -> Tensor:
+        """Return K of the best u = -K x before a cost-to-go x'Px, ``(*, m, n)``."""
+        A, B, R = self.A[mode], self.B[mode], self.R[mode]
+        PB = P @ B
+        return torch.cholesky_solve(PB.mT @ A, torch.linalg.cholesky(R + B.mT @ PB))
+
+    def riccati(self, P: Tensor, mode: int | Tensor) -> Tensor:
+        """Return the cost of one step in a mode and x'Px after it, ``(*, n, n)``.
+
+        ``A'PA + Q - A'PB (R + B'PB)^-1 B'PA``, symmetric whatever the rounding.
+        """
+        A, B, R = self.A[mode], self.B[mode], self.R[mode]
+        PB = P @ B
+        factor = torch.linalg.cholesky(R + B.mT @ PB)
+        W = torch.linalg.solve_triangular(factor, PB.mT @ A, upper=False)
+        result = self.Q[mode] + A.mT @ (P @ A) - W.mT @ W
+        return (result + result.mT) / 2
+
+    def step(self, x: Tensor, u: Tensor, mode: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next states and the costs of a batch."""
+        cost = torch.zeros(len(x), dtype=x.dtype)
+        after = torch.empty_like(x)
+        for m in range(self.num_modes):
+            at, v, w = mode == m, x[mode == m], u[mode == m]
+            cost[at] = ((v @ self.Q[m]) * v).sum(-1) + ((w @ self.R[m]) * w).sum(-1)
+            after[at] = v @ self.A[m].mT + w @ self.B[m].mT
+        return after, cost
+
+    def states(self, name: str, x: Any) -> Tensor:
+        """Return states ``(*B, n)`` in float64 on the CPU.
+
+        Raises:
+            ValueError: the last axis is not n, or a number is not finite.
+        """
+        states = torch.as_tensor(x).detach().cpu().double()
+        n = self.A.shape[-1]
+        if states.ndim == 0 or states.shape[-1] != n:
+            raise ValueError(
+                f"{name} must have shape (*B, n) with n = {n} from A, got {tuple(states.shape)}."
+            )
+        if not bool(torch.isfinite(states).all()):
+            raise ValueError(f"{name} must be finite; it holds NaN or infinity.")
+        return states
 
 
 def recipe_matrices(
@@ -78,7 +128,7 @@ def recipe_matrices(
     weak_input: float = 0.15,
     input_cost: float = 0.1,
     recipe_seed: int = 0,
-) -> LQRMatrices:
+) -> System:
     """Make a switched LQR whose modes each command another group of coordinates.
 
     All modes share ``A = growth I + coupling Z``, Z symmetric and random with largest entry 1.
@@ -107,12 +157,12 @@ def recipe_matrices(
     gains = np.full((M, n), float(weak_input))
     for mode, group in enumerate(np.array_split(np.arange(n), M)):
         gains[mode, group] = 1.0
-    return check_matrices(
+    return System.of(
         np.stack([A] * M), gains[:, :, None] * np.eye(n), np.eye(n), input_cost * np.eye(n)
     )
 
 
-def uncontrollable_growth(A: Array, B: Array) -> float:
+def uncontrollable_growth(A: Any, B: Any) -> float:
     """Return the factor by which some direction grows at least per step, whatever is done.
 
     The directions that inputs can reach, in any order of the modes, span the smallest subspace
@@ -123,6 +173,7 @@ def uncontrollable_growth(A: Array, B: Array) -> float:
     Returns:
         The largest such factor, 0 if there is no such direction.
     """
+    A, B = np.asarray(A), np.asarray(B)
     units = [matrix / max(np.abs(matrix).max(), 1e-300) for matrix in A]
     reached = orth(np.hstack(list(B)), rcond=1e-9) if B.any() else np.zeros((A.shape[1], 0))
     while 0 < reached.shape[1] < A.shape[1]:
