@@ -312,7 +312,9 @@ def test_the_policy_follows_each_systems_own_step_and_type():
     assert td["action", "continuous"].dtype == torch.float32
     assert not td["action", "continuous"][2].any()  # nothing is charged after the last step
     for i, horizon in enumerate((6, 3, 1)):
-        mode, u = switched_lqr_optimum(*matrices, horizon).with_steps_to_go(x[i : i + 1].double(), horizon)
+        mode, u = switched_lqr_optimum(*matrices, horizon).with_steps_to_go(
+            x[i : i + 1].double(), horizon
+        )
         assert mode == td["action", "discrete"][i]
         torch.testing.assert_close(u[0].float(), td["action", "continuous"][i], atol=1e-6, rtol=0)
 
