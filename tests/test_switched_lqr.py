@@ -20,7 +20,7 @@ from hpo_torchrl.experiments.build import build_env
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import SwitchedLQREnv
 from hpo_torchrl.problems.switched_lqr import fixed_mode_cost, switched_lqr_optimum
-from hpo_torchrl.problems.switched_lqr.system import recipe_matrices, uncontrollable_growth
+from hpo_torchrl.problems.switched_lqr.system import uncontrollable_growth
 
 EXAMPLE = {
     "A": [[[2, 1], [0, 1]], [[2, 1], [0, 0.5]]],
@@ -39,6 +39,11 @@ def random_system(M, n, m, seed=0, growth=1.2, per_mode_cost=True):
     root = rng.standard_normal((M, n, max(1, n - 1)))
     Q, R = root @ root.mT, np.stack([np.eye(m) * (0.1 + rng.random()) for _ in range(M)])
     return (A, B, Q, R) if per_mode_cost else (A, B, Q[0], R[0])
+
+
+def recipe_matrices(dim, num_modes):
+    env = SwitchedLQREnv.from_recipe(dim, num_modes, dtype=torch.float64)
+    return env.A, env.B, env.Q, env.R
 
 
 def env_of(matrices, **arguments):
@@ -79,9 +84,11 @@ def slow_play(A, B, Q, R, x, modes, inputs, noise, limit):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("matrices", [EXAMPLE, recipe_matrices(4, 3)._asdict()], ids=("2d", "4d"))
+@pytest.mark.parametrize(
+    "matrices", [tuple(EXAMPLE.values()), recipe_matrices(4, 3)], ids=("2d", "4d")
+)
 def test_specs_hold(matrices, arguments):
-    env = SwitchedLQREnv(**matrices, **arguments, seed=0)
+    env = SwitchedLQREnv(*matrices, **arguments, seed=0)
     check_env_specs(env, break_when_any_done="both")
     assert env.reward_spec.dtype == arguments.get("dtype", torch.float32)
 

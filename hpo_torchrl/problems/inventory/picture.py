@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,16 +112,15 @@ def describe_inventory(
     view = view_inventory_policy(env, policy)
     details = dict(reference.details)
     if folder is not None:
-        columns = {key: value.tolist() for key, value in view._asdict().items()}
-        plot_inventory_policy(folder / "policy.png", **columns, **details)
+        plot_inventory_policy(folder / "policy.png", view, **details)
     if details:
         s, S = view.reorder_point, view.order_up_to_level
         details |= {"learned_s": s, "learned_S": S, "learned_rule_cost": None}
         if s is not None and S is not None and s < S:
             costs = (env.demand_mean, env.holding_cost, env.shortage_cost)
             mean, holding, shortage = (float(value) for value in costs)
-            rule = s_S_cost(s, S, mean, holding, shortage, env.fixed_cost, env.lead_time)
-            details["learned_rule_cost"] = rule + mean * float(env.procurement_cost)
+            cost = s_S_cost(s, S, mean, holding, shortage, env.fixed_cost, env.lead_time)
+            details["learned_rule_cost"] = cost + mean * float(env.procurement_cost)
     rule_policy: Any = reference.policy
     if getattr(env, "record", None) is None or rule_policy is None:
         return details
@@ -138,12 +137,8 @@ def describe_inventory(
 
 def plot_inventory_policy(
     path: str | Path,
+    view: InventoryPolicyView,
     *,
-    position: Sequence[float],
-    order_probability: Sequence[float],
-    order_up_to: Sequence[float],
-    visited_position: Sequence[float],
-    visited_order_up_to: Sequence[float],
     optimal_s: float | None = None,
     optimal_S: float | None = None,
 ) -> Path:
@@ -151,11 +146,7 @@ def plot_inventory_policy(
 
     Args:
         path: the PNG file to write.
-        position: inventory positions, units per item.
-        order_probability: probability of ordering at each.
-        order_up_to: position that an order reaches from each.
-        visited_position: positions at which the running system ordered.
-        visited_order_up_to: positions that these orders reached.
+        view: the policy.
         optimal_s: reorder point of the optimal rule.
         optimal_S: order-up-to level of the optimal rule.
 
@@ -163,33 +154,27 @@ def plot_inventory_policy(
         The path.
     """
     figure, [[upper], [lower]] = new_figure(2)
-    upper.plot(position, order_probability, color=BLUE, linewidth=1.8)
+    upper.plot(view.position, view.order_probability, color=BLUE, linewidth=1.8)
     upper.set(ylabel="probability of ordering", ylim=(-0.04, 1.12), title="Learned policy")
-    lower.scatter(visited_position, visited_order_up_to, s=5, color=GREEN, alpha=0.4, linewidths=0)
+    visited, reached = view.visited_position, view.visited_order_up_to
+    lower.scatter(visited, reached, s=5, color=GREEN, alpha=0.4, linewidths=0)
     # Where it seldom orders, the level that an order would reach is not used: drawn dotted.
-    for orders, style in ((True, "-"), (False, ":")):
-        chosen = [
-            level if (probability >= 0.5) == orders else math.nan
-            for level, probability in zip(order_up_to, order_probability, strict=True)
-        ]
-        lower.plot(position, chosen, color=BLUE, linewidth=1.5, linestyle=style)
-    if len(visited_order_up_to):
-        lower.annotate(
-            "orders in the running system",
-            (max(visited_position), max(visited_order_up_to)),
-            xytext=(6, -18),
-            textcoords="offset points",
-            color=GREEN,
-        )
+    orders = view.order_probability >= 0.5
+    for shown, style in ((orders, "-"), (~orders, ":")):
+        chosen = view.order_up_to.double().masked_fill(~shown, math.nan)
+        lower.plot(view.position, chosen, color=BLUE, linewidth=1.5, linestyle=style)
+    near: Any = {"textcoords": "offset points"}
+    if len(reached):
+        corner = float(visited.max()), float(reached.max())
+        lower.annotate("orders in the simulation", corner, xytext=(6, -18), color=GREEN, **near)
     lower.set(ylabel="order-up-to level", xlabel="inventory position (units per item)")
     if optimal_s is not None:
         for axes in (upper, lower):
             axes.axvline(optimal_s, color=ORANGE, linewidth=1.2, linestyle="--")
-        place = {"xytext": (5, 0), "textcoords": "offset points", "color": ORANGE}
-        upper.annotate(f"optimal s = {optimal_s:g}", (optimal_s, 1.04), **place)
+        place = (optimal_s, 1.04)
+        upper.annotate(f"optimal s = {optimal_s:g}", place, xytext=(5, 0), color=ORANGE, **near)
     if optimal_S is not None:
         lower.axhline(optimal_S, color=ORANGE, linewidth=1.2, linestyle="--")
-        place = {"xytext": (0, 5), "textcoords": "offset points", "color": ORANGE, "ha": "right"}
-        mark = f"optimal S = {optimal_S:g}"
-        lower.annotate(mark, (0.99, optimal_S), xycoords=("axes fraction", "data"), **place)
+        near |= {"xycoords": ("axes fraction", "data"), "ha": "right", "color": ORANGE}
+        lower.annotate(f"optimal S = {optimal_S:g}", (0.99, optimal_S), xytext=(0, 5), **near)
     return save_figure(figure, path)

@@ -114,7 +114,7 @@ def _has_poisson_demand(env: Any) -> bool:
     )
 
 
-def _total(features: Any, kind: type) -> float:
+def _total(features: Any, kind: Any) -> float:
     return float(sum(f.cost for f in features if type(f) is kind))
 
 

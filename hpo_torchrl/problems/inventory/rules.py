@@ -6,7 +6,6 @@ A problem is an environment, :class:`~hpo_torchrl.problems.inventory.Items` (exa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ class OrderUpToPolicy(RulePolicy):
 
     in_keys = ["inventory"]  # noqa: RUF012
 
-    def __init__(self, S: float | Sequence[float] | Tensor) -> None:
+    def __init__(self, S: Any) -> None:
         super().__init__()
         self.register_buffer("S", torch.as_tensor(S, dtype=torch.float64).reshape(-1))
 
@@ -100,7 +99,7 @@ class TotalDemandPolicy(OrderUpToPolicy):
         Optimum(cost=2.5, policy=TotalDemandPolicy(Q=3, S=[4]), lower=None)
     """
 
-    def __init__(self, Q: float, S: float | Sequence[float] | Tensor) -> None:
+    def __init__(self, Q: float, S: Any) -> None:
         super().__init__(S)
         self.Q = check_float("Q", Q, minimum=0.0, strict=True)
 
@@ -179,7 +178,7 @@ class PeriodicPolicy(OrderUpToPolicy):
 
     in_keys = ["inventory", "step"]  # noqa: RUF012
 
-    def __init__(self, R: int, S: float | Sequence[float] | Tensor) -> None:
+    def __init__(self, R: int, S: Any) -> None:
         super().__init__(S)
         self.R = check_int("R", R, minimum=1)
 

@@ -206,7 +206,11 @@ class StockEnv(DifferentiableEnv):
 
     def rules(self) -> dict[str, Callable[[], nn.Module]]:
         """Return (s, S) (by total demand for several items), (R, S) and order-up-to."""
-        known = {"s_S": TotalDemandPolicy, "R_S": PeriodicPolicy, "order_up_to": OrderUpToPolicy}
+        known: dict[str, Any] = {
+            "s_S": TotalDemandPolicy,
+            "R_S": PeriodicPolicy,
+            "order_up_to": OrderUpToPolicy,
+        }
         return {name: partial(rule.best, self) for name, rule in known.items()}
 
     def observe(self, state: State) -> Tensor:

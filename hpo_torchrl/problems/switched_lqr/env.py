@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,6 @@ from hpo_torchrl.problems.switched_lqr.picture import describe_switched_lqr
 from hpo_torchrl.problems.switched_lqr.rules import FixedModePolicy
 from hpo_torchrl.problems.switched_lqr.system import (
     System,
-    recipe_matrices,
     uncontrollable_growth,
 )
 
@@ -169,16 +169,31 @@ class SwitchedLQREnv(DifferentiableEnv):
             TypeError: an argument has the wrong type.
             ValueError: an argument is out of range, or there are more modes than coordinates.
         """
-        matrices = recipe_matrices(
-            dim,
-            num_modes,
-            growth=growth,
-            coupling=coupling,
-            weak_input=weak_input,
-            input_cost=input_cost,
-            recipe_seed=recipe_seed,
+        n = check_int("dim", dim, minimum=1)
+        M = check_int("num_modes", num_modes, minimum=1)
+        if n < M:
+            raise ValueError(
+                f"num_modes must be at most dim={n}, got {M}: every mode needs a coordinate of its "
+                "own. Lower num_modes or raise dim."
+            )
+        check_int("recipe_seed", recipe_seed, minimum=0)
+        check_float("growth", growth)
+        check_float("coupling", coupling)
+        check_float("weak_input", weak_input)
+        check_float("input_cost", input_cost, minimum=0.0, strict=True)
+        Z = np.random.default_rng(recipe_seed).standard_normal((n, n))
+        Z = Z + Z.T
+        A = growth * np.eye(n) + coupling * Z / np.abs(Z).max()
+        gains = np.full((M, n), float(weak_input))
+        for mode, group in enumerate(np.array_split(np.arange(n), M)):
+            gains[mode, group] = 1.0
+        return cls(
+            np.stack([A] * M),
+            gains[:, :, None] * np.eye(n),
+            np.eye(n),
+            input_cost * np.eye(n),
+            **others,
         )
-        return cls(*matrices, **others)
 
     def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
         """Take one step; the equations stand in the class docstring.

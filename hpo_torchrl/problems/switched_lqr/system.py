@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from scipy.linalg import null_space, orth
 from torch import Tensor
 
-from hpo_torchrl.core.checks import check_float, check_int
-
 Array = NDArray[np.float64]
 
 # Matrices given in float32 are symmetric and semidefinite up to rounding only.
@@ -117,49 +115,6 @@ class System(NamedTuple):
         if not bool(torch.isfinite(states).all()):
             raise ValueError(f"{name} must be finite; it holds NaN or infinity.")
         return states
-
-
-def recipe_matrices(
-    dim: int,
-    num_modes: int,
-    *,
-    growth: float = 1.10,
-    coupling: float = 0.05,
-    weak_input: float = 0.15,
-    input_cost: float = 0.1,
-    recipe_seed: int = 0,
-) -> System:
-    """Make a switched LQR whose modes each command another group of coordinates.
-
-    All modes share ``A = growth I + coupling Z``, Z symmetric and random with largest entry 1.
-    The coordinates are split into M contiguous groups; ``B_m`` is diagonal, 1 on group m and
-    ``weak_input`` elsewhere. ``Q = I``, ``R = input_cost I``.
-
-    Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range, or there are more modes than coordinates.
-    """
-    n = check_int("dim", dim, minimum=1)
-    M = check_int("num_modes", num_modes, minimum=1)
-    if n < M:
-        raise ValueError(
-            f"num_modes must be at most dim={n}, got {M}: every mode needs a coordinate of its "
-            "own. Lower num_modes or raise dim."
-        )
-    check_int("recipe_seed", recipe_seed, minimum=0)
-    check_float("growth", growth)
-    check_float("coupling", coupling)
-    check_float("weak_input", weak_input)
-    check_float("input_cost", input_cost, minimum=0.0, strict=True)
-    Z = np.random.default_rng(recipe_seed).standard_normal((n, n))
-    Z = Z + Z.T
-    A = growth * np.eye(n) + coupling * Z / np.abs(Z).max()
-    gains = np.full((M, n), float(weak_input))
-    for mode, group in enumerate(np.array_split(np.arange(n), M)):
-        gains[mode, group] = 1.0
-    return System.of(
-        np.stack([A] * M), gains[:, :, None] * np.eye(n), np.eye(n), input_cost * np.eye(n)
-    )
 
 
 def uncontrollable_growth(A: Any, B: Any) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ Vector = NDArray[np.float64]
 Levels = NDArray[np.int64]
 
 
+@dataclass(eq=False)
 class Items:
     """n items with Poisson demand, backlogging and a joint fixed cost: a problem with exact costs.
 
@@ -50,31 +52,27 @@ class Items:
         array([0.9, 0.9])
     """
 
-    def __init__(
-        self,
-        demand_mean: float | Sequence[float],
-        holding_cost: float | Sequence[float],
-        shortage_cost: float | Sequence[float],
-        fixed_cost: float,
-        lead_time: int,
-    ) -> None:
-        given: dict[str, Any] = {
-            "demand_mean": demand_mean,
-            "holding_cost": holding_cost,
-            "shortage_cost": shortage_cost,
-        }
-        num_items = 1
-        for name, value in given.items():
-            size = _length(value)
+    demand_mean: Any
+    holding_cost: Any
+    shortage_cost: Any
+    fixed_cost: float
+    lead_time: int
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        names, num_items = ("demand_mean", "holding_cost", "shortage_cost"), 1
+        for name in names:
+            size = _length(value := getattr(self, name))
             if size == 0:
                 raise ValueError(
                     f"{name} must be a number or hold one entry per item, got {value!r}."
                 )
             num_items = max(num_items, size or 1)
-        rows = (vector(name, value, num_items, strict=True) for name, value in given.items())
-        self.mean, self.holding, self.shortage = rows
-        self.fixed_cost = check_float("fixed_cost", fixed_cost, minimum=0.0)
-        self.lead_time = check_int("lead_time", lead_time, minimum=0)
+        self.mean, self.holding, self.shortage = (
+            vector(name, getattr(self, name), num_items, strict=True) for name in names
+        )
+        self.fixed_cost = check_float("fixed_cost", self.fixed_cost, minimum=0.0)
+        self.lead_time = check_int("lead_time", self.lead_time, minimum=0)
 
     @classmethod
     def of(cls, env: Any, rule: str) -> Items:
@@ -116,7 +114,8 @@ class Items:
         """Return items without repetitions, how often each occurs, where each original went."""
         rows = np.stack([self.mean, self.holding, self.shortage], axis=1)
         rows, where, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
-        items = Items(*rows.T, self.fixed_cost, self.lead_time)
+        mean, holding, shortage = rows.T
+        items = Items(mean, holding, shortage, self.fixed_cost, self.lead_time)
         return items, counts.astype(np.float64), where.reshape(-1)
 
     def one_period_cost(self, i: int, y: Levels, periods: int) -> Vector:

@@ -95,8 +95,8 @@ def joint_replenishment_optimum(
             "TotalDemandPolicy.optimum and PeriodicPolicy.optimum from above."
         )
     if n == 1:
-        items, minor = Items(*items.row(0), items.fixed_cost + float(minor[0]), items.lead_time), []
-    if np.any(minor):
+        items = Items(*items.row(0), items.fixed_cost + float(minor[0]), items.lead_time)
+    elif minor.any():
         cost, lower, lowest, levels = minor_cost_grid.solve(items, minor, tolerance)
         order = levels - lowest - np.moveaxis(np.indices(levels.shape[:-1]), 0, -1)
         return Optimum(cost, TablePolicy(lowest, order), lower)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ _MOST_HELD = 2**22
 _CYCLES = 4
 
 
+@dataclass(eq=False)
 class Record:
     """A record of demand and what things cost: the problem that rules are tuned to.
 
@@ -41,38 +43,35 @@ class Record:
         ValueError: an argument is out of range, or lengths differ.
     """
 
-    def __init__(
-        self,
-        demand: Any,
-        holding_cost: Any,
-        shortage_cost: Any,
-        fixed_cost: float,
-        lead_time: int,
-        *,
-        procurement_cost: Any = 0.0,
-        lost_sales: bool = False,
-        warm_up: int = 0,
-    ) -> None:
-        self.demand = demand = np.array(demand, dtype=np.float64)
+    demand: Any
+    holding_cost: Any
+    shortage_cost: Any
+    fixed_cost: float
+    lead_time: int
+    procurement_cost: Any = 0.0
+    lost_sales: bool = False
+    warm_up: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        self.demand = demand = np.array(self.demand, dtype=np.float64)
         if demand.ndim != 2 or demand.size == 0:
             raise ValueError(
                 f"demand must have shape (T, n) = (periods, items), got {demand.shape}."
             )
         if not np.isfinite(demand).all() or (demand < 0).any():
             raise ValueError("demand must be finite and >= 0; it holds NaN, inf or negatives.")
-        self.lead_time = check_int("lead_time", lead_time, minimum=0)
-        self.warm_up = check_int("warm_up", warm_up, minimum=0)
-        if not max(warm_up, lead_time) < len(demand):
+        check_int("lead_time", self.lead_time, minimum=0)
+        check_int("warm_up", self.warm_up, minimum=0)
+        if not max(self.warm_up, self.lead_time) < len(demand):
             raise ValueError(
-                f"demand must have more periods than warm_up={warm_up} and lead_time={lead_time}, "
-                f"got {len(demand)}."
+                f"demand must have more periods than warm_up={self.warm_up} and "
+                f"lead_time={self.lead_time}, got {len(demand)}."
             )
-        n = demand.shape[1]
-        self.holding = vector("holding_cost", holding_cost, n)
-        self.shortage = vector("shortage_cost", shortage_cost, n)
-        self.procurement = vector("procurement_cost", procurement_cost, n)
-        self.fixed_cost = check_float("fixed_cost", fixed_cost, minimum=0.0)
-        self.lost_sales = check_bool("lost_sales", lost_sales)
+        for name in ("holding_cost", "shortage_cost", "procurement_cost"):
+            setattr(self, name, vector(name, getattr(self, name), demand.shape[1]))
+        check_float("fixed_cost", self.fixed_cost, minimum=0.0)
+        check_bool("lost_sales", self.lost_sales)
 
     @classmethod
     def of(cls, env: Any) -> Record:
@@ -126,9 +125,9 @@ class Record:
                 on_hand += order
             on_hand -= demand
             if t >= self.warm_up:
-                total += np.maximum(on_hand, 0.0) @ self.holding
-                total += np.maximum(-on_hand, 0.0) @ self.shortage
-                total += order @ self.procurement + self.fixed_cost * ordering
+                total += np.maximum(on_hand, 0.0) @ self.holding_cost
+                total += np.maximum(-on_hand, 0.0) @ self.shortage_cost
+                total += order @ self.procurement_cost + self.fixed_cost * ordering
             if self.lost_sales:
                 np.maximum(on_hand, 0.0, out=on_hand)
             if L > 0:
@@ -214,7 +213,7 @@ def _backlogged(record: Record, Q: NDArray[Any]) -> tuple[Vector, Vector]:
         lacking += demand
     taken = taken[skip:]
     levels, costs = np.empty(lacking.shape), record.fixed_cost * orders
-    for i, (h, p) in enumerate(zip(record.holding, record.shortage, strict=True)):
+    for i, (h, p) in enumerate(zip(record.holding_cost, record.shortage_cost, strict=True)):
         x = taken[:, :, i]
         ratio = p / (h + p) if h + p > 0 else 1.0
         place = max(0, int(np.ceil(len(x) * ratio)) - 1)
@@ -227,7 +226,10 @@ def _backlogged(record: Record, Q: NDArray[Any]) -> tuple[Vector, Vector]:
 def _best_pair(record: Record, Q: float, S: Vector) -> tuple[float, Vector]:
     """Search s and Q of one item with lost sales on a grid, which shrinks around its best point."""
     known = float(record.simulate(np.array([Q]), S[None])[0])
-    windows, h = record.windows()[max(0, record.warm_up - record.lead_time) :], record.holding[0]
+    windows, h = (
+        record.windows()[max(0, record.warm_up - record.lead_time) :],
+        record.holding_cost[0],
+    )
     limit = float(record.windows().max())
     if h > 0:
         limit = min(limit, known / h + float(windows.mean()))
