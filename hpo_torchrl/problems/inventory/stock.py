@@ -206,12 +206,11 @@ class StockEnv(DifferentiableEnv):
 
     def rules(self) -> dict[str, Callable[[], nn.Module]]:
         """Return (s, S) (by total demand for several items), (R, S) and order-up-to."""
-        known: dict[str, Any] = {
-            "s_S": TotalDemandPolicy,
-            "R_S": PeriodicPolicy,
-            "order_up_to": OrderUpToPolicy,
+        return {
+            "s_S": partial(TotalDemandPolicy.best, self),
+            "R_S": partial(PeriodicPolicy.best, self),
+            "order_up_to": partial(OrderUpToPolicy.best, self),
         }
-        return {name: partial(rule.best, self) for name, rule in known.items()}
 
     def observe(self, state: State) -> Tensor:
         """Return the inventory in periods of mean demand, flat: ``(*B, n * max(L, 1))``."""

@@ -226,10 +226,8 @@ def _backlogged(record: Record, Q: NDArray[Any]) -> tuple[Vector, Vector]:
 def _best_pair(record: Record, Q: float, S: Vector) -> tuple[float, Vector]:
     """Search s and Q of one item with lost sales on a grid, which shrinks around its best point."""
     known = float(record.simulate(np.array([Q]), S[None])[0])
-    windows, h = (
-        record.windows()[max(0, record.warm_up - record.lead_time) :],
-        record.holding_cost[0],
-    )
+    windows = record.windows()[max(0, record.warm_up - record.lead_time) :]
+    h = record.holding_cost[0]
     limit = float(record.windows().max())
     if h > 0:
         limit = min(limit, known / h + float(windows.mean()))
