@@ -51,7 +51,7 @@ def main() -> None:
             optimizer.step()
     collector.shutdown()
 
-    _, _, optimum = optimal_s_S(10, 1, 9, 64, 2)
+    optimum = optimal_s_S(10, 1, 9, 64, 2).cost
     print(f"after    {test.run(policy).mean:8.2f} per period, {UPDATES} updates of PPO")
     print(f"optimum  {optimum:8.2f}")
 

@@ -21,7 +21,7 @@ from hpo_torchrl.experiments.run import train_run
 from hpo_torchrl.modules import HybridPolicy, make_q_network, make_value_network
 from hpo_torchrl.objectives import HPOLoss, LearnedCriticLoss, PathwiseLoss
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
-from hpo_torchrl.problems.inventory import best_periodic_rule, optimal_s_S
+from hpo_torchrl.problems.inventory import Items, PeriodicPolicy, optimal_s_S
 from hpo_torchrl.problems.switched_lqr import fixed_mode_cost
 from hpo_torchrl.training import Checkpoint, evaluate, reference_cost
 
@@ -316,8 +316,8 @@ def test_rules_cost_what_the_oracles_say():
     s_S = evaluate(env, Rule(env, rule="s_S").policy, 600, skip=100)
     assert abs(s_S.mean - optimal_s_S(10, 1, 9, 64, 2).cost) < 4 * s_S.standard_error
     env = stationary(3, demand_mean=[6.0, 10.0, 14.0], holding_cost=[1.3, 1.0, 0.7])
-    exact = best_periodic_rule([6, 10, 14], [1.3, 1, 0.7], 9, 192, 2)
-    R_S = evaluate(env, Rule(env, rule="R_S").policy, 100 + 120 * exact.R, skip=100)
+    exact = PeriodicPolicy.optimum(Items([6, 10, 14], [1.3, 1, 0.7], 9, 192, 2))
+    R_S = evaluate(env, Rule(env, rule="R_S").policy, 100 + 120 * exact.policy.R, skip=100)
     assert abs(R_S.mean - exact.cost / 3) < 4 * R_S.standard_error
     # Without a fixed cost, ordering up to the newsvendor level every period is optimal.
     env = stationary(1, fixed_cost_per_item=0.0)

@@ -21,7 +21,7 @@ from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.experiments.cli import evaluate, train
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import RecordedInventoryEnv
-from hpo_torchrl.problems.inventory import best_recorded_rule, recorded_rule_cost
+from hpo_torchrl.problems.inventory import Record, TotalDemandPolicy
 from hpo_torchrl.problems.inventory.demand_file import DemandFileError, read_demand
 from hpo_torchrl.training import Evaluation
 
@@ -174,7 +174,8 @@ def test_history_is_the_demand_that_was_met():
 )
 def test_the_tuned_rule_against_every_rule_through_the_environment(n, lead_time, lost, seed):
     demand = np.random.default_rng(seed).poisson(2.0, (30, n)) + (np.arange(30) == 3)[:, None]
-    best = best_recorded_rule(demand, 1.0, 4.0, 6.0, lead_time, lost_sales=lost)
+    record = Record(demand, 1.0, 4.0, 6.0, lead_time, lost_sales=lost)
+    best = TotalDemandPolicy.optimum(record)
     env = RecordedInventoryEnv(
         demand,
         history=1,
@@ -200,9 +201,8 @@ def test_the_tuned_rule_against_every_rule_through_the_environment(n, lead_time,
             total -= float(reward)
         return total / len(demand)
 
-    assert cost(best.Q, best.S) == pytest.approx(best.cost)
-    assert best.cost == pytest.approx(recorded_rule_cost(*best[:2], demand, 1, 4, 6, lead_time,
-                                                         lost_sales=lost))  # fmt: skip
+    assert cost(best.policy.Q, best.policy.S.tolist()) == pytest.approx(best.cost)
+    assert best.policy.cost(record) == pytest.approx(best.cost)
     if lost and n > 1:
         return  # a local search
     rivals = np.random.default_rng(seed + 1).integers(1, 16, (20, n + 1))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import matplotlib.image
 import pytest
+import torch
 
 from hpo_torchrl.core.figures import plot_learning_curve
-from hpo_torchrl.problems.inventory.picture import plot_inventory_policy
+from hpo_torchrl.problems.inventory.picture import InventoryPolicyView, plot_inventory_policy
 from hpo_torchrl.reporting import format_summary
 
 SUMMARY = {"test_cost": 40.0, "updates": 2, "env_steps": 1000, "wall_seconds": 1.0}
@@ -38,11 +39,13 @@ def test_learning_curve_of_no_test_is_drawn(tmp_path):
 def test_policy_is_drawn(tmp_path, visited, optimal):
     path = plot_inventory_policy(
         tmp_path / "policy.png",
-        position=[0.0, 20.0, 40.0],
-        order_probability=[1.0, 0.7, 0.1],
-        order_up_to=[60.0, 62.0, 70.0],
-        visited_position=visited,
-        visited_order_up_to=[62.0] * len(visited),
+        InventoryPolicyView(
+            position=torch.tensor([0.0, 20.0, 40.0]),
+            order_probability=torch.tensor([1.0, 0.7, 0.1]),
+            order_up_to=torch.tensor([60.0, 62.0, 70.0]),
+            visited_position=torch.tensor(visited),
+            visited_order_up_to=torch.tensor([62.0] * len(visited)),
+        ),
         **optimal,
     )
     assert picture(path) > 10

@@ -20,7 +20,7 @@ from hpo_torchrl.experiments.build import build_env
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import SwitchedLQREnv
 from hpo_torchrl.problems.switched_lqr import fixed_mode_cost, switched_lqr_optimum
-from hpo_torchrl.problems.switched_lqr.matrices import recipe_matrices, uncontrollable_growth
+from hpo_torchrl.problems.switched_lqr.system import uncontrollable_growth
 
 EXAMPLE = {
     "A": [[[2, 1], [0, 1]], [[2, 1], [0, 0.5]]],
@@ -39,6 +39,11 @@ def random_system(M, n, m, seed=0, growth=1.2, per_mode_cost=True):
     root = rng.standard_normal((M, n, max(1, n - 1)))
     Q, R = root @ root.mT, np.stack([np.eye(m) * (0.1 + rng.random()) for _ in range(M)])
     return (A, B, Q, R) if per_mode_cost else (A, B, Q[0], R[0])
+
+
+def recipe_matrices(dim, num_modes):
+    env = SwitchedLQREnv.from_recipe(dim, num_modes, dtype=torch.float64)
+    return env.A, env.B, env.Q, env.R
 
 
 def env_of(matrices, **arguments):
@@ -79,14 +84,14 @@ def slow_play(A, B, Q, R, x, modes, inputs, noise, limit):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("matrices", [EXAMPLE, recipe_matrices(4, 3)._asdict()], ids=("2d", "4d"))
-def test_specs_hold(matrices, arguments):
-    env = SwitchedLQREnv(**matrices, **arguments, seed=0)
-    check_env_specs(env, break_when_any_done="both")
-    assert env.reward_spec.dtype == arguments.get("dtype", torch.float32)
+def test_specs_hold(arguments):
+    for matrices in (tuple(EXAMPLE.values()), recipe_matrices(4, 3)):
+        env = SwitchedLQREnv(*matrices, **arguments, seed=0)
+        check_env_specs(env, break_when_any_done="both")
+        assert env.reward_spec.dtype == arguments.get("dtype", torch.float32)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     sizes=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4)),
     batch=st.lists(st.integers(1, 3), max_size=2),
@@ -261,7 +266,7 @@ def sequence_cost(A, B, Q, R, modes, x0):
 SYSTEMS = [(1, 2, 1, 6), (2, 1, 1, 7), (2, 3, 2, 7), (2, 2, 3, 7), (3, 3, 1, 5), (3, 2, 2, 5)]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("M", "n", "m", "horizon"), SYSTEMS)
 def test_optimum_equals_the_best_of_all_sequences(M, n, m, horizon, seed):
     matrices = random_system(M, n, m, seed)
@@ -275,7 +280,7 @@ def test_optimum_equals_the_best_of_all_sequences(M, n, m, horizon, seed):
     np.testing.assert_allclose(fixed_mode_cost(*matrices, horizon, x0), fixed, rtol=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("M", "n", "m"), [(2, 2, 1), (2, 3, 3), (3, 3, 2)])
 def test_bounds_hold_at_any_tolerance(M, n, m, seed):
     matrices = random_system(M, n, m, seed, growth=1.0)
@@ -290,13 +295,12 @@ def test_bounds_hold_at_any_tolerance(M, n, m, seed):
         assert rough.width(x0) <= 4 * tolerance
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 0.05])
-@pytest.mark.parametrize("batch", [(), (40,), (3, 5)])
+@pytest.mark.parametrize(("batch", "tolerance"), [((), 0.0), ((40,), 0.05), ((3, 5), 0.0)])
 def test_the_policy_attains_the_cost_in_the_environment(batch, tolerance):
     for matrices in (recipe_matrices(4, 2), tuple(EXAMPLE.values()), random_system(3, 3, 2)):
         env = env_of(matrices, batch_size=batch, horizon=6)
         optimum = switched_lqr_optimum(env.A, env.B, env.Q, env.R, 6, tolerance)
-        rollout = env.rollout(6, optimum.policy())
+        rollout = env.rollout(6, optimum)
         x0 = rollout["x"][..., 0, :]
         total = -rollout["next", "reward"].sum((-2, -1))
         torch.testing.assert_close(total, optimum.cost(x0), rtol=1e-12, atol=0)
@@ -306,13 +310,15 @@ def test_the_policy_attains_the_cost_in_the_environment(batch, tolerance):
 def test_the_policy_follows_each_systems_own_step_and_type():
     matrices = recipe_matrices(3, 2)
     env = env_of(matrices, batch_size=3, horizon=6, dtype=torch.float32)
-    policy = switched_lqr_optimum(*matrices, 6).policy()
+    policy = switched_lqr_optimum(*matrices, 6)
     x, step = torch.randn(3, 3), torch.tensor([[0], [3], [5]])
     td = policy(env.reset(TensorDict({"x": x, "step": step}, 3), set_state=True))
     assert td["action", "continuous"].dtype == torch.float32
     assert not td["action", "continuous"][2].any()  # nothing is charged after the last step
     for i, horizon in enumerate((6, 3, 1)):
-        mode, u = switched_lqr_optimum(*matrices, horizon).decide(x[i : i + 1].double(), horizon)
+        mode, u = switched_lqr_optimum(*matrices, horizon).with_steps_to_go(
+            x[i : i + 1].double(), horizon
+        )
         assert mode == td["action", "discrete"][i]
         torch.testing.assert_close(u[0].float(), td["action", "continuous"][i], atol=1e-6, rtol=0)
 
@@ -337,7 +343,7 @@ def test_reference_values(n, expected):
     optimum = switched_lqr_optimum(*recipe_matrices(n, 2), 20)
     cost = optimum.cost(x0).mean().item() / 20
     assert cost == pytest.approx(expected, rel=0.03)
-    assert abs(optimum.width(x0)) < 1e-9
+    assert abs(optimum.width(x0[:64])) < 1e-9
     excess = fixed_mode_cost(*recipe_matrices(n, 2), 20, x0).mean(-1).min().item() / 20 / cost - 1
     assert 0.27 < excess < 0.48
 
@@ -346,7 +352,7 @@ def test_reference_values(n, expected):
 def test_larger_recipes_are_certified_to_one_percent_and_need_every_mode(n, M):
     optimum = switched_lqr_optimum(*recipe_matrices(n, M), 20, 0.01)
     env = env_of(recipe_matrices(n, M), batch_size=256)
-    rollout = env.rollout(20, optimum.policy())
+    rollout = env.rollout(20, optimum)
     assert 0 < optimum.width(rollout["x"][:, 0]) < 0.01
     assert rollout["action", "discrete"].unique().tolist() == list(range(M))
 
@@ -397,26 +403,20 @@ BAD_RECIPE = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [*BAD_MATRICES, *BAD_ENV])
-def test_bad_input_of_the_environment_is_named(arguments, error, message):
-    arguments = {**EXAMPLE, "A": [[[2, 1], [0, 2]]] * 2, "dtype": torch.float32} | arguments
-    with pytest.raises(error, match=message):
-        SwitchedLQREnv(**arguments)
+def fixed_cost(**arguments):
+    return fixed_mode_cost(**arguments, x0=[1.0, 0.0])
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD_MATRICES)
-def test_bad_input_of_the_oracles_is_named(arguments, error, message):
-    arguments = {**EXAMPLE, "horizon": 5} | arguments
-    with pytest.raises(error, match=message):
-        switched_lqr_optimum(**arguments)
-    with pytest.raises(error, match=message):
-        fixed_mode_cost(**arguments, x0=[1.0, 0.0])
-
-
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD_RECIPE)
-def test_bad_input_of_the_recipe_is_named(arguments, error, message):
-    with pytest.raises(error, match=message):
-        SwitchedLQREnv.from_recipe(**{"dim": 3, "num_modes": 2} | arguments)
+def test_bad_input_is_named():
+    unstable = {**EXAMPLE, "A": [[[2, 1], [0, 2]]] * 2, "dtype": torch.float32}
+    for functions, good, cases in [
+        ([SwitchedLQREnv], unstable, [*BAD_MATRICES, *BAD_ENV]),
+        ([switched_lqr_optimum, fixed_cost], {**EXAMPLE, "horizon": 5}, BAD_MATRICES),
+        ([SwitchedLQREnv.from_recipe], {"dim": 3, "num_modes": 2}, BAD_RECIPE),
+    ]:
+        for function, (arguments, error, message) in itertools.product(functions, cases):
+            with pytest.raises(error, match=message):
+                function(**good | arguments)
 
 
 def test_bad_input_of_an_optimum_is_named():

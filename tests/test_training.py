@@ -88,17 +88,17 @@ class OrderUpTo(torch.nn.Module):
 
 
 def test_evaluation_of_the_optimal_rule_agrees_with_the_exact_cost():
-    s, S, cost = optimal_s_S(10, 1, 9, 64, 2)
+    cost = optimal_s_S(10, 1, 9, 64, 2).cost
     env = InventoryEnv(batch_size=512, initial_state="stationary")
     estimate = Evaluation(env, num_steps=1050, skip=50, seed=3).run(
-        HybridPolicy(OrderUpTo(s, S, 10.0))
+        HybridPolicy(OrderUpTo(26, 62, 10.0))
     )
     assert abs(estimate.mean - cost) < 4 * estimate.standard_error
     assert 0 < estimate.standard_error < 0.05
 
 
 def test_evaluation_of_a_wrong_rule_is_told_apart():
-    _, _, cost = optimal_s_S(10, 1, 9, 64, 2)
+    cost = optimal_s_S(10, 1, 9, 64, 2).cost
     env = InventoryEnv(batch_size=256, initial_state="stationary")
     estimate = Evaluation(env, num_steps=450, skip=50, seed=3).run(
         HybridPolicy(OrderUpTo(20, 62, 10.0))
@@ -132,7 +132,7 @@ def test_evaluation_refuses_to_count_nothing(skip):
 def test_reference_is_the_optimum_for_one_item_and_a_lower_bound_for_more():
     one = reference_cost(InventoryEnv(procurement_cost=2.0))
     assert one.optimal_cost == pytest.approx(37.0644 + 20.0, abs=1e-4)
-    assert (one.s, one.S) == (26, 62)
+    assert one.details == {"optimal_s": 26, "optimal_S": 62}
     many = reference_cost(InventoryEnv(num_items=4))
     assert many.optimal_cost is None
     assert many.lower_bound == pytest.approx(37.0644, abs=1e-4)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
 from scipy.stats import poisson
+from stock_oracles import certified, cheapest_average, expected_cost, simulate, z_score
 
-from hpo_torchrl.problems import inventory as oracles
 from hpo_torchrl.problems.inventory import (
+    Items,
     joint_replenishment_optimum,
     lost_sales_optimum,
     optimal_s_S,
     order_cost_optimum,
 )
-from hpo_torchrl.problems.inventory.optima import joint_replenishment as joint_module
 from hpo_torchrl.problems.inventory.optima import lost_sales as lost_sales_module
-from hpo_torchrl.problems.inventory.optima import minor_costs as _minor_costs
+from hpo_torchrl.problems.inventory.optima import minor_costs as minor_module
+from hpo_torchrl.problems.inventory.optima import optimal_stopping as grid_module
 from hpo_torchrl.problems.inventory.optima import order_cost as order_cost_module
-from hpo_torchrl.problems.inventory.optima.items import check_items
 
 
 def fixed(K):
@@ -58,34 +56,13 @@ PAIRS = [
 ]
 
 
-def expected_cost(levels, mean, h, p):
-    """Sum the cost over demand outcomes, without the closed form under test."""
-    demand = np.arange(int(mean + 40 * math.sqrt(mean) + 60))
-    net = np.asarray(levels)[..., None] - demand
-    return np.where(net > 0, h * net, -p * net) @ poisson.pmf(demand, mean)
+def joint(*problem, minor):
+    return joint_replenishment_optimum(Items(*problem), minor_costs=minor)
 
 
-def cheapest_average(states, actions):
-    """Least average cost of a finite decision problem, as a linear program.
-
-    ``actions(state)`` yields the cost of each action and the chances of the states to come.
-    """
-    number = {state: i for i, state in enumerate(states)}
-    costs, columns = [], []
-    for state in states:
-        for cost, chances in actions(state):
-            column = np.zeros(len(states) + 1)
-            column[number[state]] += 1.0
-            for target, chance in chances:
-                column[number[target]] -= chance
-            column[-1] = 1.0  # one balance is redundant, but the probabilities sum to 1
-            costs.append(cost)
-            columns.append(column)
-    balance = np.append(np.zeros(len(states)), 1.0)
-    # Balances are met to 1e-7, which shows in the seventh digit of the cost.
-    found = linprog(costs, A_eq=np.stack(columns, axis=1), b_eq=balance, method="highs")
-    assert found.status == 0
-    return found.fun
+def ordered(found, *stock):
+    """What a single item's optimum orders at each stock."""
+    return found.policy.order_quantity(np.array(stock).reshape(len(stock), -1))[:, 0].tolist()
 
 
 def backlog_program(mean, h, p, order_cost, lead_time, low, high):
@@ -151,44 +128,18 @@ def pair_program(means, h, p, K, lead_time, minor, low, high):
     return cheapest_average(states, actions)
 
 
-def simulate(decide, mean, h, p, order_cost, lead_time, start, lost=False, periods=2200):
-    """Costs per period of independent runs of n items, with an explicit pipeline."""
-    runs, ignored = 200, 200
-    rng = np.random.default_rng(5)
-    level = np.tile(np.asarray(start), (runs, 1))
-    pipeline = [np.zeros_like(level) for _ in range(lead_time)]
-    total = np.zeros(runs)
-    for t in range(periods):
-        quantity = decide(level, pipeline)
-        assert (quantity >= 0).all()
-        # With a lead time, the order of this period comes into use in the period it is due.
-        pipeline.append(quantity)
-        level = level + pipeline.pop(0) - rng.poisson(mean, level.shape)
-        cost = np.where(level > 0, np.asarray(h) * level, -np.asarray(p) * level).sum(axis=1)
-        if lost:
-            level = np.maximum(level, 0)
-        if t >= ignored:
-            total += cost + order_cost(quantity)
-    return total / (periods - ignored)
-
-
-def z_score(costs, exact):
-    return (costs.mean() - exact) / (costs.std(ddof=1) / math.sqrt(costs.size))
-
-
-def certified(found, tolerance=1e-6):
-    return 0.0 <= found.upper - found.lower <= tolerance * found.cost
-
-
 @pytest.mark.parametrize("instance", INSTANCES)
 def test_a_fixed_cost_gives_the_s_S_policy(instance):
     mean, h, p, K, L = instance
-    s, S, cost = optimal_s_S(*instance)
+    optimum = optimal_s_S(*instance)
     found = order_cost_optimum(mean, h, p, fixed(K), L)
     assert certified(found)
-    assert found.cost == pytest.approx(cost, rel=1e-8)
+    assert found.width == pytest.approx(0.0, abs=1e-6)
+    assert found.cost == pytest.approx(optimum.cost, rel=1e-8)
+    S = int(optimum.policy.S)
+    s = S - int(optimum.policy.Q)
     x = np.arange(s - 5, S + 3)
-    assert found.order_quantity(x).tolist() == np.where(x <= s, S - x, 0).tolist()
+    assert ordered(found, *x) == np.where(x <= s, S - x, 0).tolist()
 
 
 @pytest.mark.parametrize("name", ORDER_COSTS)
@@ -212,10 +163,25 @@ def test_lost_sales_match_a_linear_program(name, lead_time):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_minor_costs_match_a_linear_program(pair):
-    found = joint_replenishment_optimum(*pair[:5], minor_costs=pair[5])
+def test_minor_costs_match_a_linear_program_that_sees_a_wrong_demand(pair, monkeypatch):
+    right = pair_program(*pair, -8, 7)
+    found = joint(*pair[:5], minor=pair[5])
     assert certified(found)
-    assert found.cost == pytest.approx(pair_program(*pair, -8, 7), rel=2e-6)
+    assert found.cost == pytest.approx(right, rel=2e-6)
+    fall = grid_module.falls
+    monkeypatch.setattr(grid_module, "falls", lambda mean, size: fall(0.9 * mean, size))
+    assert abs(joint(*pair[:5], minor=pair[5]).cost - right) > 1e-3 * right
+
+
+@pytest.mark.parametrize("module", [order_cost_module, lost_sales_module])
+def test_a_wrong_demand_is_seen(module, monkeypatch):
+    cost, backlog = module.one_period_cost, module is order_cost_module
+    function = order_cost_optimum if backlog else lost_sales_optimum
+    compute, grid = (backlog_program, (-16, 18)) if backlog else (lost_sales_program, (13,))
+    problem = 1.2, 1.0, 6.0, fixed(4.0), 1
+    monkeypatch.setattr(module, "one_period_cost", lambda y, mean, h, p: cost(y, mean - 0.1, h, p))
+    right = compute(*problem, *grid)
+    assert abs(function(*problem).cost - right) > 1e-3 * right
 
 
 @pytest.mark.parametrize(
@@ -229,8 +195,8 @@ def test_minor_costs_match_a_linear_program(pair):
 def test_order_cost_policies_cost_what_a_simulated_pipeline_costs(order_cost):
     found = order_cost_optimum(10, 1, 9, order_cost, 2)
 
-    def decide(level, pipeline):
-        return found.order_quantity(level + sum(pipeline))
+    def decide(t, level, pipeline):
+        return found.policy.order_quantity(level + sum(pipeline))
 
     costs = simulate(decide, 10, 1, 9, lambda q: order_cost(q[:, 0]), 2, [60])
     assert abs(z_score(costs, found.cost)) < 4
@@ -242,11 +208,11 @@ def test_order_cost_policies_cost_what_a_simulated_pipeline_costs(order_cost):
 def test_lost_sales_policies_cost_what_a_simulated_pipeline_costs(lead_time):
     found = lost_sales_optimum(6, 1, 3, fixed(30.0), lead_time)
 
-    def decide(level, pipeline):
+    def decide(t, level, pipeline):
         # The order due in this period has arrived: with L = 1 it is on hand, as slot 0 has it.
         due = [*pipeline, 0 * level][0]
         state = np.concatenate([level + due, *pipeline[1:]], axis=1)
-        return found.order_quantity(state)[:, None]
+        return found.policy.order_quantity(state)
 
     costs = simulate(decide, 6, 1, 3, lambda q: 30.0 * (q[:, 0] > 0), lead_time, [20], lost=True)
     assert abs(z_score(costs, found.cost)) < 4
@@ -255,25 +221,23 @@ def test_lost_sales_policies_cost_what_a_simulated_pipeline_costs(lead_time):
 
 
 def test_minor_cost_policies_cost_what_a_simulated_pipeline_costs():
-    problem = (3.0, 5.0), (1.0, 0.6), (9.0, 4.0), 20.0, 1
-    minor = np.array([8.0, 3.0])
-    found = joint_replenishment_optimum(*problem, minor_costs=minor)
+    problem, minor = ((3.0, 5.0), (1.0, 0.6), (9.0, 4.0), 20.0, 1), np.array([8.0, 3.0])
+    found = joint(*problem, minor=minor)
+    table = found.policy
 
-    def decide(level, pipeline):
-        position = level + sum(pipeline)
-        return found.order_up_to(position) - position
+    def decide(t, level, pipeline):
+        return table.order_quantity(level + sum(pipeline))
 
     def order_cost(quantity):
         return 20.0 * (quantity > 0).any(axis=1) + (quantity > 0) @ minor
 
-    costs = simulate(decide, problem[0], problem[1], problem[2], order_cost, 1, found.S)
+    start = (table.lowest + table.order[0, 0]).tolist()
+    costs = simulate(decide, *problem[:3], order_cost, 1, start)
     assert abs(z_score(costs, found.cost)) < 4
-    assert abs(z_score(costs, joint_replenishment_optimum(*problem, minor_costs=9.0).cost)) > 20
+    assert abs(z_score(costs, joint(*problem, minor=9.0).cost)) > 20
     # Some orders are of one item alone.
-    x = np.moveaxis(np.indices(found.order.shape), 0, -1) + found.lowest
-    ordered = found.order_up_to(x) > x
-    assert (ordered.any(-1) == found.order).all()
-    assert {(True, False), (False, True), (True, True)} <= set(map(tuple, ordered.reshape(-1, 2)))
+    kinds = (table.order > 0).reshape(-1, 2).tolist()
+    assert {(True, False), (False, True), (True, True)} <= set(map(tuple, kinds))
 
 
 def test_lost_sales_without_lead_time_or_order_cost_are_the_newsvendor():
@@ -282,14 +246,14 @@ def test_lost_sales_without_lead_time_or_order_cost_are_the_newsvendor():
         found = lost_sales_optimum(mean, h, p, fixed(0.0), 0)
         assert certified(found)
         assert found.cost == pytest.approx(G.min(), rel=1e-7)
-        assert found.order_quantity([[0], [1]]).tolist() == [G.argmin(), max(G.argmin() - 1, 0)]
+        assert ordered(found, 0, 1) == [G.argmin(), max(G.argmin() - 1, 0)]
 
 
 @pytest.mark.parametrize("lead_time", [0, 1, 2])
 def test_never_ordering_loses_all_sales(lead_time):
     found = lost_sales_optimum(3, 1, 9, lambda q: np.where(q > 0, np.inf, 0.5), lead_time)
     assert found.cost == pytest.approx(27.5, rel=1e-6)
-    assert not found.order.any()
+    assert not found.policy.order.any()
 
 
 @pytest.mark.parametrize("lead_time", [0, 1, 2])
@@ -311,48 +275,50 @@ def test_a_unit_price_is_paid_for_every_unit_demanded_or_sold(lead_time):
 
 @pytest.mark.parametrize("instance", [((10, 10), 1, 9, 128.0, 0), ((1.5, 3.0), (1, 0.6), 9, 12, 1)])
 def test_no_minor_costs_change_nothing(instance):
-    joint = joint_replenishment_optimum(*instance)
-    with_zeros = joint_replenishment_optimum(*instance, minor_costs=[0.0, 0.0])
-    assert with_zeros[:4] == joint[:4]
-    assert with_zeros.levels is None
+    items = Items(*instance)
+    plain = joint_replenishment_optimum(items)
+    assert joint(*instance, minor=[0.0, 0.0]) == plain
     # The other method, which public calls use for minor costs above zero.
-    upper, lower, *_ = _minor_costs.solve(check_items(*instance), np.zeros(2), 1e-7)
-    assert upper == pytest.approx(joint.cost, rel=1e-7)
-    assert lower == pytest.approx(joint.cost, rel=1e-7)
-    tiny = joint_replenishment_optimum(*instance, minor_costs=1e-9)
-    assert tiny.cost == pytest.approx(joint.cost, rel=1e-6)
-    assert tiny.order_up_to([-3, -3]).tolist() == joint.order_up_to([-3, -3]).tolist()
+    upper, lower, *_ = minor_module.solve(items, np.zeros(2), 1e-7)
+    assert upper == pytest.approx(plain.cost, rel=1e-7)
+    assert lower == pytest.approx(plain.cost, rel=1e-7)
+    tiny = joint(*instance, minor=1e-9)
+    assert tiny.cost == pytest.approx(plain.cost, rel=1e-6)
+    at = [[-3, -3], [-200, 4]]
+    same = plain.policy.order_quantity(at).tolist()
+    assert tiny.policy.order_quantity(at).tolist() == same
 
 
 def test_minor_costs_alone_leave_the_items_apart():
     mean, h, p, k = (10.0, 4.0), (1.0, 0.5), (9.0, 6.0), (64.0, 10.0)
-    found = joint_replenishment_optimum(mean, h, p, 0, 2, minor_costs=k)
+    found = joint(mean, h, p, 0, 2, minor=k)
     apart = [optimal_s_S(mean[i], h[i], p[i], k[i], 2) for i in range(2)]
     assert certified(found)
-    assert found.cost == pytest.approx(sum(cost for _, _, cost in apart), rel=1e-7)
-    x = np.moveaxis(np.indices(found.order.shape), 0, -1) + found.lowest
-    s, S = ([policy[i] for policy in apart] for i in range(2))
+    assert found.cost == pytest.approx(sum(one.cost for one in apart), rel=1e-7)
+    table = found.policy
+    x = np.moveaxis(np.indices(table.order.shape[:-1]), 0, -1) + table.lowest.numpy()
+    S = np.array([int(one.policy.S) for one in apart])
+    s = S - [int(one.policy.Q) for one in apart]
     # Values cannot tell levels apart that are as good as never met.
-    near = ((x > np.subtract(s, 20)) & (x <= S)).all(axis=-1)
-    assert (found.order_up_to(x)[near] == np.where(x <= s, S, x)[near]).all()
+    near = ((x > s - 20) & (x <= S)).all(axis=-1)
+    assert (table.order.numpy()[near] == np.where(x <= s, S - x, 0)[near]).all()
 
 
 def test_one_item_bears_its_minor_cost_with_the_fixed_cost():
-    found = joint_replenishment_optimum(10, 1, 9, 50, 2, minor_costs=[14.0])
-    assert found[:2] == joint_replenishment_optimum(10, 1, 9, 64, 2)[:2]
+    assert joint(10, 1, 9, 50, 2, minor=[14.0]) == joint(10, 1, 9, 64, 2, minor=0.0)
 
 
 def test_three_items_cost_less_together_than_two_and_one():
     mean, minor = (0.6, 0.4, 0.5), (1.0, 0.5, 2.0)
-    found = joint_replenishment_optimum(mean, 1, 5, 0, 0, minor_costs=minor)
+    found = joint(mean, 1, 5, 0, 0, minor=minor)
     apart = sum(optimal_s_S(m, 1, 5, k, 0).cost for m, k in zip(mean, minor, strict=True))
     assert certified(found)
     assert found.cost == pytest.approx(apart, rel=1e-7)
-    joint = joint_replenishment_optimum(mean, 1, 5, 2, 0, minor_costs=minor)
-    pairs = joint_replenishment_optimum(mean[:2], 1, 5, 2, 0, minor_costs=minor[:2])
+    together = joint(mean, 1, 5, 2, 0, minor=minor)
+    pairs = joint(mean[:2], 1, 5, 2, 0, minor=minor[:2])
+    assert certified(together)
     alone = optimal_s_S(mean[2], 1, 5, 2 + minor[2], 0)
-    assert certified(joint)
-    assert found.cost < joint.cost < pairs.cost + alone.cost
+    assert found.cost < together.cost < pairs.cost + alone.cost
 
 
 def test_a_grid_too_small_is_seen_and_grows(monkeypatch):
@@ -363,21 +329,21 @@ def test_a_grid_too_small_is_seen_and_grows(monkeypatch):
 
     problem = 1.5, 0.1, 6.0, order_cost, 1
     backlog, lost = order_cost_optimum(*problem), lost_sales_optimum(*problem)
-    assert 24 in backlog.order
-    assert 24 in lost.order
+    assert 24 in backlog.policy.order
+    assert 24 in lost.policy.order
     pair = (3.0, 5.0), (1.0, 0.6), (9.0, 4.0), 20.0, 1
-    minor = joint_replenishment_optimum(*pair, minor_costs=5.0)
+    minor = joint(*pair, minor=5.0)
 
-    first_grid = _minor_costs._first_grid
+    first_grid = minor_module._first_grid
     monkeypatch.setattr(order_cost_module, "_FIRST_REACH", 22)
     monkeypatch.setattr(lost_sales_module, "_first_stock", lambda *given: 22)
     monkeypatch.setattr(
-        _minor_costs, "_first_grid", lambda *given: [x // 3 + 2 for x in first_grid(*given)]
+        minor_module, "_first_grid", lambda *given: [x // 3 + 2 for x in first_grid(*given)]
     )
     for small, large in [
         (order_cost_optimum(*problem), backlog),
         (lost_sales_optimum(*problem), lost),
-        (joint_replenishment_optimum(*pair, minor_costs=5.0), minor),
+        (joint(*pair, minor=5.0), minor),
     ]:
         assert certified(small)
         assert small.cost == pytest.approx(large.cost, rel=2e-6)
@@ -394,26 +360,6 @@ def test_a_grid_too_small_is_seen_and_grows(monkeypatch):
     assert lost_sales_optimum(*problem).cost > 1.1 * lost.cost
 
 
-@pytest.mark.parametrize("module", [order_cost_module, lost_sales_module, _minor_costs])
-def test_a_wrong_demand_is_seen(module, monkeypatch):
-    fall, cost = order_cost_module._falls, order_cost_module._one_period_cost
-    if module is _minor_costs:
-        right = pair_program(*PAIRS[0], -8, 7)
-        monkeypatch.setattr(module, "_falls", lambda mean, size: fall(0.9 * mean, size))
-        found = joint_replenishment_optimum(*PAIRS[0][:5], minor_costs=PAIRS[0][5])
-    else:
-        function = order_cost_optimum if module is order_cost_module else lost_sales_optimum
-        program, low = (backlog_program, (-16, 18)), (lost_sales_program, (13,))
-        compute, grid = program if module is order_cost_module else low
-        problem = 1.2, 1.0, 6.0, fixed(4.0), 1
-        right = compute(*problem, *grid)
-        monkeypatch.setattr(
-            module, "_one_period_cost", lambda y, mean, h, p: cost(y, mean - 0.1, h, p)
-        )
-        found = function(*problem)
-    assert abs(found.cost - right) > 1e-3 * right
-
-
 PROBLEM = {
     "mean": st.floats(0.3, 5),
     "h": st.floats(0.3, 3),
@@ -423,7 +369,7 @@ PROBLEM = {
 }
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(**PROBLEM, batch=st.integers(2, 8))
 @example(mean=1.0, h=1.0, p=2.0, K=0.0, L=0, batch=2)  # many ties
 def test_dearer_orders_cost_more(mean, h, p, K, L, batch):
@@ -449,7 +395,7 @@ def test_dearer_orders_cost_more(mean, h, p, K, L, batch):
 both = st.tuples
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(
     mean=both(st.floats(0.2, 4), st.floats(0.2, 4)),
     h=both(st.floats(0.3, 3), st.floats(0.3, 3)),
@@ -459,17 +405,17 @@ both = st.tuples
     k=both(st.floats(0, 10), st.floats(0, 10)),
 )
 def test_minor_costs_lie_between_what_they_join_and_what_they_part(mean, h, p, K, L, k):
-    found = joint_replenishment_optimum(mean, h, p, K, L, minor_costs=k)
+    found = joint(mean, h, p, K, L, minor=k)
     slack = 2e-6 * found.cost
     assert certified(found)
-    assert joint_replenishment_optimum(mean, h, p, K, L).cost <= found.cost + slack
+    assert joint(mean, h, p, K, L, minor=0.0).cost <= found.cost + slack
     # All items in every order, or every item for itself.
-    assert found.cost <= joint_replenishment_optimum(mean, h, p, K + sum(k), L).cost + slack
+    assert found.cost <= joint(mean, h, p, K + sum(k), L, minor=0.0).cost + slack
     apart = sum(optimal_s_S(mean[i], h[i], p[i], K + k[i], L).cost for i in range(2))
     assert found.cost <= apart + slack
-    more = joint_replenishment_optimum(mean, h, p, K, L, minor_costs=(k[0] + 1, k[1]))
+    more = joint(mean, h, p, K, L, minor=(k[0] + 1, k[1]))
     assert found.cost <= more.cost + slack
-    swapped = joint_replenishment_optimum(mean[::-1], h[::-1], p[::-1], K, L, minor_costs=k[::-1])
+    swapped = joint(mean[::-1], h[::-1], p[::-1], K, L, minor=k[::-1])
     assert swapped.cost == pytest.approx(found.cost, rel=2e-6)
 
 
@@ -482,7 +428,6 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("function", [order_cost_optimum, lost_sales_optimum])
 @pytest.mark.parametrize(
     ("name", "value", "error", "expected"),
     [
@@ -500,16 +445,17 @@ GOOD = {
         ("order_cost", lambda q: q + np.inf, ValueError, "must be finite for 0 units"),
     ],
 )
-def test_bad_input_is_named(function, name, value, error, expected):
-    with pytest.raises(error, match=expected):
-        function(**GOOD | {name: value})
+def test_bad_input_is_named(name, value, error, expected):
+    for function in (order_cost_optimum, lost_sales_optimum):
+        with pytest.raises(error, match=expected):
+            function(**GOOD | {name: value})
 
 
 def test_what_is_too_large_is_named(monkeypatch):
     with pytest.raises(ValueError, match=r"lead_time must be 0, 1 or 2 with lost sales.* got 3"):
         lost_sales_optimum(**GOOD | {"lead_time": 3})
     with pytest.raises(ValueError, match=r"with minor_costs .* need \d+ x \d+; lower fixed_cost"):
-        joint_replenishment_optimum([10, 10], 1, 9, 1e6, 2, minor_costs=1.0)
+        joint([10, 10], 1, 9, 1e6, 2, minor=1.0)
     monkeypatch.setattr(order_cost_module, "_MAX_REACH", 64)
     with pytest.raises(ValueError, match=r"within 64 units of the mean .* and 128 units: 500 and"):
         order_cost_optimum(**GOOD | {"order_cost": fixed(500.0)})
@@ -530,29 +476,18 @@ def test_what_is_too_large_is_named(monkeypatch):
 )
 def test_bad_minor_costs_are_named(value, error, expected):
     with pytest.raises(error, match=expected):
-        joint_replenishment_optimum([10, 8], 1, 9, 64, 2, minor_costs=value)
+        joint([10, 8], 1, 9, 64, 2, minor=value)
 
 
 def test_policies_name_a_state_of_the_wrong_form():
-    found = lost_sales_optimum(3, 1, 9, fixed(5.0), 2)
-    assert found.order_quantity(np.zeros((4, 3, 2))).shape == (4, 3)
-    assert found.order_quantity([10**6, 0]) == 0
-    with pytest.raises(ValueError, match=r"inventory must have shape \(\*B, 2\), got \(1,\)"):
-        found.order_quantity([3])
-    with pytest.raises(
-        ValueError, match=r"inventory must be >= 0, as unmet demand is lost.* got -1"
-    ):
-        found.order_quantity([-1, 0])
-    for bad in ([0.5, 1], [math.nan, 1]):
-        with pytest.raises(ValueError, match="inventory must hold whole numbers of units, got"):
-            found.order_quantity(bad)
-        with pytest.raises(ValueError, match="position must hold whole numbers of units, got"):
-            order_cost_optimum(3, 1, 9, fixed(5.0), 2).order_quantity(bad)
-
-
-def test_examples_in_docstrings_run():
-    for module in (order_cost_module, lost_sales_module, joint_module):
-        assert set(module.__all__) <= set(oracles.__all__)
-        outcome = doctest.testmod(module)
-        assert outcome.attempted >= 3
-        assert outcome.failed == 0
+    table = lost_sales_optimum(3, 1, 9, fixed(5.0), 2).policy
+    assert table.order_quantity(np.zeros((4, 3, 2))).shape == (4, 3, 1)
+    assert table.order_quantity([10**6, 0]).tolist() == [0]
+    for bad, expected in [
+        ([3], r"stock must have shape \(\*B, 2\), got \(1,\)"),
+        ([-1, 0], "stock must be >= 0, as unmet demand is lost.* got -1"),
+        ([0.5, 1], "stock must hold whole numbers of units, got"),
+        ([math.nan, 1], "stock must hold whole numbers of units, got"),
+    ]:
+        with pytest.raises(ValueError, match=expected):
+            table.order_quantity(bad)

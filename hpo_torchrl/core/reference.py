@@ -22,6 +22,28 @@ class Test(Protocol):
 
 
 @dataclass(frozen=True)
+class Optimum:
+    """A policy that a solver or a search found, with its cost and what is proved about it.
+
+    Attributes:
+        cost: average cost per period of the policy, over all items or dimensions; the optimum
+            cannot lie above it.
+        policy: the policy, a :class:`~hpo_torchrl.modules.RulePolicy` with its numbers.
+        lower: a cost that no policy at all goes below, or ``None`` where the policy is only the
+            best of its kind and nothing is proved about others.
+    """
+
+    cost: float
+    policy: Any = field(compare=False)
+    lower: float | None = None
+
+    @property
+    def width(self) -> float | None:
+        """Relative width of the bounds, cost / lower - 1; ``None`` without a lower bound."""
+        return None if self.lower is None else self.cost / self.lower - 1
+
+
+@dataclass(frozen=True)
 class Reference:
     """Cost per unit and period of the optimum, or bounds on it; ``None`` where unknown.
 
@@ -29,22 +51,20 @@ class Reference:
         optimal_cost: cost of the optimum.
         lower_bound: what no policy can go below.
         upper_bound: what some known policy attains.
-        baselines: costs of simple rules by name: the lines to beat.
-        s: optimal reorder point of a single item.
-        S: its optimal order-up-to level.
+        baselines: costs of simple rules by name.
         policy: the optimal policy, or that of the upper bound.
         paired: whether the costs are of the test's own initial states, and all its noise is in
             those: gaps then have no sampling error of their own.
+        details: further facts by name, as the problem's ``describe`` puts them in the summary.
     """
 
     optimal_cost: float | None = None
     lower_bound: float | None = None
     upper_bound: float | None = None
     baselines: Mapping[str, float] = field(default_factory=dict)
-    s: int | None = None
-    S: int | None = None
     policy: TensorDictModuleBase | None = field(default=None, compare=False)
     paired: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def gaps(self, cost: float) -> dict[str, float | None]:
         """Return cost / optimum - 1 as ``gap``, and the same for either bound; ``None`` if unknown.

@@ -147,6 +147,9 @@ def accepted(function: Callable) -> dict[str, inspect.Parameter]:
         parameters = inspect.signature(target).parameters.values()
         given = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
         named = {p.name: p for p in parameters if p.name != "self" and p.kind in given}
+        if chain[0] is function and target is not function:
+            # A class method that hands arguments on gives what the class requires itself.
+            named = {name: p for name, p in named.items() if p.default is not p.empty}
         found = named | found
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             break

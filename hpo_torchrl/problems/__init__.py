@@ -3,11 +3,12 @@
 from hpo_torchrl.problems.inventory import (
     ContinuousInventoryEnv,
     InventoryEnv,
+    OrderUpToPolicy,
+    PeriodicPolicy,
     RecordedInventoryEnv,
+    TotalDemandPolicy,
 )
-from hpo_torchrl.problems.inventory.rules import OrderUpToPolicy, PeriodicPolicy, TotalDemandPolicy
-from hpo_torchrl.problems.switched_lqr import SwitchedLQREnv
-from hpo_torchrl.problems.switched_lqr.rules import FixedModePolicy
+from hpo_torchrl.problems.switched_lqr import FixedModePolicy, SwitchedLQREnv
 
 __all__ = [
     "ContinuousInventoryEnv",

@@ -2,58 +2,38 @@
 
 from hpo_torchrl.problems.inventory.continuous import ContinuousInventoryEnv
 from hpo_torchrl.problems.inventory.env import InventoryEnv
+from hpo_torchrl.problems.inventory.optima.items import Items
 from hpo_torchrl.problems.inventory.optima.joint_replenishment import (
-    CostAllocation,
-    JointReplenishmentOptimum,
     joint_replenishment_lower_bound,
     joint_replenishment_optimum,
 )
-from hpo_torchrl.problems.inventory.optima.lost_sales import LostSalesOptimum, lost_sales_optimum
-from hpo_torchrl.problems.inventory.optima.order_cost import (
-    OrderCost,
-    OrderCostOptimum,
-    order_cost_optimum,
-)
-from hpo_torchrl.problems.inventory.optima.periodic_rule import (
-    PeriodicRule,
-    best_periodic_rule,
-    periodic_rule_cost,
-)
-from hpo_torchrl.problems.inventory.optima.recorded_demand import (
-    RecordedRule,
-    best_recorded_rule,
-    recorded_rule_cost,
-)
+from hpo_torchrl.problems.inventory.optima.lost_sales import lost_sales_optimum
+from hpo_torchrl.problems.inventory.optima.order_cost import OrderCost, order_cost_optimum
+from hpo_torchrl.problems.inventory.optima.recorded_demand import Record
 from hpo_torchrl.problems.inventory.optima.s_S import optimal_s_S, s_S_cost
-from hpo_torchrl.problems.inventory.optima.total_demand_rule import (
-    TotalDemandRule,
-    best_total_demand_rule,
-    total_demand_rule_cost,
-)
 from hpo_torchrl.problems.inventory.recorded import RecordedInventoryEnv
+from hpo_torchrl.problems.inventory.rules import (
+    OrderUpToPolicy,
+    PeriodicPolicy,
+    TablePolicy,
+    TotalDemandPolicy,
+)
 
 __all__ = [
     "ContinuousInventoryEnv",
-    "CostAllocation",
     "InventoryEnv",
-    "JointReplenishmentOptimum",
-    "LostSalesOptimum",
+    "Items",
     "OrderCost",
-    "OrderCostOptimum",
-    "PeriodicRule",
+    "OrderUpToPolicy",
+    "PeriodicPolicy",
+    "Record",
     "RecordedInventoryEnv",
-    "RecordedRule",
-    "TotalDemandRule",
-    "best_periodic_rule",
-    "best_recorded_rule",
-    "best_total_demand_rule",
+    "TablePolicy",
+    "TotalDemandPolicy",
     "joint_replenishment_lower_bound",
     "joint_replenishment_optimum",
     "lost_sales_optimum",
     "optimal_s_S",
     "order_cost_optimum",
-    "periodic_rule_cost",
-    "recorded_rule_cost",
     "s_S_cost",
-    "total_demand_rule_cost",
 ]

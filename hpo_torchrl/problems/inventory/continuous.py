@@ -23,7 +23,7 @@ from hpo_torchrl.problems.inventory.features import (
     MinimumOrder,
     Suppliers,
 )
-from hpo_torchrl.problems.inventory.reference import variant_reference
+from hpo_torchrl.problems.inventory.reference import inventory_reference
 from hpo_torchrl.problems.inventory.stock import StockEnv
 
 
@@ -172,8 +172,8 @@ class ContinuousInventoryEnv(StockEnv):
         return {"inventory": after + order.unsqueeze(-1) * arrival}, revenue - cost
 
     def reference(self, test: Test) -> Reference:
-        """Return the exact optimum where one is known; see :func:`variant_reference`."""
-        return variant_reference(self)
+        """Return the exact optimum where one is known; see :func:`inventory_reference`."""
+        return inventory_reference(self, test)
 
     def order_action(self, ordering: Tensor, quantity: Tensor) -> dict[str, Tensor]:
         """Return the action that orders ``quantity`` ``(*B, n)`` where ``ordering`` ``(*B,)``."""

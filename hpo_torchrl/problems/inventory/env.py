@@ -127,7 +127,7 @@ class InventoryEnv(StockEnv):
 
     def reference(self, test: Test) -> Reference:
         """Return the exact optimum, or bounds; see :func:`inventory_reference`."""
-        return inventory_reference(self)
+        return inventory_reference(self, test)
 
     def describe(
         self,
@@ -137,7 +137,7 @@ class InventoryEnv(StockEnv):
         folder: Path | None = None,
     ) -> dict[str, Any]:
         """Read the learned (s, S) off the policy, and draw it."""
-        return describe_inventory(self, policy, reference, folder)
+        return describe_inventory(self, policy, tests, reference, folder)
 
     def heuristic_choice(self, observation: Tensor) -> Tensor:
         """Order when the items' mean position no longer covers the lead time and one period."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.core.figures import BLUE, GREEN, ORANGE, new_figure, save_figure
-from hpo_torchrl.core.reference import Reference
+from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.problems.inventory.optima.s_S import s_S_cost
 
 _STEPS, _GRID = 100, 2000
@@ -24,7 +23,7 @@ class InventoryPolicyView(NamedTuple):
 
     ``position``, ``order_probability`` and ``order_up_to`` run over a grid of states: all items
     equally far stocked, nothing on order. ``visited_position`` and ``visited_order_up_to`` are the
-    states in which the running system did order.
+    states in which the simulated instances did order.
     """
 
     position: Tensor
@@ -44,7 +43,7 @@ class InventoryPolicyView(NamedTuple):
 
     @property
     def order_up_to_level(self) -> int | None:
-        """Learned S: the mean position that an order reached in the running system."""
+        """Learned S: the mean position that an order reached in the simulation."""
         if not len(self.visited_order_up_to):
             return None
         return round(float(self.visited_order_up_to.mean()))
@@ -52,10 +51,10 @@ class InventoryPolicyView(NamedTuple):
 
 @torch.no_grad()
 def view_inventory_policy(env, policy) -> InventoryPolicyView:
-    """Evaluate a policy on a grid of inventory positions and in the running system.
+    """Evaluate a policy on a grid of inventory positions and in a simulation.
 
     Args:
-        env: a test environment; its batch is the number of systems that run.
+        env: a test environment, whose whole batch is simulated.
         policy: the policy.
     """
     mean = env.demand_mean.cpu()
@@ -66,7 +65,7 @@ def view_inventory_policy(env, policy) -> InventoryPolicyView:
     inventory = torch.zeros(len(position), *env.state_spec["inventory"].shape[-2:])
     inventory[..., 0] = position.unsqueeze(-1) / unit * mean
     inventory = inventory.to(dtype=env.float_dtype, device=env.device)
-    # What else there is to a state stands at its mean over fresh systems.
+    # Other entries of the state are at their mean over fresh instances.
     others = [key for key in env.state_names if key not in ("inventory", "step")]
     fresh = env.reset().reshape(-1) if others else {}
     usual = {key: fresh[key].mean(0).expand(len(position), *fresh[key].shape[1:]) for key in others}
@@ -75,7 +74,7 @@ def view_inventory_policy(env, policy) -> InventoryPolicyView:
     reached = inventory[..., 0] + dist.branch(order)[0]
 
     with set_exploration_type(ExplorationType.DETERMINISTIC):
-        run = differentiable_rollout(env, policy, _STEPS)
+        run = env.rollout(_STEPS, policy, break_when_any_done=False)
     ordered = run["action", "discrete"] == 1
     before = run["inventory"].sum(-1)[ordered]
     after = before + run["action", "continuous"][ordered].clamp_min(0.0)
@@ -88,60 +87,58 @@ def view_inventory_policy(env, policy) -> InventoryPolicyView:
     )
 
 
-def describe_inventory(env, policy, reference: Reference, run_dir: Path | None) -> dict[str, Any]:
-    view = view_inventory_policy(env, policy)
-    if run_dir is not None:
-        plot_inventory_policy(
-            run_dir / "policy.png",
-            **{key: value.tolist() for key, value in view._asdict().items()},
-            optimal_s=reference.s,
-            optimal_S=reference.S,
-        )
-    if reference.s is None:
-        return {}  # several items follow no (s, S)
-    s, S = view.reorder_point, view.order_up_to_level
-    found: dict[str, Any] = {"optimal_s": reference.s, "optimal_S": reference.S}
-    found |= {"learned_s": s, "learned_S": S, "learned_rule_cost": None}
-    if s is not None and S is not None and s < S:
-        costs = (env.demand_mean, env.holding_cost, env.shortage_cost)
-        mean, holding, shortage = (float(value) for value in costs)
-        rule = s_S_cost(s, S, mean, holding, shortage, env.fixed_cost, env.lead_time)
-        found["learned_rule_cost"] = rule + mean * float(env.procurement_cost)
-    return found
-
-
-def compare_on_record(tests: Mapping[str, Any], reference: Reference) -> dict[str, Any]:
-    """Run the rule that a record's reference stands for on all tests.
+def describe_inventory(
+    env: Any,
+    policy: Any,
+    tests: Mapping[str, Test],
+    reference: Reference,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Read a policy's rule off its decisions, draw it, and run the recorded rule beside it.
 
     Args:
-        tests: evaluations by name.
-        reference: that of the headline test.
+        env: the environment of the primary test.
+        policy: the policy.
+        tests: all tests by name.
+        reference: that of the primary test.
+        folder: where ``policy.png`` goes, or ``None``.
 
     Returns:
-        Where demand is recorded, ``record``: for each test its counted periods and the rule's
-        cost, paired with the policy's (the same starts and demand); and the ``rule``: items, Q, S.
+        For a single item with a known (s, S), ``optimal_s`` and ``optimal_S`` with the learned
+        ones and what these cost. Where demand is recorded, ``record``: for each test its counted
+        periods and the rule's cost, paired with the policy's (the same starts and demand); and the
+        ``rule``: items, Q, S.
     """
-    policy: Any = reference.policy
-    rows, rule = {}, {}
-    for name, test in tests.items():
-        env = test.env
-        if policy is not None:
-            rows[name] = {
-                "periods": env.span(test.skip, test.num_steps),
-                "rule_cost": test.run(policy).mean,
-            }
-            rule = {"items": env.items, "Q": policy.Q, "S": policy.S.tolist()}
-    return {"record": rows, "rule": rule} if rows else {}
+    view = view_inventory_policy(env, policy)
+    details = dict(reference.details)
+    if folder is not None:
+        plot_inventory_policy(folder / "policy.png", view, **details)
+    if details:
+        s, S = view.reorder_point, view.order_up_to_level
+        details |= {"learned_s": s, "learned_S": S, "learned_rule_cost": None}
+        if s is not None and S is not None and s < S:
+            costs = (env.demand_mean, env.holding_cost, env.shortage_cost)
+            mean, holding, shortage = (float(value) for value in costs)
+            cost = s_S_cost(s, S, mean, holding, shortage, env.fixed_cost, env.lead_time)
+            details["learned_rule_cost"] = cost + mean * float(env.procurement_cost)
+    rule_policy: Any = reference.policy
+    if getattr(env, "record", None) is None or rule_policy is None:
+        return details
+    rows = {
+        name: {
+            "periods": test.env.span(test.skip, test.num_steps),
+            "rule_cost": test.run(rule_policy).mean,
+        }
+        for name, test in tests.items()
+    }
+    rule = {"items": env.items, "Q": rule_policy.Q, "S": rule_policy.S.tolist()}
+    return details | ({"record": rows, "rule": rule} if rows else {})
 
 
 def plot_inventory_policy(
     path: str | Path,
+    view: InventoryPolicyView,
     *,
-    position: Sequence[float],
-    order_probability: Sequence[float],
-    order_up_to: Sequence[float],
-    visited_position: Sequence[float],
-    visited_order_up_to: Sequence[float],
     optimal_s: float | None = None,
     optimal_S: float | None = None,
 ) -> Path:
@@ -149,11 +146,7 @@ def plot_inventory_policy(
 
     Args:
         path: the PNG file to write.
-        position: inventory positions, units per item.
-        order_probability: probability of ordering at each.
-        order_up_to: position that an order reaches from each.
-        visited_position: positions at which the running system ordered.
-        visited_order_up_to: positions that these orders reached.
+        view: the policy.
         optimal_s: reorder point of the optimal rule.
         optimal_S: order-up-to level of the optimal rule.
 
@@ -161,44 +154,27 @@ def plot_inventory_policy(
         The path.
     """
     figure, [[upper], [lower]] = new_figure(2)
-    upper.plot(position, order_probability, color=BLUE, linewidth=1.8)
+    upper.plot(view.position, view.order_probability, color=BLUE, linewidth=1.8)
     upper.set(ylabel="probability of ordering", ylim=(-0.04, 1.12), title="Learned policy")
-    lower.scatter(visited_position, visited_order_up_to, s=5, color=GREEN, alpha=0.4, linewidths=0)
+    visited, reached = view.visited_position, view.visited_order_up_to
+    lower.scatter(visited, reached, s=5, color=GREEN, alpha=0.4, linewidths=0)
     # Where it seldom orders, the level that an order would reach is not used: drawn dotted.
-    for orders, style in ((True, "-"), (False, ":")):
-        chosen = [
-            level if (probability >= 0.5) == orders else math.nan
-            for level, probability in zip(order_up_to, order_probability, strict=True)
-        ]
-        lower.plot(position, chosen, color=BLUE, linewidth=1.5, linestyle=style)
-    if len(visited_order_up_to):
-        lower.annotate(
-            "orders in the running system",
-            (max(visited_position), max(visited_order_up_to)),
-            xytext=(6, -18),
-            textcoords="offset points",
-            color=GREEN,
-        )
+    orders = view.order_probability >= 0.5
+    for shown, style in ((orders, "-"), (~orders, ":")):
+        chosen = view.order_up_to.double().masked_fill(~shown, math.nan)
+        lower.plot(view.position, chosen, color=BLUE, linewidth=1.5, linestyle=style)
+    near: Any = {"textcoords": "offset points"}
+    if len(reached):
+        corner = float(visited.max()), float(reached.max())
+        lower.annotate("orders in the simulation", corner, xytext=(6, -18), color=GREEN, **near)
     lower.set(ylabel="order-up-to level", xlabel="inventory position (units per item)")
     if optimal_s is not None:
         for axes in (upper, lower):
             axes.axvline(optimal_s, color=ORANGE, linewidth=1.2, linestyle="--")
-        upper.annotate(
-            f"optimal s = {optimal_s:g}",
-            (optimal_s, 1.04),
-            xytext=(5, 0),
-            textcoords="offset points",
-            color=ORANGE,
-        )
+        place = (optimal_s, 1.04)
+        upper.annotate(f"optimal s = {optimal_s:g}", place, xytext=(5, 0), color=ORANGE, **near)
     if optimal_S is not None:
         lower.axhline(optimal_S, color=ORANGE, linewidth=1.2, linestyle="--")
-        lower.annotate(
-            f"optimal S = {optimal_S:g}",
-            (0.99, optimal_S),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="right",
-            color=ORANGE,
-        )
+        near |= {"xycoords": ("axes fraction", "data"), "ha": "right", "color": ORANGE}
+        lower.annotate(f"optimal S = {optimal_S:g}", (0.99, optimal_S), xytext=(0, 5), **near)
     return save_figure(figure, path)

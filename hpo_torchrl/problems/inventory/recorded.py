@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from hpo_torchrl.core.checks import check_bool, check_choice, check_int
-from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.differentiable import Action, State
 from hpo_torchrl.envs.specs import set_hybrid_specs
 from hpo_torchrl.problems.inventory.demand_file import DemandFile, Split, read_once
 from hpo_torchrl.problems.inventory.env import InventoryEnv
-from hpo_torchrl.problems.inventory.picture import compare_on_record, describe_inventory
 from hpo_torchrl.problems.inventory.record import check_periods, check_record, draw_places, wrap
-from hpo_torchrl.problems.inventory.reference import recorded_reference
-from hpo_torchrl.problems.inventory.rules import recorded_policy
+from hpo_torchrl.problems.inventory.rules import TotalDemandPolicy
 
 START_PERIODS = ("random", "first")
 
@@ -284,22 +281,7 @@ class RecordedInventoryEnv(InventoryEnv):
 
     def rules(self) -> dict[str, Callable[[], nn.Module]]:
         """Return the (s, S) rule that was best in the training periods."""
-        return {"s_S": lambda: recorded_policy(self)}
-
-    def reference(self, test: Test) -> Reference:
-        """Return what the best rule of the training periods costs on the test."""
-        return recorded_reference(self, test)
-
-    def describe(
-        self,
-        policy: Any,
-        tests: Mapping[str, Test],
-        reference: Reference,
-        folder: Path | None = None,
-    ) -> dict[str, Any]:
-        """Draw the policy, and run the rule of the training periods on all tests beside it."""
-        found = describe_inventory(self, policy, reference, folder)
-        return found | compare_on_record(tests, reference)
+        return {"s_S": lambda: TotalDemandPolicy.best(self)}
 
     def heuristic_choice(self, observation: Tensor) -> Tensor:
         """Order when the items' mean position no longer covers the lead time and one period."""

@@ -22,7 +22,11 @@ from hpo_torchrl.core.checks import (
     per_item,
 )
 from hpo_torchrl.envs.differentiable import DifferentiableEnv, State
-from hpo_torchrl.problems.inventory.rules import R_S_rule, order_up_to_rule, s_S_rule
+from hpo_torchrl.problems.inventory.rules import (
+    OrderUpToPolicy,
+    PeriodicPolicy,
+    TotalDemandPolicy,
+)
 
 DEMANDS = ("poisson", "normal")
 # Where holding is almost free the economic interval has no end; a start has to have one.
@@ -202,8 +206,11 @@ class StockEnv(DifferentiableEnv):
 
     def rules(self) -> dict[str, Callable[[], nn.Module]]:
         """Return (s, S) (by total demand for several items), (R, S) and order-up-to."""
-        known = {"s_S": s_S_rule, "R_S": R_S_rule, "order_up_to": order_up_to_rule}
-        return {name: partial(rule, self) for name, rule in known.items()}
+        return {
+            "s_S": partial(TotalDemandPolicy.best, self),
+            "R_S": partial(PeriodicPolicy.best, self),
+            "order_up_to": partial(OrderUpToPolicy.best, self),
+        }
 
     def observe(self, state: State) -> Tensor:
         """Return the inventory in periods of mean demand, flat: ``(*B, n * max(L, 1))``."""

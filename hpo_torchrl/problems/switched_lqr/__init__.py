@@ -1,17 +1,13 @@
 """The switched linear-quadratic regulator: environment, exact optimum and fixed modes."""
 
 from hpo_torchrl.problems.switched_lqr.env import SwitchedLQREnv
-from hpo_torchrl.problems.switched_lqr.optimum import (
-    SwitchedLQROptimum,
-    fixed_mode_cost,
-    fixed_mode_gains,
-    switched_lqr_optimum,
-)
+from hpo_torchrl.problems.switched_lqr.optimum import SwitchedLQRPolicy, switched_lqr_optimum
+from hpo_torchrl.problems.switched_lqr.rules import FixedModePolicy, fixed_mode_cost
 
 __all__ = [
+    "FixedModePolicy",
     "SwitchedLQREnv",
-    "SwitchedLQROptimum",
+    "SwitchedLQRPolicy",
     "fixed_mode_cost",
-    "fixed_mode_gains",
     "switched_lqr_optimum",
 ]

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hpo_torchrl.core.checks import check_bool, check_dtype, check_float, check_int
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
-from hpo_torchrl.problems.switched_lqr.matrices import (
-    Array,
-    LQRMatrices,
-    check_matrices,
-    recipe_matrices,
+from hpo_torchrl.problems.switched_lqr.optimum import switched_lqr_reference
+from hpo_torchrl.problems.switched_lqr.picture import describe_switched_lqr
+from hpo_torchrl.problems.switched_lqr.rules import FixedModePolicy
+from hpo_torchrl.problems.switched_lqr.system import (
+    System,
     uncontrollable_growth,
 )
-from hpo_torchrl.problems.switched_lqr.picture import describe_switched_lqr
-from hpo_torchrl.problems.switched_lqr.reference import switched_lqr_reference
-from hpo_torchrl.problems.switched_lqr.rules import fixed_mode_rule
 
 
 class SwitchedLQREnv(DifferentiableEnv):
@@ -47,9 +46,9 @@ class SwitchedLQREnv(DifferentiableEnv):
     ``state_limit``; where the clip acts, no gradient passes, and the system is no longer the one
     that :func:`~hpo_torchrl.problems.switched_lqr.switched_lqr_optimum` solves.
 
-    Refused as unstable are systems that no policy can hold: where a direction that no input of any
+    The constructor refuses systems that no policy can stabilise: a direction that no input of any
     mode reaches grows in all modes so fast that a typical start leaves the guard within the
-    horizon. Any other growth, however fast, is a policy's business.
+    horizon. Any other growth, however fast, is left to the policy.
 
     Args:
         A: transition matrices, one per mode, shape ``(M, n, n)``: a tensor, array or nested lists.
@@ -61,7 +60,7 @@ class SwitchedLQREnv(DifferentiableEnv):
         initial_range: episodes start from x uniform in [-range, range] / sqrt(n), per coordinate.
         observe_time: whether the observation holds the time.
         state_limit: the guard.
-        batch_size: number of systems simulated at once, an int or a shape.
+        batch_size: number of env instances simulated at once, an int or a shape.
         device: where the tensors live.
         dtype: floating-point type.
         seed: seed of the environment's generator.
@@ -104,7 +103,7 @@ class SwitchedLQREnv(DifferentiableEnv):
         dtype: torch.dtype = torch.float32,
         seed: int | None = None,
     ) -> None:
-        matrices = check_matrices(A, B, Q, R)
+        matrices = System.of(A, B, Q, R)
         M, n, m = matrices.B.shape
         check_int("horizon", horizon, minimum=1)
         check_dtype(dtype)
@@ -146,15 +145,7 @@ class SwitchedLQREnv(DifferentiableEnv):
         weak_input: float = 0.15,
         input_cost: float = 0.1,
         recipe_seed: int = 0,
-        horizon: int = 20,
-        process_noise: float = 0.0,
-        initial_range: float = 10.0,
-        observe_time: bool = True,
-        state_limit: float = 100.0,
-        batch_size: int | Sequence[int] = (),
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-        seed: int | None = None,
+        **others: Any,
     ) -> SwitchedLQREnv:
         """Make a system of any size whose modes each command another group of coordinates.
 
@@ -172,40 +163,36 @@ class SwitchedLQREnv(DifferentiableEnv):
             weak_input: gain of an input outside the group of the mode.
             input_cost: cost of the squared input.
             recipe_seed: seed of Z.
-            horizon: this and what follows: see the class.
-            process_noise: see the class.
-            initial_range: see the class.
-            observe_time: see the class.
-            state_limit: see the class.
-            batch_size: see the class.
-            device: see the class.
-            dtype: see the class.
-            seed: see the class.
+            others: arguments of the class that follow the matrices.
 
         Raises:
             TypeError: an argument has the wrong type.
             ValueError: an argument is out of range, or there are more modes than coordinates.
         """
-        matrices = recipe_matrices(
-            dim,
-            num_modes,
-            growth=growth,
-            coupling=coupling,
-            weak_input=weak_input,
-            input_cost=input_cost,
-            recipe_seed=recipe_seed,
-        )
+        n = check_int("dim", dim, minimum=1)
+        M = check_int("num_modes", num_modes, minimum=1)
+        if n < M:
+            raise ValueError(
+                f"num_modes must be at most dim={n}, got {M}: every mode needs a coordinate of its "
+                "own. Lower num_modes or raise dim."
+            )
+        check_int("recipe_seed", recipe_seed, minimum=0)
+        check_float("growth", growth)
+        check_float("coupling", coupling)
+        check_float("weak_input", weak_input)
+        check_float("input_cost", input_cost, minimum=0.0, strict=True)
+        Z = np.random.default_rng(recipe_seed).standard_normal((n, n))
+        Z = Z + Z.T
+        A = growth * np.eye(n) + coupling * Z / np.abs(Z).max()
+        gains = np.full((M, n), float(weak_input))
+        for mode, group in enumerate(np.array_split(np.arange(n), M)):
+            gains[mode, group] = 1.0
         return cls(
-            *matrices,
-            horizon=horizon,
-            process_noise=process_noise,
-            initial_range=initial_range,
-            observe_time=observe_time,
-            state_limit=state_limit,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            seed=seed,
+            np.stack([A] * M),
+            gains[:, :, None] * np.eye(n),
+            np.eye(n),
+            input_cost * np.eye(n),
+            **others,
         )
 
     def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
@@ -235,11 +222,11 @@ class SwitchedLQREnv(DifferentiableEnv):
 
     def rules(self) -> dict[str, Callable[[], nn.Module]]:
         """Return the best fixed mode."""
-        return {"fixed_mode": lambda: fixed_mode_rule(self)}
+        return {"fixed_mode": partial(FixedModePolicy.best, self)}
 
     def reference(self, test: Test) -> Reference:
         """Return the exact optimum on the test's initial states, or certified bounds."""
-        return switched_lqr_reference(self, test.seed)
+        return switched_lqr_reference(self, test)
 
     def describe(
         self,
@@ -271,7 +258,7 @@ class SwitchedLQREnv(DifferentiableEnv):
     def _draw(self, sampler, shape) -> Tensor:
         return sampler(shape, generator=self.rng, dtype=self.float_dtype, device=self.device)
 
-    def _tensor(self, matrix: Array) -> Tensor:
+    def _tensor(self, matrix: Tensor) -> Tensor:
         tensor = torch.as_tensor(matrix, dtype=self.float_dtype, device=self.device)
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(
@@ -291,8 +278,8 @@ def _table(matrices: Tensor) -> Tensor:
 def _times(table: Tensor, vector: Tensor, mode: Tensor, rows: int) -> Tensor:
     """Multiply each vector ``(*B, l)`` by the matrix ``(k, l)`` of its mode, k = ``rows``.
 
-    One product with all matrices, from which each system takes its own: gathering a matrix per
-    system would cost several times more, forward and backward.
+    One product with all matrices, from which each instance takes its own: gathering a matrix per
+    instance would cost several times more, forward and backward.
     """
     product = vector @ table
     if product.shape[-1] == rows:
@@ -302,7 +289,7 @@ def _times(table: Tensor, vector: Tensor, mode: Tensor, rows: int) -> Tensor:
 
 
 def _check_holdable(
-    matrices: LQRMatrices, horizon: int, initial_scale: float, state_limit: float
+    matrices: System, horizon: int, initial_scale: float, state_limit: float
 ) -> None:
     n = matrices.A.shape[1]
     if initial_scale > state_limit:

@@ -5,36 +5,44 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int
-from hpo_torchrl.problems.switched_lqr.quadratic_sets import minimum, unpack
-from hpo_torchrl.problems.switched_lqr.riccati import (
+from hpo_torchrl.core.reference import Reference, Test
+from hpo_torchrl.modules import RulePolicy
+from hpo_torchrl.problems.switched_lqr.quadratic_sets import (
     Stage,
-    System,
+    minimum,
     pruning,
     recursion,
     riccati_steps,
+    unpack,
 )
-
-__all__ = ["SwitchedLQROptimum", "fixed_mode_cost", "fixed_mode_gains", "switched_lqr_optimum"]
+from hpo_torchrl.problems.switched_lqr.rules import fixed_mode_cost
+from hpo_torchrl.problems.switched_lqr.system import System
 
 # States of the pilot study that spreads a tolerance over the stages.
 _PILOT_STATES = 128
 # No stage is told to be cruder than this.
 _CRUDEST = 3.0
+# Widths that a reference aims for in turn, with the largest set of matrices to spend on each:
+# seconds in all.
+_ATTEMPTS = ((0.001, 1000), (0.01, 50_000))
+_EXACT = 20_000
 
 
-class SwitchedLQROptimum:
-    """What :func:`switched_lqr_optimum` found: a policy, its cost, and a bound on all policies.
+class SwitchedLQRPolicy(RulePolicy):
+    """The policy that :func:`switched_lqr_optimum` found, its cost, and a bound on all policies.
+
+    It computes in float64 on the CPU and answers in the type and on the device of ``"x"``.
 
     Attributes:
         horizon: steps T.
         tolerance: the relative width that was aimed for.
         num_matrices: matrices of the bound with 1, 2, ... steps to go.
     """
+
+    in_keys = ["x", "step"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -43,9 +51,10 @@ class SwitchedLQROptimum:
         policy_stages: list[Stage],
         bound_stages: list[Stage],
     ) -> None:
+        super().__init__()
         self.horizon, self.tolerance = len(policy_stages) - 1, tolerance
         self.num_matrices = tuple(len(stage.mode) for stage in bound_stages[1:])
-        self._system, self._stages = system, policy_stages
+        self.system, self.stages = system, policy_stages
         self._bound = bound_stages[-1].packed
 
     def cost(self, x0: Any) -> Tensor:
@@ -61,12 +70,12 @@ class SwitchedLQROptimum:
         Raises:
             ValueError: x0 has another shape or is not finite.
         """
-        x0 = _states("x0", x0, self._system)
-        return self._step_costs(x0.reshape(-1, x0.shape[-1])).sum(0).reshape(x0.shape[:-1])
+        x0 = self.system.states("x0", x0)
+        return self.step_costs(x0.reshape(-1, x0.shape[-1])).sum(0).reshape(x0.shape[:-1])
 
     def lower_bound(self, x0: Any) -> Tensor:
         """Return what no policy can go below from x0, ``(*B,)``; arguments as for :meth:`cost`."""
-        x0 = _states("x0", x0, self._system)
+        x0 = self.system.states("x0", x0)
         return minimum(x0.reshape(-1, x0.shape[-1]), self._bound)[0].reshape(x0.shape[:-1])
 
     def width(self, x0: Any) -> float:
@@ -76,54 +85,35 @@ class SwitchedLQROptimum:
         """
         return float(self.cost(x0).mean() / self.lower_bound(x0).mean()) - 1.0
 
-    def policy(self) -> SwitchedLQRPolicy:
-        """Return the policy as a module that runs in ``env.rollout`` and TorchRL collectors."""
-        return SwitchedLQRPolicy(self)
-
-    def decide(self, x: Tensor, steps_to_go: int) -> tuple[Tensor, Tensor]:
-        """Return mode ``(B,)`` and input ``(B, m)`` at states ``(B, n)``."""
-        stage = self._stages[steps_to_go]
-        chosen, where = minimum(x, stage.packed)[1].unique(return_inverse=True)
-        mode = stage.mode[chosen]
-        gains = self._system.gain(unpack(stage.source[stage.parent[chosen]]), mode)
-        return mode[where], -(gains[where] @ x.unsqueeze(-1)).squeeze(-1)
-
-    def _step_costs(self, x: Tensor) -> Tensor:
-        costs = []
-        for steps_to_go in range(self.horizon, 0, -1):
-            mode, u = self.decide(x, steps_to_go)
-            x, cost = self._system.step(x, u, mode)
-            costs.append(cost)
-        return torch.stack(costs)
-
-
-class SwitchedLQRPolicy(TensorDictModuleBase):
-    """Read ``"x"`` and ``"step"``, write ``("action", "discrete")`` and ``"continuous"``.
-
-    It computes in float64 on the CPU and answers in the type and on the device of ``"x"``.
-    """
-
-    in_keys = ["x", "step"]  # noqa: RUF012  (tensordict's own declaration)
-    out_keys = [("action", "discrete"), ("action", "continuous")]  # noqa: RUF012
-
-    def __init__(self, optimum: SwitchedLQROptimum) -> None:
-        super().__init__()
-        self.optimum = optimum
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Decide for every system, whatever its step."""
-        place = tensordict.get("x")
-        x = _states("x", place, self.optimum._system).reshape(-1, place.shape[-1])
-        to_go = self.optimum.horizon - tensordict.get("step").detach().cpu().flatten()
+    def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return modes ``(*B,)`` and inputs ``(*B, m)``, whatever the step of each instance."""
+        place, step = state
+        x = self.system.states("x", place).reshape(-1, place.shape[-1])
+        to_go = self.horizon - step.detach().cpu().flatten()
         mode = torch.zeros(len(x), dtype=torch.long)
-        u = x.new_zeros(len(x), self.optimum._system.B.shape[-1])
+        u = x.new_zeros(len(x), self.system.B.shape[-1])
         for left in to_go.unique().tolist():
             at = to_go == left
-            mode[at], u[at] = self.optimum.decide(x[at], max(1, left))
+            mode[at], u[at] = self.with_steps_to_go(x[at], max(1, left))
         shape = place.shape[:-1]
-        action = {"discrete": mode.reshape(shape), "continuous": u.reshape(*shape, -1)}
-        action["continuous"] = action["continuous"].to(place.dtype)
-        return tensordict.update({"action": TensorDict(action, tensordict.shape).to(place.device)})
+        return mode.reshape(shape).to(place.device), u.reshape(*shape, -1).to(place)
+
+    def with_steps_to_go(self, x: Tensor, steps_to_go: int) -> tuple[Tensor, Tensor]:
+        """Return modes ``(B,)`` and inputs ``(B, m)`` at states ``(B, n)``."""
+        stage = self.stages[steps_to_go]
+        chosen, where = minimum(x, stage.packed)[1].unique(return_inverse=True)
+        mode = stage.mode[chosen]
+        gains = self.system.gain(unpack(stage.source[stage.parent[chosen]]), mode)
+        return mode[where], -(gains[where] @ x.unsqueeze(-1)).squeeze(-1)
+
+    def step_costs(self, x: Tensor) -> Tensor:
+        """Return the cost of every step from states ``(B, n)``: ``(T, B)``."""
+        costs = []
+        for steps_to_go in range(self.horizon, 0, -1):
+            mode, u = self.with_steps_to_go(x, steps_to_go)
+            x, cost = self.system.step(x, u, mode)
+            costs.append(cost)
+        return torch.stack(costs)
 
 
 def switched_lqr_optimum(
@@ -135,7 +125,7 @@ def switched_lqr_optimum(
     tolerance: float = 0.0,
     *,
     max_matrices: int = 100_000,
-) -> SwitchedLQROptimum:
+) -> SwitchedLQRPolicy:
     r"""Solve the switched LQR without noise: exactly, or between certified bounds.
 
     With k steps to go the optimal cost is the minimum of finitely many quadratic forms,
@@ -155,7 +145,7 @@ def switched_lqr_optimum(
     of a pilot study, so the many stages in which little is at stake stay small. Since
     :math:`V_k` grows with k, stages beyond those after which next to no cost is left are not
     computed: the last one bounds them from below. The width aimed for is a guide; what is
-    certified on given initial states, :meth:`~SwitchedLQROptimum.width` says.
+    certified on given initial states, :meth:`~SwitchedLQRPolicy.width` says.
 
     Sources: W. Zhang, J. Hu and A. Abate, "On the value functions of the discrete-time switched
     LQR problem", IEEE Trans. Automatic Control 54(11), 2009; B. Lincoln and A. Rantzer, "Relaxing
@@ -169,6 +159,9 @@ def switched_lqr_optimum(
         horizon: steps T; nothing is charged after the last.
         tolerance: relative width aimed for; 0 is exact.
         max_matrices: refuse to hold more matrices than this for one stage.
+
+    Returns:
+        The policy, which knows its cost and the bound.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -190,68 +183,47 @@ def switched_lqr_optimum(
     limit = check_int("max_matrices", max_matrices, minimum=1)
     if tolerance == 0:
         exact = recursion(system, horizon, pruning([0.0] * horizon), limit)
-        return SwitchedLQROptimum(system, tolerance, exact, exact)
+        return SwitchedLQRPolicy(system, tolerance, exact, exact)
     pilot = _pilot(system, horizon)
     losses = _spread(pilot, tolerance)
     bound = recursion(system, len(losses), pruning(losses), limit)
-    return SwitchedLQROptimum(system, tolerance, _attained(system, pilot._stages, bound), bound)
+    return SwitchedLQRPolicy(system, tolerance, _attained(system, pilot.stages, bound), bound)
 
 
-def fixed_mode_cost(A: Any, B: Any, Q: Any, R: Any, horizon: int, x0: Any) -> Tensor:
-    """Return the least total cost of staying in one mode, for each: a line to beat.
+def switched_lqr_reference(env: Any, test: Test) -> Reference:
+    """Return the exact optimum on a test's initial states, or certified bounds, per unit and step.
 
-    Args:
-        A: this and the next ones: as for :func:`switched_lqr_optimum`.
-        B: see there.
-        Q: see there.
-        R: see there.
-        horizon: steps T.
-        x0: initial states, ``(*B, n)``.
-
-    Returns:
-        Undiscounted costs in float64, ``(M, *B)``.
-
-    Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: shapes disagree, or an argument is not finite or out of range.
+    Nothing is known with process noise; no lower bound where the guard might pay.
     """
-    system = System.of(A, B, Q, R)
-    x = _states("x0", x0, system)
-    P, modes = torch.zeros_like(system.A), torch.arange(system.num_modes)
-    for _ in range(check_int("horizon", horizon, minimum=1)):
-        P = system.riccati(P, modes)
-    return torch.einsum("...i,mij,...j->m...", x, P, x)
+    if env.process_noise > 0:
+        return Reference()
+    if test.seed is not None:
+        env.set_seed(test.seed)
+    x0 = env.reset().get("x").reshape(-1, env.A.shape[-1])
+    matrices, units = (env.A, env.B, env.Q, env.R), env.horizon * env.cost_units
+    fixed = fixed_mode_cost(*matrices, env.horizon, x0).flatten(1).mean(1) / units
+    baselines = {"best fixed mode": float(fixed.min())}
+    attempts = [(0.0, _EXACT)] if env.num_discrete <= 2 else []
+    for tolerance, limit in [*attempts, *_ATTEMPTS]:
+        try:
+            policy = switched_lqr_optimum(*matrices, env.horizon, tolerance, max_matrices=limit)
+        except MemoryError:
+            continue
+        costs = policy.cost(x0)
+        known = {"upper_bound": float(costs.mean()) / units}
+        # The recursion knows of no guard. One that acts before the end leaves a coordinate at the
+        # limit, to be paid: only where that is dearer than the optimum is it sure to be one.
+        touching = float(torch.linalg.eigvalsh(env.Q.double()).min()) * env.state_limit**2
+        if not bool((costs > touching).any()):
+            if tolerance == 0.0:
+                known = {"optimal_cost": known["upper_bound"]}
+            else:
+                known["lower_bound"] = float(policy.lower_bound(x0).mean()) / units
+        return Reference(**known, baselines=baselines, policy=policy, paired=True)
+    return Reference(baselines=baselines)
 
 
-def fixed_mode_gains(A: Any, B: Any, Q: Any, R: Any, horizon: int, mode: int) -> Tensor:
-    """Return the best feedback u = -K x of a mode that is never left, by steps gone.
-
-    Args:
-        A: this and the next ones: as for :func:`switched_lqr_optimum`.
-        B: see there.
-        Q: see there.
-        R: see there.
-        horizon: steps T.
-        mode: the mode.
-
-    Returns:
-        K in float64, ``(T, m, n)``.
-
-    Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: shapes disagree, an argument is out of range, or there is no such mode.
-    """
-    system = System.of(A, B, Q, R)
-    if check_int("mode", mode, minimum=0) >= system.num_modes:
-        raise ValueError(f"mode must be one of the {system.num_modes} modes from 0 on, got {mode}.")
-    P, gains = torch.zeros_like(system.A[mode]), []
-    for _ in range(check_int("horizon", horizon, minimum=1)):
-        gains.append(system.gain(P, mode))
-        P = system.riccati(P, mode)
-    return torch.stack(gains[::-1])
-
-
-def _pilot(system: System, horizon: int) -> SwitchedLQROptimum:
+def _pilot(system: System, horizon: int) -> SwitchedLQRPolicy:
     """Keep of each stage only the best matrix for some random states: a fair policy."""
     generator = torch.Generator().manual_seed(0)
     shape = (_PILOT_STATES, system.A.shape[-1])
@@ -262,18 +234,18 @@ def _pilot(system: System, horizon: int) -> SwitchedLQROptimum:
         return candidates[kept], kept
 
     stages = recursion(system, horizon, winners, limit=_PILOT_STATES * system.num_modes)
-    return SwitchedLQROptimum(system, 0.0, stages, stages)
+    return SwitchedLQRPolicy(system, 0.0, stages, stages)
 
 
-def _spread(pilot: SwitchedLQROptimum, tolerance: float) -> list[float]:
+def _spread(pilot: SwitchedLQRPolicy, tolerance: float) -> list[float]:
     """Return the tolerance of each stage that is worth computing, by steps to go.
 
     A fair policy shows how the cost spreads over time: ``left[t]`` is the share of it that comes
     after t steps. A relative loss e with T - t steps to go is the share e left[t] of the whole.
     """
     generator = torch.Generator().manual_seed(1)
-    shape = (_PILOT_STATES, pilot._system.A.shape[-1])
-    costs = pilot._step_costs(torch.randn(shape, generator=generator, dtype=torch.float64)).sum(1)
+    shape = (_PILOT_STATES, pilot.system.A.shape[-1])
+    costs = pilot.step_costs(torch.randn(shape, generator=generator, dtype=torch.float64)).sum(1)
     left = costs.flip(0).cumsum(0).flip(0) / costs.sum().clamp_min(1e-300)
     # Cutting the horizon loses a few times what a policy that knows of no cut leaves after it.
     worthwhile = int((left > tolerance / 8).sum())
@@ -306,15 +278,3 @@ def _attained(system: System, pilot: list[Stage], bound: list[Stage]) -> list[St
         stages.append(union)
         source = packed
     return stages
-
-
-def _states(name: str, x: Any, system: System) -> Tensor:
-    states = torch.as_tensor(x).detach().cpu().double()
-    n = system.A.shape[-1]
-    if states.ndim == 0 or states.shape[-1] != n:
-        raise ValueError(
-            f"{name} must have shape (*B, n) with n = {n} from A, got {tuple(states.shape)}."
-        )
-    if not bool(torch.isfinite(states).all()):
-        raise ValueError(f"{name} must be finite; it holds NaN or infinity.")
-    return states

@@ -10,7 +10,6 @@ import torch
 from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.core.figures import MODES, new_figure, save_figure
 from hpo_torchrl.core.reference import Reference
 
@@ -23,7 +22,7 @@ def describe_switched_lqr(
 ) -> dict[str, Any]:
     """Share of the test's decisions that take each mode; in two dimensions, the plane."""
     with set_exploration_type(ExplorationType.DETERMINISTIC):
-        run = differentiable_rollout(env, policy, env.horizon)
+        run = env.rollout(env.horizon, policy, break_when_any_done=False)
     modes = run["action", "discrete"].flatten()
     shares = torch.bincount(modes, minlength=env.num_discrete) / modes.numel()
     if run_dir is not None and env.A.shape[-1] == 2:

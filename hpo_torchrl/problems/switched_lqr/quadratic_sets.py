@@ -1,13 +1,19 @@
 """Functions that are the minimum of finitely many quadratic forms, x -> min over P of x'Px.
 
-A set of N symmetric ``(n, n)`` matrices is kept packed, as ``(N, n (n + 1) / 2)``: half the memory,
+The cost-to-go of a switched LQR is such a function, and one step backwards gives the next set. A
+set of N symmetric ``(n, n)`` matrices is kept packed, as ``(N, n (n + 1) / 2)``: half the memory,
 and evaluating all forms at many states is one matrix product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from hpo_torchrl.problems.switched_lqr.system import System
 
 # Largest table of values (states by forms) that is held at once.
 _TABLE = 2**24
@@ -18,6 +24,8 @@ _BLOCK = 256
 _TRIES = 10
 # "At most" leaves this much room for rounding, relative to the form.
 _ROUNDING = 1e-11
+# Matrices that go through one batched Riccati step.
+_CHUNK = 1024
 
 
 def pack(matrices: Tensor) -> Tensor:
@@ -148,3 +156,67 @@ def _discriminating_states(packed: Tensor) -> Tensor:
     vectors = torch.linalg.eigh(unpack(packed[one] - packed[other]))[1]
     states = torch.cat([vectors[:, :, 0], vectors[:, :, -1]])
     return states[torch.randperm(len(states), generator=generator)]
+
+
+# -- backward recursion ---------------------------------------------------------------------------
+
+
+class Stage(NamedTuple):
+    """The matrices of one number of steps to go, with the decision that each stands for.
+
+    Matrix i is one Riccati step in ``mode[i]`` from ``source[parent[i]]``.
+    """
+
+    packed: Tensor
+    mode: Tensor
+    parent: Tensor
+    source: Tensor
+
+    @classmethod
+    def zero(cls, size: int) -> Stage:
+        """Return the stage with no steps to go: nothing is left to pay."""
+        nothing = pack(torch.zeros(1, size, size, dtype=torch.float64))
+        return cls(nothing, torch.zeros(1).long(), torch.zeros(1).long(), nothing)
+
+
+# From the candidates of a stage and its number, the matrices to keep and where they stood.
+Select = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+
+def recursion(system: System, num_stages: int, select: Select, limit: int) -> list[Stage]:
+    """Step backwards from nothing to pay."""
+    stages = [Stage.zero(system.A.shape[-1])]
+    for number in range(1, num_stages + 1):
+        source = stages[-1].packed
+        size = system.num_modes * len(source)
+        if size > limit:
+            raise MemoryError(
+                f"max_matrices={limit} is less than the {size} matrices with {number} steps to "
+                "go; raise tolerance (a stage holds fewer), shorten horizon, or raise max_matrices."
+            )
+        modes = torch.arange(system.num_modes).repeat_interleave(len(source))
+        parents = torch.arange(len(source)).repeat(system.num_modes)
+        packed, kept = select(riccati_steps(system, source, modes, parents), number)
+        stages.append(Stage(packed, modes[kept], parents[kept], source))
+    return stages
+
+
+def riccati_steps(system: System, source: Tensor, modes: Tensor, parents: Tensor) -> Tensor:
+    """Step from each parent in its mode, packed."""
+    # Per mode, so that the matrices of the system are shared and not gathered.
+    result = torch.empty(len(modes), source.shape[-1], dtype=source.dtype)
+    for mode in range(system.num_modes):
+        for at in (modes == mode).nonzero().squeeze(-1).split(_CHUNK):
+            result[at] = pack(system.riccati(unpack(source[parents[at]]), mode))
+    return result
+
+
+def pruning(losses: list[float]) -> Select:
+    """Prune each stage by its loss, but not the last: it is evaluated and never stepped from."""
+
+    def select(candidates: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        if number == len(losses):
+            return candidates, torch.arange(len(candidates))
+        return prune(candidates, losses[number - 1])
+
+    return select

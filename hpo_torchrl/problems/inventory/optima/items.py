@@ -1,7 +1,9 @@
-"""Items that share a joint fixed cost: their checked parameters, and what they cost per period."""
+"""Items with Poisson demand: their checked parameters, and what all exact costs are made of."""
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,27 +11,86 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import gammainc, gammaincc, gammaln
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int, per_item
-from hpo_torchrl.problems.inventory.optima.s_S import _one_period_cost
 
 Vector = NDArray[np.float64]
 Levels = NDArray[np.int64]
 
-# The searches over rules are linear in these.
-_MAX_STEPS = 2**20
 
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Items:
-    """n items with Poisson demand; vectors have shape ``(n,)``, costs are per unit and period."""
+    """n items with Poisson demand, backlogging and a joint fixed cost: a problem with exact costs.
 
-    mean: Vector
-    holding: Vector
-    shortage: Vector
+    A period goes, for every item: the inventory position is seen and an order may lift it; the
+    order placed ``lead_time`` periods ago arrives; demand occurs; holding or shortage cost is
+    charged on the net inventory left. An order can thus first serve the demand of ``lead_time``
+    periods later, so a position after ordering meets ``lead_time + 1`` periods of demand before
+    its cost is charged. One fixed cost is paid per order, whatever it contains; an order that
+    would contain nothing is not placed.
+
+    Args:
+        demand_mean: means of the Poisson demands, in units per period; above 0.
+        holding_cost: costs per unit on hand at the end of a period; above 0.
+        shortage_cost: costs per unit backlogged at the end of a period; above 0. Each of the three
+            is a number for all items or a sequence with one entry per item; n is the length of
+            the longest sequence.
+        fixed_cost: cost per order placed; at least 0.
+        lead_time: whole periods from placing an order to its arrival; at least 0.
+
+    Attributes:
+        mean, holding, shortage: the three rows in float64, ``(n,)``.
+
+    Raises:
+        TypeError: an argument is no number (nor a sequence of them), ``lead_time`` no integer.
+        ValueError: a value is out of range, or the lengths differ.
+
+    Examples:
+        >>> Items([10, 10], 1, 9, 2 * 64, 2).critical_ratio
+        array([0.9, 0.9])
+    """
+
+    demand_mean: Any
+    holding_cost: Any
+    shortage_cost: Any
     fixed_cost: float
     lead_time: int
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        names, num_items = ("demand_mean", "holding_cost", "shortage_cost"), 1
+        for name in names:
+            size = _length(value := getattr(self, name))
+            if size == 0:
+                raise ValueError(
+                    f"{name} must be a number or hold one entry per item, got {value!r}."
+                )
+            num_items = max(num_items, size or 1)
+        self.mean, self.holding, self.shortage = (
+            vector(name, getattr(self, name), num_items, strict=True) for name in names
+        )
+        self.fixed_cost = check_float("fixed_cost", self.fixed_cost, minimum=0.0)
+        self.lead_time = check_int("lead_time", self.lead_time, minimum=0)
+
+    @classmethod
+    def of(cls, env: Any, rule: str) -> Items:
+        """Return the items of an environment whose fixed cost is joint.
+
+        Raises:
+            ValueError: the environment is not one with backlogged Poisson demand and positive
+                costs; the message says that ``rule`` needs one.
+        """
+        if not env.solvable:
+            what = f"{type(env).__name__} with demand={env.demand!r}, lost_sales={env.lost_sales}"
+            raise ValueError(
+                f"algorithm={rule} needs env=inventory with backlogged Poisson demand and "
+                f"positive holding and shortage costs, got {what}; choose another algorithm."
+            )
+        rows = (env.demand_mean, env.holding_cost, env.shortage_cost)
+        mean, holding, shortage = (row.double().tolist() for row in rows)
+        return cls(mean, holding, shortage, env.fixed_cost, env.lead_time)
 
     @property
     def slope(self) -> Vector:
@@ -41,31 +102,34 @@ class Items:
         """``p / (h + p)``: the service level of a newsvendor."""
         return self.shortage / (self.holding + self.shortage)
 
-    def distinct(self) -> tuple[Items, Vector, NDArray[np.intp]]:
-        """Items without repetitions, how often each occurs, and where each original went."""
-        rows = np.stack([self.mean, self.holding, self.shortage], axis=1)
-        rows, where, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
-        items = Items(rows[:, 0], rows[:, 1], rows[:, 2], self.fixed_cost, self.lead_time)
-        return items, counts.astype(np.float64), where.reshape(-1)
+    def row(self, i: int) -> tuple[float, float, float]:
+        """Return mean, h and p of item ``i``."""
+        return float(self.mean[i]), float(self.holding[i]), float(self.shortage[i])
 
     def alone(self, i: int) -> Items:
-        """Item ``i`` by itself."""
-        at = slice(i, i + 1)
-        vectors = self.mean[at], self.holding[at], self.shortage[at]
-        return Items(*vectors, self.fixed_cost, self.lead_time)
+        """Return item ``i`` by itself."""
+        return Items(*self.row(i), self.fixed_cost, self.lead_time)
+
+    def distinct(self) -> tuple[Items, Vector, NDArray[np.intp]]:
+        """Return items without repetitions, how often each occurs, where each original went."""
+        rows = np.stack([self.mean, self.holding, self.shortage], axis=1)
+        rows, where, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+        mean, holding, shortage = rows.T
+        items = Items(mean, holding, shortage, self.fixed_cost, self.lead_time)
+        return items, counts.astype(np.float64), where.reshape(-1)
 
     def one_period_cost(self, i: int, y: Levels, periods: int) -> Vector:
-        """``G_i(y)`` of item ``i`` at levels ``y`` that meet ``periods`` periods of demand."""
-        h, p = float(self.holding[i]), float(self.shortage[i])
-        return _one_period_cost(y, periods * float(self.mean[i]), h, p)
+        """Return ``G_i(y)`` of item ``i`` at levels ``y`` that meet ``periods`` of demand."""
+        mean, h, p = self.row(i)
+        return one_period_cost(y, periods * mean, h, p)
 
     def one_period_costs(self, size: int, periods: int) -> Vector:
-        """``G_i(y)`` of every item at the levels ``y = 0, ..., size - 1``: ``(n, size)``."""
+        """Return ``G_i(y)`` of every item at the levels ``y = 0, ..., size - 1``: ``(n, size)``."""
         y = np.arange(size)
         return np.stack([self.one_period_cost(i, y, periods) for i in range(self.mean.size)])
 
     def newsvendor_bound(self, demand_means: Vector) -> int:
-        """A level that no item's newsvendor level exceeds, ``demand_means`` being at most those.
+        """Return a level that no newsvendor level exceeds, ``demand_means`` being at most those.
 
         Bernstein's inequality, for demands that are sums of Poisson and binomial variables:
         ``P(X >= m + t) <= exp(-t^2 / (2 m + 2 t / 3))``, set equal to ``h / (h + p)``.
@@ -75,75 +139,76 @@ class Items:
         return int(np.ceil(demand_means + t).max())
 
 
-def check_items(
-    demand_mean: Any, holding_cost: Any, shortage_cost: Any, fixed_cost: Any, lead_time: Any
-) -> Items:
-    """Return the checked items; a number stands for all, n is the length of the longest sequence.
+def check_item(
+    demand_mean: float,
+    holding_cost: float,
+    shortage_cost: float,
+    lead_time: int,
+    *,
+    least_mean: float = 0.0,
+    free: bool = False,
+) -> tuple[float, float, float, int]:
+    """Return the checked numbers of a single item; ``free`` lets h and p be 0.
 
     Raises:
-        TypeError: An argument is no number (nor a sequence of them), ``lead_time`` no integer.
-        ValueError: A value is out of range, or the lengths differ.
+        TypeError: an argument is not a number, or ``lead_time`` is not an integer.
+        ValueError: an argument is out of range.
     """
-    given = {
-        "demand_mean": demand_mean,
-        "holding_cost": holding_cost,
-        "shortage_cost": shortage_cost,
-    }
-    num_items = 1
-    for name, value in given.items():
-        size = _length(value)
-        if size == 0:
-            raise ValueError(f"{name} must be a number or hold one entry per item, got {value!r}.")
-        num_items = max(num_items, size or 1)
-    mean, h, p = (
-        per_item(name, value, num_items, dtype=torch.float64, device=None, strict=True).numpy()
-        for name, value in given.items()
-    )
-    K = check_float("fixed_cost", fixed_cost, minimum=0.0)
-    return Items(mean, h, p, K, check_int("lead_time", lead_time, minimum=0))
+    mean = check_float("demand_mean", demand_mean, minimum=least_mean, strict=least_mean == 0)
+    h = check_float("holding_cost", holding_cost, minimum=0.0, strict=not free)
+    p = check_float("shortage_cost", shortage_cost, minimum=0.0, strict=not free)
+    return mean, h, p, check_int("lead_time", lead_time, minimum=0)
 
 
-def check_levels(name: str, value: Any, num_items: int) -> Levels:
-    """Return order-up-to levels, one per item; an integer stands for all.
-
-    Raises:
-        TypeError: An entry is not an integer.
-        ValueError: The length is not ``num_items``.
-    """
-    size = _length(value)
-    if isinstance(value, (Tensor, np.ndarray)):
-        value = value.tolist()
-    if size is None:
-        entries = [_integer(name, value)] * num_items
-    elif size == num_items:
-        entries = [_integer(f"{name}[{i}]", entry) for i, entry in enumerate(value)]
-    else:
-        raise ValueError(
-            f"{name} must be an integer or hold one entry per item: expected {num_items} "
-            f"entries, got {size}."
-        )
-    return np.asarray(entries, dtype=np.int64)
-
-
-def check_reach(name: str, value: int, items: Items) -> None:
-    """Refuse a search over so many steps that it would take minutes.
-
-    Raises:
-        ValueError: More than a million steps.
-    """
-    if value > _MAX_STEPS:
-        raise ValueError(
-            f"the best {name} must be found within {_MAX_STEPS}, which takes a lower fixed_cost "
-            f"or higher other costs; got fixed_cost={items.fixed_cost!r}, which asks for {value}."
-        )
-
-
-def _integer(name: str, value: Any) -> int:
-    return check_int(name, value, minimum=-(2**53))
+def vector(name: str, value: Any, n: int, *, minimum: float = 0.0, strict: bool = False) -> Vector:
+    """Return one number per item, ``(n,)``; see :func:`~hpo_torchrl.core.checks.per_item`."""
+    row = per_item(name, value, n, dtype=torch.float64, device=None, minimum=minimum, strict=strict)
+    return row.numpy()
 
 
 def _length(value: Any) -> int | None:
-    """Entries of a sequence; None for a number, or what a later check will refuse."""
+    """Return the number of entries of a sequence; ``None`` for anything else."""
     if isinstance(value, (Tensor, np.ndarray)):
         value = value.tolist()
     return len(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+
+
+# -- Poisson demand ------------------------------------------------------------------------------
+
+
+def one_period_cost(y: Levels, mean: float, h: float, p: float) -> Vector:
+    """Return ``G(y) = E[h (y - X)^+ + p (X - y)^+]`` for X Poisson with the given mean."""
+    # P(X <= k) = gammaincc(k + 1, mean) and P(X > k) = gammainc(k + 1, mean). Taking each part
+    # from its own tail spares the cancellation of p (mean - y) + (h + p) E(y - X)^+ at large p.
+    k = np.maximum(y, 0)
+    on_hand = k * gammaincc(k + 1, mean) - mean * gammaincc(k, mean)
+    backlog = mean * gammainc(k, mean) - k * gammainc(k + 1, mean) + (k - y)
+    return np.asarray(h * on_hand + p * backlog, dtype=np.float64)
+
+
+def newsvendor_level(mean: float, h: float, p: float) -> int:
+    """Return the smallest y with ``P(X <= y) >= p / (h + p)``, X Poisson: the least of G."""
+    # The upper tail keeps its relative accuracy where the critical ratio rounds to 1.
+    return bisect_left(range(2**53), True, key=lambda y: bool(gammainc(y + 1, mean) <= h / (h + p)))
+
+
+def visit_probabilities(mean: float, n: int) -> Vector:
+    """Return ``u(0), ..., u(n - 1)``: the probability that cumulative demand ever equals j."""
+    # Skipping the periods without demand keeps the recursion regular as P(D = 0) nears 1.
+    i = np.arange(1, n)
+    pmf = np.exp(i * math.log(mean) - mean - gammaln(i + 1.0)) / -math.expm1(-mean)
+    # Only what underflows is cut off, so truncation costs no accuracy.
+    backwards = np.trim_zeros(pmf, "b")[::-1].copy()
+    u = np.ones(n)
+    for j in range(1, n):
+        width = min(j, backwards.size)
+        u[j] = u[j - width : j] @ backwards[backwards.size - width :]
+    return u
+
+
+def falls(mean: float, size: int) -> Vector:
+    """Return ``P(D = x - y)`` at row x, column y."""
+    k = np.arange(size)
+    pmf = np.exp(k * math.log(mean) - mean - gammaln(k + 1.0))
+    fall = k[:, None] - k
+    return np.where(fall >= 0, pmf[np.maximum(fall, 0)], 0.0)

@@ -1,119 +1,35 @@
 """Joint replenishment: the exact optimum of up to three items, and a lower bound for any number.
 
-A period goes as in :mod:`hpo_torchrl.problems.inventory.optima.s_S`, for every item: the inventory
-positions are seen
-and an order may lift them; the order placed ``lead_time`` periods ago arrives; Poisson demands
-occur; holding and shortage costs are charged. An order costs ``fixed_cost`` whatever it contains:
-this is all that joins the items. Each item in it may add a minor cost of its own.
+A period goes as in :class:`~hpo_torchrl.problems.inventory.Items`, whose fixed cost per order is
+all that joins the items. Each item in an order may add a minor cost of its own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from hpo_torchrl.core.checks import check_float, per_item
-from hpo_torchrl.problems.inventory.optima import minor_costs as _minor_costs
-from hpo_torchrl.problems.inventory.optima.items import Items, Levels, Vector, check_items
-from hpo_torchrl.problems.inventory.optima.optimal_stopping import solve
-from hpo_torchrl.problems.inventory.optima.s_S import _visit_probabilities, optimal_s_S
-from hpo_torchrl.problems.inventory.optima.total_demand_rule import _best_total_demand_rule
+from hpo_torchrl.core.checks import check_float
+from hpo_torchrl.core.reference import Optimum
+from hpo_torchrl.problems.inventory.optima import minor_costs as minor_cost_grid
+from hpo_torchrl.problems.inventory.optima import optimal_stopping
+from hpo_torchrl.problems.inventory.optima.items import Items, Vector, vector, visit_probabilities
+from hpo_torchrl.problems.inventory.optima.joint_rules import best_total_demand
+from hpo_torchrl.problems.inventory.optima.s_S import find_s_S
+from hpo_torchrl.problems.inventory.rules import TablePolicy
 
-__all__ = [
-    "CostAllocation",
-    "JointReplenishmentOptimum",
-    "joint_replenishment_lower_bound",
-    "joint_replenishment_optimum",
-]
+__all__ = ["joint_replenishment_lower_bound", "joint_replenishment_optimum"]
 
 _MAX_ITEMS = 3
 # Rounds of moving the fixed cost towards equal order frequencies; a handful is enough.
 _MAX_ROUNDS = 12
 
 
-class CostAllocation(NamedTuple):
-    """A lower bound per period over all items, and the shares of the fixed cost that give it."""
-
-    cost: float
-    fixed_costs: tuple[float, ...]
-
-
-class JointReplenishmentOptimum(NamedTuple):
-    """An optimal policy of n items, and certified bounds on the optimal cost.
-
-    Attributes:
-        cost: Exact average cost per period of this policy over all items: an upper bound.
-        lower: What no policy can go below.
-        S: Order-up-to levels, one per item.
-        lowest: Lowest inventory position per item at which waiting may pay: below, order.
-        order: Where to order, at the inventory positions ``lowest, ..., S``: booleans with one
-            axis per item, of shape ``S - lowest + 1``.
-        levels: With minor costs, the positions after ordering from each of these, int64, of shape
-            ``(*(S - lowest + 1), n)``; S are then the highest of them, and below ``lowest`` an item
-            is ordered as at it. None where all orders are up to S.
-    """
-
-    cost: float
-    lower: float
-    S: tuple[int, ...]
-    lowest: tuple[int, ...]
-    order: NDArray[np.bool_]
-    levels: Levels | None = None
-
-    @property
-    def upper(self) -> float:
-        """The cost of the policy, above which the optimum cannot lie."""
-        return self.cost
-
-    def order_up_to(self, position: Any) -> Levels:
-        """Return the inventory positions after ordering.
-
-        Stock above S counts as S when deciding, and is left as it is. From such positions, which
-        the policy never enters by itself, this is optimal in the long run.
-
-        Args:
-            position: Inventory positions (on hand, less backlog, plus what is in the pipeline) in
-                whole units, ``(*B, n)``.
-
-        Returns:
-            int64, ``(*B, n)``: equal to ``position`` where nothing is ordered.
-
-        Raises:
-            ValueError: The last axis is not n, or a position is not a whole number.
-        """
-        x = np.asarray(position)
-        n = len(self.S)
-        if x.ndim == 0 or x.shape[-1] != n:
-            raise ValueError(f"position must have shape (*B, {n}), got {x.shape}.")
-        if not np.all(np.isfinite(x) & (x == np.floor(x))):
-            raise ValueError(f"position must hold whole numbers of units, got {position!r}.")
-        x = x.astype(np.int64)
-        S, lowest = np.asarray(self.S), np.asarray(self.lowest)
-        place = np.minimum(x, S) - lowest
-        at = tuple(np.moveaxis(np.maximum(place, 0), -1, 0))
-        if self.levels is not None:
-            return np.where(self.levels[at] > np.clip(x, lowest, S), self.levels[at], x)
-        inside = self.order[at]
-        orders = inside | (place < 0).any(axis=-1)
-        return np.where(orders[..., None], np.maximum(x, S), x)
-
-
 def joint_replenishment_optimum(
-    demand_mean: float | Sequence[float],
-    holding_cost: float | Sequence[float],
-    shortage_cost: float | Sequence[float],
-    fixed_cost: float,
-    lead_time: int,
-    *,
-    minor_costs: float | Sequence[float] = 0.0,
-    tolerance: float = 1e-6,
-) -> JointReplenishmentOptimum:
+    items: Items, *, minor_costs: float | Sequence[float] = 0.0, tolerance: float = 1e-6
+) -> Optimum:
     """Find an optimal policy of one, two or three items, with bounds on the optimal cost.
 
     Solves the average-cost optimality equation on inventory positions x, with v the relative
@@ -138,70 +54,67 @@ def joint_replenishment_optimum(
     15(5), 278-283, for the problem. The time is that of about 100 passes over the grid.
 
     Args:
-        demand_mean: Means of the items' Poisson demands, in units per period; above 0.
-        holding_cost: Costs per unit on hand at the end of a period; above 0.
-        shortage_cost: Costs per unit backlogged at the end of a period; above 0. Each of the three
-            is a number for all items or a sequence with one entry per item.
-        fixed_cost: Cost per order placed, whatever it contains; at least 0.
-        lead_time: Whole periods from placing an order to its arrival; at least 0.
-        minor_costs: What each item adds to the cost of an order that contains it, a number for all
+        items: the items.
+        minor_costs: what each item adds to the cost of an order that contains it, a number for all
             items or a sequence with one entry per item; at least 0.
-        tolerance: Width of the bounds to reach, as a fraction of the cost; at least 1e-9.
+        tolerance: width of the bounds to reach, as a fraction of the cost; at least 1e-9.
 
     Returns:
         The policy, its cost per period over all items, and a lower bound within ``tolerance``. With
-        minor costs, the cost is itself a bound, far closer to that of the policy.
+        minor costs, the cost is itself a bound, far closer to that of the policy. Stock above the
+        policy's table counts as the highest in it and is left as it is: from such positions, which
+        the policy never enters by itself, this is optimal in the long run.
 
     Raises:
-        TypeError: If an argument is not a number, or ``lead_time`` is not an integer.
-        ValueError: If an argument is out of range, lengths differ, there are more than three
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of range, lengths differ, there are more than three
             items, or the grid would have more than eight million positions (four with minor costs).
 
-    Example:
-        >>> optimum = joint_replenishment_optimum([10, 10], 1, 9, 2 * 64, 2)
-        >>> round(optimum.cost / 2, 4), round(optimum.lower / 2, 4), optimum.S
-        (38.1397, 38.1397, (62, 62))
-        >>> optimum.order_up_to([[25, 25], [25, 40]]).tolist()
-        [[62, 62], [25, 40]]
+    Examples:
+        >>> optimum = joint_replenishment_optimum(Items([10, 10], 1, 9, 2 * 64, 2))
+        >>> round(optimum.cost / 2, 4), round(optimum.lower / 2, 4)
+        (38.1397, 38.1397)
+        >>> optimum.policy.order_quantity([[25, 25], [25, 40]]).tolist()
+        [[37, 37], [0, 0]]
 
         Each item adds 10 to an order, which may be of one item alone:
 
-        >>> optimum = joint_replenishment_optimum([10, 10], 1, 9, 2 * 64, 2, minor_costs=10)
-        >>> round(optimum.cost / 2, 4), optimum.order_up_to([[25, 25], [20, 55]]).tolist()
-        (40.606, [[64, 64], [58, 55]])
+        >>> optimum = joint_replenishment_optimum(Items([10, 10], 1, 9, 2 * 64, 2), minor_costs=10)
+        >>> round(optimum.cost / 2, 4)
+        40.606
+        >>> optimum.policy.order_quantity([[25, 25], [20, 55]]).tolist()
+        [[39, 39], [38, 0]]
     """
-    items = check_items(demand_mean, holding_cost, shortage_cost, fixed_cost, lead_time)
     n = items.mean.size
-    place: dict[str, Any] = {"dtype": torch.float64, "device": None}
-    minor = per_item("minor_costs", minor_costs, n, **place).numpy()
+    minor = vector("minor_costs", minor_costs, n)
     tolerance = check_float("tolerance", tolerance, minimum=1e-9)
     if n > _MAX_ITEMS:
         raise ValueError(
             f"joint_replenishment_optimum takes at most {_MAX_ITEMS} items, got {n}; for more, "
-            "joint_replenishment_lower_bound bounds the optimum from below, best_total_demand_rule "
-            "and best_periodic_rule from above."
+            "joint_replenishment_lower_bound bounds the optimum from below, "
+            "TotalDemandPolicy.optimum and PeriodicPolicy.optimum from above."
         )
     if n == 1:
-        items, minor = replace(items, fixed_cost=items.fixed_cost + float(minor[0])), 0 * minor
-    if minor.any():
-        cost, lower, S, lowest, levels = _minor_costs.solve(items, minor, tolerance)
-        x = lowest + np.moveaxis(np.indices(levels.shape[:-1]), 0, -1)
-        order = np.asarray((levels > x).any(axis=-1))
-        bounds = tuple(S.tolist()), tuple(lowest.tolist())
-        return JointReplenishmentOptimum(cost, lower, *bounds, order, levels)
+        items = Items(*items.row(0), items.fixed_cost + float(minor[0]), items.lead_time)
+    elif minor.any():
+        cost, lower, lowest, levels = minor_cost_grid.solve(items, minor, tolerance)
+        order = levels - lowest - np.moveaxis(np.indices(levels.shape[:-1]), 0, -1)
+        return Optimum(cost, TablePolicy(lowest, order), lower)
     allocated, single_costs = _allocate(items)
-    start = _best_total_demand_rule(items).cost
-    cost, lower, S, lowest, order = solve(items, allocated, single_costs, start, tolerance)
-    return JointReplenishmentOptimum(cost, lower, tuple(S.tolist()), tuple(lowest.tolist()), order)
+    start = best_total_demand(items)[2]
+    cost, lower, S, lowest, orders = optimal_stopping.solve(
+        items, allocated, single_costs, start, tolerance
+    )
+    # Below the lowest position at which it may wait, the policy orders.
+    lowest, orders = lowest - 1, np.pad(orders, [(1, 0)] * n, constant_values=True)
+    order = np.empty((*orders.shape, n), dtype=np.int64)
+    for i, size in enumerate(orders.shape):
+        missing = S[i] - lowest[i] - np.arange(size)
+        order[..., i] = orders * missing.reshape([size if axis == i else 1 for axis in range(n)])
+    return Optimum(cost, TablePolicy(lowest, order), lower)
 
 
-def joint_replenishment_lower_bound(
-    demand_mean: float | Sequence[float],
-    holding_cost: float | Sequence[float],
-    shortage_cost: float | Sequence[float],
-    fixed_cost: float,
-    lead_time: int,
-) -> CostAllocation:
+def joint_replenishment_lower_bound(items: Items) -> tuple[float, tuple[float, ...]]:
     """Bound the optimal cost of any number of items from below, by sharing out the fixed cost.
 
     Charge each order of item i only ``k_i``, with ``sum_i k_i = K``: no order then costs more than
@@ -218,29 +131,22 @@ def joint_replenishment_lower_bound(
     inventory/production problems", Operations Research Letters 6(2), 63-67.
 
     Args:
-        demand_mean: Means of the items' Poisson demands, in units per period; above 0.
-        holding_cost: Costs per unit on hand at the end of a period; above 0.
-        shortage_cost: Costs per unit backlogged at the end of a period; above 0. Each of the three
-            is a number for all items or a sequence with one entry per item.
-        fixed_cost: Cost per order placed, whatever it contains; at least 0.
-        lead_time: Whole periods from placing an order to its arrival; at least 0.
+        items: the items.
 
     Returns:
-        ``(cost, fixed_costs)``: the bound per period over all items, and the shares ``k_i``.
+        The bound per period over all items, and the parts ``k_i`` of the fixed cost that give it.
 
     Raises:
-        TypeError: If an argument is not a number, or ``lead_time`` is not an integer.
-        ValueError: If an argument is out of range, lengths differ, or ``fixed_cost`` so far
-            outweighs the other costs that :func:`optimal_s_S` refuses an item.
+        ValueError: ``fixed_cost`` so far outweighs the other costs that :func:`optimal_s_S`
+            refuses an item.
 
-    Example:
-        >>> bound = joint_replenishment_lower_bound([10] * 50, 1, 9, 50 * 64, 2)
-        >>> round(bound.cost / 50, 4), bound.fixed_costs[0]
+    Examples:
+        >>> bound, fixed_costs = joint_replenishment_lower_bound(Items([10] * 50, 1, 9, 50 * 64, 2))
+        >>> round(bound / 50, 4), fixed_costs[0]
         (37.0644, 64.0)
     """
-    items = check_items(demand_mean, holding_cost, shortage_cost, fixed_cost, lead_time)
     allocated, costs = _allocate(items)
-    return CostAllocation(float(costs.sum()), tuple(allocated.tolist()))
+    return float(costs.sum()), tuple(allocated.tolist())
 
 
 def _allocate(every: Items) -> tuple[Vector, Vector]:
@@ -270,9 +176,9 @@ def _allocate(every: Items) -> tuple[Vector, Vector]:
 
 def _alone(items: Items, i: int, fixed_cost: float) -> tuple[float, float]:
     """The optimal cost of item i alone, and its squared mean time between orders."""
-    mean, h, p = float(items.mean[i]), float(items.holding[i]), float(items.shortage[i])
-    s, S, cost = optimal_s_S(mean, h, p, fixed_cost, items.lead_time)
-    cycle = float(_visit_probabilities(mean, S - s).sum()) / -math.expm1(-mean)
+    mean, h, p = items.row(i)
+    s, S, cost = find_s_S(mean, h, p, fixed_cost, items.lead_time)
+    cycle = float(visit_probabilities(mean, S - s).sum()) / -math.expm1(-mean)
     return cost, cycle**2
 
 

@@ -3,9 +3,9 @@
 A period goes: the stock on hand and in the pipeline is seen and an order is placed; the order of
 ``lead_time`` periods ago arrives; Poisson demand occurs, and what exceeds the stock is lost; the
 stock left costs holding, the sales lost cost shortage. An order can thus first serve the demand of
-``lead_time`` periods later, as in :mod:`hpo_torchrl.problems.inventory.optima.s_S`. Lost sales do
-not lower the
-inventory position, which therefore does not tell all: the state has ``max(lead_time, 1)`` numbers.
+``lead_time`` periods later, as in :class:`~hpo_torchrl.problems.inventory.Items`. Lost sales do
+not lower the inventory position, which therefore does not tell all: the state has
+``max(lead_time, 1)`` numbers.
 
 States are kept whose stock, on hand and on order, is at most some X. An order beyond X is taken to
 be free, and to leave a stock as low and as favourable as it can: no policy costs less than the
@@ -15,22 +15,23 @@ optimum of this problem. If its policy nevertheless never orders beyond X, it is
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammainc, gammaln
 
-from hpo_torchrl.core.checks import check_float, check_int
-from hpo_torchrl.problems.inventory.optima.items import Levels, Vector
-from hpo_torchrl.problems.inventory.optima.order_cost import (
-    OrderCost,
-    check_order_costs,
-    check_whole,
+from hpo_torchrl.core.checks import check_float
+from hpo_torchrl.core.reference import Optimum
+from hpo_torchrl.problems.inventory.optima.items import (
+    Levels,
+    Vector,
+    check_item,
+    one_period_cost,
 )
-from hpo_torchrl.problems.inventory.optima.s_S import _one_period_cost
+from hpo_torchrl.problems.inventory.optima.order_cost import OrderCost, check_order_costs
+from hpo_torchrl.problems.inventory.rules import TablePolicy
 
-__all__ = ["LostSalesOptimum", "lost_sales_optimum"]
+__all__ = ["lost_sales_optimum"]
 
 # Largest stock by lead time, for some ten seconds.
 _MAX_STOCK = (2048, 2048, 288)
@@ -38,49 +39,6 @@ _LONGEST_LEAD_TIME = 2
 # Demands less likely than this are lost in rounding.
 _NEGLIGIBLE = 1e-18
 _MAX_ROUNDS = 1000
-
-
-class LostSalesOptimum(NamedTuple):
-    """An optimal policy of one item with lost sales, and certified bounds on the optimal cost.
-
-    Attributes:
-        cost: Average cost per period of this policy, orders included, at most: an upper bound.
-        lower: What no policy can go below.
-        order: How many units to order, by units on hand, ``(m,)``, or, with a lead time of two
-            periods, by units on hand and units that arrive next period, ``(m, m)``.
-    """
-
-    cost: float
-    lower: float
-    order: Levels
-
-    @property
-    def upper(self) -> float:
-        """The cost of the policy, above which the optimum cannot lie."""
-        return self.cost
-
-    def order_quantity(self, inventory: Any) -> Levels:
-        """Return what to order.
-
-        Args:
-            inventory: Whole units on hand and, with a lead time of two periods, those that arrive
-                next period: ``(*B, max(lead_time, 1))``.
-
-        Returns:
-            int64, ``(*B,)``: 0 for more stock than the policy ever meets.
-
-        Raises:
-            ValueError: The last axis has another length, or a number is negative or not whole.
-        """
-        x = check_whole("inventory", inventory)
-        if x.ndim == 0 or x.shape[-1] != self.order.ndim:
-            raise ValueError(f"inventory must have shape (*B, {self.order.ndim}), got {x.shape}.")
-        if not np.all(x >= 0):
-            raise ValueError(
-                f"inventory must be >= 0, as unmet demand is lost rather than owed; got {x.min()}."
-            )
-        x = np.minimum(x, self.order.shape[0] - 1)
-        return self.order[tuple(np.moveaxis(x, -1, 0))]
 
 
 def lost_sales_optimum(
@@ -91,7 +49,7 @@ def lost_sales_optimum(
     lead_time: int = 1,
     *,
     tolerance: float = 1e-6,
-) -> LostSalesOptimum:
+) -> Optimum:
     """Find an optimal policy of an item with lost sales, with bounds on the optimal cost.
 
     With x on hand, z arriving next period (``lead_time`` 2), q ordered, D the Poisson demand and
@@ -114,33 +72,30 @@ def lost_sales_optimum(
     Management Science 24(11), 1127-1137, for the method.
 
     Args:
-        demand_mean: Mean of the Poisson demand, in units per period; at least 0.001.
-        holding_cost: Cost per unit on hand at the end of a period; above 0.
-        shortage_cost: Cost per unit of demand lost; above 0.
-        order_cost: From quantities ``0, 1, 2, ...``, an int64 array ``(m,)``, to the cost of an
+        demand_mean: mean of the Poisson demand, in units per period; at least 0.001.
+        holding_cost: cost per unit on hand at the end of a period; above 0.
+        shortage_cost: cost per unit of demand lost; above 0.
+        order_cost: from quantities ``0, 1, 2, ...``, an int64 array ``(m,)``, to the cost of an
             order of each, ``(m,)``: at least 0, finite for 0, and ``inf`` for what is not allowed.
-        lead_time: Whole periods from placing an order to its arrival: 0, 1 or 2.
-        tolerance: Width of the bounds to reach, as a fraction of the cost; at least 1e-9.
+        lead_time: whole periods from placing an order to its arrival: 0, 1 or 2.
+        tolerance: width of the bounds to reach, as a fraction of the cost; at least 1e-9.
 
     Returns:
         The policy, its cost per period, and a lower bound within ``tolerance`` of it.
 
     Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If an argument is out of range, ``order_cost`` returns another shape, NaN or a
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, ``order_cost`` returns another shape, NaN or a
             negative cost, or the optimum would take too large a stock.
 
     Examples:
         >>> optimum = lost_sales_optimum(10, 1, 9, lambda q: 64.0 * (q > 0), lead_time=1)
         >>> round(optimum.cost, 3), round(optimum.lower, 3)
         (36.024, 36.024)
-        >>> optimum.order_quantity([[5], [16], [17]]).tolist()
+        >>> optimum.policy.order_quantity([[5], [16], [17]]).flatten().tolist()
         [41, 34, 0]
     """
-    mean = check_float("demand_mean", demand_mean, minimum=1e-3)
-    h = check_float("holding_cost", holding_cost, minimum=0.0, strict=True)
-    p = check_float("shortage_cost", shortage_cost, minimum=0.0, strict=True)
-    L = check_int("lead_time", lead_time, minimum=0)
+    mean, h, p, L = check_item(demand_mean, holding_cost, shortage_cost, lead_time, least_mean=1e-3)
     if L > _LONGEST_LEAD_TIME:
         raise ValueError(
             f"lead_time must be 0, 1 or 2 with lost sales, whose state grows with it; got {L}."
@@ -152,7 +107,9 @@ def lost_sales_optimum(
         grid = _Grid(mean, h, p, costs[: stock + 1], L)
         found = grid.solve(tolerance) if grid.rises else None
         if found is not None:
-            return LostSalesOptimum(*found)
+            cost, lower, order = found
+            policy = TablePolicy(np.zeros(max(L, 1)), order[..., None], owed=False)
+            return Optimum(cost, policy, lower)
         stock += max(stock // 2, 1)
     raise ValueError(
         f"the optimum must hold at most {_MAX_STOCK[L]} units of stock, and the proof that it does "
@@ -184,7 +141,7 @@ class _Grid:
         self.mean, self.costs, self.lead_time = mean, costs, lead_time
         self.X = X = costs.size - 1
         levels = np.arange(X + 1)
-        G = _one_period_cost(levels, mean, h, p)
+        G = one_period_cost(levels, mean, h, p)
         # More stock than X only costs more.
         self.rises = bool(G.argmin() < X)
         demand = np.arange(int(mean + 12 * math.sqrt(mean)) + 20)

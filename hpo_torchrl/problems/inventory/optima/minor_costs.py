@@ -25,11 +25,9 @@ from numpy.typing import NDArray
 from scipy.special import gammainc
 
 from hpo_torchrl.problems.inventory.optima.items import Items, Levels, Vector
-from hpo_torchrl.problems.inventory.optima.optimal_stopping import _falls, outer_sum
-from hpo_torchrl.problems.inventory.optima.s_S import optimal_s_S
+from hpo_torchrl.problems.inventory.optima.optimal_stopping import PositionGrid, along_axes
+from hpo_torchrl.problems.inventory.optima.s_S import find_s_S
 
-# With these, an iteration takes about a second.
-_MAX_POSITIONS = 2**22
 _MAX_ITERATIONS = 20_000
 # How much of the way to their new level the values move.
 _STEP = 0.6
@@ -37,9 +35,7 @@ _STEP = 0.6
 _NEVER = 1e-12
 
 
-def solve(
-    items: Items, minor: Vector, tolerance: float
-) -> tuple[float, float, Levels, Levels, Levels]:
+def solve(items: Items, minor: Vector, tolerance: float) -> tuple[float, float, Levels, Levels]:
     """Solve the joint problem for a few items.
 
     Args:
@@ -48,9 +44,9 @@ def solve(
         tolerance: The width of the bounds to reach, as a fraction of the optimum.
 
     Returns:
-        What the policy costs at most; a lower bound on the optimum; the highest positions that the
-        policy enters; the lowest of the grid, where every item is ordered; and the positions after
-        ordering, from these up to those, ``(*sizes, n)``.
+        What the policy costs at most; a lower bound on the optimum; the lowest positions of the
+        grid, where every item is ordered; and the positions after ordering, from these up to the
+        highest that the policy enters, ``(*sizes, n)``.
 
     Raises:
         ValueError: The grid would have more than four million positions.
@@ -59,11 +55,10 @@ def solve(
     while True:
         grid = _Grid(items, minor, low, high)
         upper, lower, levels = grid.solve(tolerance)
-        top = levels[(-1,) * low.size]
         bottom_binds, top_binds = grid.binds(levels)
         if not (bottom_binds.any() or top_binds.any()):
             if upper - lower <= tolerance * upper:
-                return upper, min(lower, upper), low + top, low, low + levels
+                return upper, min(lower, upper), low, low + levels
             top_binds[:] = True
         step = (high - low) // 4 + 1
         low, high = low - bottom_binds * step, high + top_binds * step
@@ -73,40 +68,31 @@ def _first_grid(items: Items, minor: Vector) -> tuple[Levels, Levels]:
     """From below the reorder points of items that bear the whole cost up to what they order."""
     low, high = [], []
     for i, k in enumerate(minor.tolist()):
-        mean, h, p = float(items.mean[i]), float(items.holding[i]), float(items.shortage[i])
-        s, S, _ = optimal_s_S(mean, h, p, items.fixed_cost + k, items.lead_time)
+        mean, h, p = items.row(i)
+        s, S, _ = find_s_S(mean, h, p, items.fixed_cost + k, items.lead_time)
         demand = np.arange(math.ceil(mean + 12 * math.sqrt(mean)) + 20)
         low.append(s - math.ceil(mean) - int(np.argmax(gammainc(demand + 1.0, mean) <= _NEVER)))
         high.append(S + 1)
     return np.asarray(low), np.asarray(high)
 
 
-class _Grid:
-    """Positions ``low <= x <= high``; arrays of values have one axis per item."""
+class _Grid(PositionGrid):
+    """Positions; a fall below the lowest ends there."""
+
+    # With these, an iteration takes about a second.
+    most, what, instead = 2**22, "the optimum with minor_costs", "lower minor_costs"
 
     def __init__(self, items: Items, minor: Vector, low: Levels, high: Levels) -> None:
-        sizes = (high - low + 1).tolist()
-        if math.prod(sizes) > _MAX_POSITIONS:
-            raise ValueError(
-                f"the optimum with minor_costs takes a grid of at most {_MAX_POSITIONS} inventory "
-                f"positions, but the costs given need {' x '.join(map(str, sizes))}; lower "
-                "fixed_cost and minor_costs or measure demand in larger units."
-            )
+        super().__init__(items, low, high)
         self.major, self.minor = items.fixed_cost, minor.tolist()
-        self.none = math.exp(-float(items.mean.sum()))
-        self.some = -math.expm1(-float(items.mean.sum()))
-        self.falls, self.below, costs = [], [], []
-        for i, size in enumerate(sizes):
-            mean = float(items.mean[i])
-            self.below.append(gammainc(np.arange(size) + 1.0, mean))
-            fall = _falls(mean, size)
-            fall[:, 0] += self.below[i]
-            self.falls.append(fall)
-            levels = np.arange(low[i], high[i] + 1)
-            costs.append(items.one_period_cost(i, levels, items.lead_time + 1))
-        self.costs = outer_sum(costs)
+        self.below = [
+            gammainc(np.arange(size) + 1.0, float(mean))
+            for mean, size in zip(items.mean, self.sizes, strict=True)
+        ]
+        for fall, below in zip(self.falls, self.below, strict=True):
+            fall[:, 0] += below
         # Sets of items whose level may lie above the grid, larger ones last.
-        axes = range(len(sizes))
+        axes = range(len(self.sizes))
         self.tops = [c for size in axes for c in itertools.combinations(axes, size + 1)]
 
     def solve(self, tolerance: float) -> tuple[float, float, Levels]:
@@ -149,9 +135,7 @@ class _Grid:
         return H + self.costs / self.some
 
     def _after(self, v: Vector, idle: Vector, falls: list[Vector]) -> Vector:
-        for fall in falls:
-            v = np.tensordot(v, fall, axes=(0, 1))
-        return (v - self.none * idle) / self.some
+        return (along_axes(falls, v) - self.none * idle) / self.some
 
     def _cheapest(self, H: Vector) -> Vector:
         """Least value after ordering any items or none, without the fixed cost."""

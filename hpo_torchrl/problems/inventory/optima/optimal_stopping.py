@@ -21,51 +21,52 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
-from hpo_torchrl.problems.inventory.optima.items import Items, Levels, Vector
+from hpo_torchrl.problems.inventory.optima.items import Items, Levels, Vector, falls
 
-# A hundred megabytes or so, and about a minute.
-_MAX_POSITIONS = 2**23
 # Values that change by less than this fraction of the costs have settled.
 _SETTLED = 1e-12
 
 
-class Grid:
-    """Positions ``lowest <= x <= highest``; below it, the values of positions are 0.
+class PositionGrid:
+    """Positions ``low <= x <= high`` of some items; values have one axis per item.
 
-    Arrays of values have one axis per item.
+    Raises:
+        ValueError: there are too many of them.
     """
 
-    def __init__(self, items: Items, lowest: Levels, highest: Levels) -> None:
-        sizes = (highest - lowest + 1).tolist()
-        if math.prod(sizes) > _MAX_POSITIONS:
+    # A hundred megabytes or so, and about a minute.
+    most = 2**23
+    what = "the optimum"
+    instead = "use joint_replenishment_lower_bound and TotalDemandPolicy.optimum, without a grid"
+
+    def __init__(self, items: Items, low: Levels, high: Levels) -> None:
+        self.sizes = sizes = (high - low + 1).tolist()
+        if math.prod(sizes) > self.most:
             raise ValueError(
-                f"the optimum takes a grid of at most {_MAX_POSITIONS} inventory positions, but "
+                f"{self.what} takes a grid of at most {self.most} inventory positions, but "
                 f"the costs given need {' x '.join(map(str, sizes))}; lower fixed_cost or measure "
-                "demand in larger units, or use joint_replenishment_lower_bound and "
-                "best_total_demand_rule, which have no grid."
+                f"demand in larger units, or {self.instead}."
             )
-        self.lowest = lowest
-        self.falls = [
-            _falls(float(mean), size) for mean, size in zip(items.mean, sizes, strict=True)
-        ]
+        self.lowest = low
+        self.falls = [falls(float(m), size) for m, size in zip(items.mean, sizes, strict=True)]
         self.none = math.exp(-float(items.mean.sum()))
         self.some = -math.expm1(-float(items.mean.sum()))
-        L = items.lead_time
+        levels = (np.arange(a, b + 1) for a, b in zip(low, high, strict=True))
         self.costs = outer_sum(
-            [
-                items.one_period_cost(i, np.arange(lowest[i], highest[i] + 1), L + 1)
-                for i in range(len(sizes))
-            ]
+            [items.one_period_cost(i, y, items.lead_time + 1) for i, y in enumerate(levels)]
         )
 
+
+class _Stopping(PositionGrid):
+    """The problem of when to stop; below the grid, the values of positions are 0."""
+
     def expected(self, values: Vector) -> Vector:
-        """``E[V(x - D) | D != 0]`` at every position x."""
-        return (_along_axes(self.falls, values) - self.none * values) / self.some
+        """Return ``E[V(x - D) | D != 0]`` at every position x."""
+        return (along_axes(self.falls, values) - self.none * values) / self.some
 
     def continuing(self, values: Vector, g: float) -> Vector:
-        """``H(x)``: the value of waiting one period more, at every position x."""
+        """Return ``H(x)``: the value of waiting one period more, at every position x."""
         return (self.costs - g) / self.some + self.expected(values)
 
     def solve(self, values: Vector, g: float) -> tuple[Vector, Vector, float]:
@@ -84,7 +85,7 @@ class Grid:
         return H, values, float((old - values).max())
 
     def policy_cost(self, order: NDArray[np.bool_], fixed_cost: float) -> float:
-        """Cost of starting at the top corner of ``order`` and ordering where it is true.
+        """Return the cost of starting at the top corner of ``order`` and ordering where it is true.
 
         By renewal-reward, as for an (s, S) policy: ``(K P(D != 0) + sum u G) / sum u`` with
         ``u(x)`` the probability that position x is ever visited between two orders.
@@ -96,7 +97,7 @@ class Grid:
         arrived[(-1,) * order.ndim] = 1.0
         visits = arrived
         for _ in range(sum(order.shape)):
-            arrived = (_along_axes(rises, arrived) - self.none * arrived) / self.some * waits
+            arrived = (along_axes(rises, arrived) - self.none * arrived) / self.some * waits
             visits = visits + arrived
             if float(arrived.sum()) < 1e-17:
                 break
@@ -123,7 +124,7 @@ def solve(
     K = items.fixed_cost
     lowest, values_1d = _bounds(items, allocated, single_costs, g)
     sizes = np.asarray([v.size for v in values_1d])
-    grid = Grid(items, lowest, lowest + sizes - 1)
+    grid = _Stopping(items, lowest, lowest + sizes - 1)
     # The sum of the items' own values is at most V, and the iteration rises from it.
     values = outer_sum(values_1d)
     upper, lower = math.inf, -math.inf
@@ -193,15 +194,15 @@ def _single(
     it is at least ``cost_above``, both by ``G_i(y) >= G`` of the mean demand. ``cost_below`` is at
     least g, so that ``V_i`` is 0 further down.
     """
-    mean, h, p = float(items.mean[i]), float(items.holding[i]), float(items.shortage[i])
+    mean, h, p = items.row(i)
     horizon_mean = (items.lead_time + 1) * mean
     low = math.floor(horizon_mean - cost_below / p)
     high = math.ceil(horizon_mean + cost_above / h)
-    grid = Grid(items.alone(i), np.asarray([low]), np.asarray([high]))
+    grid = _Stopping(items.alone(i), np.asarray([low]), np.asarray([high]))
     H, _, _ = grid.solve(np.zeros(high - low + 1), g)
     V = np.minimum(H, 0.0)
     # Per period, as the sum over items needs it: their periods without demand differ.
-    return low, V, grid.costs - g + _along_axes(grid.falls, V)
+    return low, V, grid.costs - g + along_axes(grid.falls, V)
 
 
 def outer_sum(vectors: list[Vector]) -> Vector:
@@ -212,17 +213,9 @@ def outer_sum(vectors: list[Vector]) -> Vector:
     return total
 
 
-def _falls(mean: float, size: int) -> Vector:
-    """``P(D = x - y)`` at row x, column y."""
-    k = np.arange(size)
-    pmf = np.exp(k * math.log(mean) - mean - gammaln(k + 1.0))
-    fall = k[:, None] - k
-    return np.where(fall >= 0, pmf[np.maximum(fall, 0)], 0.0)
-
-
-def _along_axes(matrices: list[Vector], values: Vector) -> Vector:
+def along_axes(matrices: list[Vector], values: Vector) -> Vector:
     """Apply one matrix to each axis; each product takes an axis from the front to the back."""
     for matrix in matrices:
         shape = values.shape
-        values = (values.reshape(shape[0], -1).T @ matrix.T).reshape(*shape[1:], shape[0])
+        values = (values.reshape(shape[0], -1).T @ matrix.T).reshape(*shape[1:], len(matrix))
     return values

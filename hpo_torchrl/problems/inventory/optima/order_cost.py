@@ -1,10 +1,8 @@
 """The exact optimum of one item whose orders cost any function of their size.
 
-A period goes as in :mod:`hpo_torchrl.problems.inventory.optima.s_S`: Poisson demand, backlogging,
-and an order that
-first serves the demand of ``lead_time`` periods later. An order of ``q`` units costs ``c(q)``:
-quantity discounts, minimum quantities, full truckloads. No (s, S) policy need be optimal then, and
-the optimality equation on inventory positions is solved as it stands.
+A period goes as in :class:`~hpo_torchrl.problems.inventory.Items`, but an order of ``q`` units
+costs ``c(q)``: quantity discounts, minimum quantities, full truckloads. No (s, S) policy need be
+optimal then, and the optimality equation on inventory positions is solved as it stands.
 
 Positions have no end, the grid has, so two problems are solved on it. In one, falling below the
 grid costs nothing and leads to wherever is best, and so does ordering beyond it, but for a period
@@ -16,18 +14,24 @@ next to never: its optimum is the exact cost of a policy. The grid grows until t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammainc
 
-from hpo_torchrl.core.checks import check_float, check_int
-from hpo_torchrl.problems.inventory.optima.items import Levels, Vector
-from hpo_torchrl.problems.inventory.optima.optimal_stopping import _falls
-from hpo_torchrl.problems.inventory.optima.s_S import _one_period_cost
+from hpo_torchrl.core.checks import check_float
+from hpo_torchrl.core.reference import Optimum
+from hpo_torchrl.problems.inventory.optima.items import (
+    Levels,
+    Vector,
+    check_item,
+    falls,
+    one_period_cost,
+)
+from hpo_torchrl.problems.inventory.rules import TablePolicy
 
-__all__ = ["OrderCost", "OrderCostOptimum", "order_cost_optimum"]
+__all__ = ["OrderCost", "order_cost_optimum"]
 
 OrderCost = Callable[[Levels], Any]
 
@@ -44,38 +48,6 @@ _SETTLED = 1e-12
 _MAX_ROUNDS = 100
 
 
-class OrderCostOptimum(NamedTuple):
-    """An optimal policy of one item, and certified bounds on the optimal cost.
-
-    Attributes:
-        cost: Exact average cost per period of this policy, orders included: an upper bound.
-        lower: What no policy can go below.
-        positions: Consecutive inventory positions, in units: ``(m,)``.
-        order: How many units to order at each of them: ``(m,)``.
-    """
-
-    cost: float
-    lower: float
-    positions: Levels
-    order: Levels
-
-    @property
-    def upper(self) -> float:
-        """The cost of the policy, above which the optimum cannot lie."""
-        return self.cost
-
-    def order_quantity(self, position: Any) -> Levels:
-        """Return what to order at inventory positions, whole units of any shape.
-
-        Positions below ``positions``, which the policy does not meet, order what the lowest does.
-
-        Raises:
-            ValueError: A position is not a whole number.
-        """
-        place = check_whole("position", position) - self.positions[0]
-        return self.order[np.clip(place, 0, self.order.size - 1)]
-
-
 def order_cost_optimum(
     demand_mean: float,
     holding_cost: float,
@@ -84,7 +56,7 @@ def order_cost_optimum(
     lead_time: int = 2,
     *,
     tolerance: float = 1e-6,
-) -> OrderCostOptimum:
+) -> Optimum:
     """Find an optimal policy for order costs of any form, with bounds on the optimal cost.
 
     Solves the average-cost optimality equation on inventory positions x by policy iteration, with
@@ -101,20 +73,20 @@ def order_cost_optimum(
     857-860.
 
     Args:
-        demand_mean: Mean of the Poisson demand, in units per period; at least 0.001.
-        holding_cost: Cost per unit on hand at the end of a period; above 0.
-        shortage_cost: Cost per unit backlogged at the end of a period; above 0.
-        order_cost: From quantities ``0, 1, 2, ...``, an int64 array ``(m,)``, to the cost of an
+        demand_mean: mean of the Poisson demand, in units per period; at least 0.001.
+        holding_cost: cost per unit on hand at the end of a period; above 0.
+        shortage_cost: cost per unit backlogged at the end of a period; above 0.
+        order_cost: from quantities ``0, 1, 2, ...``, an int64 array ``(m,)``, to the cost of an
             order of each, ``(m,)``: at least 0, finite for 0, and ``inf`` for what is not allowed.
-        lead_time: Whole periods from placing an order to its arrival; at least 0.
-        tolerance: Width of the bounds to reach, as a fraction of the cost; at least 1e-9.
+        lead_time: whole periods from placing an order to its arrival; at least 0.
+        tolerance: width of the bounds to reach, as a fraction of the cost; at least 1e-9.
 
     Returns:
         The policy, its cost per period, and a lower bound within ``tolerance`` of it.
 
     Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If an argument is out of range, ``order_cost`` returns another shape, NaN or a
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, ``order_cost`` returns another shape, NaN or a
             negative cost, or the optimum would take a grid of more than two thousand positions.
 
     Examples:
@@ -125,25 +97,23 @@ def order_cost_optimum(
         >>> optimum = order_cost_optimum(10, 1, 9, at_least_60)
         >>> round(optimum.cost, 4), round(optimum.lower, 4)
         (40.0194, 40.0194)
-        >>> optimum.order_quantity([25, 24, 4, -10]).tolist()
+        >>> optimum.policy.order_quantity([[25], [24], [4], [-10]]).flatten().tolist()
         [0, 60, 60, 74]
     """
     # Values grow as the inverse of the mean, and their rounding errors would outgrow the cost.
-    mean = check_float("demand_mean", demand_mean, minimum=1e-3)
-    h = check_float("holding_cost", holding_cost, minimum=0.0, strict=True)
-    p = check_float("shortage_cost", shortage_cost, minimum=0.0, strict=True)
-    horizon_mean = (check_int("lead_time", lead_time, minimum=0) + 1) * mean
+    mean, h, p, L = check_item(demand_mean, holding_cost, shortage_cost, lead_time, least_mean=1e-3)
+    horizon_mean = (L + 1) * mean
     tolerance = check_float("tolerance", tolerance, minimum=1e-9)
     reach = _FIRST_REACH
     while reach <= _MAX_REACH:
         positions = round(horizon_mean) + np.arange(-reach, reach + 1)
         costs = check_order_costs(order_cost, positions.size)
-        G = _one_period_cost(positions, horizon_mean, h, p)
+        G = one_period_cost(positions, horizon_mean, h, p)
         lower, cost, escape, order = _solve(costs, G, mean)
         # G must rise on both sides, and above the cost: what lies beyond is dearer still.
         enough = min(G[0], G[-1]) > cost and 0 < G.argmin() < G.size - 1
         if enough and escape <= _NEVER and cost - lower <= tolerance * cost:
-            return OrderCostOptimum(cost, min(lower, cost), positions, order)
+            return Optimum(cost, TablePolicy(positions[:1], order[:, None]), min(lower, cost))
         reach *= 2
     raise ValueError(
         f"the optimum must be found within {_MAX_REACH} units of the mean demand of lead_time + 1 "
@@ -185,14 +155,6 @@ def check_order_costs(order_cost: OrderCost, size: int) -> Vector:
     return costs
 
 
-def check_whole(name: str, value: Any) -> Levels:
-    """Return whole numbers as int64; another number raises a ``ValueError``."""
-    x = np.asarray(value)
-    if not np.all(np.isfinite(x) & (x == np.floor(x))):
-        raise ValueError(f"{name} must hold whole numbers of units, got {value!r}; round it first.")
-    return x.astype(np.int64)
-
-
 def _solve(costs: Vector, G: Vector, mean: float) -> tuple[float, float, float, Levels]:
     """Solve the two problems on a grid of as many positions as there are costs.
 
@@ -201,7 +163,7 @@ def _solve(costs: Vector, G: Vector, mean: float) -> tuple[float, float, float, 
         below the grid; and what it orders, by position.
     """
     n = costs.size
-    fall = _falls(mean, n)
+    fall = falls(mean, n)
     below = gammainc(np.arange(n) + 1.0, mean)
     quantity = np.arange(n) - np.arange(n)[:, None]
     ordering = np.where(quantity >= 0, costs[np.maximum(quantity, 0)], np.inf)

@@ -1,99 +1,145 @@
-"""The best (Q, S) rule on a record of demand: what a rule could have cost, known afterwards.
-
-A period goes as in :class:`~hpo_torchrl.envs.InventoryEnv`: decide on the inventory position, pay
-for the order, meet the demand, pay for what is left or short; an order placed in period t can serve
-the demand of period t + L. Before the first period S_i units of each item are on hand and none on
-order. The first ``warm_up`` periods are simulated but not counted.
-"""
+"""The best (Q, S) rule on a record of demand: what a rule could have cost, known afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_torchrl.core.checks import check_float
-from hpo_torchrl.problems.inventory.optima.items import Vector
-from hpo_torchrl.problems.inventory.optima.replay import (
-    MOST_HELD,
-    Record,
-    check_record,
-    per_item_vector,
-)
+from hpo_torchrl.core.checks import check_bool, check_float, check_int
+from hpo_torchrl.problems.inventory.optima.items import Vector, vector
 
-__all__ = ["RecordedRule", "best_recorded_rule", "recorded_rule_cost"]
-
-# Rules looked at in one search, of Q alone and of s and Q.
+# Rules tried in one search, of Q alone and of s and Q.
 _MOST_RULES, _MOST_PAIRS = 2**12, 2**17
+# Numbers that a simulation holds in memory at once.
+_MOST_HELD = 2**22
+# At least so many cycles must fit into a record: a longer one says nothing of how to go on.
+_CYCLES = 4
 
 
-class RecordedRule(NamedTuple):
-    """Order all items up to S[i] once they lack Q together; cost per period of all items."""
+@dataclass(eq=False)
+class Record:
+    """A record of demand and what things cost: the problem that rules are tuned to.
 
-    Q: float
-    S: tuple[float, ...]
-    cost: float
-
-
-def recorded_rule_cost(
-    Q: float,
-    S: float | Sequence[float],
-    demand: Any,
-    holding_cost: float | Sequence[float],
-    shortage_cost: float | Sequence[float],
-    fixed_cost: float,
-    lead_time: int,
-    *,
-    procurement_cost: float | Sequence[float] = 0.0,
-    lost_sales: bool = False,
-    warm_up: int = 0,
-) -> float:
-    """Simulate a (Q, S) rule on a record.
+    A period goes as in :class:`~hpo_torchrl.problems.InventoryEnv`: decide on the inventory
+    position, pay for the order, meet the demand, pay for what is left or short; an order placed in
+    period t can serve the demand of period t + L. Before the first period S_i units of each item
+    are on hand and none on order.
 
     Args:
-        Q: units that must be missing in all, ``sum_i (S_i - position_i) >= Q``, for an order.
-        S: order-up-to levels, in units of inventory position: one for all or one per item.
         demand: units, ``(T, n)``.
         holding_cost: costs per unit on hand at the end of a period.
         shortage_cost: costs per unit short at the end of a period.
         fixed_cost: cost per order placed, whatever it contains.
         lead_time: whole periods from placing an order to its arrival.
-        procurement_cost: costs per unit ordered.
+        procurement_cost: costs per unit ordered; like h and p a number or one per item.
         lost_sales: whether unmet demand is lost instead of backlogged.
-        warm_up: first periods that are not counted.
-
-    Returns:
-        The average cost per period over all items.
+        warm_up: first periods, which are simulated but not counted.
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range, or lengths differ.
-
-    Examples:
-        >>> recorded_rule_cost(4, 6, [[2], [2], [2], [2]], 1, 9, 10, 0)  # 4, 2, 4, 2 and an order
-        5.5
     """
-    costs = (holding_cost, shortage_cost, fixed_cost, lead_time, procurement_cost)
-    record = check_record(demand, *costs, lost_sales, warm_up)
-    check_float("Q", Q, minimum=0.0, strict=True)
-    levels = per_item_vector("S", S, record.demand.shape[1], minimum=-float("inf"))
-    return float(record.simulate(np.array([float(Q)]), levels[None])[0])
+
+    demand: Any
+    holding_cost: Any
+    shortage_cost: Any
+    fixed_cost: float
+    lead_time: int
+    procurement_cost: Any = 0.0
+    lost_sales: bool = False
+    warm_up: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        self.demand = demand = np.array(self.demand, dtype=np.float64)
+        if demand.ndim != 2 or demand.size == 0:
+            raise ValueError(
+                f"demand must have shape (T, n) = (periods, items), got {demand.shape}."
+            )
+        if not np.isfinite(demand).all() or (demand < 0).any():
+            raise ValueError("demand must be finite and >= 0; it holds NaN, inf or negatives.")
+        check_int("lead_time", self.lead_time, minimum=0)
+        check_int("warm_up", self.warm_up, minimum=0)
+        if not max(self.warm_up, self.lead_time) < len(demand):
+            raise ValueError(
+                f"demand must have more periods than warm_up={self.warm_up} and "
+                f"lead_time={self.lead_time}, got {len(demand)}."
+            )
+        for name in ("holding_cost", "shortage_cost", "procurement_cost"):
+            setattr(self, name, vector(name, getattr(self, name), demand.shape[1]))
+        check_float("fixed_cost", self.fixed_cost, minimum=0.0)
+        check_bool("lost_sales", self.lost_sales)
+
+    @classmethod
+    def of(cls, env: Any) -> Record:
+        """Return the training periods of an environment's record.
+
+        A lead time and an order interval, or a quarter of those periods if that is less, warm up.
+        """
+        record = env.record[slice(*env.train_periods)]
+        rows = (env.holding_cost, env.shortage_cost, env.procurement_cost)
+        holding, shortage, procurement = (row.double().tolist() for row in rows)
+        return cls(
+            record.double().cpu().numpy(),
+            holding,
+            shortage,
+            env.fixed_cost,
+            env.lead_time,
+            procurement_cost=procurement,
+            lost_sales=env.lost_sales,
+            warm_up=min(env.lead_time + env.order_interval, len(record) // 4),
+        )
+
+    @property
+    def unit(self) -> float:
+        """The grid of a search: whole units where demand is whole."""
+        whole = bool((self.demand == np.round(self.demand)).all())
+        return 1.0 if whole else float(self.demand.sum(axis=1).mean()) / 50
+
+    @property
+    def most(self) -> int:
+        """The largest Q to look at, in grid units."""
+        return max(1, int(self.demand.sum() / _CYCLES / self.unit))
+
+    def windows(self) -> Vector:
+        """Return the demand of L + 1 periods from each on: ``(T - L, n)``."""
+        total = np.concatenate([np.zeros((1, self.demand.shape[1])), self.demand.cumsum(axis=0)])
+        return total[self.lead_time + 1 :] - total[: -self.lead_time - 1]
+
+    def simulate(self, Q: Vector, S: Vector) -> Vector:
+        """Return the cost per period of m rules, ``(m,)``, from Q ``(m,)`` and S ``(m, n)``."""
+        L, size = self.lead_time, max(1, _MOST_HELD // S.shape[1] // (self.lead_time + 4))
+        if len(Q) > size:
+            parts = range(0, len(Q), size)
+            return np.concatenate([self.simulate(Q[i : i + size], S[i : i + size]) for i in parts])
+        on_hand, on_order, total = S.copy(), np.zeros(S.shape), np.zeros(len(Q))
+        pipeline = np.zeros((max(L, 1), *S.shape))
+        for t, demand in enumerate(self.demand):
+            missing = S - on_hand - on_order
+            ordering = missing.sum(axis=1) >= Q
+            order = np.maximum(missing, 0.0) * ordering[:, None]
+            if L == 0:
+                on_hand += order
+            on_hand -= demand
+            if t >= self.warm_up:
+                total += np.maximum(on_hand, 0.0) @ self.holding_cost
+                total += np.maximum(-on_hand, 0.0) @ self.shortage_cost
+                total += order @ self.procurement_cost + self.fixed_cost * ordering
+            if self.lost_sales:
+                np.maximum(on_hand, 0.0, out=on_hand)
+            if L > 0:
+                pipeline[t % L] = order
+                arriving = pipeline[(t + 1) % L]
+                on_hand += arriving
+                on_order += order - arriving
+        return total / (len(self.demand) - self.warm_up)
 
 
-def best_recorded_rule(
-    demand: Any,
-    holding_cost: float | Sequence[float],
-    shortage_cost: float | Sequence[float],
-    fixed_cost: float,
-    lead_time: int,
-    *,
-    procurement_cost: float | Sequence[float] = 0.0,
-    lost_sales: bool = False,
-    warm_up: int = 0,
-) -> RecordedRule:
-    r"""Find the (Q, S) rule that would have cost least on a record; for one item s = S - Q.
+def best_rule(record: Record) -> tuple[float, Vector, float]:
+    r"""Return Q, S and the cost per period of the rule that would have cost least.
 
     *Backlogged demand.* When orders are placed depends on Q alone. For a given Q the best S_i is
     then a quantile of what the record takes from it,
@@ -101,11 +147,11 @@ def best_recorded_rule(
     .. math::
         X_i(t) = \text{lacking after the decision in } t + D_i(t) + \dots + D_i(t + L),
 
-    the smallest with a share of at least p_i / (h_i + p_i). Q is searched over whole units (where
-    demand is not whole, over fiftieths of the mean total demand) up to a quarter of all demand: at
-    least four cycles in the record. The result is exact up to 4,096 values of Q; of more, evenly
-    spaced ones, and then those around the best. What is bought has no part in the search: it is
-    the same for all rules in the long run.
+    the smallest with a fraction of at least p_i / (h_i + p_i). Q is searched over whole units
+    (where demand is not whole, over fiftieths of the mean total demand) up to a quarter of all
+    demand: at least four cycles in the record. The result is exact up to 4,096 values of Q; of
+    more, evenly spaced ones, and then those around the best. Procurement is not part of the search:
+    it is the same for all rules in the long run.
 
     *Lost sales, one item.* All pairs of whole s and Q are simulated, Q as above and s up to the
     smaller of the largest demand of L + 1 periods, beyond which nothing is ever short, and the mean
@@ -118,38 +164,16 @@ def best_recorded_rule(
     together, is made; where none helps, the step is halved, from half a period's mean demand down
     to a unit. The result is a local optimum.
 
-    Args:
-        demand: units, ``(T, n)``.
-        holding_cost: see :func:`recorded_rule_cost`, like the arguments that follow.
-        shortage_cost: see there.
-        fixed_cost: see there.
-        lead_time: see there.
-        procurement_cost: see there.
-        lost_sales: see there.
-        warm_up: see there.
-
-    Returns:
-        ``(Q, S, cost)``, of which the cost is that of :func:`recorded_rule_cost`.
-
     Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range, lengths differ, or nobody asked for anything.
-
-    Examples:
-        >>> best_recorded_rule([[2], [2], [2], [2], [2], [2], [2], [2]], 1, 9, 4, 0)
-        RecordedRule(Q=3.0, S=(4.0,), cost=2.5)
+        ValueError: demand is zero everywhere.
     """
-    costs = (holding_cost, shortage_cost, fixed_cost, lead_time, procurement_cost)
-    record = check_record(demand, *costs, lost_sales, warm_up)
     if not record.demand.any():
-        raise ValueError("demand must have an entry above 0: nobody asked for anything.")
+        raise ValueError("demand must have an entry above 0: it is zero everywhere.")
     Q, S = _best_backlogged(record)
-    if lost_sales and record.demand.shape[1] == 1:
-        Q, S = _best_pair(record, Q, S)
-    elif lost_sales:
-        Q, S = _coordinate_search(record, Q, S)
-    cost = float(record.simulate(np.array([Q]), S[None])[0])
-    return RecordedRule(float(Q), tuple(S.tolist()), cost)
+    if record.lost_sales:
+        search = _best_pair if record.demand.shape[1] == 1 else _coordinate_search
+        Q, S = search(record, Q, S)
+    return float(Q), S, float(record.simulate(np.array([Q]), S[None])[0])
 
 
 def _best_backlogged(record: Record) -> tuple[float, Vector]:
@@ -158,7 +182,7 @@ def _best_backlogged(record: Record) -> tuple[float, Vector]:
     while True:
         stride = -(-(high - low + 1) // _MOST_RULES)
         places = np.arange(low, high + 1, stride)
-        size = max(1, MOST_HELD // record.demand.size)
+        size = max(1, _MOST_HELD // record.demand.size)
         for chunk in np.split(places, range(size, len(places), size)):
             Q = chunk * record.unit
             costs, levels = _backlogged(record, Q)
@@ -189,7 +213,7 @@ def _backlogged(record: Record, Q: NDArray[Any]) -> tuple[Vector, Vector]:
         lacking += demand
     taken = taken[skip:]
     levels, costs = np.empty(lacking.shape), record.fixed_cost * orders
-    for i, (h, p) in enumerate(zip(record.holding, record.shortage, strict=True)):
+    for i, (h, p) in enumerate(zip(record.holding_cost, record.shortage_cost, strict=True)):
         x = taken[:, :, i]
         ratio = p / (h + p) if h + p > 0 else 1.0
         place = max(0, int(np.ceil(len(x) * ratio)) - 1)
@@ -202,7 +226,8 @@ def _backlogged(record: Record, Q: NDArray[Any]) -> tuple[Vector, Vector]:
 def _best_pair(record: Record, Q: float, S: Vector) -> tuple[float, Vector]:
     """Search s and Q of one item with lost sales on a grid, which shrinks around its best point."""
     known = float(record.simulate(np.array([Q]), S[None])[0])
-    windows, h = record.windows()[max(0, record.warm_up - record.lead_time) :], record.holding[0]
+    windows = record.windows()[max(0, record.warm_up - record.lead_time) :]
+    h = record.holding_cost[0]
     limit = float(record.windows().max())
     if h > 0:
         limit = min(limit, known / h + float(windows.mean()))
