@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_int
-from hpo_torchrl.envs.jumps import SPAN, Jump, find_jumps, situation
-
-if TYPE_CHECKING:
-    from hpo_torchrl.envs.hybridize import HybridizedEnv
+from hpo_torchrl.envs.jumps import SPAN, Jump, PiecewiseEnv, find_jumps, situation
 
 # Lines through each piece along which jumps are looked for.
 _LINES = 128
@@ -23,10 +20,10 @@ class Certificate(NamedTuple):
 
     Attributes:
         num_actions: actions compared.
-        num_skipped: actions that no option offers.
+        num_skipped: actions that no piece offers.
         reward_error: largest absolute difference of rewards.
         state_error: largest absolute difference of next states.
-        options: how often each option was used (by head, if there are several).
+        discrete: how often each discrete action was used (by head, if there are several).
         jumps: jumps found inside the pieces, by :func:`find_jumps`.
     """
 
@@ -34,7 +31,7 @@ class Certificate(NamedTuple):
     num_skipped: int
     reward_error: float
     state_error: float
-    options: list[int]
+    discrete: list[int]
     jumps: list[Jump]
 
     @property
@@ -44,15 +41,16 @@ class Certificate(NamedTuple):
 
 
 @torch.no_grad()
-def certify(env: HybridizedEnv, num_actions: int = 1_000_000, *, seed: int = 0) -> Certificate:
+def certify(env: PiecewiseEnv, num_actions: int = 1_000_000, *, seed: int = 0) -> Certificate:
     """Compare a hybridized problem with its original on random actions.
 
-    Actions are uniform over the pieces' surroundings; a third of the systems act exactly on a
+    Actions are uniform over the pieces' surroundings; a third of the instances act exactly on a
     breakpoint or on the nearest number beside it, and some at the least action. States are the
     environment's own initial states, noise its own.
 
     Args:
-        env: what :func:`~hpo_torchrl.envs.hybridize` made, with any batch size (large is faster).
+        env: an environment with ``pieces`` and its ``original``, such as
+            :func:`~hpo_torchrl.envs.hybridize` makes, with any batch size (large is faster).
         num_actions: how many actions to try, at least; rounded up to whole batches.
         seed: seed of actions, states and noise; the environment is left with it.
 
@@ -60,22 +58,22 @@ def certify(env: HybridizedEnv, num_actions: int = 1_000_000, *, seed: int = 0) 
         The certificate; ``.exact`` if rewards and next states were equal to the last bit.
 
     Examples:
-        >>> from hpo_torchrl.problems import ContinuousInventoryEnv
-        >>> from hpo_torchrl.envs import certify, hybridize
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> from hpo_torchrl.envs import certify
         >>> from hpo_torchrl.problems.inventory.features import MinimumOrder
-        >>> plain = ContinuousInventoryEnv(features=[MinimumOrder(20.0)], batch_size=1000)
-        >>> certify(hybridize(plain), 10_000).exact
+        >>> env = InventoryEnv(features=[MinimumOrder(20.0)], batch_size=1000)
+        >>> certify(env, 10_000).exact
         True
     """
     check_int("num_actions", num_actions, minimum=1)
     env.set_seed(seed)
     generator = torch.Generator(device=env.device or "cpu").manual_seed(seed)
-    systems = max(1, env.batch_size.numel())
+    instances = max(1, env.batch_size.numel())
     tried = skipped = 0
     errors = {"reward": 0.0, "state": 0.0}
-    options = torch.zeros(env.num_discrete, dtype=torch.int64)
+    used = torch.zeros(env.num_discrete, dtype=torch.int64)
     while tried < num_actions:
-        tried += systems
+        tried += instances
         state, noise = situation(env)
         action = {"continuous": _actions(env, generator)}
         own = torch.zeros(env.batch_size, dtype=torch.int64, device=env.device)
@@ -90,17 +88,17 @@ def certify(env: HybridizedEnv, num_actions: int = 1_000_000, *, seed: int = 0) 
         action["continuous"] = torch.where(offered.unsqueeze(-1), action["continuous"], least)
         offered |= env.pieces.holds(action["continuous"])
         expected = env.original.dynamics(state, action, noise)
-        hybrid = env.encode(action)
-        options += torch.bincount(hybrid["discrete"].flatten().cpu(), minlength=env.num_discrete)
+        hybrid = env.pieces.encoded(action)
+        used += torch.bincount(hybrid["discrete"].flatten().cpu(), minlength=env.num_discrete)
         found = env.dynamics(state, hybrid, noise)
         errors["reward"] = max(errors["reward"], _error(found[1], expected[1], offered))
         for name, value in expected[0].items():
             errors["state"] = max(errors["state"], _error(found[0][name], value, offered))
     jumps = find_jumps(env, num_lines=_LINES, seed=seed)
-    return Certificate(tried, skipped, errors["reward"], errors["state"], options.tolist(), jumps)
+    return Certificate(tried, skipped, errors["reward"], errors["state"], used.tolist(), jumps)
 
 
-def _actions(env: HybridizedEnv, generator: torch.Generator) -> Tensor:
+def _actions(env: PiecewiseEnv, generator: torch.Generator) -> Tensor:
     """Random continuous actions, many of them on and beside the ends of pieces: ``(*B, n)``."""
     shape, place = (*env.batch_size, env.continuous_dim), {"device": env.device}
     uniform = torch.rand(shape, generator=generator, dtype=env.float_dtype, **place)
@@ -128,7 +126,7 @@ def _actions(env: HybridizedEnv, generator: torch.Generator) -> Tensor:
     return torch.where(on_mark.unsqueeze(-1), exact, actions)
 
 
-def _least(env: HybridizedEnv) -> float:
+def _least(env: PiecewiseEnv) -> float:
     low, high = env.continuous_bounds
     return low if low is not None else high if high is not None else 0.0
 

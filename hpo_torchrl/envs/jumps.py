@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from hpo_torchrl.envs.hybridize import HybridizedEnv
+from hpo_torchrl.envs.action_pieces import ActionPieces
+from hpo_torchrl.envs.differentiable import DifferentiableEnv
 
 # Half-open pieces are tried this many action scales far.
 SPAN = 4.0
@@ -20,18 +20,27 @@ _GRID = 65
 _LEFT = 0.5
 
 
+class PiecewiseEnv(Protocol):
+    """A :class:`DifferentiableEnv` whose discrete action picks a piece of the continuous one."""
+
+    pieces: ActionPieces
+    original: DifferentiableEnv
+
+    def __getattr__(self, name: str) -> Any: ...
+
+
 class Jump(NamedTuple):
     """A jump found inside a piece.
 
     Attributes:
-        option: the option.
+        discrete: the discrete action.
         what: ``"reward"``, or the name of a state entry.
         before: continuous action on one side, ``(n,)`` as a list.
         after: on the other side.
         size: difference of the two values.
     """
 
-    option: int
+    discrete: int
     what: str
     before: list[float]
     after: list[float]
@@ -39,36 +48,36 @@ class Jump(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"with option {self.option}, {self.what} changes by {self.size:.4g} between the "
+            f"with discrete={self.discrete}, {self.what} changes by {self.size:.4g} between the "
             f"actions {[float(f'{value:.6g}') for value in self.before]} and "
             f"{[float(f'{value:.6g}') for value in self.after]}"
         )
 
 
 @torch.no_grad()
-def find_jumps(env: HybridizedEnv, *, num_lines: int = 32, seed: int = 0) -> list[Jump]:
+def find_jumps(env: PiecewiseEnv, *, num_lines: int = 32, seed: int = 0) -> list[Jump]:
     """Look for jumps of reward or next state inside the pieces of a hybridized problem.
 
     Along random lines through each piece the largest step of a grid is halved again and again: a
     kink or a steep slope shrinks with the distance, a jump stays.
 
     Args:
-        env: what :func:`~hpo_torchrl.envs.hybridize` made.
+        env: an environment with pieces, such as :func:`~hpo_torchrl.envs.hybridize` makes.
         num_lines: lines through each piece, at least.
         seed: seed of the lines, states and noise; the environment's generator is left as it was.
 
     Returns:
-        The jumps found, one at most for each option and each of reward and state entries.
+        The jumps found, one at most for each discrete action and each of reward and state entries.
     """
     memory = env.rng.get_state()
     generator = torch.Generator(device=env.device or "cpu").manual_seed(seed)
     try:
         jumps: list[Jump] = []
         env.rng.manual_seed(seed)
-        for option in range(env.num_discrete):
+        for choice in range(env.num_discrete):
             found: dict[str, Jump] = {}
             for _ in range(math.ceil(num_lines / max(1, env.batch_size.numel()))):
-                for jump in _along_lines(env, option, generator):
+                for jump in _along_lines(env, choice, generator):
                     found.setdefault(jump.what, jump)
             jumps += found.values()
         return jumps
@@ -76,20 +85,30 @@ def find_jumps(env: HybridizedEnv, *, num_lines: int = 32, seed: int = 0) -> lis
         env.rng.set_state(memory)
 
 
-def _along_lines(env: HybridizedEnv, option: int, generator: torch.Generator) -> list[Jump]:
+def refuse_jumps(env: PiecewiseEnv, fix: str) -> None:
+    """Raise a ``ValueError`` that names a jump inside a piece, if :func:`find_jumps` finds one."""
+    jumps = find_jumps(env)
+    if jumps:
+        raise ValueError(
+            f"{type(env.original).__name__} still jumps inside a piece of {env.pieces}: {jumps[0]}."
+            f" Add that value to the breakpoints ({fix})."
+        )
+
+
+def _along_lines(env: PiecewiseEnv, choice: int, generator: torch.Generator) -> list[Jump]:
     state, noise = situation(env)
     shape = (*env.batch_size, env.continuous_dim)
     heads = () if env.num_heads is None else (env.num_heads,)
-    discrete = torch.full((*env.batch_size, *heads), option, device=env.device)
+    discrete = torch.full((*env.batch_size, *heads), choice, device=env.device)
 
     def executed(u: Tensor) -> Tensor:
-        return env.executed({"discrete": discrete, "continuous": u})["continuous"]
+        return env.pieces.executed({"discrete": discrete, "continuous": u})["continuous"]
 
     def value(what: str, u: Tensor) -> Tensor:
         after, reward = env.dynamics(state, {"discrete": discrete, "continuous": u}, noise)
         return reward if what == "reward" else after[what].flatten(len(env.batch_size)).sum(-1)
 
-    low, span = _window(env, option)
+    low, span = _window(env, choice)
     ends = []
     for _ in range(2):
         uniform = torch.rand(shape, generator=generator, device=env.device, dtype=env.float_dtype)
@@ -129,21 +148,21 @@ def _along_lines(env: HybridizedEnv, option: int, generator: torch.Generator) ->
                 for side in (left, right)
             )
             size = last.flatten()[row].item()
-            jumps.append(Jump(option, what, before.tolist(), after.tolist(), size))
+            jumps.append(Jump(choice, what, before.tolist(), after.tolist(), size))
     return jumps
 
 
-def situation(env: HybridizedEnv) -> tuple[dict[str, Tensor], Tensor]:
+def situation(env: PiecewiseEnv) -> tuple[dict[str, Tensor], Tensor]:
     """Initial states, and noise of one step."""
     step = torch.zeros((*env.batch_size, 1), dtype=torch.int64, device=env.device)
     state = {**env.initial_state(), "step": step}
     return state, env.sample_noise(1, state).select(len(env.batch_size), 0)
 
 
-def _window(env: HybridizedEnv, option: int) -> tuple[Tensor, Tensor]:
+def _window(env: PiecewiseEnv, choice: int) -> tuple[Tensor, Tensor]:
     """Lower end and width of what is probed of a piece, each broadcastable to ``(*B, n)``."""
     pieces = env.pieces
-    column = option % pieces.num_discrete
+    column = choice % pieces.num_discrete
     low, high = pieces.low[:, column], pieces.high[:, column]
     scale = SPAN * env.action_scale
     if pieces.of_total:

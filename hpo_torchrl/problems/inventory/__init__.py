@@ -1,6 +1,6 @@
 """Inventory control: environments, exact optima and rules."""
 
-from hpo_torchrl.problems.inventory.continuous import ContinuousInventoryEnv
+from hpo_torchrl.problems.inventory.demand import Demand, Normal, Poisson
 from hpo_torchrl.problems.inventory.env import InventoryEnv
 from hpo_torchrl.problems.inventory.optima.joint_replenishment import (
     CostAllocation,
@@ -30,20 +30,23 @@ from hpo_torchrl.problems.inventory.optima.total_demand_rule import (
     best_total_demand_rule,
     total_demand_rule_cost,
 )
-from hpo_torchrl.problems.inventory.recorded import RecordedInventoryEnv
+from hpo_torchrl.problems.inventory.record import Record, Traces
 
 __all__ = [
-    "ContinuousInventoryEnv",
     "CostAllocation",
+    "Demand",
     "InventoryEnv",
     "JointReplenishmentOptimum",
     "LostSalesOptimum",
+    "Normal",
     "OrderCost",
     "OrderCostOptimum",
     "PeriodicRule",
-    "RecordedInventoryEnv",
+    "Poisson",
+    "Record",
     "RecordedRule",
     "TotalDemandRule",
+    "Traces",
     "best_periodic_rule",
     "best_recorded_rule",
     "best_total_demand_rule",

@@ -1,28 +1,29 @@
 """What an order may cost and do: pieces of an inventory problem that can be put together.
 
 Each is one equation, in its original form: a function of the quantities q, with its jumps.
-:class:`~hpo_torchrl.envs.ContinuousInventoryEnv` adds them up, and
-:func:`~hpo_torchrl.envs.hybridize` turns the jumps into options.
+:class:`~hpo_torchrl.problems.InventoryEnv` adds them up and turns the jumps into discrete actions.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int
-from hpo_torchrl.core.pieces import Breakpoint, Gap
+from hpo_torchrl.core.pieces import Breakpoint, Gap, merge_breakpoints
+from hpo_torchrl.problems.inventory.demand import from_mapping
 
 
 class Feature:
     """A piece of an inventory problem; it does nothing until a method is overridden.
 
-    Quantities are ``(*B, n)``, costs ``(*B,)``; ``option`` ``(*B,)`` is the discrete action of the
-    original problem (the supplier). Breakpoints are those of the *total* quantity where ``joint``,
-    else of each item's.
+    Quantities are ``(*B, n)``, costs ``(*B,)``; ``supplier`` ``(*B,)`` is the one that was chosen
+    of :class:`Suppliers`. Breakpoints are those of the *total* quantity where ``joint``, else of
+    each item's.
     """
 
     #: Whether it depends on the quantities by their total (of a single item that is the same).
@@ -40,7 +41,7 @@ class Feature:
         """Return what is delivered of an order, ``(*B, n)``."""
         return quantity
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor | float:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor | float:
         """Return what a delivered order costs, ``(*B,)``."""
         return 0.0
 
@@ -76,7 +77,7 @@ class FixedCost(Feature):
         """No order stands alone."""
         return [Breakpoint(0.0, "alone")]
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """K where anything is ordered."""
         return self.cost * (quantity.sum(-1) > 0).to(quantity.dtype)
 
@@ -95,7 +96,7 @@ class ItemFixedCost(FixedCost):
 
     joint = False
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The cost k for each item that is ordered."""
         return self.cost * (quantity > 0).to(quantity.dtype).sum(-1)
 
@@ -163,7 +164,7 @@ class AllUnitsDiscount(_Schedule):
     def __init__(self, breaks: Sequence[float], prices: Sequence[float]) -> None:
         super().__init__(breaks, prices, "prices")
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The quantity at the price that it reaches."""
         total = quantity.sum(-1)
         return self._value_at(total) * total
@@ -182,7 +183,7 @@ class IncrementalDiscount(_Schedule):
     def __init__(self, breaks: Sequence[float], prices: Sequence[float]) -> None:
         super().__init__(breaks, prices, "prices")
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The sum over the price's steps."""
         total = quantity.sum(-1)
         cost = self.values[0] * total
@@ -206,7 +207,7 @@ class StepCost(_Schedule):
         """No order stands alone, and costs nothing."""
         return [Breakpoint(0.0, "alone"), *super().breakpoints()]
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The cost of the step that the quantity is on."""
         total = quantity.sum(-1)
         return self._value_at(total) * (total > 0).to(total.dtype)
@@ -246,7 +247,7 @@ class Truckloads(Feature):
         total = quantity.sum(-1, keepdim=True)
         return torch.where(total > most, quantity / total.clamp_min(most) * most, quantity)
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The trucks that are begun."""
         total = quantity.sum(-1)
         trucks = torch.zeros_like(total)
@@ -261,7 +262,7 @@ class Truckloads(Feature):
 
 
 class Suppliers(Feature):
-    r"""A choice of supplier s, the original's discrete action: price :math:`v_s\,q`, lead time L_s.
+    r"""A choice of supplier s, a discrete action of its own: price :math:`v_s\,q`, lead time L_s.
 
     Args:
         lead_times: periods until an order of each supplier can be used, 1 and up.
@@ -289,10 +290,10 @@ class Suppliers(Feature):
         """No order stands alone where one costs something."""
         return [Breakpoint(0.0, "alone")] if any(self.costs) else []
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """Price and fixed cost of the supplier."""
         total = quantity.sum(-1)
-        price, fixed = torch.tensor([self.prices, self.costs]).to(total)[:, option]
+        price, fixed = torch.tensor([self.prices, self.costs]).to(total)[:, supplier]
         return price * total + fixed * (total > 0).to(total.dtype)
 
     @property
@@ -342,3 +343,60 @@ FEATURES: dict[str, type[Feature]] = {
     "lost_sales": LostSales,
     "profit": Profit,
 }
+
+
+def make_features(
+    entries: Iterable[Feature | Mapping[str, Any]], lost_sales: bool
+) -> tuple[Feature, ...]:
+    """Return the features that are meant, with :class:`LostSales` among them if sales are lost.
+
+    Raises:
+        ValueError: a feature or an argument is unknown, or two are of a kind.
+    """
+    example = "{name: fixed_cost, cost: 64}"
+    found = [
+        entry
+        if isinstance(entry, Feature)
+        else from_mapping("features", entry, FEATURES, example)
+        for entry in entries
+    ]
+    kinds = [type(feature) for feature in found]
+    if lost_sales and LostSales not in kinds:
+        found.append(LostSales())
+    twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"features must be of different kinds, got {twice.__name__} twice; put both into one."
+        )
+    return tuple(found)
+
+
+def cuts_items(features: Sequence[Feature], num_items: int) -> bool:
+    """Whether every item has breakpoints of its own."""
+    return num_items > 1 and not all(f.joint or not f.breakpoints() for f in features)
+
+
+def breakpoints_of(features: Sequence[Feature], num_items: int) -> list[Breakpoint]:
+    """Return the breakpoints of all features, merged.
+
+    Raises:
+        ValueError: some are of the total quantity, others of each item, and none is implied.
+    """
+    for feature in features if cuts_items(features, num_items) else ():
+        # Whether anything is ordered follows from whether each item is; nothing else does.
+        if feature.joint and any(at != 0.0 for at, _ in feature.breakpoints()):
+            raise ValueError(
+                f"{type(feature).__name__} jumps in the total quantity and another feature in each "
+                "item's: their breakpoints make no common set of discrete actions. Use one item, "
+                "or leave one of them out."
+            )
+    return merge_breakpoints(*(feature.breakpoints() for feature in features))
+
+
+def that_override(features: Sequence[Feature], name: str) -> tuple[Any, ...]:
+    """Return a method of all features that have one of their own."""
+    return tuple(
+        getattr(feature, name)
+        for feature in features
+        if getattr(type(feature), name) is not getattr(Feature, name)
+    )

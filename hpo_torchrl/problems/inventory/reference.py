@@ -84,7 +84,7 @@ def variant_reference(env) -> Reference:
     Returns:
         The reference, per item and period; all ``None`` where nothing is known.
     """
-    plain = env.demand == "poisson" and env.demand_traces is None and env.suppliers is None
+    plain = env.demand.poisson and env.suppliers is None
     integer = all(float(at).is_integer() for at, _ in env.breakpoints())
     if not (plain and integer) or bool((env.holding_cost <= 0).any()):
         return Reference()
