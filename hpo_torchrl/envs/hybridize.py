@@ -245,7 +245,7 @@ class _HybridRule(TensorDictModuleBase):
 class PiecewiseAction(Transform):
     """Let a TorchRL environment with one continuous action be driven by a hybrid one.
 
-    In the inverse direction ``("action", "discrete")`` picks a piece, ``("action", "continuous")`` a
+    ``("action", "discrete")`` picks a piece, ``("action", "continuous")`` a
     value in it, and the environment gets that value under its own key ``"action"``. Gradients pass
     inside the pieces, if the environment keeps them.
 

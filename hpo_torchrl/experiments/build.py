@@ -87,6 +87,7 @@ def build_tests(config: Mapping[str, Any]) -> tuple[dict[str, Evaluation], str, 
     settings = config["evaluation"]
     names = settings["tests"]
     check_choice("env.evaluation.headline", settings["headline"], names)
+
     def test_of(name: str, **changes: Any) -> Evaluation:
         arguments = {**settings["tests"][name], **changes}
         steps = {key: arguments.pop(key) for key in ("num_steps", "skip")}
@@ -157,4 +158,3 @@ def _check_device(device: str) -> None:
         raise ValueError(
             f"device={device!r} cannot be used here ({first_line(error)}); use device=cpu."
         ) from error
-

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from hpo_torchrl.core.checks import check_choice, did_you_mean, per_item
-from hpo_torchrl.envs.differentiable import State
+from hpo_torchrl.core.checks import check_choice, check_sizes, did_you_mean, per_item
+from hpo_torchrl.envs.differentiable import DifferentiableEnv, State
 
 Made = TypeVar("Made")
 
@@ -33,15 +33,15 @@ class Demand(abc.ABC):
         mean: the same as a tensor ``(n,)``, once bound.
         poisson: whether demand is Poisson and independent, so that the exact optima apply.
         num_items: number of items, where the demand fixes it.
-        batch_size: number of env instances, where the demand fixes it.
-        horizon: periods in an episode, where the demand fixes it.
+        batch_size: number of env instances, where the demand fixes it or once bound.
+        horizon: periods in an episode, the same.
         num_periods: periods that there are to be replayed, where there is an end.
     """
 
     KINDS: ClassVar[dict[str, type[Demand]]] = {}
     poisson: ClassVar[bool] = False
     num_items: int | None = None
-    batch_size: int | None = None
+    batch_size: Any = None
     horizon: int | None = None
     num_periods: int | None = None
     mean: Tensor
@@ -54,12 +54,13 @@ class Demand(abc.ABC):
     def __init__(self, mean: float | Sequence[float] = 10.0) -> None:
         self.given_mean = mean
 
-    def bind(self, num_items: int, horizon: int | None, **place: Any) -> Self:
-        """Return a copy for an environment, with tensors of its dtype and device.
+    def bind(self, num_items: int, horizon: int | None, batch_size: Any, **place: Any) -> Self:
+        """Return a copy for an environment, with its horizon, and tensors of its dtype and device.
 
         Args:
             num_items: number of items n.
-            horizon: periods in an episode, or ``None``.
+            horizon: periods in an episode; ``None`` leaves it to the demand.
+            batch_size: number of env instances, an int or a shape; ``None`` the same.
             place: dtype and device.
 
         Raises:
@@ -70,29 +71,34 @@ class Demand(abc.ABC):
                 f"demand is of {self.num_items} items, but num_items = {num_items}; leave "
                 "num_items out (on the command line: env.num_items=null) or make them equal."
             )
+        sizes = [] if batch_size is None else check_sizes("batch_size", batch_size)
+        if self.batch_size is not None and sizes not in ([], [self.batch_size]):
+            raise ValueError(
+                f"batch_size={batch_size} disagrees with demand of {self.batch_size} env instances; "
+                "leave it out (on the command line: env.batch_size=null) or make them equal."
+            )
         bound = copy.copy(self)
         bound.mean = per_item("demand.mean", self.given_mean, num_items, strict=True, **place)
+        bound.horizon = self.horizon if horizon is None else horizon
+        bound.batch_size = self.batch_size if batch_size is None else batch_size
         return bound
 
     @abc.abstractmethod
-    def draw(
-        self, num_steps: int, state: State, batch: Sequence[int], rng: torch.Generator
-    ) -> Tensor:
+    def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
         """Draw the demand of the coming periods.
 
         Args:
             num_steps: number of periods T.
             state: where they begin; it matters only to demand that depends on it.
-            batch: batch shape B of the environment.
-            rng: the environment's generator.
+            env: the environment: its batch and its generator.
 
         Returns:
             Units, ``(*B, T, n)``.
         """
 
-    def draw_any(self, batch: Sequence[int], rng: torch.Generator) -> Tensor:
+    def draw_any(self, env: DifferentiableEnv) -> Tensor:
         """Draw the demand of some period, ``(*B, n)``: for stocks that are warmed up."""
-        return self.draw(1, {}, batch, rng).squeeze(-2)
+        return self.draw(1, {}, env).squeeze(-2)
 
     def state_shapes(self, num_items: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the state entries that the demand adds, without the batch."""
@@ -102,11 +108,11 @@ class Demand(abc.ABC):
         """Length of what :meth:`observe` returns."""
         return 0
 
-    def start(self, batch: Sequence[int], rng: torch.Generator) -> dict[str, Tensor]:
+    def start(self, env: DifferentiableEnv) -> dict[str, Tensor]:
         """Draw these entries at the start of an episode."""
         return {}
 
-    def usual_start(self, batch: Sequence[int]) -> dict[str, Tensor]:
+    def usual_start(self, env: DifferentiableEnv) -> dict[str, Tensor]:
         """Return the entries of the start, if it is always the same.
 
         Raises:
@@ -141,12 +147,10 @@ class Poisson(Demand, name="poisson"):
 
     poisson = True
 
-    def draw(
-        self, num_steps: int, state: State, batch: Sequence[int], rng: torch.Generator
-    ) -> Tensor:
+    def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
         """Draw counts with the mean, ``(*B, T, n)``."""
-        mean = self.mean.expand(*batch, num_steps, *self.mean.shape)
-        return torch.poisson(mean, generator=rng)
+        mean = self.mean.expand(*env.batch_size, num_steps, -1)
+        return torch.poisson(mean, generator=env.rng)
 
 
 class Normal(Demand, name="normal"):
@@ -156,14 +160,11 @@ class Normal(Demand, name="normal"):
         mean: mean demand per period before clipping, one number or one per item.
     """
 
-    def draw(
-        self, num_steps: int, state: State, batch: Sequence[int], rng: torch.Generator
-    ) -> Tensor:
+    def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
         """Draw and clip, ``(*B, T, n)``."""
-        mean = self.mean
-        shape = (*batch, num_steps, *mean.shape)
-        noise = torch.randn(shape, generator=rng, dtype=mean.dtype, device=mean.device)
-        return (mean + mean.sqrt() * noise).clamp_min(0.0)
+        shape = (*env.batch_size, num_steps, *self.mean.shape)
+        noise = self.mean.new_empty(shape).normal_(generator=env.rng)
+        return (self.mean + self.mean.sqrt() * noise).clamp_min(0.0)
 
 
 def make_demand(entry: Any) -> Demand:
@@ -174,8 +175,8 @@ def make_demand(entry: Any) -> Demand:
         ValueError: the name or a key is unknown.
 
     Examples:
-        >>> make_demand(10.0), make_demand("normal"), make_demand({"name": "normal", "mean": [1, 2]})
-        (poisson, normal, normal)
+        >>> make_demand(10.0), make_demand({"name": "normal", "mean": [1.0, 2.0]})
+        (poisson, normal)
     """
     if isinstance(entry, Demand):
         return entry

@@ -7,15 +7,13 @@ Each is one equation, in its original form: a function of the quantities q, with
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int
-from hpo_torchrl.core.pieces import Breakpoint, Gap, merge_breakpoints
-from hpo_torchrl.problems.inventory.demand import from_mapping
+from hpo_torchrl.core.pieces import Breakpoint, Gap
 
 
 class Feature:
@@ -296,6 +294,12 @@ class Suppliers(Feature):
         price, fixed = torch.tensor([self.prices, self.costs]).to(total)[:, supplier]
         return price * total + fixed * (total > 0).to(total.dtype)
 
+    def arriving(self, order: Tensor, supplier: Tensor) -> Tensor:
+        """Return what arrives of an order in one period, in two, and so on: ``(*B, n, L)``."""
+        slots = torch.tensor(self.lead_times, device=order.device)[supplier] - 1
+        arrival = torch.nn.functional.one_hot(slots, max(self.lead_times))
+        return order.unsqueeze(-1) * arrival.to(order.dtype).unsqueeze(-2)
+
     @property
     def fixed_cost(self) -> float:
         """The least fixed cost."""
@@ -343,60 +347,3 @@ FEATURES: dict[str, type[Feature]] = {
     "lost_sales": LostSales,
     "profit": Profit,
 }
-
-
-def make_features(
-    entries: Iterable[Feature | Mapping[str, Any]], lost_sales: bool
-) -> tuple[Feature, ...]:
-    """Return the features that are meant, with :class:`LostSales` among them if sales are lost.
-
-    Raises:
-        ValueError: a feature or an argument is unknown, or two are of a kind.
-    """
-    example = "{name: fixed_cost, cost: 64}"
-    found = [
-        entry
-        if isinstance(entry, Feature)
-        else from_mapping("features", entry, FEATURES, example)
-        for entry in entries
-    ]
-    kinds = [type(feature) for feature in found]
-    if lost_sales and LostSales not in kinds:
-        found.append(LostSales())
-    twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
-    if twice is not None:
-        raise ValueError(
-            f"features must be of different kinds, got {twice.__name__} twice; put both into one."
-        )
-    return tuple(found)
-
-
-def cuts_items(features: Sequence[Feature], num_items: int) -> bool:
-    """Whether every item has breakpoints of its own."""
-    return num_items > 1 and not all(f.joint or not f.breakpoints() for f in features)
-
-
-def breakpoints_of(features: Sequence[Feature], num_items: int) -> list[Breakpoint]:
-    """Return the breakpoints of all features, merged.
-
-    Raises:
-        ValueError: some are of the total quantity, others of each item, and none is implied.
-    """
-    for feature in features if cuts_items(features, num_items) else ():
-        # Whether anything is ordered follows from whether each item is; nothing else does.
-        if feature.joint and any(at != 0.0 for at, _ in feature.breakpoints()):
-            raise ValueError(
-                f"{type(feature).__name__} jumps in the total quantity and another feature in each "
-                "item's: their breakpoints make no common set of discrete actions. Use one item, "
-                "or leave one of them out."
-            )
-    return merge_breakpoints(*(feature.breakpoints() for feature in features))
-
-
-def that_override(features: Sequence[Feature], name: str) -> tuple[Any, ...]:
-    """Return a method of all features that have one of their own."""
-    return tuple(
-        getattr(feature, name)
-        for feature in features
-        if getattr(type(feature), name) is not getattr(Feature, name)
-    )

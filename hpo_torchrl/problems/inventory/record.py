@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hpo_torchrl.core.checks import check_choice, check_int, first_line
-from hpo_torchrl.envs.differentiable import State
+from hpo_torchrl.envs.differentiable import DifferentiableEnv, State
 from hpo_torchrl.problems.inventory.demand import Demand
 
 START_PERIODS = ("random", "first")
@@ -72,6 +73,8 @@ class Record(Demand, name="record"):
         [8.0, 9.0, 10.0, 11.0, 8.0, 9.0]
     """
 
+    num_periods: int
+
     def __init__(
         self,
         record: Any,
@@ -109,16 +112,16 @@ class Record(Demand, name="record"):
         self.first_period = max(self.periods[0], history)
         self.num_periods = self.periods[1] - self.first_period
 
-    def bind(self, num_items: int, horizon: int | None, **place: Any) -> Self:
+    def bind(self, num_items: int, horizon: int | None, batch_size: Any, **place: Any) -> Self:
         """Return a copy for an environment; with a horizon all episodes are the first periods."""
-        bound = super().bind(num_items, horizon, **place)
-        bound.record, bound.horizon = self.record.to(**place), horizon
+        bound = super().bind(num_items, horizon, batch_size, **place)
+        bound.record, horizon = self.record.to(**place), bound.horizon
         if horizon is not None and self.start_period != "first":
             raise ValueError(
-                f"Episodes of horizon={horizon} begin where the record says: give it "
+                f"Episodes of horizon={horizon} begin at the same period: give the record "
                 "start_period='first', or leave the horizon out."
             )
-        if horizon is not None and isinstance(horizon, int) and horizon > self.num_periods:
+        if isinstance(horizon, int) and horizon > self.num_periods:
             raise ValueError(
                 f"horizon={horizon} is longer than the demand, which holds {self.num_periods} "
                 "periods; shorten the horizon or give a longer record."
@@ -130,22 +133,20 @@ class Record(Demand, name="record"):
         first, end = (min(self.first_period + at, self.periods[1]) for at in (first, end))
         return f"{self.labels[first]} to {self.labels[end - 1]}"
 
-    def draw(
-        self, num_steps: int, state: State, batch: Sequence[int], rng: torch.Generator
-    ) -> Tensor:
+    def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
         """Read the demand of the coming periods from each item's place, ``(*B, T, n)``."""
         steps = torch.arange(num_steps, device=self.record.device).unsqueeze(-1)
         if self.horizon is not None:
             place = self.first_period + (state["step"].unsqueeze(-2) + steps) % self.horizon
-            return self._read(place.expand(*batch, num_steps, self.mean.shape[0]))
+            return self._read(place.expand(*env.batch_size, -1, len(self.mean)))
         place = state["period"].long().unsqueeze(-2) + steps
         return self._read(wrap(place, self.periods, self.season))
 
-    def draw_any(self, batch: Sequence[int], rng: torch.Generator) -> Tensor:
+    def draw_any(self, env: DifferentiableEnv) -> Tensor:
         """Draw whole periods of ``train_periods``: items keep what they have in common."""
-        first, end = self.train_periods
-        place = torch.randint(first, end, (*batch,), generator=rng, device=rng.device)
-        return self._read(place.unsqueeze(-1).expand(*batch, self.mean.shape[0]))
+        rng, shape = env.rng, (*env.batch_size, 1)
+        place = torch.randint(*self.train_periods, shape, generator=rng, device=rng.device)
+        return self._read(place.expand(*env.batch_size, len(self.mean)))
 
     def state_shapes(self, num_items: int) -> dict[str, tuple[int, ...]]:
         """Recent demand, and the place in the record."""
@@ -156,12 +157,12 @@ class Record(Demand, name="record"):
         """The recent demand of all items."""
         return num_items * self.history
 
-    def start(self, batch: Sequence[int], rng: torch.Generator) -> dict[str, Tensor]:
+    def start(self, env: DifferentiableEnv) -> dict[str, Tensor]:
         """Draw a place, with the demand before it."""
-        period = self._first(batch)
+        period = self._first(env)
         if self.start_period == "random":
             starts = (self.first_period, self.periods[1])
-            period = draw_places(period.shape, starts, self.season, rng)
+            period = draw_places(period.shape, starts, self.season, env.rng)
         entries = {} if self.horizon is not None else {"period": period.to(self.record.dtype)}
         if self.history:
             before = torch.arange(-self.history, 0, device=period.device).unsqueeze(-1)
@@ -169,15 +170,15 @@ class Record(Demand, name="record"):
             entries = {"recent": recent, **entries}
         return entries
 
-    def usual_start(self, batch: Sequence[int]) -> dict[str, Tensor]:
+    def usual_start(self, env: DifferentiableEnv) -> dict[str, Tensor]:
         """Return the first place, if all start there."""
         if self.start_period != "first":
             raise ValueError(
                 "Recorded demand depends on where a rollout starts: give that too, "
                 "env.sample_noise(T, env.reset()), or make the record with start_period='first'."
             )
-        step = torch.zeros((*batch, 1), dtype=torch.int64, device=self.record.device)
-        return {"period": self._first(batch), "step": step}
+        period = self._first(env)
+        return {"period": period, "step": torch.zeros_like(period[..., :1])}
 
     def advance(self, state: State, met: Tensor) -> dict[str, Tensor]:
         """Remember the demand and move on."""
@@ -194,8 +195,8 @@ class Record(Demand, name="record"):
             return None
         return (state["recent"] / self.mean.unsqueeze(-1)).flatten(-2)
 
-    def _first(self, batch: Sequence[int]) -> Tensor:
-        shape = (*batch, self.mean.shape[0])
+    def _first(self, env: DifferentiableEnv) -> Tensor:
+        shape = (*env.batch_size, len(self.mean))
         return torch.full(shape, self.first_period, device=self.record.device)
 
     def _read(self, place: Tensor) -> Tensor:
@@ -264,18 +265,16 @@ def check_record(name: str, record: Any, shape: Sequence[str] = ()) -> Any:
     Raises:
         ValueError: it has another shape, or holds NaN, infinity or negative numbers.
     """
-    if isinstance(record, Tensor):
-        record, finite = record.double(), torch.isfinite
-    else:  # a copy: that of a file is read-only
-        record, finite = np.array(record, dtype=np.float64), np.isfinite
+    given = isinstance(record, Tensor)  # else a copy: an array of a file is read-only
+    record = record.double() if given else np.array(record, dtype=np.float64)
     if record.ndim not in ((len(shape),) if shape else (2, 3)) or 0 in record.shape:
-        words = {"B": "env instances", "T": "periods", "n": "items"}
-        axes = tuple(shape or ("T", "n"))
+        axes = ", ".join(shape or ("T", "n"))
+        words = axes.replace("B", "env instances").replace("T", "periods").replace("n", "items")
         raise ValueError(
-            f"{name} must have shape ({', '.join(axes)}) = ({', '.join(map(words.get, axes))})"
-            f"{'' if shape else ', or (B, T, n)'}, got {tuple(record.shape)}."
+            f"{name} must have shape ({axes}) = ({words}){'' if shape else ', or (B, T, n)'}, got "
+            f"{tuple(record.shape)}."
         )
-    if not bool(finite(record).all()) or bool((record < 0).any()):
+    if not bool(((record >= 0) & (record < math.inf)).all()):
         raise ValueError(f"{name} must be finite and >= 0; it holds NaN, inf or negatives.")
     return record
 
