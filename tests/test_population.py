@@ -29,7 +29,8 @@ from hpo_torchrl.experiments.run import evaluate_run, load_config, train_run
 from hpo_torchrl.experiments.seeds import train_seeds
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.modules.stacked import ModuleStack
-from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.problems.inventory import Traces
 from hpo_torchrl.problems.inventory.features import FixedCost, IncrementalDiscount, ItemFixedCost
 from hpo_torchrl.reporting import read_runs
 from hpo_torchrl.training import Checkpoint, Evaluation
@@ -47,7 +48,7 @@ def inventory(seed, **arguments):
 def items_of_their_own(seed):
     costs = [FixedCost(20.0), ItemFixedCost(5.0)]
     return hybridize(
-        ContinuousInventoryEnv(costs, num_items=2, batch_size=8, dtype=DOUBLE, seed=seed)
+        InventoryEnv(features=costs, hybrid=False, num_items=2, batch_size=8, dtype=DOUBLE, seed=seed)
     )
 
 
@@ -328,7 +329,7 @@ def test_costs_are_those_of_each_policy_where_its_world_depends_on_it(kind, hori
 @pytest.mark.parametrize(
     "env",
     [
-        lambda: inventory(9, batch_size=4, demand_traces=torch.rand(4, 9, 1).double()),
+        lambda: inventory(9, batch_size=4, demand=Traces(torch.rand(4, 9, 1).double())),
         lambda: inventory(9, batch_size=4, horizon=7),
         lambda: Shuttle(batch_size=4, dtype=DOUBLE, seed=9),
     ],
@@ -536,7 +537,7 @@ def test_problems_that_differ_in_what_they_hold_are_refused(holder, place):
 def test_problems_are_compared_in_depth():
     def world(cost):
         costs = [FixedCost(20.0), IncrementalDiscount([5.0], [1.0, cost])]
-        return hybridize(ContinuousInventoryEnv(costs, batch_size=8))
+        return hybridize(InventoryEnv(features=costs, hybrid=False, batch_size=8))
 
     own_worlds([world(0.5), world(0.5)])
     with pytest.raises(

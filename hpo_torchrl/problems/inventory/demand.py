@@ -74,8 +74,9 @@ class Demand(abc.ABC):
         sizes = [] if batch_size is None else check_sizes("batch_size", batch_size)
         if self.batch_size is not None and sizes not in ([], [self.batch_size]):
             raise ValueError(
-                f"batch_size={batch_size} disagrees with demand of {self.batch_size} env instances; "
-                "leave it out (on the command line: env.batch_size=null) or make them equal."
+                f"batch_size={batch_size} disagrees with demand of {self.batch_size} env "
+                "instances; leave it out (on the command line: env.batch_size=null) or make them "
+                "equal."
             )
         bound = copy.copy(self)
         bound.mean = per_item("demand.mean", self.given_mean, num_items, strict=True, **place)

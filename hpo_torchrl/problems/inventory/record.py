@@ -91,7 +91,7 @@ class Record(Demand, name="record"):
         self.history = check_int("history", history, minimum=0)
         self.start_period = check_choice("start_period", start_period, START_PERIODS)
         self.season = None if season is None else check_int("season", season, minimum=1)
-        loaded = load_tensor("record", record) if isinstance(record, (str, Path)) else record
+        loaded = load_tensor("demand.record", record) if isinstance(record, (str, Path)) else record
         self.record = torch.as_tensor(check_record("record", loaded))
         length, self.num_items = self.record.shape[-2:]
         self.batch_size = self.record.shape[0] if self.record.ndim == 3 else None
@@ -218,6 +218,11 @@ class Traces(Record, name="traces"):
     """
 
     def __init__(self, traces: Any, mean: float | Sequence[float] | None = None) -> None:
+        if traces is None:
+            raise ValueError(
+                "demand.traces must be an array or name a .npy or .pt file, got None; on the "
+                "command line env.demand.traces=FILE."
+            )
         if isinstance(traces, (str, Path)):
             traces = load_tensor("demand.traces", traces)
         super().__init__(
@@ -269,7 +274,7 @@ def check_record(name: str, record: Any, shape: Sequence[str] = ()) -> Any:
     record = record.double() if given else np.array(record, dtype=np.float64)
     if record.ndim not in ((len(shape),) if shape else (2, 3)) or 0 in record.shape:
         axes = ", ".join(shape or ("T", "n"))
-        words = axes.replace("B", "env instances").replace("T", "periods").replace("n", "items")
+        words = axes.replace("n", "items").replace("T", "periods").replace("B", "env instances")
         raise ValueError(
             f"{name} must have shape ({axes}) = ({words}){'' if shape else ', or (B, T, n)'}, got "
             f"{tuple(record.shape)}."
