@@ -22,7 +22,6 @@ import hpo_torchrl.experiments.seeds
 from hpo_torchrl.algorithms import HPO, HPOPopulation, NonFiniteError
 from hpo_torchrl.collectors.streams import Stream
 from hpo_torchrl.collectors.worlds import own_worlds
-from hpo_torchrl.envs import hybridize
 from hpo_torchrl.experiments.build import build_algorithm
 from hpo_torchrl.experiments.cli import compose_config
 from hpo_torchrl.experiments.run import evaluate_run, load_config, train_run
@@ -47,9 +46,7 @@ def inventory(seed, **arguments):
 
 def items_of_their_own(seed):
     costs = [FixedCost(20.0), ItemFixedCost(5.0)]
-    return hybridize(
-        InventoryEnv(features=costs, hybrid=False, num_items=2, batch_size=8, dtype=DOUBLE, seed=seed)
-    )
+    return InventoryEnv(2, features=costs, batch_size=8, dtype=DOUBLE, seed=seed)
 
 
 def lqr(seed, **arguments):
@@ -537,7 +534,7 @@ def test_problems_that_differ_in_what_they_hold_are_refused(holder, place):
 def test_problems_are_compared_in_depth():
     def world(cost):
         costs = [FixedCost(20.0), IncrementalDiscount([5.0], [1.0, cost])]
-        return hybridize(InventoryEnv(features=costs, hybrid=False, batch_size=8))
+        return InventoryEnv(features=costs, batch_size=8)
 
     own_worlds([world(0.5), world(0.5)])
     with pytest.raises(

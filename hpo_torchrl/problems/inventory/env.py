@@ -235,8 +235,7 @@ class InventoryEnv(DifferentiableEnv):
         self, inventory: Tensor, placed: tuple[Tensor, Tensor, Tensor], noise: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Serve one period of demand, given what :meth:`Ordering.placed` says of the action."""
-        quantity, ordering, supplier = placed
-        order = self.ordering.delivered(quantity)
+        order, ordering, supplier = placed
         on_hand, *pipeline = inventory.unbind(-1)
         level = on_hand - noise
         if self.lead_time == 0:

@@ -88,15 +88,15 @@ class Ordering:
         return [gap for feature in self.features for gap in feature.gaps()]
 
     def placed(self, action: Action) -> tuple[Tensor, Tensor, Tensor]:
-        """Return quantities ``(*B, n)``, whether there are any ``(*B,)``, and the supplier."""
+        """Return the delivery ``(*B, n)``, whether there is one ``(*B,)``, and the supplier."""
         discrete, quantity = action["discrete"], action["continuous"]
         if self.simple:
             ordering = discrete.to(quantity.dtype)
-            return ordering.unsqueeze(-1) * quantity.clamp_min(0.0), ordering, discrete
+            quantity = ordering.unsqueeze(-1) * quantity.clamp_min(0.0)
+            return self.delivered(quantity), ordering, discrete
         executed = action if self.pieces is None else self.pieces.executed(action)
-        quantity = executed["continuous"].clamp_min(0.0)
-        ordering = (quantity.detach().sum(-1) > 0).to(quantity.dtype)
-        return quantity, ordering, executed["discrete"]
+        order = self.delivered(executed["continuous"].clamp_min(0.0))
+        return order, (order.detach().sum(-1) > 0).to(order.dtype), executed["discrete"]
 
     def delivered(self, quantity: Tensor) -> Tensor:
         """Return what is delivered of an order, ``(*B, n)``."""

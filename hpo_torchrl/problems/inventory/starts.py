@@ -57,9 +57,9 @@ def stationary_inventory(env: InventoryEnv) -> Tensor:
     for period in range(env.lead_time + 2 * env.order_interval):
         ordering = ((period + phase) % env.order_interval == 0).to(env.float_dtype)
         quantity = (env.order_up_to - inventory.sum(-1)).clamp_min(0.0)
-        order = ordering.unsqueeze(-1) * quantity, ordering, torch.zeros_like(phase)
+        order = env.ordering.delivered(ordering.unsqueeze(-1) * quantity)
         demand = env.demand.draw_any(env)
-        inventory, _ = env.serve(inventory, order, demand)
+        inventory, _ = env.serve(inventory, (order, ordering, torch.zeros_like(phase)), demand)
     return inventory
 
 
