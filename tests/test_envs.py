@@ -431,7 +431,7 @@ def test_bad_input_is_named(arguments, error, message):
         (lambda: Record(UNIT[0, :, 0]), r"record must have shape \(T, n\) = \(periods, items\)"),
         (lambda: Traces(-UNIT), "traces must be finite and >= 0"),
         (lambda: Traces(UNIT * math.nan), "traces must be finite and >= 0"),
-        (lambda: Record(0 * UNIT[0]), "Item 0 has no demand in train_periods"),
+        (lambda: Record(0 * UNIT[0]), r"No demand in train_periods=\(0, 5\) for item 0"),
         (lambda: Record(UNIT[0], (3, 9)), r"periods must be \(first, end\) within the 5 periods"),
         (lambda: Record(UNIT[0], history=5), "history=5"),
         (lambda: Record(UNIT[0], start_period="last"), "start_period must be one of"),

@@ -17,8 +17,8 @@ from torchrl.envs import EnvBase, Transform, TransformedEnv
 from hpo_torchrl.core.pieces import Breakpoint, Gap, Pieces
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.action_pieces import ActionPieces
+from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
-from hpo_torchrl.envs.jumps import refuse_jumps
 from hpo_torchrl.envs.specs import set_hybrid_specs
 
 

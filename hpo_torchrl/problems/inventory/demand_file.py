@@ -189,8 +189,7 @@ def read_record(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as it stands, a part is too short, or an item has no
-            demand in the training part.
+        ValueError: the file cannot be read as it stands, or a part is too short.
     """
     if path is None:
         raise ValueError(
@@ -205,13 +204,6 @@ def read_record(
             f"history={history} needs as many periods before the first decision and "
             f"{least} more, but the training part of {source.path.name} has "
             f"{parts.train[1]}; take a shorter history or a longer record."
-        )
-    silent = source.demand[slice(*parts.train)].sum(0) == 0
-    if silent.any():
-        names = [item for item, none in zip(source.items, silent, strict=True) if none]
-        raise ValueError(
-            f"No demand in the training part of {source.path.name} for {', '.join(names)}: "
-            "nothing can be learned of it. Leave such items out, or choose other fractions."
         )
     return source, parts
 

@@ -20,10 +20,10 @@ from hpo_torchrl.core.checks import (
 )
 from hpo_torchrl.core.pieces import Breakpoint, Gap
 from hpo_torchrl.core.reference import Reference, Test
+from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
-from hpo_torchrl.envs.jumps import refuse_jumps
 from hpo_torchrl.problems.inventory.demand import Demand, make_demand
-from hpo_torchrl.problems.inventory.features import FEATURES, Feature, FixedCost, LostSales
+from hpo_torchrl.problems.inventory.features import FEATURES, Feature
 from hpo_torchrl.problems.inventory.instances import from_file, heterogeneous
 from hpo_torchrl.problems.inventory.ordering import Ordering, make_features
 from hpo_torchrl.problems.inventory.picture import compare_on_record, describe_inventory
@@ -58,10 +58,9 @@ class InventoryEnv(DifferentiableEnv):
         x' &= (\text{carried over}(y) + x_1,\ x_2,\ \dots,\ x_{L-1},\ a)
 
     so an order placed in period t can serve demand of period t + L. The features
-    (:mod:`hpo_torchrl.problems.inventory.features`), in the order in which they are given, say what
-    is delivered, what an order costs, what is sold and what is carried over. The default is joint
-    replenishment: one feature, the joint fixed cost K = ``fixed_cost_per_item`` * n; unmet demand
-    is backlogged.
+    (:mod:`hpo_torchrl.problems.inventory.features`) say, in turn, what is delivered, what an order
+    costs, what is sold and what is carried over. The default is joint replenishment with backlog:
+    one feature, the joint fixed cost K = ``fixed_cost_per_item`` * n.
 
     The discrete action d picks the piece between two jumps in which q lies, times the supplier if
     there is a choice; for a joint fixed cost 0 is no order and 1 an order, :math:`a = d\,q` and the
@@ -217,17 +216,7 @@ class InventoryEnv(DifferentiableEnv):
     # -- the equations ---------------------------------------------------------------------------
 
     def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
-        """Serve one period of demand; the equations stand in the class docstring.
-
-        Args:
-            state: ``"inventory"``, ``(*B, n, max(L, 1))``, and the demand's entries.
-            action: ``"discrete"`` ``(*B,)``, or ``(*B, n)`` with a head for each item, and
-                ``"continuous"`` ``(*B, n)``.
-            noise: the demand of the period, ``(*B, n)``.
-
-        Returns:
-            The next state and the reward ``(*B,)``.
-        """
+        """Serve one period of demand, the noise ``(*B, n)``; see the class for the equations."""
         inventory, reward = self.serve(state["inventory"], self.ordering.placed(action), noise)
         return {"inventory": inventory, **self.demand.advance(state, noise)}, reward
 
@@ -269,16 +258,7 @@ class InventoryEnv(DifferentiableEnv):
         return {"inventory": STARTS[self.start](self), **entries}
 
     def sample_noise(self, num_steps: int, state: State | None = None) -> Tensor:
-        """Draw the demand of a rollout, ``(*B, T, n)``.
-
-        Args:
-            num_steps: number of steps T.
-            state: where the rollout starts; it matters to recorded demand. ``None`` is the start of
-                an episode.
-
-        Raises:
-            ValueError: ``None``, where demand depends on the start and instances start anywhere.
-        """
+        """Draw the demand of a rollout, ``(*B, T, n)``; recorded demand needs its ``state``."""
         state = self.demand.usual_start(self) if state is None else state
         return super().sample_noise(num_steps, state)
 
@@ -312,16 +292,21 @@ class InventoryEnv(DifferentiableEnv):
 
         That is, when the items' mean position no longer covers the lead time and one period.
         """
-        ordering, position = self._heuristic(observation)
+        inventory = observation[..., : len(self._slot_mean)]
+        position = inventory.unflatten(-1, (self.num_items, -1)).sum(-1)
+        ordering = (position.mean(-1) <= self.lead_time + 1).to(position.dtype)
         missing = (self.order_up_to - position * self.demand_mean).clamp_min(0.0)
-        nothing = torch.zeros_like(ordering, dtype=torch.int64)
-        return {"discrete": nothing, "continuous": missing * ordering.unsqueeze(-1)}
+        order = missing * ordering.unsqueeze(-1)
+        return {"discrete": torch.zeros_like(ordering, dtype=torch.int64), "continuous": order}
 
     def heuristic_choice(self, observation: Tensor) -> Tensor:
         """Return the discrete action of :meth:`heuristic_action`."""
-        if self.ordering.simple or self.pieces is None:
-            return self._heuristic(observation)[0].long() * self.ordering.simple
-        return self.pieces.encoded(self.heuristic_action(observation))["discrete"]
+        action = self.heuristic_action(observation)
+        if self.ordering.simple:  # without asking whether the quantity is offered: no waiting
+            return (action["continuous"].sum(-1) > 0).long()
+        return (
+            action["discrete"] if self.pieces is None else self.pieces.encoded(action)["discrete"]
+        )
 
     # -- what is known of the problem ------------------------------------------------------------
 
@@ -331,16 +316,11 @@ class InventoryEnv(DifferentiableEnv):
         return (self.lead_time + 1 + self.order_interval) * self.demand_mean
 
     @property
-    def only_fixed_cost(self) -> bool:
-        """Whether an order costs nothing besides its units and the joint fixed cost."""
-        return all(type(feature) in (FixedCost, LostSales) for feature in self.features)
-
-    @property
     def solvable(self) -> bool:
         """Whether joint replenishment's optima apply: backlog, Poisson demand, h and p above 0."""
         return (
             self.demand.poisson
-            and self.only_fixed_cost
+            and self.ordering.only_fixed_cost
             and not self.lost_sales
             and bool((self.holding_cost > 0).all())
             and bool((self.shortage_cost > 0).all())
@@ -354,16 +334,16 @@ class InventoryEnv(DifferentiableEnv):
         if not self.ordering.simple:
             return {}
         if self.recorded:
-            return {"s_S": partial(recorded_policy, self)} if self.only_fixed_cost else {}
+            return {"s_S": partial(recorded_policy, self)} if self.ordering.only_fixed_cost else {}
         known = {"s_S": s_S_rule, "R_S": R_S_rule, "order_up_to": order_up_to_rule}
         return {name: partial(rule, self) for name, rule in known.items()}
 
     def reference(self, test: Test) -> Reference:
         """Return the exact optimum, or bounds, or the cost of the best rule on a record."""
         if self.recorded:
-            usable = self.ordering.simple and self.only_fixed_cost
-            return recorded_reference(self, test) if usable else Reference()
-        if self.only_fixed_cost and not self.lost_sales:
+            known = self.ordering.simple and self.ordering.only_fixed_cost
+            return recorded_reference(self, test) if known else Reference()
+        if self.ordering.only_fixed_cost and not self.lost_sales:
             return inventory_reference(self)
         return variant_reference(self)
 
@@ -389,12 +369,6 @@ class InventoryEnv(DifferentiableEnv):
         self.__dict__.pop("original", None)
         super().to(device)
         return self
-
-    def _heuristic(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether to order, ``(*B,)``, and the positions in periods of demand, ``(*B, n)``."""
-        inventory = observation[..., : len(self._slot_mean)]
-        position = inventory.unflatten(-1, (self.num_items, -1)).sum(-1)
-        return position.mean(-1) <= self.lead_time + 1, position
 
     def _draw(self, sampler: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
         return sampler(shape, generator=self.rng, dtype=self.float_dtype, device=self.device)

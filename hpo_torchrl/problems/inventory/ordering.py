@@ -67,6 +67,11 @@ class Ordering:
         )
 
     @property
+    def only_fixed_cost(self) -> bool:
+        """Whether an order costs nothing besides its units and the joint fixed cost."""
+        return all(type(feature) in (FixedCost, LostSales) for feature in self.features)
+
+    @property
     def cut_per_item(self) -> bool:
         """Whether every item has breakpoints of its own."""
         return self.num_items > 1 and not all(f.joint or not f.breakpoints() for f in self.features)

@@ -100,13 +100,15 @@ class Record(Demand, name="record"):
             "train_periods", train_periods or self.periods, length, 0
         )
         known = self.record[..., slice(*self.train_periods), :].reshape(-1, self.num_items)
-        for i in torch.nonzero(known.sum(0) == 0).flatten().tolist() if mean is None else ():
+        self.items = [*items] if items is not None else [str(i) for i in range(self.num_items)]
+        silent = [item for item, total in zip(self.items, known.sum(0), strict=True) if total == 0]
+        if silent and mean is None:
             raise ValueError(
-                f"Item {i} has no demand in train_periods={self.train_periods}: nothing can be "
-                "learned of it. Leave it out of the record, or give a longer one."
+                f"No demand in train_periods={self.train_periods} for item {', '.join(silent)}: "
+                "nothing can be learned of it. Leave such items out, or give a longer record "
+                "(of a file, other fractions)."
             )
         super().__init__(known.mean(0).tolist() if mean is None else mean)
-        self.items = [*items] if items is not None else [str(i) for i in range(self.num_items)]
         self.labels = range(length) if labels is None else labels
         # The earliest start that has ``history`` before it, and what is left from there.
         self.first_period = max(self.periods[0], history)
