@@ -87,8 +87,9 @@ def test_demand_traces_from_a_file(tmp_path, monkeypatch, suffix):
     traces = torch.poisson(torch.full((8, 30, 1), 10.0))
     path = tmp_path / f"demand.{suffix}"
     torch.save(traces, path) if suffix == "pt" else np.save(path, traces.numpy())
-    overrides = ["env=inventory_traces", f"env.demand.traces={path}", "env.batch_size=null"]
-    run_train(monkeypatch, *SMALL, *overrides, f"output_dir={tmp_path / 'run'}")
+    overrides = ["env=inventory_traces", f"env.demand.traces={path}"]
+    small = [key for key in SMALL if not key.startswith("env.")]
+    run_train(monkeypatch, *small, *overrides, f"output_dir={tmp_path / 'run'}")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["optimal_cost"] is None
     assert summary["gap"] is None
@@ -108,7 +109,6 @@ def test_demand_traces_from_a_file(tmp_path, monkeypatch, suffix):
         (["env.lead_time=true"], ["lead_time must be an integer", "True"]),
         (["env.demand=uniform"], ["demand must be one of", "'poisson'", "'uniform'"]),
         (["env.num_items=2", "env.holding_cost=[1,2,3]"], ["holding_cost", "got 3"]),
-        (["env=inventory_traces"], ["demand.traces", "env.demand.traces=FILE"]),
         (["env.demand={name: record, record: /no/file.npy}"], ["demand.record", "not a file"]),
         (["algorithm.learning_rate=0"], ["learning_rate must be", "> 0"]),
         (["algorithm.adam_betas=0.9"], ["adam_betas must be two numbers", "0.9"]),
@@ -185,6 +185,11 @@ def test_resume_of_no_run_is_refused(tmp_path, monkeypatch, capsys):
     assert "not the folder of a run" in message
     message = refused(monkeypatch, capsys, f"resume={tmp_path}", "output_dir=elsewhere")
     assert "leave output_dir=elsewhere out" in message
+
+
+def test_traces_must_be_given(monkeypatch, capsys):
+    message = refused(monkeypatch, capsys, "env=inventory_traces")
+    assert "demand.traces must be an array or name a" in message
 
 
 @pytest.mark.parametrize("content", [b"junk", None])
