@@ -295,7 +295,7 @@ def test_learned_critic_gradient_is_the_critics_slope():
 
 
 def test_q_network_reads_actions_in_their_natural_unit():
-    env = InventoryEnv(2, demand_mean=[5.0, 50.0], batch_size=3)
+    env = InventoryEnv(2, demand=[5.0, 50.0], batch_size=3)
     q = make_q_network(env, hidden=[8])
     nn.init.normal_(q.module.net[-1].weight)
     data = env.reset()
@@ -315,7 +315,7 @@ def test_rules_cost_what_the_oracles_say():
     env = stationary(1)
     s_S = evaluate(env, Rule(env, rule="s_S").policy, 600, skip=100)
     assert abs(s_S.mean - optimal_s_S(10, 1, 9, 64, 2).cost) < 4 * s_S.standard_error
-    env = stationary(3, demand_mean=[6.0, 10.0, 14.0], holding_cost=[1.3, 1.0, 0.7])
+    env = stationary(3, demand=[6.0, 10.0, 14.0], holding_cost=[1.3, 1.0, 0.7])
     exact = PeriodicPolicy.optimum(Items([6, 10, 14], [1.3, 1, 0.7], 9, 192, 2))
     R_S = evaluate(env, Rule(env, rule="R_S").policy, 100 + 120 * exact.policy.R, skip=100)
     assert abs(R_S.mean - exact.cost / 3) < 4 * R_S.standard_error

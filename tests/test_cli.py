@@ -73,7 +73,7 @@ def test_same_seed_same_run_other_seed_other_run(tmp_path, monkeypatch):
         ["env.lost_sales=true", "env.demand=normal", "policy.shared_trunk=true"],
         ["dtype=float64", "algorithm.cross_term=false", "algorithm.epochs=0"],
         ["env.horizon=7", "algorithm.reset_at_each_iter=true"],
-        ["env.num_items=2", "env.demand_mean=[5,20]", "env.holding_cost=[1,2]"],
+        ["env.num_items=2", "env.demand=[5,20]", "env.holding_cost=[1,2]"],
     ],
 )
 def test_variants_train(tmp_path, monkeypatch, overrides):
@@ -87,8 +87,9 @@ def test_demand_traces_from_a_file(tmp_path, monkeypatch, suffix):
     traces = torch.poisson(torch.full((8, 30, 1), 10.0))
     path = tmp_path / f"demand.{suffix}"
     torch.save(traces, path) if suffix == "pt" else np.save(path, traces.numpy())
-    overrides = [f"env.demand_traces={path}", "env.batch_size=null"]
-    run_train(monkeypatch, *SMALL, *overrides, f"output_dir={tmp_path / 'run'}")
+    overrides = ["env=inventory_traces", f"env.demand.traces={path}"]
+    small = [key for key in SMALL if not key.startswith("env.")]
+    run_train(monkeypatch, *small, *overrides, f"output_dir={tmp_path / 'run'}")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["optimal_cost"] is None
     assert summary["gap"] is None
@@ -102,13 +103,13 @@ def test_demand_traces_from_a_file(tmp_path, monkeypatch, suffix):
         (["nonsense.key=1"], ["nonsense.key=1", "no section 'nonsense'"]),
         (["env=invntory"], ["env/invntory"]),
         (["env.holding_cost=-1"], ["holding_cost must be", ">= 0", "-1"]),
-        (["env.demand_mean=nan"], ["demand_mean must be", "nan"]),
+        (["env.demand=nan"], ["demand.mean must be", "nan"]),
         (["env.lead_time=2.5"], ["lead_time must be an integer", "2.5"]),
         (["env.lead_time=two"], ["lead_time must be an integer", "'two'"]),
         (["env.lead_time=true"], ["lead_time must be an integer", "True"]),
         (["env.demand=uniform"], ["demand must be one of", "'poisson'", "'uniform'"]),
         (["env.num_items=2", "env.holding_cost=[1,2,3]"], ["holding_cost", "got 3"]),
-        (["env.demand_traces=/no/such/file.npy"], ["env.demand_traces", "not a file"]),
+        (["env.demand={name: record, record: /no/file.npy}"], ["demand.record", "not a file"]),
         (["algorithm.learning_rate=0"], ["learning_rate must be", "> 0"]),
         (["algorithm.adam_betas=0.9"], ["adam_betas must be two numbers", "0.9"]),
         (["algorithm.adam_betas=[0.9,1.5]"], ["adam_betas[1] must be", "1.5"]),
@@ -142,10 +143,10 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 def test_traces_of_the_wrong_shape_are_refused(tmp_path, monkeypatch, capsys):
     path = tmp_path / "demand.npy"
-    np.save(path, np.ones((8, 30, 2)))
-    message = refused(monkeypatch, capsys, f"env.demand_traces={path}", "env.batch_size=null")
-    assert "demand_traces must have shape (B, T, n)" in message
-    assert "(8, 30, 2)" in message
+    np.save(path, np.ones((8, 30)))
+    message = refused(monkeypatch, capsys, "env=inventory_traces", f"env.demand.traces={path}")
+    assert "traces must have shape (B, T, n)" in message
+    assert "(8, 30)" in message
 
 
 def test_a_folder_that_holds_a_run_is_left_as_it_is(tmp_path, monkeypatch, capsys):
@@ -186,12 +187,17 @@ def test_resume_of_no_run_is_refused(tmp_path, monkeypatch, capsys):
     assert "leave output_dir=elsewhere out" in message
 
 
+def test_traces_must_be_given(monkeypatch, capsys):
+    message = refused(monkeypatch, capsys, "env=inventory_traces")
+    assert "demand.traces must be an array or name a" in message
+
+
 @pytest.mark.parametrize("content", [b"junk", None])
 def test_unreadable_traces_are_refused(tmp_path, monkeypatch, capsys, content):
     path = tmp_path / "demand.pt"
     torch.save({"a": 1}, path) if content is None else path.write_bytes(content)
-    message = refused(monkeypatch, capsys, f"env.demand_traces={path}", "env.batch_size=null")
-    assert "env.demand_traces" in message
+    message = refused(monkeypatch, capsys, "env=inventory_traces", f"env.demand.traces={path}")
+    assert "demand.traces" in message
 
 
 def test_output_below_a_file_is_refused(tmp_path, monkeypatch, capsys):

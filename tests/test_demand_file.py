@@ -20,8 +20,8 @@ from torchrl.envs.utils import check_env_specs
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.experiments.cli import evaluate, train
 from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.problems import RecordedInventoryEnv
-from hpo_torchrl.problems.inventory import Record, TotalDemandPolicy
+from hpo_torchrl.problems import InventoryEnv
+from hpo_torchrl.problems.inventory import Record, RecordedItems, TotalDemandPolicy
 from hpo_torchrl.problems.inventory.demand_file import DemandFileError, read_demand
 from hpo_torchrl.training import Evaluation
 
@@ -75,7 +75,7 @@ def test_files_of_another_kind_are_refused(tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_the_environment_replays_its_split(split):
-    env = RecordedInventoryEnv.from_file(str(SAMPLE), split=split, batch_size=8, seed=0)
+    env = InventoryEnv.from_file(str(SAMPLE), split=split, batch_size=8, seed=0)
     check_env_specs(env)
     policy, start = HybridPolicy.for_env(env, hidden=(8,)), env.reset()
     noise = env.sample_noise(6, start)
@@ -142,9 +142,8 @@ def test_a_policy_learns_nothing_of_later_periods():
     changed[438:] = 1000.0  # beyond the training periods: in the file's 60 %
     runs = []
     for demand in (record, changed):
-        env = RecordedInventoryEnv(
-            demand, (0, 438), season=7, initial_state="stationary", batch_size=16, seed=0
-        )
+        replayed = Record(demand, (0, 438), history=14, season=7)
+        env = InventoryEnv(demand=replayed, initial_state="stationary", batch_size=16, seed=0)
         start = env.reset()
         noise = env.sample_noise(1000, start)
         runs.append(torch.cat([start["observation"], noise.flatten(1)], -1))
@@ -153,7 +152,7 @@ def test_a_policy_learns_nothing_of_later_periods():
 
 def test_history_is_the_demand_that_was_met():
     record = torch.arange(60.0).reshape(30, 2)
-    env = RecordedInventoryEnv(record, history=4, season=3, batch_size=16, seed=0)
+    env = InventoryEnv(demand=Record(record, history=4, season=3), batch_size=16, seed=0)
     policy = HybridPolicy.for_env(env, hidden=())
     rollout = differentiable_rollout(env, policy, 50, noise=None)
     met = rollout["next", "recent"][..., -1]
@@ -174,11 +173,10 @@ def test_history_is_the_demand_that_was_met():
 )
 def test_the_tuned_rule_against_every_rule_through_the_environment(n, lead_time, lost, seed):
     demand = np.random.default_rng(seed).poisson(2.0, (30, n)) + (np.arange(30) == 3)[:, None]
-    record = Record(demand, 1.0, 4.0, 6.0, lead_time, lost_sales=lost)
+    record = RecordedItems(demand, 1.0, 4.0, 6.0, lead_time, lost_sales=lost)
     best = TotalDemandPolicy.optimum(record)
-    env = RecordedInventoryEnv(
-        demand,
-        history=1,
+    env = InventoryEnv(
+        demand=Record(demand, history=1),
         lead_time=lead_time,
         shortage_cost=4.0,
         fixed_cost_per_item=6.0 / n,

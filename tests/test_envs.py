@@ -13,8 +13,10 @@ from tensordict import TensorDict
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 from torchrl.envs.utils import check_env_specs
 
+from hpo_torchrl.envs import certify
 from hpo_torchrl.problems import InventoryEnv
-from hpo_torchrl.problems.inventory import s_S_cost
+from hpo_torchrl.problems.inventory import Demand, Normal, Poisson, Record, Traces, s_S_cost
+from hpo_torchrl.problems.inventory.features import AllUnitsDiscount, FixedCost, LostSales
 
 
 def act(td, discrete, continuous):
@@ -79,8 +81,8 @@ VARIANTS = [
     {"batch_size": (2, 3), "dtype": torch.float64, "demand": "normal"},
     {"batch_size": (2, 3), "lost_sales": True, "initial_state": "random"},
     {"batch_size": 4, "horizon": 2, "initial_state": "stationary", "fixed_cost_per_item": 9.0},
-    {"num_items": 3, "demand_traces": TRACES},
-    {"num_items": 3, "demand_traces": TRACES, "horizon": 2, "dtype": torch.float64},
+    {"demand": Traces(TRACES)},
+    {"num_items": 3, "demand": Traces(TRACES), "horizon": 2, "dtype": torch.float64},
 ]
 
 
@@ -105,13 +107,12 @@ def test_any_valid_arguments_make_a_sound_environment(data, n, lead_time):
     env = InventoryEnv(
         num_items=n,
         lead_time=lead_time,
-        demand_mean=per_item(0.1, 40),
+        demand=data.draw(st.sampled_from([Poisson, Normal]))(per_item(0.1, 40)),
         holding_cost=per_item(0.05, 20),
         shortage_cost=per_item(0, 20),
         procurement_cost=per_item(0, 5),
         fixed_cost_per_item=data.draw(st.floats(0, 100)),
         lost_sales=data.draw(st.booleans()),
-        demand=data.draw(st.sampled_from(["poisson", "normal"])),
         initial_state=data.draw(st.sampled_from(["empty", "random", "stationary"])),
         horizon=data.draw(st.one_of(st.none(), st.integers(1, 5))),
         batch_size=batch,
@@ -302,19 +303,19 @@ def test_loaded_noise_is_consumed_in_order_then_forgotten():
     assert not torch.equal(env.rng.get_state(), state)
 
 
-@pytest.mark.parametrize("demand", ["poisson", "normal"])
-def test_demand_has_the_mean_and_variance_it_should(demand):
-    env = InventoryEnv(2, demand_mean=[10.0, 30.0], demand=demand, batch_size=50, seed=0)
+@pytest.mark.parametrize("kind", ["poisson", "normal"])
+def test_demand_has_the_mean_and_variance_it_should(kind):
+    env = InventoryEnv(2, demand={"name": kind, "mean": [10.0, 30.0]}, batch_size=50, seed=0)
     drawn = env.sample_noise(800).reshape(-1, 2)
     torch.testing.assert_close(drawn.mean(0), env.demand_mean, rtol=0.005, atol=0)
     torch.testing.assert_close(drawn.var(0), env.demand_mean, rtol=0.03, atol=0)
-    assert (drawn == drawn.round()).all() == (demand == "poisson")
+    assert (drawn == drawn.round()).all() == env.demand.poisson == (kind == "poisson")
 
 
 @pytest.mark.parametrize("horizon", [None, 3])
 def test_traces_are_replayed_exactly_also_after_a_reset(horizon):
     traces = torch.randint(30, (2, 4, 3)).float()
-    env = InventoryEnv(3, 1, demand_traces=traces, horizon=horizon)
+    env = InventoryEnv(3, 1, Traces(traces), horizon=horizon)
     length = horizon or 4
     assert (env.batch_size, env.horizon) == ((2,), length)
     torch.testing.assert_close(env.demand_mean, traces.mean((0, 1)))
@@ -392,12 +393,16 @@ BAD = [
         for name in ("holding_cost", "shortage_cost", "procurement_cost", "fixed_cost_per_item")
         for value in (-1.0, math.nan, math.inf)
     ],
-    ({"demand_mean": 0.0}, ValueError, "demand_mean must be a finite number > 0"),
-    ({"demand_mean": [1.0, math.nan], "num_items": 2}, ValueError, r"demand_mean\[1\] must be"),
+    ({"demand": 0.0}, ValueError, "demand.mean must be a finite number > 0"),
+    ({"demand": [1.0, math.nan], "num_items": 2}, ValueError, r"demand.mean\[1\] must be"),
+    ({"demand": {"mean": 3.0}}, ValueError, "mappings with a name such as"),
+    ({"demand": {"name": "normal", "men": 3.0}}, ValueError, "Unknown key 'men'.*'mean'"),
+    ({"features": [], "fixed_cost_per_item": 1.0}, ValueError, "leave one of them out"),
+    ({"hybrid": 0}, TypeError, "hybrid must be true or false"),
     ({"holding_cost": [1.0, 2.0]}, ValueError, "holding_cost .*num_items=1 entries, got 2"),
     ({"holding_cost": UNIT[:, 0, 0], "num_items": 3}, ValueError, "holding_cost .*=3.* got 4"),
     ({"shortage_cost": "9"}, TypeError, "shortage_cost must be a number"),
-    ({"demand": "poison"}, ValueError, "demand must be one of 'poisson', 'normal', got 'poison'"),
+    ({"demand": "poison"}, ValueError, "demand must be one of 'poisson', 'normal', .*got 'poison'"),
     ({"initial_state": "full"}, ValueError, "initial_state must be one of 'empty', 'random'"),
     ({"lost_sales": 1}, TypeError, "lost_sales must be true or false, got 1"),
     ({"horizon": 2.5}, TypeError, "horizon must be an integer"),
@@ -406,12 +411,10 @@ BAD = [
     ({"batch_size": 2.0}, TypeError, "batch_size"),
     ({"dtype": torch.int64}, TypeError, "dtype must be a floating-point"),
     ({"dtype": "float32"}, TypeError, "dtype must be a floating-point torch.dtype"),
-    ({"demand_traces": UNIT[0]}, ValueError, r"demand_traces must have shape.* got \(5, 1\)"),
-    ({"demand_traces": UNIT.expand(4, 5, 2)}, ValueError, "demand_traces.*num_items = 1, got"),
-    ({"demand_traces": -UNIT}, ValueError, "demand_traces must be finite and >= 0"),
-    ({"demand_traces": UNIT * math.nan}, ValueError, "demand_traces must be finite and >= 0"),
-    ({"demand_traces": UNIT, "batch_size": 3}, ValueError, "batch_size=3 disagrees .*4 systems"),
-    ({"demand_traces": UNIT, "horizon": 6}, ValueError, "horizon=6 is longer than demand_traces"),
+    ({"demand": Traces(UNIT.expand(4, 5, 2)), "num_items": 1}, ValueError, "of 2 items, .* = 1"),
+    ({"demand": Traces(UNIT), "batch_size": 3}, ValueError, "batch_size=3 disagrees .*4 env"),
+    ({"demand": Traces(UNIT), "horizon": 6}, ValueError, "horizon=6 is longer than the demand"),
+    ({"demand": Record(UNIT[0]), "horizon": 2}, ValueError, "start_period='first'"),
 ]
 
 
@@ -419,3 +422,66 @@ BAD = [
 def test_bad_input_is_named(arguments, error, message):
     with pytest.raises(error, match=message):
         InventoryEnv(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Traces(UNIT[0]), r"traces must have shape.* got \(5, 1\)"),
+        (lambda: Record(UNIT[0, :, 0]), r"record must have shape \(T, n\) = \(periods, items\)"),
+        (lambda: Traces(-UNIT), "traces must be finite and >= 0"),
+        (lambda: Traces(UNIT * math.nan), "traces must be finite and >= 0"),
+        (lambda: Record(0 * UNIT[0]), r"No demand in train_periods=\(0, 5\) for item 0"),
+        (lambda: Record(UNIT[0], (3, 9)), r"periods must be \(first, end\) within the 5 periods"),
+        (lambda: Record(UNIT[0], history=5), "history=5"),
+        (lambda: Record(UNIT[0], start_period="last"), "start_period must be one of"),
+        (lambda: Record("demand.csv"), r"demand.record must name a .npy or .pt file"),
+    ],
+)
+def test_bad_records_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_record_and_its_traces_are_replayed_alike():
+    """One mechanism: a record for all is the same as a trace for each that holds it."""
+    record = torch.randint(1, 30, (9, 2)).double()
+    both = [
+        InventoryEnv(demand=Record(values, history=3, start_period="first"), batch_size=4, seed=0)
+        for values in (record, record.expand(4, 9, 2))
+    ]
+    runs = [env.rollout(14, never_order) for env in both]
+    for key in ("recent", "period", "inventory", "observation"):
+        assert torch.equal(runs[0][key], runs[1][key])
+    met = runs[0]["next", "recent"][0, :, :, -1].double()
+    assert torch.equal(met, record[[3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7]])
+
+
+def test_recorded_demand_with_lost_sales_and_a_discount():
+    record = torch.randint(1, 30, (40, 1)).double()
+    features = [FixedCost(64.0), LostSales(), AllUnitsDiscount([50.0], [1.0, 0.9])]
+    env = InventoryEnv(
+        demand=Record(record, history=2), features=features, initial_state="random", batch_size=500
+    )
+    assert str(env.pieces) == "action: {0} (0, 50) [50, inf)"
+    assert certify(env, 20_000).exact
+    check_env_specs(env)
+    after = env.rollout(10, break_when_any_done=False)["next"]
+    assert (after["inventory"] >= 0).all()
+    assert torch.equal(after["recent"][..., -1], record[after["period"].long() - 1, 0].float())
+
+
+class Lumpy(Demand, name="lumpy"):
+    """A user's own demand: nothing, or ten units."""
+
+    def draw(self, num_steps, state, env):
+        shape = (*env.batch_size, num_steps, len(self.mean))
+        return 10.0 * (torch.rand(shape, generator=env.rng) < 0.5)
+
+
+def test_demand_of_ones_own_is_one_class():
+    env = InventoryEnv(2, demand={"name": "lumpy", "mean": 5.0}, batch_size=3, seed=0)
+    check_env_specs(env)
+    assert set(env.sample_noise(50).unique().tolist()) == {0.0, 10.0}
+    assert not env.solvable
+    assert env.reference(None).optimal_cost is None

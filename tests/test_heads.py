@@ -11,10 +11,10 @@ from torch.distributions import Categorical, Normal
 from hpo_torchrl.collectors import branched_returns, differentiable_rollout
 from hpo_torchrl.core.pieces import BranchBounds
 from hpo_torchrl.diagnostics import exact_gradient
-from hpo_torchrl.envs import DifferentiableEnv, hybridize
+from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy
 from hpo_torchrl.objectives import HPOLoss
-from hpo_torchrl.problems import ContinuousInventoryEnv
+from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory.features import ItemFixedCost
 
 DOUBLE = torch.float64
@@ -224,11 +224,7 @@ def test_a_branch_keeps_its_total():
 
 
 def test_each_head_has_its_own_ends():
-    env = hybridize(
-        ContinuousInventoryEnv(
-            features=[ItemFixedCost(5.0)], num_items=4, batch_size=6, initial_state="random"
-        )
-    )
+    env = InventoryEnv(4, features=[ItemFixedCost(5.0)], batch_size=6, initial_state="random")
     assert env.num_discrete == 2  # not 2 ** 4
     policy = HybridPolicy.for_env(env, hidden=(8,))
     assert policy.network.discrete[-1].out_features == 8

@@ -26,11 +26,12 @@ from hpo_torchrl.envs import (
     hybridize,
 )
 from hpo_torchrl.envs.action_pieces import ActionPieces
-from hpo_torchrl.modules import HybridPolicy, make_value_network
-from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv
+from hpo_torchrl.modules import HybridPolicy, RulePolicy, make_value_network
+from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory.features import (
     FEATURES,
     AllUnitsDiscount,
+    Feature,
     FixedCost,
     IncrementalDiscount,
     ItemFixedCost,
@@ -58,9 +59,13 @@ VARIANTS = {
 }
 
 
-def original(features=(), **arguments):
+def inventory(features=(), **arguments):
     settings = {"batch_size": 500, "initial_state": "random", "seed": 0} | arguments
-    return ContinuousInventoryEnv(features=features, **settings)
+    return InventoryEnv(features=features, **settings)
+
+
+def original(features=(), **arguments):
+    return inventory(features, hybrid=False, **arguments)
 
 
 # -- pieces --------------------------------------------------------------------------------------
@@ -114,7 +119,8 @@ def test_options_may_be_listed(intervals, expected):
         (lambda: Pieces.listed([]), "at least one"),
         (lambda: Pieces.listed([(1, 2, 3)]), "pairs"),
         (lambda: hybridize(original(), [1.0], intervals=[0]), "both"),
-        (lambda: hybridize(InventoryEnv()), "needs breakpoints"),
+        (lambda: hybridize(Heater()), "needs breakpoints"),
+        (lambda: hybridize(InventoryEnv()), "hybrid already"),
     ],
 )
 def test_pieces_that_are_none_are_refused(make, words):
@@ -181,21 +187,21 @@ def test_pieces_pass_gradients_inside_and_none_outside():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_hybridized_feature_equals_the_original(name, dtype):
-    env = hybridize(original(VARIANTS[name], batch_size=20_000, dtype=dtype))
+def test_the_hybrid_form_of_a_feature_equals_the_original(name, dtype):
+    env = inventory(VARIANTS[name], batch_size=4_000, dtype=dtype)
     actions = 1_000_000 if dtype == torch.float32 else 100_000
     certificate = certify(env, actions)
     assert certificate.exact, certificate
     assert certificate.num_actions == actions
     assert certificate.num_skipped == 0
-    assert all(certificate.options)
+    assert all(certificate.discrete)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_so_does_one_of_several_items(name):
     if name == "several":  # of the total and of the fleet
         pytest.skip("the same kinds as truckloads and discounts of a total")
-    env = hybridize(original(VARIANTS[name], num_items=3, batch_size=5_000))
+    env = inventory(VARIANTS[name], num_items=3, batch_size=5_000)
     certificate = certify(env, 20_000)
     assert certificate.exact, certificate
     # More than the fleet holds does what a full fleet does, but not to the last bit.
@@ -206,23 +212,62 @@ def test_every_feature_is_certified():
     assert set(VARIANTS) - {"several"} == set(FEATURES)
 
 
-def test_the_hybridized_fixed_cost_is_the_hybrid_environment():
-    shared = {"num_items": 3, "batch_size": 64, "initial_state": "random", "seed": 5}
-    one = hybridize(ContinuousInventoryEnv(features=[FixedCost(192.0)], **shared))
-    other = InventoryEnv(**shared)
-    policy = HybridPolicy.for_env(other, hidden=(8,))
-    torch.manual_seed(1)
-    first = differentiable_rollout(one, policy, 12)
-    torch.manual_seed(1)
-    second = differentiable_rollout(other, policy, 12)
-    for key in ("observation", ("next", "reward"), ("action", "continuous")):
-        assert torch.equal(first[key], second[key])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(
+    "name", ["fixed_cost", "lost_sales", "all_units_discount", "minimum_order"]
+)
+def test_hybridizing_the_original_gives_the_environment(name, n):
+    """Also for the joint fixed cost alone, where the environment has a shorter way."""
+    shared = {"num_items": n, "batch_size": 64}
+    one = hybridize(original(VARIANTS[name], **shared))
+    other = inventory(VARIANTS[name], **shared)
+    assert str(one.pieces) == str(other.pieces)
     assert torch.equal(one.action_scale, other.action_scale)
+    policy, runs = HybridPolicy.for_env(other, hidden=(8,)), []
+    for env in (one, other):
+        torch.manual_seed(1)
+        run = differentiable_rollout(env, policy, 12)
+        loss = run["next", "reward"].sum()
+        runs.append((run, torch.autograd.grad(loss, [*policy.parameters()], allow_unused=True)))
+    for key in ("observation", ("next", "reward"), ("action", "continuous")):
+        assert torch.equal(runs[0][0][key], runs[1][0][key])
+    for gradient, expected in zip(runs[0][1], runs[1][1], strict=True):
+        assert (gradient is None and expected is None) or torch.equal(gradient, expected)
+
+
+def test_rules_heuristic_and_description_pass_through_hybridize():
+    env = hybridize(Heater(batch_size=4, seed=0), [(0.0, "alone"), 0.25], gaps=[Gap(0, 0.25, 0)])
+    rollout = env.rollout(3, env.rules()["full"]())
+    assert (rollout["action", "discrete"] == 1).all()
+    assert (rollout["action", "continuous"] == 1).all()
+    assert env.heuristic_choice(torch.tensor([[0.0], [2.0]])).tolist() == [1, 0]
+    assert env.describe(None, {}, env.reference(None)) == {"what": "heater"}
+    inventories = inventory([FixedCost(64.0)]), hybridize(original([FixedCost(64.0)]))
+    seen = inventories[0].reset()["observation"]
+    choices = [env.heuristic_choice(seen) for env in inventories]
+    assert torch.equal(*choices)
+    assert set(choices[0].tolist()) == {0, 1}
+
+
+class Jumping(Feature):
+    """A user's own feature that conceals where it jumps."""
+
+    def order_cost(self, quantity, supplier):
+        return 5.0 * (quantity.sum(-1) > 30).to(quantity.dtype)
+
+
+def test_a_feature_of_ones_own_must_say_where_it_jumps():
+    with pytest.raises(ValueError, match=r"still jumps inside a piece.*reward changes by 5"):
+        inventory([FixedCost(64.0), Jumping()])
+    Jumping.breakpoints = lambda self: [Breakpoint(30.0, "left")]
+    env = inventory([FixedCost(64.0), Jumping()])
+    assert str(env.pieces) == "action: {0} (0, 30] (30, inf)"
+    assert certify(env, 2_000).exact
 
 
 @pytest.mark.parametrize("fault", ["shifted", "scaled", "wrong side"])
 def test_a_wrong_interval_map_is_caught(fault):
-    env = hybridize(original([FixedCost(64.0), AllUnitsDiscount([50.0], [1.0, 0.9])]))
+    env = inventory([FixedCost(64.0), AllUnitsDiscount([50.0], [1.0, 0.9])])
     assert certify(env, 5_000).exact
     pieces = env.pieces
     if fault == "shifted":
@@ -230,7 +275,7 @@ def test_a_wrong_interval_map_is_caught(fault):
         pieces.high = pieces.high + torch.tensor([[0.0, 1.0, 0.0]])
     elif fault == "scaled":
         right = pieces.project
-        pieces.project = lambda option, u: right(option, u * (1 + 1e-6))
+        pieces.project = lambda piece, u: right(piece, u * (1 + 1e-6))
     else:
         pieces.low, pieces.high = pieces.low.clone(), pieces.high.clone()
         pieces.high[0, 1], pieces.low[0, 2] = 50.0, 50.00001
@@ -267,7 +312,7 @@ def test_kinks_are_no_jumps_and_the_search_leaves_the_generator_alone():
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("name", ["suppliers", "minimum_order"])
 def test_specs_routes_and_algorithms(name, n):
-    env = hybridize(original(VARIANTS[name], num_items=n, batch_size=8))
+    env = inventory(VARIANTS[name], num_items=n, batch_size=8)
     check_env_specs(env)
     policy = HybridPolicy.for_env(env, hidden=(8,))
     noise, start = env.sample_noise(6), env.reset()
@@ -329,9 +374,9 @@ def test_features_that_are_none_are_refused(features, words):
 
 def test_breakpoints_of_the_total_and_of_each_item_do_not_mix():
     features = [MinimumOrder(5.0), AllUnitsDiscount([50.0], [1.0, 0.9])]
-    assert hybridize(original(features)).num_discrete == 3
+    assert inventory(features).num_discrete == 3
     with pytest.raises(ValueError, match="total quantity and another"):
-        hybridize(original(features, num_items=2))
+        inventory(features, num_items=2)
 
 
 @pytest.mark.parametrize(
@@ -348,12 +393,12 @@ def test_breakpoints_of_the_total_and_of_each_item_do_not_mix():
     ],
 )
 def test_the_optimum_of_a_variant(features, arguments, cost):
-    found = reference_cost(hybridize(original(features, batch_size=4, **arguments))).optimal_cost
+    found = reference_cost(inventory(features, batch_size=4, **arguments)).optimal_cost
     assert found == (cost if cost is None else pytest.approx(cost, abs=1e-4))
 
 
 def test_a_gap_of_profits_is_above_zero_where_less_is_earned():
-    reference = reference_cost(hybridize(original([FixedCost(64.0), Profit(5.0)], batch_size=4)))
+    reference = reference_cost(inventory([FixedCost(64.0), Profit(5.0)], batch_size=4))
     assert reference.gaps(reference.optimal_cost + 1.0)["gap"] == pytest.approx(1 / 12.93565, 1e-4)
 
 
@@ -389,6 +434,24 @@ class Heater(DifferentiableEnv):
     def draw_noise(self, num_steps, state):
         shape = (*self.batch_size, num_steps, 1)
         return 0.1 * torch.randn(shape, generator=self.rng)
+
+    def rules(self):
+        return {"full": lambda: FullPower()}
+
+    def heuristic_action(self, observation):
+        return {"continuous": (observation < 1).float()}
+
+    def describe(self, policy, tests, reference, folder=None):
+        return {"what": "heater"}
+
+
+class FullPower(RulePolicy):
+    """A rule of the original: its only discrete action, with full power."""
+
+    in_keys = ["x"]  # noqa: RUF012
+
+    def decide(self, x):
+        return torch.zeros(x.shape[:-1], dtype=torch.int64), torch.ones_like(x)
 
 
 def test_a_gap_needs_its_value_to_be_an_option():

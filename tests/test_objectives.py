@@ -24,7 +24,7 @@ CRITIC = pytest.mark.parametrize("with_critic", [True, False])
 def parts(batch_size=4, with_critic=True, **network):
     """A policy with a non-zero discrete head, a critic, and a rollout with ends of both kinds."""
     torch.manual_seed(0)
-    env = InventoryEnv(2, demand_mean=2.0, fixed_cost_per_item=2.0, initial_state="random",
+    env = InventoryEnv(2, demand=2.0, fixed_cost_per_item=2.0, initial_state="random",
                        batch_size=batch_size, dtype=torch.float64, seed=0)  # fmt: skip
     policy = perturb(HybridPolicy.for_env(env, **{"hidden": (8,), "activation": "tanh"} | network))
     # As built the critic is zero everywhere, and has no gradient but in its head.

@@ -20,7 +20,7 @@ import hpo_torchrl
 from hpo_torchrl.experiments.build import ALGORITHMS, accepted
 from hpo_torchrl.experiments.cli import compose_config
 from hpo_torchrl.modules import HybridNetwork, make_value_network
-from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.training import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +88,7 @@ def test_algorithm_config_has_the_keys_of_the_constructor(name):
     ("name", "function"),
     [
         ("inventory", InventoryEnv),
-        ("inventory_variant", ContinuousInventoryEnv.hybrid),
+        ("inventory_variant", InventoryEnv),
         ("switched_lqr", SwitchedLQREnv.from_recipe),
         ("switched_lqr_2d", SwitchedLQREnv),
     ],
@@ -100,7 +100,7 @@ def test_environment_config_has_the_keys_of_the_constructor(name, function):
 
 def test_heterogeneous_inventory_config_differs_where_its_items_do():
     settings = compose_config(["env=inventory_heterogeneous"])["env"]
-    drawn = {"demand_mean", "holding_cost", "shortage_cost", "demand_traces"}
+    drawn = {"holding_cost", "shortage_cost"}
     known = set(accepted(InventoryEnv.heterogeneous)) - drawn
     assert set(settings) - {"name", "evaluation"} == known
     for key, value in defaults(InventoryEnv.heterogeneous).items():

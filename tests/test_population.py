@@ -22,14 +22,14 @@ import hpo_torchrl.experiments.seeds
 from hpo_torchrl.algorithms import HPO, HPOPopulation, NonFiniteError
 from hpo_torchrl.collectors.streams import Stream
 from hpo_torchrl.collectors.worlds import own_worlds
-from hpo_torchrl.envs import hybridize
 from hpo_torchrl.experiments.build import build_algorithm
 from hpo_torchrl.experiments.cli import compose_config
 from hpo_torchrl.experiments.run import evaluate_run, load_config, train_run
 from hpo_torchrl.experiments.seeds import train_seeds
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.modules.stacked import ModuleStack
-from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.problems.inventory import Traces
 from hpo_torchrl.problems.inventory.features import FixedCost, IncrementalDiscount, ItemFixedCost
 from hpo_torchrl.reporting import read_runs
 from hpo_torchrl.training import Checkpoint, Evaluation
@@ -46,9 +46,7 @@ def inventory(seed, **arguments):
 
 def items_of_their_own(seed):
     costs = [FixedCost(20.0), ItemFixedCost(5.0)]
-    return hybridize(
-        ContinuousInventoryEnv(costs, num_items=2, batch_size=8, dtype=DOUBLE, seed=seed)
-    )
+    return InventoryEnv(2, features=costs, batch_size=8, dtype=DOUBLE, seed=seed)
 
 
 def lqr(seed, **arguments):
@@ -328,7 +326,7 @@ def test_costs_are_those_of_each_policy_where_its_world_depends_on_it(kind, hori
 @pytest.mark.parametrize(
     "env",
     [
-        lambda: inventory(9, batch_size=4, demand_traces=torch.rand(4, 9, 1).double()),
+        lambda: inventory(9, batch_size=4, demand=Traces(torch.rand(4, 9, 1).double())),
         lambda: inventory(9, batch_size=4, horizon=7),
         lambda: Shuttle(batch_size=4, dtype=DOUBLE, seed=9),
     ],
@@ -536,7 +534,7 @@ def test_problems_that_differ_in_what_they_hold_are_refused(holder, place):
 def test_problems_are_compared_in_depth():
     def world(cost):
         costs = [FixedCost(20.0), IncrementalDiscount([5.0], [1.0, cost])]
-        return hybridize(ContinuousInventoryEnv(costs, batch_size=8))
+        return InventoryEnv(features=costs, batch_size=8)
 
     own_worlds([world(0.5), world(0.5)])
     with pytest.raises(

@@ -13,7 +13,7 @@ from hpo_torchrl.algorithms import HPO, GumbelSoftmax
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
 from hpo_torchrl.envs import hybridize
 from hpo_torchrl.modules import HybridPolicy, make_value_network
-from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.problems.inventory.features import FixedCost
 
 STEPS = 12
@@ -95,7 +95,8 @@ def test_a_deterministic_rollout_is_computed_again_as_it_was():
 
 def test_gradients_reach_what_an_environment_learns():
     env, policy = make("inventory")
-    outer = hybridize(ContinuousInventoryEnv([FixedCost(9.0)], batch_size=6, dtype=torch.float64))
+    plain = InventoryEnv(features=[FixedCost(9.0)], hybrid=False, batch_size=6, dtype=torch.float64)
+    outer = hybridize(plain)
     outer.original.holding_cost.requires_grad_()
     env.shift = nn.Parameter(torch.zeros(3, dtype=torch.float64))
     env.observe = lambda state: InventoryEnv.observe(env, state) + env.shift.repeat(2)

@@ -21,7 +21,7 @@ from hpo_torchrl.algorithms.base import RewardScaler, clip_gradients
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
-from hpo_torchrl.problems.inventory import optimal_s_S
+from hpo_torchrl.problems.inventory import Traces, optimal_s_S
 from hpo_torchrl.problems.inventory.picture import view_inventory_policy
 from hpo_torchrl.training import (
     Checkpoint,
@@ -117,7 +117,7 @@ def test_evaluation_repeats_and_leaves_training_randomness_alone():
 
 def test_evaluation_counts_only_periods_after_skip():
     # Without orders from an empty system, period t costs 9 * 10 * (t + 1) in expectation.
-    env = InventoryEnv(demand_traces=torch.full((2, 120, 1), 10.0))
+    env = InventoryEnv(demand=Traces(torch.full((2, 120, 1), 10.0)))
     never = HybridPolicy(OrderUpTo(-1e6, 0.0, 10.0))
     estimate = Evaluation(env, num_steps=120, skip=110, seed=0).run(never)
     assert estimate.mean == pytest.approx(90 * sum(range(111, 121)) / 10)

@@ -17,7 +17,7 @@ class Breakpoint(NamedTuple):
         at: the value.
         belongs: whose value the point itself has: that of the interval to its ``"right"`` (a
             discount from 50 units on), of the one to its ``"left"`` (a truck that holds 50), or a
-            value of its own, ``"alone"`` (no order at all): it is then an option by itself.
+            value of its own, ``"alone"`` (no order at all): it is then a piece by itself.
     """
 
     at: float
@@ -25,7 +25,7 @@ class Breakpoint(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Values in the open interval (low, high) that do what ``same_as`` does: no options."""
+    """Values in the open interval (low, high) that do what ``same_as`` does: no pieces."""
 
     low: float
     high: float
@@ -66,11 +66,11 @@ class Piece(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """The options of one action: pieces in ascending order, and gaps between them.
+    """The pieces of one action, in ascending order, and gaps between them.
 
     Attributes:
-        pieces: the options.
-        gaps: values that no option offers, with the value that does the same.
+        pieces: the pieces.
+        gaps: values that no piece offers, with the value that does the same.
 
     Examples:
         >>> from hpo_torchrl.envs import Breakpoint, Pieces
@@ -136,7 +136,7 @@ class Pieces(NamedTuple):
 
     @classmethod
     def listed(cls, intervals: Sequence[Any], *, name: str = "intervals") -> Pieces:
-        """Take the options as they are listed: numbers, and pairs ``(low, high)``.
+        """Take the pieces as they are listed: numbers, and pairs ``(low, high)``.
 
         A pair holds its lower end and not its upper one, unless the same value is listed as a
         number; ``None`` is an end at infinity. What lies between two intervals is not offered.
@@ -177,15 +177,15 @@ class Pieces(NamedTuple):
         )
         found = Pieces(kept, self.gaps + gaps)
         for gap in gaps:
-            if found.option_of(gap.same_as) is None:
+            if found.piece_of(gap.same_as) is None:
                 raise ValueError(
-                    f"A gap must do what some option does, but same_as={gap.same_as:g} of "
+                    f"A gap must do what some piece does, but same_as={gap.same_as:g} of "
                     f"({gap.low:g}, {gap.high:g}) lies in none of {found}."
                 )
         return found
 
-    def option_of(self, value: float) -> int | None:
-        """Return the option that holds a value; ``None`` where none does."""
+    def piece_of(self, value: float) -> int | None:
+        """Return the index of the piece that holds a value; ``None`` where none does."""
         return next((i for i, piece in enumerate(self.pieces) if piece.holds(value)), None)
 
     def __str__(self) -> str:
@@ -206,7 +206,7 @@ def merge_breakpoints(*lists: Iterable[Breakpoint | float]) -> list[Breakpoint]:
 
 
 class BranchBounds(NamedTuple):
-    """Ends of the continuous action by option, for a policy that is to stay between them.
+    """Ends of the continuous action by discrete action, for a policy that is to stay between them.
 
     Attributes:
         low: lower ends; minus infinity where there is none. Of shape ``(M, n)``, ``(H, M, k)`` for

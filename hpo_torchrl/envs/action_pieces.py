@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ from hpo_torchrl.core.pieces import BranchBounds, Pieces
 
 
 class ActionPieces:
-    """The options that pieces of a continuous action make.
+    """The discrete actions that pieces of a continuous action make.
 
     Three layouts:
 
     ========== ============================= ============== =============================
-    layout     what the pieces cut           discrete       option of an action u
+    layout     what the pieces cut           discrete       piece of an action u
     ========== ============================= ============== =============================
     scalar     the single coordinate, n = 1  ``(*B,)``      piece that holds u
     total      the sum over coordinates      ``(*B,)``      piece that holds sum(u)
@@ -32,6 +32,8 @@ class ActionPieces:
         continuous_dim: dimension n of the action.
         dtype: floating-point type of actions.
         device: where the tensors live.
+        choices: discrete actions that the original has itself: each is combined with every piece,
+            discrete = choice * M + piece.
 
     Raises:
         ValueError: a number of pieces that is neither 1 nor n, a total that may be negative or is
@@ -45,6 +47,7 @@ class ActionPieces:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        choices: int = 1,
     ) -> None:
         joint = isinstance(pieces, Pieces)
         self.pieces: tuple[Pieces, ...] = (pieces,) if isinstance(pieces, Pieces) else tuple(pieces)
@@ -55,7 +58,12 @@ class ActionPieces:
             )
         self.per_item = not joint and continuous_dim > 1
         self.of_total = joint and continuous_dim > 1
-        self.continuous_dim, self.dtype = continuous_dim, dtype
+        self.continuous_dim, self.dtype, self.choices = continuous_dim, dtype, choices
+        if self.per_item and choices > 1:
+            raise ValueError(
+                "Pieces per item cannot be combined with discrete actions that the environment has "
+                f"already ({choices}); cut the total (per_item=False)."
+            )
         self.num_discrete = max(len(cut.pieces) for cut in self.pieces)
         if self.of_total and self.pieces[0].pieces[0].low < 0:
             raise ValueError(
@@ -82,21 +90,45 @@ class ActionPieces:
         return self
 
     @property
+    def num_heads(self) -> int | None:
+        """Number of discrete choices in a step, ``None`` for a single one."""
+        return self.continuous_dim if self.per_item else None
+
+    @property
     def bounds(self) -> BranchBounds:
-        """Ends by option, for the policy."""
+        """Ends by discrete action, for the policy."""
         if self.per_item:
             return BranchBounds(self.low.unsqueeze(-1), self.high.unsqueeze(-1))
-        low, high = self.low[0], self.high[0]
+        low, high = (torch.cat([end[0]] * self.choices) for end in (self.low, self.high))
         if self.of_total:
             return BranchBounds(low, high, of_total=True)
         return BranchBounds(low.unsqueeze(-1), high.unsqueeze(-1))
 
-    def repeated(self, times: int) -> BranchBounds:
-        """Ends by option, where each of ``times`` options of another kind has all the pieces."""
-        low, high, of_total = self.bounds
-        if times == 1:
-            return self.bounds
-        return BranchBounds(torch.cat([low] * times), torch.cat([high] * times), of_total)
+    def executed(self, action: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the original's action of a hybrid one: its own choice, and u moved into the piece.
+
+        Args:
+            action: ``"discrete"`` ``(*B,)`` or ``(*B, n)`` and ``"continuous"`` ``(*B, n)``.
+        """
+        piece, u = action["discrete"], action["continuous"]
+        own = torch.zeros(u.shape[:-1], dtype=torch.int64, device=u.device)
+        if self.choices > 1:
+            own, piece = piece // self.num_discrete, piece % self.num_discrete
+        return {"discrete": own, "continuous": self.project(piece, u)}
+
+    def encoded(self, action: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the hybrid action that does what an action of the original does.
+
+        Args:
+            action: ``"continuous"`` ``(*B, n)`` and, if the original has choices, ``"discrete"``.
+
+        Raises:
+            ValueError: a value is not offered.
+        """
+        piece, continuous = self.encode(action["continuous"])
+        if self.choices > 1:
+            piece = action["discrete"] * self.num_discrete + piece
+        return {"discrete": piece, "continuous": continuous}
 
     def holds(self, action: Tensor) -> Tensor:
         """Whether each continuous action ``(*B, n)`` lies in pieces or gaps, bool ``(*B,)``."""
@@ -104,7 +136,7 @@ class ActionPieces:
         return ((value >= self.low) & (value <= self.high)).any(-1).all(-1)
 
     def encode(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Return option and continuous action that do what a continuous action ``(*B, n)`` does.
+        """Return piece and continuous action that do what a continuous action ``(*B, n)`` does.
 
         A value in a gap is replaced by the one that does the same (not for a total).
 
@@ -121,20 +153,20 @@ class ActionPieces:
                 f"{' / '.join(map(str, self.pieces))}; offer an interval that holds it, or declare "
                 "a gap with the value that does the same."
             )
-        option = within.to(torch.uint8).argmax(-1)
-        return (option if self.per_item else option.squeeze(-1)), action
+        piece = within.to(torch.uint8).argmax(-1)
+        return (piece if self.per_item else piece.squeeze(-1)), action
 
-    def project(self, option: Tensor, action: Tensor) -> Tensor:
-        """Return the executed action ``(*B, n)``: the one given, moved into its option's piece.
+    def project(self, piece: Tensor, action: Tensor) -> Tensor:
+        """Return the executed action ``(*B, n)``: the one given, moved into a piece.
 
         Inside the piece it is the action itself, with its gradient. Outside, a coordinate is
         clamped (and passes no gradient); of a total, all coordinates are scaled alike.
         """
         if not self.of_total:
-            index = option.unsqueeze(-1) if not self.per_item else option
+            index = piece.unsqueeze(-1) if not self.per_item else piece
             low, high = self._ends_of(index)
             return torch.minimum(torch.maximum(action, low), high)
-        low, high = (end.squeeze(-1) for end in self._ends_of(option.unsqueeze(-1)))
+        low, high = (end.squeeze(-1) for end in self._ends_of(piece.unsqueeze(-1)))
         action = action.clamp_min(0.0)
         total = action.sum(-1)
         inside = (total >= low) & (total <= high)
@@ -188,6 +220,3 @@ class ActionPieces:
     def __str__(self) -> str:
         what = "total" if self.of_total else "each item" if self.per_item else "action"
         return f"{what}: " + " / ".join(dict.fromkeys(map(str, self.pieces)))
-
-
-__all__ = ["ActionPieces"]

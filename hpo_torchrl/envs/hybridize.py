@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
 from hpo_torchrl.core.pieces import Breakpoint, Gap, Pieces
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.action_pieces import ActionPieces
+from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
-from hpo_torchrl.envs.jumps import find_jumps
 from hpo_torchrl.envs.specs import set_hybrid_specs
 
 
@@ -31,20 +34,20 @@ def hybridize(
     """Make a hybrid problem of one that jumps at known values of its continuous action.
 
     The discrete action picks the piece between two breakpoints, the continuous action (in the
-    original's own units) moves inside it. Executed is the original's own step, so that reward and
-    next state are the original's, and so is the gradient inside every piece. A continuous action
-    outside the piece of its option is moved to that piece's end.
+    original's own units) moves inside it. The step is the original's own, so that reward and next
+    state are the original's, and so is the gradient inside every piece. A continuous action outside
+    the piece that was picked is moved to that piece's end.
 
     Args:
-        env: the original. A :class:`DifferentiableEnv` stays one (an option of its own, if it has
-            several, is combined with the piece: option = own * pieces + piece); any other
+        env: the original. A :class:`DifferentiableEnv` stays one (its own discrete action, if it
+            has several, is combined with the piece: discrete = own * pieces + piece); any other
             :class:`~torchrl.envs.EnvBase` gets a :class:`PiecewiseAction` transform.
         breakpoints: where it jumps, ascending; see :class:`~hpo_torchrl.envs.Breakpoint` for
             the side that a point belongs to (bare numbers: the right). ``None`` asks the
             environment (``env.breakpoints()`` and ``env.gaps()``).
-        intervals: the options themselves instead: numbers, and pairs ``(low, high)``; see
+        intervals: the pieces themselves instead: numbers, and pairs ``(low, high)``; see
             :meth:`~hpo_torchrl.envs.Pieces.listed`.
-        gaps: intervals not worth an option.
+        gaps: intervals that need no discrete action.
         per_item: cut every coordinate by itself, one discrete head each, instead of their sum;
             ``None`` is as the environment says (``env.cut_per_item``), else their sum.
         check: look for jumps *inside* the pieces (:func:`~hpo_torchrl.envs.find_jumps`).
@@ -52,19 +55,23 @@ def hybridize(
     Raises:
         TypeError: the environment's action is no continuous one.
         ValueError: breakpoints are out of order or outside the action's range, intervals are empty
-            or overlap, or reward or next state jump inside a piece.
+            or overlap, reward or next state jump inside a piece, or the environment has pieces.
 
     Examples:
-        >>> from hpo_torchrl.problems import ContinuousInventoryEnv
-        >>> from hpo_torchrl.envs import hybridize
-        >>> from hpo_torchrl.problems.inventory.features import AllUnitsDiscount, FixedCost
-        >>> plain = ContinuousInventoryEnv(features=[FixedCost(64.0)], batch_size=4)
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> from hpo_torchrl.envs import Breakpoint, hybridize
+        >>> from hpo_torchrl.problems.inventory.features import FixedCost
+        >>> plain = InventoryEnv(features=[FixedCost(64.0)], hybrid=False, batch_size=4)
         >>> print(hybridize(plain).pieces)
         action: {0} (0, inf)
-        >>> sales = [FixedCost(64.0), AllUnitsDiscount([50.0], [1.0, 0.9])]
-        >>> print(hybridize(ContinuousInventoryEnv(features=sales, batch_size=4)).pieces)
+        >>> print(hybridize(plain, [Breakpoint(0.0, "alone"), 50.0]).pieces)
         action: {0} (0, 50) [50, inf)
     """
+    if getattr(env, "pieces", None) is not None:
+        raise ValueError(
+            f"{type(env).__name__} is hybrid already, with the pieces {env.pieces}; hybridize its "
+            "original form instead (env.original)."
+        )
     differentiable = isinstance(env, DifferentiableEnv)
     if breakpoints is None and intervals is None:
         if not hasattr(env, "breakpoints"):
@@ -86,39 +93,37 @@ def hybridize(
         cut = Pieces.listed(intervals).without(gaps)
     else:
         cut = Pieces.cut(breakpoints or (), low=low, high=high, gaps=gaps)
-    pieces = ActionPieces([cut] * n if per_item else cut, n, dtype=dtype, device=env.device)
+    choices = env.num_discrete if differentiable else 1
+    pieces = ActionPieces(
+        [cut] * n if per_item else cut, n, dtype=dtype, device=env.device, choices=choices
+    )
     if not differentiable:
         return TransformedEnv(env, PiecewiseAction(pieces))
     hybrid = HybridizedEnv(env, pieces)
     if check:
-        jumps = find_jumps(hybrid)
-        if jumps:
-            raise ValueError(
-                f"{type(env).__name__} still jumps inside a piece of {pieces}: {jumps[0]}. Add "
-                "that value to the breakpoints (check=False skips this test)."
-            )
+        refuse_jumps(hybrid, "check=False skips this test")
     return hybrid
 
 
 class HybridizedEnv(DifferentiableEnv):
-    """A :class:`DifferentiableEnv` with the pieces of its continuous action as options.
+    """A :class:`DifferentiableEnv` whose discrete action picks a piece of its continuous action.
 
     Made by :func:`hybridize`. States, observations, noise and seeds are the original's.
 
     Args:
         original: the environment to wrap; it is used, not copied.
-        pieces: the options of its continuous action.
+        pieces: the pieces of its continuous action.
 
     Attributes:
         original: the wrapped environment.
-        pieces: the options.
+        pieces: the pieces.
     """
 
     def __init__(self, original: DifferentiableEnv, pieces: ActionPieces) -> None:
-        if original.num_heads is not None or (pieces.per_item and original.num_discrete > 1):
+        if original.num_heads is not None:
             raise ValueError(
-                "Pieces per item cannot be combined with options that the environment has already "
-                f"({original.num_discrete}); cut the total (per_item=False)."
+                f"An environment with {original.num_heads} discrete choices in a step cannot be "
+                "hybridized; cut an environment with a single choice."
             )
         batch = len(original.batch_size)
         shapes = {
@@ -129,10 +134,10 @@ class HybridizedEnv(DifferentiableEnv):
         observation_dim = original.observation_spec["observation"].shape[-1]
         super().__init__(
             num_discrete=original.num_discrete * pieces.num_discrete,
-            num_heads=pieces.continuous_dim if pieces.per_item else None,
+            num_heads=pieces.num_heads,
             continuous_dim=original.continuous_dim,
             continuous_bounds=original.continuous_bounds,
-            branch_bounds=pieces.repeated(original.num_discrete),
+            branch_bounds=pieces.bounds,
             action_scale=original.action_scale,
             state_shapes=shapes,
             observation_dim=observation_dim,
@@ -151,41 +156,18 @@ class HybridizedEnv(DifferentiableEnv):
 
     @property
     def has_action_mask(self) -> bool:
-        """Whether the original's options depend on the state."""
+        """Whether the original's discrete actions depend on the state."""
         original = getattr(self, "original", None)
         return original is not None and original.has_action_mask
 
     def allowed(self, state: State) -> Tensor | None:
-        """Return the original's mask, of its option with every piece."""
+        """Return the original's mask, of its discrete action with every piece."""
         mask = self.original.allowed(state)
         return None if mask is None else mask.repeat_interleave(self.pieces.num_discrete, -1)
 
-    def executed(self, action: Action) -> dict[str, Tensor]:
-        """Return the original's action: its own option, and the continuous action in its piece."""
-        option = action["discrete"]
-        if self.original.num_discrete == 1:
-            own, piece = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device), option
-        else:
-            own, piece = option // self.pieces.num_discrete, option % self.pieces.num_discrete
-        return {"discrete": own, "continuous": self.pieces.project(piece, action["continuous"])}
-
-    def encode(self, action: Action) -> dict[str, Tensor]:
-        """Return the hybrid action that does what an action of the original does.
-
-        Args:
-            action: ``"continuous"`` ``(*B, n)`` and, if the original has options, ``"discrete"``.
-
-        Raises:
-            ValueError: a value is not offered.
-        """
-        piece, continuous = self.pieces.encode(action["continuous"])
-        if self.original.num_discrete > 1:
-            piece = action["discrete"] * self.pieces.num_discrete + piece
-        return {"discrete": piece, "continuous": continuous}
-
     def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
-        """Take the original's step with the executed action."""
-        return self.original.dynamics(state, self.executed(action), noise)
+        """Take the original's step with the action moved into its piece."""
+        return self.original.dynamics(state, self.pieces.executed(action), noise)
 
     def observe(self, state: State) -> Tensor:
         """Return the original's observation."""
@@ -199,36 +181,76 @@ class HybridizedEnv(DifferentiableEnv):
         """Draw the original's noise."""
         return self.original.draw_noise(num_steps, state)
 
+    def sample_noise(self, num_steps: int, state: State | None = None) -> Tensor:
+        """Draw the original's noise of a whole rollout."""
+        return self.original.sample_noise(num_steps, state)
+
     def reference(self, test: Test) -> Reference:
         """Return the original's: its optimum is that of the same problem."""
         return self.original.reference(test)
 
+    def rules(self) -> dict[str, Callable[[], nn.Module]]:
+        """Return the original's rules, in hybrid actions."""
+        return {
+            name: partial(_HybridRule, self.pieces, rule)
+            for name, rule in self.original.rules().items()
+        }
+
+    def describe(
+        self,
+        policy: Any,
+        tests: Mapping[str, Test],
+        reference: Reference,
+        folder: Path | None = None,
+    ) -> dict[str, Any]:
+        """Let the original describe the policy, whose actions are hybrid."""
+        return self.original.describe(policy, tests, reference, folder)
+
     def heuristic_choice(self, observation: Tensor) -> Tensor:
-        """Return the option that holds the original's rough action."""
-        if not hasattr(self.original, "rough_action"):
-            raise NotImplementedError(f"{type(self.original).__name__} has no rule of thumb.")
-        return self.encode(self.original.rough_action(observation))["discrete"]
+        """Return the discrete action of what the original's ``heuristic_action`` does.
+
+        That is an optional method of the original, from an observation to its own action.
+        """
+        if not hasattr(self.original, "heuristic_action"):
+            raise NotImplementedError(
+                f"{type(self.original).__name__} has no method heuristic_action(observation)."
+            )
+        return self.pieces.encoded(self.original.heuristic_action(observation))["discrete"]
 
     def to(self, device: torch.device | str | int) -> HybridizedEnv:
         """Move both environments, with one generator."""
         self.original.to(device)
         self.pieces.to(torch.device(device))
-        if self.branch_bounds is not None:
-            self.branch_bounds = self.pieces.repeated(self.original.num_discrete)
+        self.branch_bounds = self.pieces.bounds
         super().to(device)
         self.original.rng = self.rng
         return self
 
 
+class _HybridRule(TensorDictModuleBase):
+    """A rule of the original, whose action is written as a hybrid one."""
+
+    def __init__(self, pieces: ActionPieces, rule: Callable[[], Any]) -> None:
+        super().__init__()
+        self.pieces, self.rule = pieces, rule()
+        self.in_keys, self.out_keys = self.rule.in_keys, self.rule.out_keys
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        acted = self.rule(tensordict)
+        for name, value in self.pieces.encoded(acted.get("action")).items():
+            acted.set(("action", name), value)
+        return acted
+
+
 class PiecewiseAction(Transform):
     """Let a TorchRL environment with one continuous action be driven by a hybrid one.
 
-    The inverse transform: ``("action", "discrete")`` picks a piece, ``("action", "continuous")`` a
+    ``("action", "discrete")`` picks a piece, ``("action", "continuous")`` a
     value in it, and the environment gets that value under its own key ``"action"``. Gradients pass
     inside the pieces, if the environment keeps them.
 
     Args:
-        pieces: the options.
+        pieces: the pieces.
 
     Examples:
         >>> from torchrl.envs import GymEnv, TransformedEnv  # doctest: +SKIP
@@ -241,20 +263,19 @@ class PiecewiseAction(Transform):
 
     @property
     def branch_bounds(self) -> Any:
-        """Ends of the continuous action by option."""
+        """Ends of the continuous action by discrete action."""
         return self.pieces.bounds
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        option = tensordict.get(("action", "discrete"))
-        value = self.pieces.project(option, tensordict.get(("action", "continuous")))
-        return tensordict.set("action", value)
+        action = self.pieces.executed(tensordict.get("action"))
+        return tensordict.set("action", action["continuous"])
 
     def transform_input_spec(self, input_spec: TensorSpec) -> TensorSpec:
         """Replace the continuous action by the hybrid one."""
         actions = input_spec["full_action_spec"]
         continuous = actions["action"]
         batch = continuous.shape[:-1]
-        heads = (self.pieces.continuous_dim,) if self.pieces.per_item else ()
+        heads = () if self.pieces.num_heads is None else (self.pieces.num_heads,)
         discrete = Categorical(
             self.pieces.num_discrete,
             shape=(*batch, *heads),

@@ -5,10 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from hpo_torchrl.algorithms import DDPG, HPO, PPO, Algorithm, GumbelSoftmax, Pathwise, Rule
@@ -16,19 +14,14 @@ from hpo_torchrl.core.checks import check_choice, check_int, did_you_mean, first
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.modules.network import HybridNetwork
-from hpo_torchrl.problems import (
-    ContinuousInventoryEnv,
-    InventoryEnv,
-    RecordedInventoryEnv,
-    SwitchedLQREnv,
-)
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.training import Evaluation
 
 ENVS: dict[str, Callable[..., DifferentiableEnv]] = {
     "inventory": InventoryEnv,
-    "inventory_variant": ContinuousInventoryEnv.hybrid,
+    "inventory_variant": InventoryEnv,
     "inventory_heterogeneous": InventoryEnv.heterogeneous,
-    "inventory_from_file": RecordedInventoryEnv.from_file,
+    "inventory_from_file": InventoryEnv.from_file,
     "switched_lqr": SwitchedLQREnv.from_recipe,
     "switched_lqr_matrices": SwitchedLQREnv,
 }
@@ -59,8 +52,6 @@ def build_env(config: Mapping[str, Any], **changes: Any) -> DifferentiableEnv:
     factory = _choose("env", arguments, ENVS)
     if isinstance(arguments.get("dtype"), str):
         arguments["dtype"] = DTYPES[check_choice("dtype", arguments["dtype"], DTYPES)]
-    if isinstance(arguments.get("demand_traces"), (str, Path)):
-        arguments["demand_traces"] = _load_tensor("env.demand_traces", arguments["demand_traces"])
     if arguments.get("device") is not None:
         _check_device(str(arguments["device"]))
     return call_with("env", factory, arguments)
@@ -96,18 +87,12 @@ def build_tests(config: Mapping[str, Any]) -> tuple[dict[str, Evaluation], str, 
     settings = config["evaluation"]
     names = settings["tests"]
     check_choice("env.evaluation.headline", settings["headline"], names)
-    if config.get("demand_traces") is not None:
-        # Given traces are the test: all of them, from the start, without a long run beyond them.
-        env = build_env(config, initial_state="empty", horizon=None, batch_size=None)
-        steps = env.horizon or 1
-        test = Evaluation(env, num_steps=steps, skip=min(16, steps - 1), seed=settings["seed"])
-        return {"protocol": test}, "protocol", test
 
     def test_of(name: str, **changes: Any) -> Evaluation:
         arguments = {**settings["tests"][name], **changes}
         steps = {key: arguments.pop(key) for key in ("num_steps", "skip")}
         env = build_env(config, seed=settings["seed"], **arguments)
-        if steps["num_steps"] is None and isinstance(env, RecordedInventoryEnv):
+        if steps["num_steps"] is None:
             steps["num_steps"] = env.num_periods
         return Evaluation(env, **steps, seed=settings["seed"])
 
@@ -176,24 +161,3 @@ def _check_device(device: str) -> None:
         raise ValueError(
             f"device={device!r} cannot be used here ({first_line(error)}); use device=cpu."
         ) from error
-
-
-def _load_tensor(key: str, path: str | Path) -> torch.Tensor:
-    path = Path(path)
-    if path.suffix not in (".npy", ".pt"):
-        raise ValueError(f"{key} must name a .npy or .pt file, got {str(path)!r}.")
-    if not path.is_file():
-        raise ValueError(f"{key}={str(path)!r} is not a file.")
-    try:
-        if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise ValueError(
-            f"{key}={str(path)!r} cannot be read as numbers: {first_line(error)}"
-        ) from error
-    if not isinstance(content, torch.Tensor):
-        raise ValueError(
-            f"{key}={str(path)!r} must hold one tensor, got a {type(content).__name__}."
-        )
-    return content

@@ -1,6 +1,6 @@
 """Inventory control: environments, exact optima and rules."""
 
-from hpo_torchrl.problems.inventory.continuous import ContinuousInventoryEnv
+from hpo_torchrl.problems.inventory.demand import Demand, Normal, Poisson
 from hpo_torchrl.problems.inventory.env import InventoryEnv
 from hpo_torchrl.problems.inventory.optima.items import Items
 from hpo_torchrl.problems.inventory.optima.joint_replenishment import (
@@ -9,9 +9,9 @@ from hpo_torchrl.problems.inventory.optima.joint_replenishment import (
 )
 from hpo_torchrl.problems.inventory.optima.lost_sales import lost_sales_optimum
 from hpo_torchrl.problems.inventory.optima.order_cost import OrderCost, order_cost_optimum
-from hpo_torchrl.problems.inventory.optima.recorded_demand import Record
+from hpo_torchrl.problems.inventory.optima.recorded_demand import RecordedItems
 from hpo_torchrl.problems.inventory.optima.s_S import optimal_s_S, s_S_cost
-from hpo_torchrl.problems.inventory.recorded import RecordedInventoryEnv
+from hpo_torchrl.problems.inventory.record import Record, Traces
 from hpo_torchrl.problems.inventory.rules import (
     OrderUpToPolicy,
     PeriodicPolicy,
@@ -20,16 +20,19 @@ from hpo_torchrl.problems.inventory.rules import (
 )
 
 __all__ = [
-    "ContinuousInventoryEnv",
+    "Demand",
     "InventoryEnv",
     "Items",
+    "Normal",
     "OrderCost",
     "OrderUpToPolicy",
     "PeriodicPolicy",
+    "Poisson",
     "Record",
-    "RecordedInventoryEnv",
+    "RecordedItems",
     "TablePolicy",
     "TotalDemandPolicy",
+    "Traces",
     "joint_replenishment_lower_bound",
     "joint_replenishment_optimum",
     "lost_sales_optimum",

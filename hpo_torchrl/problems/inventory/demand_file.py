@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_torchrl.core.checks import check_float, check_int, first_line
+from hpo_torchrl.core.checks import check_choice, check_float, check_int, first_line
 from hpo_torchrl.problems.inventory.demand_table import DemandFileError, DemandTable
 from hpo_torchrl.problems.inventory.periods import Period
 
-__all__ = ["DemandFile", "DemandFileError", "Split", "read_demand", "read_once"]
+__all__ = ["DemandFile", "DemandFileError", "Split", "read_demand", "read_record"]
 
 # The line of a file on which a row begins, and what its columns hold.
 _Row = tuple[int, list[Any]]
@@ -175,9 +175,40 @@ def read_demand(path: str | Path) -> DemandFile:
     return DemandFile(path, **table.finish())
 
 
-def read_once(path: str | Path) -> DemandFile:
-    """Read a file as :func:`read_demand` does, but only once unless it changes."""
-    path = Path(path)
+def read_record(
+    path: str | Path | None, split: str, fractions: Sequence[float], history: int, least: int
+) -> tuple[DemandFile, Split]:
+    """Read a file to train on, once unless it changes, and split it.
+
+    Args:
+        path: the file.
+        split: the part that is asked for: ``"train"``, ``"dev"`` or ``"test"``.
+        fractions: see :meth:`DemandFile.split`.
+        history: periods before the first decision.
+        least: periods that each part must have, besides.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read as it stands, or a part is too short.
+    """
+    if path is None:
+        raise ValueError(
+            "path must name a .csv or .parquet file of demand, got None; on the command line "
+            "env.path=FILE (a sample is examples/data/generated_demand.csv)."
+        )
+    check_choice("split", split, Split._fields)
+    source = _read_once(Path(path))
+    parts = source.split(fractions, least=least)
+    if parts.train[1] < history + least:
+        raise ValueError(
+            f"history={history} needs as many periods before the first decision and "
+            f"{least} more, but the training part of {source.path.name} has "
+            f"{parts.train[1]}; take a shorter history or a longer record."
+        )
+    return source, parts
+
+
+def _read_once(path: Path) -> DemandFile:
     if not path.is_file():
         return read_demand(path)  # which says so
     found = path.stat()

@@ -1,132 +1,346 @@
-"""Inventory control with a joint fixed ordering cost (joint replenishment)."""
+"""Inventory control: what to order, and when, under random demand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from hpo_torchrl.core.checks import check_float, check_int
+from hpo_torchrl.core.checks import (
+    check_bool,
+    check_choice,
+    check_dtype,
+    check_int,
+    per_item,
+)
+from hpo_torchrl.core.pieces import Breakpoint, Gap
 from hpo_torchrl.core.reference import Reference, Test
-from hpo_torchrl.envs.differentiable import Action, State
+from hpo_torchrl.envs.certificate import refuse_jumps
+from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
+from hpo_torchrl.problems.inventory.demand import Demand, make_demand
+from hpo_torchrl.problems.inventory.features import FEATURES, Feature
+from hpo_torchrl.problems.inventory.instances import from_file, heterogeneous
+from hpo_torchrl.problems.inventory.ordering import Ordering, make_features
 from hpo_torchrl.problems.inventory.picture import describe_inventory
+from hpo_torchrl.problems.inventory.record import Record
 from hpo_torchrl.problems.inventory.reference import inventory_reference
-from hpo_torchrl.problems.inventory.stock import StockEnv
+from hpo_torchrl.problems.inventory.rules import (
+    OrderUpToPolicy,
+    PeriodicPolicy,
+    TotalDemandPolicy,
+)
+from hpo_torchrl.problems.inventory.starts import STARTS
+
+# Where holding is almost free the economic interval has no end; a start has to have one.
+_LONGEST_INTERVAL = 100
 
 
-class InventoryEnv(StockEnv):
-    r"""n items with lead time, ordered together at a joint fixed cost.
+class InventoryEnv(DifferentiableEnv):
+    r"""n items with lead time and random demand, ordered at costs that may jump in the quantity.
 
-    With on-hand inventory :math:`x_0`, pipeline :math:`x_1, \dots, x_{L-1}`, demand :math:`D`,
-    discrete action :math:`d` (0: no order, 1: order) and quantities :math:`q \ge 0`, one period is
+    With on-hand inventory :math:`x_0`, pipeline :math:`x_1, \dots, x_{L-1}`, demand :math:`D` and
+    quantities :math:`q \ge 0`, one period is
 
     .. math::
-        a &= d\,q, \qquad y = x_0 - D \quad (y = x_0 + a - D \text{ if } L = 0) \\
-        c &= \textstyle\sum_i \left[ h_i y_i^+ + p_i y_i^- + v_i a_i \right] + K d \\
-        x' &= (y + x_1,\ x_2,\ \dots,\ x_{L-1},\ a), \qquad r = -c
+        a &= \text{delivered}(q), \qquad y = x_0 - D \quad (y = x_0 + a - D \text{ if } L = 0) \\
+        r &= \text{revenue} - \text{order cost}(a)
+            - \textstyle\sum_i \left[ h_i y_i^+ + p_i y_i^- + v_i a_i \right] \\
+        x' &= (\text{carried over}(y) + x_1,\ x_2,\ \dots,\ x_{L-1},\ a)
 
-    so an order placed in period t can serve demand of period t + L. Unmet demand is backlogged;
-    with ``lost_sales`` y is clipped at 0 once it has been charged. K = ``fixed_cost_per_item`` * n.
+    so an order placed in period t can serve demand of period t + L. The features
+    (:mod:`hpo_torchrl.problems.inventory.features`) say, in turn, what is delivered, what an order
+    costs, what is sold and what is carried over. The default is joint replenishment with backlog:
+    one feature, the joint fixed cost K = ``fixed_cost_per_item`` * n.
 
-    The state is ``"inventory"``, shape ``(*B, n, max(L, 1))``; the ``"observation"`` is the same,
-    flat and in periods of mean demand. The reward, ``(*B, 1)``, is the cost of all items of one
-    period, negated; ``cost_units`` is n, so that reports are per item and period.
+    The discrete action d picks the piece between two jumps in which q lies, times the supplier if
+    there is a choice; for a joint fixed cost 0 is no order and 1 an order, :math:`a = d\,q` and the
+    cost K d (an order of nothing is charged too). Features of each item have a head for each item.
+    See ``env.pieces``, and :func:`~hpo_torchrl.envs.certify` for the equality with ``original``,
+    the same problem with the quantities as the whole action.
 
-    Gradients flow as :class:`DifferentiableEnv` says. Guards: a negative quantity counts as 0 and
-    lost sales clip y at 0; where they act, no gradient passes.
+    The state is ``"inventory"``, shape ``(*B, n, max(L, 1))``: on hand, then what arrives in one
+    period, in two, and so on; and the entries that the demand adds. The ``"observation"`` is the
+    inventory, flat and in periods of mean demand, then what the demand shows. The reward,
+    ``(*B, 1)``, is the cost of all items of one period, negated; ``cost_units`` is n, so that
+    reports are per item and period.
+
+    Gradients flow as :class:`DifferentiableEnv` says. Guards: a quantity outside its piece is moved
+    to the end of it (a negative one counts as 0), and lost sales clip y at 0; where they act, no
+    gradient passes.
 
     Args:
-        num_items: number of items n.
-        lead_time: periods L between placing an order and being able to use it, 0 and up.
-        demand_mean: mean demand per period, one number or one per item. With ``demand_traces``
-            it defaults to the traces' mean, else to 10.
-        holding_cost: h, cost per unit on hand at the end of a period.
+        num_items: number of items n; by default the demand's, else 1.
+        lead_time: periods L between placing an order and being able to use it, 0 and up. With
+            :class:`~hpo_torchrl.problems.inventory.features.Suppliers` it is the longest of theirs.
+        demand: a :class:`~hpo_torchrl.problems.inventory.Demand`, such as ``Normal(10.0)`` or
+            ``Record(array)``; a mapping with its name, such as ``{"name": "normal", "mean": 10}``;
+            or the mean of Poisson demand, one number or one per item.
+        holding_cost: h, cost per unit on hand at the end of a period, one number or one per item.
         shortage_cost: p, cost per unit short at the end of a period.
         procurement_cost: v, cost per unit ordered.
-        fixed_cost_per_item: joint fixed cost per item; every order costs this times n.
+        fixed_cost_per_item: joint fixed cost per item; every order costs this times n. By default
+            64, unless there are ``features``.
         lost_sales: whether unmet demand is lost instead of backlogged.
-        demand: ``"poisson"``, or ``"normal"``: clipped at 0, with variance equal to the mean.
-        demand_traces: demand to replay instead, shape ``(B, T, n)``. Sets the horizon to T.
+        features: what an order costs and does, instead of the joint fixed cost alone: features, or
+            mappings such as ``{"name": "fixed_cost", "cost": 64.0}``.
         initial_state: ``"empty"``; ``"random"``: wide and uniform, for training; or
             ``"stationary"``: what ordering up to a fixed level every economic order interval
             leaves, at a random point of the cycle.
         horizon: periods in an episode; ``None`` runs on. Its end truncates: the system goes on.
-        batch_size: number of systems simulated at once; with traces it defaults to theirs.
+        batch_size: number of env instances simulated at once; traces set it.
         device: where the tensors live.
         dtype: floating-point type.
         seed: seed of the environment's generator.
+        hybrid: ``False`` makes the original form.
+
+    Attributes:
+        pieces: the pieces of the quantity; ``None`` in the original form.
+        order_interval: economic order interval in periods; states start and quantities are scaled
+            by it.
+        recorded: whether demand is one record for all env instances, to which rules can be tuned.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument is negative, NaN, unknown or of the wrong shape.
+        ValueError: an argument is negative, NaN, unknown or of the wrong shape, or a feature of
+            one's own jumps where it has no breakpoint.
 
     Examples:
         >>> from hpo_torchrl.problems import InventoryEnv
         >>> env = InventoryEnv(num_items=3, lead_time=2, batch_size=4, seed=0)
         >>> rollout = env.rollout(5)
-        >>> rollout["next", "reward"].shape
-        torch.Size([4, 5, 1])
-        >>> rollout["inventory"].shape
-        torch.Size([4, 5, 3, 2])
+        >>> rollout["next", "reward"].shape, rollout["inventory"].shape
+        (torch.Size([4, 5, 1]), torch.Size([4, 5, 3, 2]))
+        >>> from hpo_torchrl.problems.inventory.features import AllUnitsDiscount, FixedCost
+        >>> features = [FixedCost(64.0), AllUnitsDiscount([50.0], [1.0, 0.9])]
+        >>> print(InventoryEnv(features=features).pieces)
+        action: {0} (0, 50) [50, inf)
     """
 
     def __init__(
         self,
-        num_items: int = 1,
+        num_items: int | None = None,
         lead_time: int = 2,
-        demand_mean: float | Sequence[float] | None = None,
+        demand: Demand | Mapping[str, Any] | str | float | Sequence[float] = 10.0,
         holding_cost: float | Sequence[float] = 1.0,
         shortage_cost: float | Sequence[float] = 9.0,
         procurement_cost: float | Sequence[float] = 0.0,
-        fixed_cost_per_item: float = 64.0,
+        fixed_cost_per_item: float | None = None,
         lost_sales: bool = False,
-        **stock,
+        features: Sequence[Feature | Mapping[str, Any]] | None = None,
+        *,
+        initial_state: str = "empty",
+        horizon: int | None = None,
+        batch_size: int | Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        seed: int | None = None,
+        hybrid: bool = True,
     ) -> None:
-        check_int("num_items", num_items, minimum=1)
-        check_float("fixed_cost_per_item", fixed_cost_per_item, minimum=0.0)
-        super().__init__(
-            2,
-            fixed_cost_per_item * num_items,
-            num_items,
-            lead_time,
-            demand_mean,
-            holding_cost,
-            shortage_cost,
-            procurement_cost,
-            lost_sales,
-            **stock,
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        demand = make_demand(demand)
+        n = (demand.num_items or 1) if num_items is None else num_items
+        check_int("num_items", n, minimum=1)
+        check_int("lead_time", lead_time, minimum=0)
+        check_choice("initial_state", initial_state, STARTS)
+        check_bool("lost_sales", lost_sales)
+        check_bool("hybrid", hybrid)
+        chosen = make_features(features, fixed_cost_per_item, n, lost_sales)
+        place: dict[str, Any] = {
+            "dtype": check_dtype(dtype),
+            "device": torch.device(device) if device is not None else None,
+        }
+        demand = demand.bind(n, horizon, batch_size, **place)
+        mean = demand.mean
+        holding = per_item("holding_cost", holding_cost, n, **place)
+        shortage = per_item("shortage_cost", shortage_cost, n, **place)
+        procurement = per_item("procurement_cost", procurement_cost, n, **place)
+        orders = Ordering(chosen, n, hybrid=hybrid, **place)
+        if orders.suppliers is not None:
+            lead_time = max(orders.suppliers.lead_times)
+        # Economic order interval: the whole number of periods that balances K against holding.
+        interval = (2 * orders.fixed_cost / float((holding * mean).sum().clamp_min(1e-9))) ** 0.5
+        order_interval = max(
+            1,
+            round(min(interval, _LONGEST_INTERVAL)),
+            math.ceil(orders.least / float(mean.min())),  # smaller orders are not accepted
         )
+        slots, pieces = max(lead_time, 1), orders.pieces
+        super().__init__(
+            num_discrete=orders.num_discrete,
+            num_heads=None if pieces is None else pieces.num_heads,
+            branch_bounds=None if pieces is None or orders.simple else pieces.bounds,
+            continuous_dim=n,
+            continuous_bounds=(0.0, None),
+            # Ordering every other period, as an untrained policy does, must outrun demand: orders
+            # of two periods' demand at least, or a backlog builds up before anything is learned.
+            action_scale=max(order_interval, 2) * mean,
+            state_shapes={"inventory": (n, slots), **demand.state_shapes(n)},
+            observation_dim=n * slots + demand.observation_dim(n),
+            noise_shape=(n,),
+            horizon=demand.horizon,
+            horizon_terminates=False,
+            batch_size=() if demand.batch_size is None else demand.batch_size,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+        )
+        self.num_items, self.lead_time, self.order_interval = n, lead_time, order_interval
+        self.demand, self.ordering, self.pieces = demand, orders, pieces
+        self.demand_mean, self.num_periods = mean, demand.num_periods
+        self.recorded = isinstance(demand, Record) and demand.record.ndim == 2
+        if isinstance(demand, Record):
+            self.record, self.train_periods = demand.record, demand.train_periods
+            self.items, self.span = demand.items, demand.span
+        self.holding_cost, self.shortage_cost = holding, shortage
+        self.procurement_cost, self.fixed_cost = procurement, orders.fixed_cost
+        self.features, self.suppliers = orders.features, orders.suppliers
+        self.lost_sales, self.cost_units, self.start = orders.lost_sales, float(n), initial_state
+        self._slot_mean = mean.repeat_interleave(slots)
+        self._arguments = arguments
+        if hybrid and not {type(f) for f in chosen} <= set(FEATURES.values()):
+            refuse_jumps(self, "method breakpoints of the feature")
+
+    heterogeneous = classmethod(heterogeneous)
+    from_file = classmethod(from_file)
+
+    # -- the equations ---------------------------------------------------------------------------
 
     def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
-        """Serve one period of demand; the equations stand in the class docstring.
+        """Serve one period of demand, the noise ``(*B, n)``; see the class for the equations."""
+        inventory, reward = self.serve(state["inventory"], self.ordering.placed(action), noise)
+        return {"inventory": inventory, **self.demand.advance(state, noise)}, reward
 
-        Args:
-            state: ``"inventory"``, ``(*B, n, max(L, 1))``.
-            action: ``"discrete"`` ``(*B,)`` and ``"continuous"`` ``(*B, n)``.
-            noise: the demand of the period, ``(*B, n)``.
-
-        Returns:
-            The next state and the reward ``(*B,)``.
-        """
-        on_hand, *pipeline = state["inventory"].unbind(-1)
-        ordering = action["discrete"].to(on_hand.dtype)
-        order = ordering.unsqueeze(-1) * action["continuous"].clamp_min(0.0)
-        on_hand = on_hand - noise
+    def serve(
+        self, inventory: Tensor, placed: tuple[Tensor, Tensor, Tensor], noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Serve one period of demand, given what :meth:`Ordering.placed` says of the action."""
+        order, ordering, supplier = placed
+        on_hand, *pipeline = inventory.unbind(-1)
+        level = on_hand - noise
         if self.lead_time == 0:
-            on_hand = on_hand + order
+            on_hand, level = on_hand + order, level + order
         cost = (
-            self.holding_cost * on_hand.clamp_min(0.0)
-            + self.shortage_cost * (-on_hand).clamp_min(0.0)
+            self.holding_cost * level.clamp_min(0.0)
+            + self.shortage_cost * (-level).clamp_min(0.0)
             + self.procurement_cost * order
-        ).sum(-1) + self.fixed_cost * ordering
-        if self.lost_sales:
-            on_hand = on_hand.clamp_min(0.0)
-        return self.after_period(pipeline, order, on_hand), -cost
+        ).sum(-1)
+        reward = -self.ordering.charge(cost, order, ordering, supplier)
+        reward = self.ordering.earn(reward, on_hand, noise)
+        level = self.ordering.carried_over(level)
+        if self.suppliers is not None:
+            arriving, *later = [*pipeline, torch.zeros_like(order)]
+            after = torch.stack([level + arriving, *later], -1)
+            return after + self.suppliers.arriving(order, supplier), reward
+        if self.lead_time == 0:
+            return level.unsqueeze(-1), reward
+        arriving, *later = [*pipeline, order]
+        return torch.stack([level + arriving, *later], -1), reward
+
+    def observe(self, state: State) -> Tensor:
+        """Return the inventory in periods of mean demand, then what the demand shows, flat."""
+        inventory = state["inventory"].flatten(-2) / self._slot_mean
+        shown = self.demand.observe(state)
+        return inventory if shown is None else torch.cat([inventory, shown], -1)
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """Draw stocks as ``initial_state`` says, and what the demand adds."""
+        entries = self.demand.start(self)
+        return {"inventory": STARTS[self.start](self), **entries}
+
+    def sample_noise(self, num_steps: int, state: State | None = None) -> Tensor:
+        """Draw the demand of a rollout, ``(*B, T, n)``; recorded demand needs its ``state``."""
+        state = self.demand.usual_start(self) if state is None else state
+        return super().sample_noise(num_steps, state)
+
+    def draw_noise(self, num_steps: int, state: State) -> Tensor:
+        """Draw the demand of the coming periods, ``(*B, T, n)``."""
+        return self.demand.draw(num_steps, state, self)
+
+    # -- pieces ----------------------------------------------------------------------------------
+
+    @cached_property
+    def original(self) -> InventoryEnv:
+        """The same problem in its original form: the quantities are the whole action."""
+        arguments = self._arguments | {"device": self.device, "seed": 0, "hybrid": False}
+        return type(self)(**arguments)
+
+    @property
+    def cut_per_item(self) -> bool:
+        """Whether every item has breakpoints of its own."""
+        return self.ordering.cut_per_item
+
+    def breakpoints(self) -> list[Breakpoint]:
+        """Return the breakpoints of all features, merged."""
+        return self.ordering.breakpoints()
+
+    def gaps(self) -> list[Gap]:
+        """Return the quantities that do what another one does."""
+        return self.ordering.gaps()
+
+    def heuristic_action(self, observation: Tensor) -> dict[str, Tensor]:
+        """Return the original's action: up to the rough S when the lead time is not covered.
+
+        That is, when the items' mean position no longer covers the lead time and one period.
+        """
+        inventory = observation[..., : len(self._slot_mean)]
+        position = inventory.unflatten(-1, (self.num_items, -1)).sum(-1)
+        ordering = (position.mean(-1) <= self.lead_time + 1).to(position.dtype)
+        missing = (self.order_up_to - position * self.demand_mean).clamp_min(0.0)
+        order = missing * ordering.unsqueeze(-1)
+        return {"discrete": torch.zeros_like(ordering, dtype=torch.int64), "continuous": order}
+
+    def heuristic_choice(self, observation: Tensor) -> Tensor:
+        """Return the discrete action of :meth:`heuristic_action`."""
+        action = self.heuristic_action(observation)
+        if self.ordering.simple:  # without asking whether the quantity is offered: no waiting
+            return (action["continuous"].sum(-1) > 0).long()
+        return (
+            action["discrete"] if self.pieces is None else self.pieces.encoded(action)["discrete"]
+        )
+
+    # -- what is known of the problem ------------------------------------------------------------
+
+    @property
+    def order_up_to(self) -> Tensor:
+        """Mean demand of lead time, review and one order interval, ``(n,)``: a rough S."""
+        return (self.lead_time + 1 + self.order_interval) * self.demand_mean
+
+    @property
+    def solvable(self) -> bool:
+        """Whether joint replenishment's optima apply: backlog, Poisson demand, h and p above 0."""
+        return (
+            self.demand.poisson
+            and self.ordering.only_fixed_cost
+            and not self.lost_sales
+            and bool((self.holding_cost > 0).all())
+            and bool((self.shortage_cost > 0).all())
+        )
+
+    def rules(self) -> dict[str, Callable[[], nn.Module]]:
+        """Return (s, S) (by total demand for several items), (R, S) and order-up-to.
+
+        Under recorded demand it is the (s, S) rule that was best in the training periods.
+        """
+        if not self.ordering.simple:
+            return {}
+        if self.recorded:
+            return (
+                {"s_S": partial(TotalDemandPolicy.best, self)}
+                if self.ordering.only_fixed_cost
+                else {}
+            )
+        known = {"s_S": TotalDemandPolicy, "R_S": PeriodicPolicy, "order_up_to": OrderUpToPolicy}
+        return {name: partial(rule.best, self) for name, rule in known.items()}
 
     def reference(self, test: Test) -> Reference:
-        """Return the exact optimum, or bounds; see :func:`inventory_reference`."""
+        """Return the exact optimum, or bounds, or the cost of the best rule on a record."""
+        if self.recorded and not (self.ordering.simple and self.ordering.only_fixed_cost):
+            return Reference()
         return inventory_reference(self, test)
 
     def describe(
@@ -136,14 +350,20 @@ class InventoryEnv(StockEnv):
         reference: Reference,
         folder: Path | None = None,
     ) -> dict[str, Any]:
-        """Read the learned (s, S) off the policy, and draw it."""
+        """Read the learned (s, S) off the policy, and draw it; run a record's rule on all tests."""
+        if not self.ordering.simple:
+            return {}
         return describe_inventory(self, policy, tests, reference, folder)
 
-    def heuristic_choice(self, observation: Tensor) -> Tensor:
-        """Order when the items' mean position no longer covers the lead time and one period."""
-        position = observation.unflatten(-1, (self.num_items, -1)).sum(-1).mean(-1)
-        return (position <= self.lead_time + 1).long()
+    def to(self, device: torch.device | str | int) -> InventoryEnv:
+        """Move the environment, with its demand and pieces."""
+        self.demand.to(torch.device(device))
+        if self.pieces is not None:
+            self.pieces.to(torch.device(device))
+            self.branch_bounds = None if self.ordering.simple else self.pieces.bounds
+        self.__dict__.pop("original", None)
+        super().to(device)
+        return self
 
-    def order_action(self, ordering: Tensor, quantity: Tensor) -> dict[str, Tensor]:
-        """Return the action that orders ``quantity`` ``(*B, n)`` where ``ordering`` ``(*B,)``."""
-        return {"discrete": ordering.long(), "continuous": quantity}
+    def _draw(self, sampler: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
+        return sampler(shape, generator=self.rng, dtype=self.float_dtype, device=self.device)

@@ -1,8 +1,7 @@
 """What an order may cost and do: pieces of an inventory problem that can be put together.
 
 Each is one equation, in its original form: a function of the quantities q, with its jumps.
-:class:`~hpo_torchrl.envs.ContinuousInventoryEnv` adds them up, and
-:func:`~hpo_torchrl.envs.hybridize` turns the jumps into options.
+:class:`~hpo_torchrl.problems.InventoryEnv` adds them up and turns the jumps into discrete actions.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from hpo_torchrl.core.pieces import Breakpoint, Gap
 class Feature:
     """A piece of an inventory problem; it does nothing until a method is overridden.
 
-    Quantities are ``(*B, n)``, costs ``(*B,)``; ``option`` ``(*B,)`` is the discrete action of the
-    original problem (the supplier). Breakpoints are those of the *total* quantity where ``joint``,
-    else of each item's.
+    Quantities are ``(*B, n)``, costs ``(*B,)``; ``supplier`` ``(*B,)`` is the one that was chosen
+    of :class:`Suppliers`. Breakpoints are those of the *total* quantity where ``joint``, else of
+    each item's.
     """
 
     #: Whether it depends on the quantities by their total (of a single item that is the same).
@@ -40,7 +39,7 @@ class Feature:
         """Return what is delivered of an order, ``(*B, n)``."""
         return quantity
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor | float:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor | float:
         """Return what a delivered order costs, ``(*B,)``."""
         return 0.0
 
@@ -76,7 +75,7 @@ class FixedCost(Feature):
         """No order stands alone."""
         return [Breakpoint(0.0, "alone")]
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """K where anything is ordered."""
         return self.cost * (quantity.sum(-1) > 0).to(quantity.dtype)
 
@@ -95,7 +94,7 @@ class ItemFixedCost(FixedCost):
 
     joint = False
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The cost k for each item that is ordered."""
         return self.cost * (quantity > 0).to(quantity.dtype).sum(-1)
 
@@ -163,7 +162,7 @@ class AllUnitsDiscount(_Schedule):
     def __init__(self, breaks: Sequence[float], prices: Sequence[float]) -> None:
         super().__init__(breaks, prices, "prices")
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The quantity at the price that it reaches."""
         total = quantity.sum(-1)
         return self._value_at(total) * total
@@ -182,7 +181,7 @@ class IncrementalDiscount(_Schedule):
     def __init__(self, breaks: Sequence[float], prices: Sequence[float]) -> None:
         super().__init__(breaks, prices, "prices")
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The sum over the price's steps."""
         total = quantity.sum(-1)
         cost = self.values[0] * total
@@ -206,7 +205,7 @@ class StepCost(_Schedule):
         """No order stands alone, and costs nothing."""
         return [Breakpoint(0.0, "alone"), *super().breakpoints()]
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The cost of the step that the quantity is on."""
         total = quantity.sum(-1)
         return self._value_at(total) * (total > 0).to(total.dtype)
@@ -246,7 +245,7 @@ class Truckloads(Feature):
         total = quantity.sum(-1, keepdim=True)
         return torch.where(total > most, quantity / total.clamp_min(most) * most, quantity)
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The trucks that are begun."""
         total = quantity.sum(-1)
         trucks = torch.zeros_like(total)
@@ -261,7 +260,7 @@ class Truckloads(Feature):
 
 
 class Suppliers(Feature):
-    r"""A choice of supplier s, the original's discrete action: price :math:`v_s\,q`, lead time L_s.
+    r"""A choice of supplier s, a discrete action of its own: price :math:`v_s\,q`, lead time L_s.
 
     Args:
         lead_times: periods until an order of each supplier can be used, 1 and up.
@@ -289,11 +288,17 @@ class Suppliers(Feature):
         """No order stands alone where one costs something."""
         return [Breakpoint(0.0, "alone")] if any(self.costs) else []
 
-    def order_cost(self, quantity: Tensor, option: Tensor) -> Tensor:
+    def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """Price and fixed cost of the supplier."""
         total = quantity.sum(-1)
-        price, fixed = torch.tensor([self.prices, self.costs]).to(total)[:, option]
+        price, fixed = torch.tensor([self.prices, self.costs]).to(total)[:, supplier]
         return price * total + fixed * (total > 0).to(total.dtype)
+
+    def arriving(self, order: Tensor, supplier: Tensor) -> Tensor:
+        """Return what arrives of an order in one period, in two, and so on: ``(*B, n, L)``."""
+        slots = torch.tensor(self.lead_times, device=order.device)[supplier] - 1
+        arrival = torch.nn.functional.one_hot(slots, max(self.lead_times))
+        return order.unsqueeze(-1) * arrival.to(order.dtype).unsqueeze(-2)
 
     @property
     def fixed_cost(self) -> float:

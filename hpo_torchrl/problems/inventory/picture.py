@@ -122,7 +122,7 @@ def describe_inventory(
             cost = s_S_cost(s, S, mean, holding, shortage, env.fixed_cost, env.lead_time)
             details["learned_rule_cost"] = cost + mean * float(env.procurement_cost)
     rule_policy: Any = reference.policy
-    if getattr(env, "record", None) is None or rule_policy is None:
+    if not env.recorded or rule_policy is None:
         return details
     rows = {
         name: {

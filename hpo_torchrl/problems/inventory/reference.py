@@ -42,7 +42,7 @@ def inventory_reference(env: Any, test: Test) -> Reference:
     Returns:
         The reference, per item and period; all ``None`` where nothing is known.
     """
-    if getattr(env, "record", None) is not None:
+    if env.recorded:
         policy = TotalDemandPolicy.best(env)
         cost = test.run(policy).mean
         # The same starts and the same demand: no sampling error of the test is in the comparison.
@@ -50,16 +50,16 @@ def inventory_reference(env: Any, test: Test) -> Reference:
         return Reference(upper_bound=cost, baselines=baselines, policy=policy, paired=True)
     # Beyond what the solvers search: no reason to refuse a training.
     with contextlib.suppress(ValueError):
-        if _has_poisson_demand(env):
+        if env.demand.poisson and env.suppliers is None and bool((env.holding_cost > 0).all()):
             return _stationary_reference(env)
     return Reference()
 
 
 def _stationary_reference(env: Any) -> Reference:
-    n, L, features = env.num_items, env.lead_time, getattr(env, "features", None)
+    n, L, features = env.num_items, env.lead_time, env.features
     rows = (env.demand_mean, env.holding_cost, env.shortage_cost)
     mean, h, p = (row.double().tolist() for row in rows)
-    price = sum(f.price for f in features or () if isinstance(f, Profit))
+    price = sum(f.price for f in features if isinstance(f, Profit))
     income = price * sum(mean)
     # Backlogged demand is all bought in the end, whatever the policy.
     bought = float((env.demand_mean * env.procurement_cost).double().sum())
@@ -67,11 +67,9 @@ def _stationary_reference(env: Any) -> Reference:
     def per_item(cost: float) -> float:
         return (cost + bought - income) / n
 
-    if all(type(f) in (FixedCost, ItemFixedCost, Profit) for f in features or ()):
-        joint = env.fixed_cost if features is None else _total(features, FixedCost)
-        minor = _total(features or (), ItemFixedCost)
-        if env.lost_sales and features is None:
-            return Reference()
+    if all(type(f) in (FixedCost, ItemFixedCost, Profit) for f in features):
+        joint = _total(features, FixedCost)
+        minor = _total(features, ItemFixedCost)
         if not env.lost_sales and n == 1:
             found = optimal_s_S(mean[0], h[0], p[0], joint + minor, L)
             S = round(float(found.policy.S))
@@ -103,15 +101,6 @@ def _joint_reference(items: Items, minor: float, per_item: Any) -> Reference:
     with contextlib.suppress(ValueError):
         bound = per_item(joint_replenishment_lower_bound(items)[0])
     return Reference(lower_bound=bound, upper_bound=min(rules.values()), baselines=rules)
-
-
-def _has_poisson_demand(env: Any) -> bool:
-    return (
-        env.demand == "poisson"
-        and env.demand_traces is None
-        and getattr(env, "suppliers", None) is None
-        and bool((env.holding_cost > 0).all())
-    )
 
 
 def _total(features: Any, kind: Any) -> float:

@@ -1,7 +1,7 @@
 """Rules of inventory control as policies: built from numbers, or the best for a problem.
 
 A problem is an environment, :class:`~hpo_torchrl.problems.inventory.Items` (exact costs) or a
-:class:`~hpo_torchrl.problems.inventory.Record` (simulated costs).
+:class:`~hpo_torchrl.problems.inventory.RecordedItems` (simulated costs).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hpo_torchrl.core.reference import Optimum
 from hpo_torchrl.modules import RulePolicy
 from hpo_torchrl.problems.inventory.optima import joint_rules, recorded_demand
 from hpo_torchrl.problems.inventory.optima.items import Items, Levels, newsvendor_level
-from hpo_torchrl.problems.inventory.optima.recorded_demand import Record
+from hpo_torchrl.problems.inventory.optima.recorded_demand import RecordedItems
 
 
 class OrderUpToPolicy(RulePolicy):
@@ -89,13 +89,13 @@ class TotalDemandPolicy(OrderUpToPolicy):
         S: order-up-to level of each item.
 
     Examples:
-        >>> from hpo_torchrl.problems.inventory import Items, Record
+        >>> from hpo_torchrl.problems.inventory import Items, RecordedItems
         >>> found = TotalDemandPolicy.optimum(Items([10, 10], 1, 9, 2 * 64, 2))
         >>> found.policy.Q, found.policy.S.tolist(), round(found.cost / 2, 4)
         (69.0, [62.0, 62.0], 38.2508)
         >>> round(TotalDemandPolicy(36, 62).cost(Items(10, 1, 9, 64, 2)), 4)  # s = 26, S = 62
         37.0644
-        >>> TotalDemandPolicy.optimum(Record([[2], [2], [2], [2], [2], [2], [2], [2]], 1, 9, 4, 0))
+        >>> TotalDemandPolicy.optimum(RecordedItems([[2], [2], [2], [2], [2], [2], [2], [2]], 1, 9, 4, 0))
         Optimum(cost=2.5, policy=TotalDemandPolicy(Q=3, S=[4]), lower=None)
     """
 
@@ -106,24 +106,23 @@ class TotalDemandPolicy(OrderUpToPolicy):
     @classmethod
     def best(cls, env: Any) -> TotalDemandPolicy:
         """Return the best rule of an environment: of the training periods of its record, if any."""
-        recorded = getattr(env, "record", None) is not None
-        problem = Record.of(env) if recorded else Items.of(env, "s_S")
+        problem = RecordedItems.of(env) if env.recorded else Items.of(env, "s_S")
         return cls.optimum(problem).policy.to(env.device)
 
     @classmethod
-    def optimum(cls, problem: Items | Record) -> Optimum:
+    def optimum(cls, problem: Items | RecordedItems) -> Optimum:
         """Return the rule of least :meth:`cost`; exact on items, as good as searched on a record.
 
         Raises:
             ValueError: the fixed cost so far outweighs the other costs that Q would run to a
                 million units, or the demand of a record is zero everywhere.
         """
-        recorded = isinstance(problem, Record)
+        recorded = isinstance(problem, RecordedItems)
         search: Any = recorded_demand.best_rule if recorded else joint_rules.best_total_demand
         Q, S, cost = search(problem)
         return Optimum(cost, cls(Q, S))
 
-    def cost(self, problem: Items | Record) -> float:
+    def cost(self, problem: Items | RecordedItems) -> float:
         r"""Return the average cost per period over all items.
 
         On items, by renewal-reward over the cycle between two orders. With ``D`` the total demand
@@ -141,7 +140,7 @@ class TotalDemandPolicy(OrderUpToPolicy):
         Raises:
             ValueError: Q or S is not whole on items, or there are not as many levels as items.
         """
-        if isinstance(problem, Record):
+        if isinstance(problem, RecordedItems):
             levels = np.broadcast_to(self.S.cpu().numpy(), problem.demand.shape[1:])
             return float(problem.simulate(np.array([self.Q]), levels[None])[0])
         n = problem.mean.size

@@ -20,7 +20,7 @@ _CYCLES = 4
 
 
 @dataclass(eq=False)
-class Record:
+class RecordedItems:
     """A record of demand and what things cost: the problem that rules are tuned to.
 
     A period goes as in :class:`~hpo_torchrl.problems.InventoryEnv`: decide on the inventory
@@ -74,7 +74,7 @@ class Record:
         check_bool("lost_sales", self.lost_sales)
 
     @classmethod
-    def of(cls, env: Any) -> Record:
+    def of(cls, env: Any) -> RecordedItems:
         """Return the training periods of an environment's record.
 
         A lead time and an order interval, or a quarter of those periods if that is less, warm up.
@@ -138,7 +138,7 @@ class Record:
         return total / (len(self.demand) - self.warm_up)
 
 
-def best_rule(record: Record) -> tuple[float, Vector, float]:
+def best_rule(record: RecordedItems) -> tuple[float, Vector, float]:
     r"""Return Q, S and the cost per period of the rule that would have cost least.
 
     *Backlogged demand.* When orders are placed depends on Q alone. For a given Q the best S_i is
@@ -176,7 +176,7 @@ def best_rule(record: Record) -> tuple[float, Vector, float]:
     return float(Q), S, float(record.simulate(np.array([Q]), S[None])[0])
 
 
-def _best_backlogged(record: Record) -> tuple[float, Vector]:
+def _best_backlogged(record: RecordedItems) -> tuple[float, Vector]:
     """Search Q; the levels that go with it are quantiles."""
     low, high, best = 1, record.most, (np.inf, 1.0, np.zeros(record.demand.shape[1]))
     while True:
@@ -195,7 +195,7 @@ def _best_backlogged(record: Record) -> tuple[float, Vector]:
         low, high = max(1, middle - stride), min(record.most, middle + stride)
 
 
-def _backlogged(record: Record, Q: NDArray[Any]) -> tuple[Vector, Vector]:
+def _backlogged(record: RecordedItems, Q: NDArray[Any]) -> tuple[Vector, Vector]:
     """Return the cost of each Q, ``(m,)``, at its best levels, ``(m, n)``; without procurement."""
     D, L, skip = record.demand, record.lead_time, record.warm_up
     lacking, orders = np.zeros((len(Q), D.shape[1])), np.zeros(len(Q))
@@ -223,7 +223,7 @@ def _backlogged(record: Record, Q: NDArray[Any]) -> tuple[Vector, Vector]:
     return costs / len(taken), levels
 
 
-def _best_pair(record: Record, Q: float, S: Vector) -> tuple[float, Vector]:
+def _best_pair(record: RecordedItems, Q: float, S: Vector) -> tuple[float, Vector]:
     """Search s and Q of one item with lost sales on a grid, which shrinks around its best point."""
     known = float(record.simulate(np.array([Q]), S[None])[0])
     windows = record.windows()[max(0, record.warm_up - record.lead_time) :]
@@ -251,7 +251,7 @@ def _best_pair(record: Record, Q: float, S: Vector) -> tuple[float, Vector]:
         high = np.minimum(high, pairs[at] + 2 * stride)
 
 
-def _coordinate_search(record: Record, Q: float, S: Vector) -> tuple[float, Vector]:
+def _coordinate_search(record: RecordedItems, Q: float, S: Vector) -> tuple[float, Vector]:
     n = len(S)
     point = np.array([Q, *S])
     cost = record.simulate(point[:1], point[None, 1:])[0]

@@ -1,0 +1,216 @@
+"""Demand of an inventory problem: the base class, and demand drawn from a distribution."""
+
+from __future__ import annotations
+
+import abc
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from hpo_torchrl.core.checks import check_choice, check_sizes, did_you_mean, per_item
+from hpo_torchrl.envs.differentiable import DifferentiableEnv, State
+
+Made = TypeVar("Made")
+
+
+class Demand(abc.ABC):
+    """Demand of n items, period by period: a description that an environment binds to itself.
+
+    A new kind of demand is a subclass with :meth:`draw`; ``class Mine(Demand, name="mine")`` can
+    also be written ``{name: mine, mean: 10}`` in a configuration. Demand that depends on the past
+    adds entries to the state: see :class:`~hpo_torchrl.problems.inventory.record.Record`.
+
+    Args:
+        mean: mean demand per period, one number or one per item: the unit of observations and
+            actions.
+
+    Attributes:
+        mean: the same as a tensor ``(n,)``, once bound.
+        poisson: whether demand is Poisson and independent, so that the exact optima apply.
+        num_items: number of items, where the demand fixes it.
+        batch_size: number of env instances, where the demand fixes it or once bound.
+        horizon: periods in an episode, the same.
+        num_periods: periods that there are to be replayed, where there is an end.
+    """
+
+    KINDS: ClassVar[dict[str, type[Demand]]] = {}
+    poisson: ClassVar[bool] = False
+    num_items: int | None = None
+    batch_size: Any = None
+    horizon: int | None = None
+    num_periods: int | None = None
+    mean: Tensor
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.KINDS[name] = cls
+
+    def __init__(self, mean: float | Sequence[float] = 10.0) -> None:
+        self.given_mean = mean
+
+    def bind(self, num_items: int, horizon: int | None, batch_size: Any, **place: Any) -> Self:
+        """Return a copy for an environment, with its horizon, and tensors of its dtype and device.
+
+        Args:
+            num_items: number of items n.
+            horizon: periods in an episode; ``None`` leaves it to the demand.
+            batch_size: number of env instances, an int or a shape; ``None`` the same.
+            place: dtype and device.
+
+        Raises:
+            ValueError: the environment does not fit the demand.
+        """
+        if self.num_items not in (None, num_items):
+            raise ValueError(
+                f"demand is of {self.num_items} items, but num_items = {num_items}; leave "
+                "num_items out (on the command line: env.num_items=null) or make them equal."
+            )
+        sizes = [] if batch_size is None else check_sizes("batch_size", batch_size)
+        if self.batch_size is not None and sizes not in ([], [self.batch_size]):
+            raise ValueError(
+                f"batch_size={batch_size} disagrees with demand of {self.batch_size} env "
+                "instances; leave it out (on the command line: env.batch_size=null) or make them "
+                "equal."
+            )
+        bound = copy.copy(self)
+        bound.mean = per_item("demand.mean", self.given_mean, num_items, strict=True, **place)
+        bound.horizon = self.horizon if horizon is None else horizon
+        bound.batch_size = self.batch_size if batch_size is None else batch_size
+        return bound
+
+    @abc.abstractmethod
+    def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
+        """Draw the demand of the coming periods.
+
+        Args:
+            num_steps: number of periods T.
+            state: where they begin; it matters only to demand that depends on it.
+            env: the environment: its batch and its generator.
+
+        Returns:
+            Units, ``(*B, T, n)``.
+        """
+
+    def draw_any(self, env: DifferentiableEnv) -> Tensor:
+        """Draw the demand of some period, ``(*B, n)``: for stocks that are warmed up."""
+        return self.draw(1, {}, env).squeeze(-2)
+
+    def state_shapes(self, num_items: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the state entries that the demand adds, without the batch."""
+        return {}
+
+    def observation_dim(self, num_items: int) -> int:
+        """Length of what :meth:`observe` returns."""
+        return 0
+
+    def start(self, env: DifferentiableEnv) -> dict[str, Tensor]:
+        """Draw these entries at the start of an episode."""
+        return {}
+
+    def usual_start(self, env: DifferentiableEnv) -> dict[str, Tensor]:
+        """Return the entries of the start, if it is always the same.
+
+        Raises:
+            ValueError: it is not, and the demand depends on it.
+        """
+        return {}
+
+    def advance(self, state: State, met: Tensor) -> dict[str, Tensor]:
+        """Return the entries after a period in which the demand ``met`` ``(*B, n)`` occurred."""
+        return {}
+
+    def observe(self, state: State) -> Tensor | None:
+        """Return what the policy sees besides the inventory, flat; ``None`` is nothing."""
+        return None
+
+    def to(self, device: torch.device) -> None:
+        """Move the tensors."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+
+    def __repr__(self) -> str:
+        return type(self).__name__.lower()
+
+
+class Poisson(Demand, name="poisson"):
+    """Independent Poisson demand.
+
+    Args:
+        mean: mean demand per period, one number or one per item.
+    """
+
+    poisson = True
+
+    def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
+        """Draw counts with the mean, ``(*B, T, n)``."""
+        mean = self.mean.expand(*env.batch_size, num_steps, -1)
+        return torch.poisson(mean, generator=env.rng)
+
+
+class Normal(Demand, name="normal"):
+    """Independent normal demand with variance equal to the mean, clipped at 0.
+
+    Args:
+        mean: mean demand per period before clipping, one number or one per item.
+    """
+
+    def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
+        """Draw and clip, ``(*B, T, n)``."""
+        shape = (*env.batch_size, num_steps, *self.mean.shape)
+        noise = self.mean.new_empty(shape).normal_(generator=env.rng)
+        return (self.mean + self.mean.sqrt() * noise).clamp_min(0.0)
+
+
+def make_demand(entry: Any) -> Demand:
+    """Return the demand that is meant: one, a mapping with its name, its name, or a mean.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: the name or a key is unknown.
+
+    Examples:
+        >>> make_demand(10.0), make_demand({"name": "normal", "mean": [1.0, 2.0]})
+        (poisson, normal)
+    """
+    if isinstance(entry, Demand):
+        return entry
+    if isinstance(entry, str):
+        entry = {"name": entry}
+    if isinstance(entry, Mapping):
+        return from_mapping("demand", entry, Demand.KINDS, "{name: poisson, mean: 10}")
+    return Poisson(entry)  # which checks the mean
+
+
+def from_mapping(
+    section: str, entry: Any, kinds: Mapping[str, Callable[..., Made]], example: str
+) -> Made:
+    """Make the object that a mapping names, with the mapping's other entries as arguments.
+
+    Raises:
+        ValueError: it is no mapping with a name, or the name or a key is unknown.
+    """
+    if not isinstance(entry, Mapping) or "name" not in entry:
+        raise ValueError(
+            f"{section} must be given as objects, or mappings with a name such as {example}, got "
+            f"{entry!r}."
+        )
+    arguments = dict(entry)
+    name = check_choice(section, arguments.pop("name"), kinds)
+    known = list(inspect.signature(kinds[name]).parameters)
+    for key in arguments:
+        if key not in known:
+            raise ValueError(
+                f"Unknown key {key!r} of {section} {name!r}.{did_you_mean(key, known)} It takes "
+                f"{', '.join(known) or 'nothing'}."
+            )
+    try:
+        return kinds[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"{section} {name!r}: {error}") from error

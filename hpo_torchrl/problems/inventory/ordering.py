@@ -1,0 +1,185 @@
+"""What an order costs and does: features put together, and the pieces between their jumps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hpo_torchrl.core.checks import check_float
+from hpo_torchrl.core.pieces import Breakpoint, Gap, Pieces, merge_breakpoints
+from hpo_torchrl.envs.action_pieces import ActionPieces
+from hpo_torchrl.envs.differentiable import Action
+from hpo_torchrl.problems.inventory.demand import from_mapping
+from hpo_torchrl.problems.inventory.features import (
+    FEATURES,
+    Feature,
+    FixedCost,
+    LostSales,
+    MinimumOrder,
+    Suppliers,
+)
+
+
+class Ordering:
+    """The features of an inventory problem, added up, and what they make of an action.
+
+    Args:
+        features: the features, in order.
+        num_items: number of items n.
+        hybrid: whether the discrete action picks the piece of the quantity.
+        place: dtype and device.
+
+    Attributes:
+        suppliers: the choice of supplier, if there is one.
+        pieces: the pieces of the quantity; ``None`` in the original form.
+        simple: whether only the joint fixed cost jumps: then d = 1{q > 0}, the projection of q is
+            d max(q, 0), and policies need no ends of their own.
+
+    Raises:
+        ValueError: some features jump in the total quantity, others in each item's.
+    """
+
+    def __init__(
+        self, features: Sequence[Feature], num_items: int, *, hybrid: bool = True, **place: Any
+    ) -> None:
+        self.features, self.num_items = tuple(features), num_items
+        self.fixed_cost = float(sum(feature.fixed_cost for feature in features))
+        self.lost_sales = any(isinstance(f, LostSales) for f in features)
+        self.least = max((f.minimum for f in features if isinstance(f, MinimumOrder)), default=0.0)
+        self.suppliers = next((f for f in features if isinstance(f, Suppliers)), None)
+        choices = 1 if self.suppliers is None else len(self.suppliers.lead_times)
+        self.pieces: ActionPieces | None = None
+        self.num_discrete, self.simple = choices, False
+        if hybrid:
+            cut = Pieces.cut(self.breakpoints(), low=0.0, gaps=self.gaps())
+            cuts = [cut] * num_items if self.cut_per_item else cut
+            self.pieces = ActionPieces(cuts, num_items, choices=choices, **place)
+            self.num_discrete = choices * self.pieces.num_discrete
+            jumping = {type(feature) for feature in features if feature.breakpoints()}
+            self.simple = jumping == {FixedCost} and self.suppliers is None
+        # A method is called only where a feature has one of its own.
+        self._joint_cost = float(sum(f.cost for f in features if type(f) is FixedCost))
+        self._order_cost = _own([f for f in features if type(f) is not FixedCost], "order_cost")
+        self._delivered, self._carried_over, self._sold, self._revenue = (
+            _own(features, name) for name in ("delivered", "carried_over", "sold", "revenue")
+        )
+
+    @property
+    def only_fixed_cost(self) -> bool:
+        """Whether an order costs nothing besides its units and the joint fixed cost."""
+        return all(type(feature) in (FixedCost, LostSales) for feature in self.features)
+
+    @property
+    def cut_per_item(self) -> bool:
+        """Whether every item has breakpoints of its own."""
+        return self.num_items > 1 and not all(f.joint or not f.breakpoints() for f in self.features)
+
+    def breakpoints(self) -> list[Breakpoint]:
+        """Return the breakpoints of all features, merged."""
+        for feature in self.features if self.cut_per_item else ():
+            # Whether anything is ordered follows from whether each item is; nothing else does.
+            if feature.joint and any(at != 0.0 for at, _ in feature.breakpoints()):
+                raise ValueError(
+                    f"{type(feature).__name__} jumps in the total quantity and another feature in "
+                    "each item's: their breakpoints make no common set of discrete actions. Use "
+                    "one item, or leave one of them out."
+                )
+        return merge_breakpoints(*(feature.breakpoints() for feature in self.features))
+
+    def gaps(self) -> list[Gap]:
+        """Return the quantities that do what another one does."""
+        return [gap for feature in self.features for gap in feature.gaps()]
+
+    def placed(self, action: Action) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the delivery ``(*B, n)``, whether there is one ``(*B,)``, and the supplier."""
+        discrete, quantity = action["discrete"], action["continuous"]
+        if self.simple:
+            ordering = discrete.to(quantity.dtype)
+            quantity = ordering.unsqueeze(-1) * quantity.clamp_min(0.0)
+            return self.delivered(quantity), ordering, discrete
+        executed = action if self.pieces is None else self.pieces.executed(action)
+        order = self.delivered(executed["continuous"].clamp_min(0.0))
+        return order, (order.detach().sum(-1) > 0).to(order.dtype), executed["discrete"]
+
+    def delivered(self, quantity: Tensor) -> Tensor:
+        """Return what is delivered of an order, ``(*B, n)``."""
+        for delivered in self._delivered:
+            quantity = delivered(quantity)
+        return quantity
+
+    def charge(self, cost: Tensor, order: Tensor, ordering: Tensor, supplier: Tensor) -> Tensor:
+        """Add what a delivered order costs, ``(*B,)``."""
+        cost = cost + self._joint_cost * ordering
+        for order_cost in self._order_cost:
+            cost = cost + order_cost(order, supplier)
+        return cost
+
+    def earn(self, reward: Tensor, available: Tensor, demand: Tensor) -> Tensor:
+        """Add the income of a period, ``(*B,)``."""
+        if self._revenue:
+            sold = demand
+            for sell in self._sold:
+                sold = sell(available, demand, sold)
+            for revenue in self._revenue:
+                reward = reward + revenue(sold)
+        return reward
+
+    def carried_over(self, level: Tensor) -> Tensor:
+        """Return what is left of the stock at the end of a period, ``(*B, n)``."""
+        for carried_over in self._carried_over:
+            level = carried_over(level)
+        return level
+
+
+def make_features(
+    entries: Sequence[Feature | Mapping[str, Any]] | None,
+    fixed_cost_per_item: float | None,
+    num_items: int,
+    lost_sales: bool,
+) -> list[Feature]:
+    """Return the features that are meant, with :class:`LostSales` among them if sales are lost.
+
+    Args:
+        entries: features, or mappings with their names; ``None`` is the joint fixed cost.
+        fixed_cost_per_item: that cost, divided by n; ``None`` is 64.
+        num_items: number of items n.
+        lost_sales: whether unmet demand is lost.
+
+    Raises:
+        ValueError: a feature or an argument is unknown, two are of a kind, or there are features
+            and a fixed cost besides.
+    """
+    if entries is None:
+        each = 64.0 if fixed_cost_per_item is None else fixed_cost_per_item
+        entries = [FixedCost(check_float("fixed_cost_per_item", each, minimum=0.0) * num_items)]
+    elif fixed_cost_per_item is not None:
+        raise ValueError(
+            f"fixed_cost_per_item={fixed_cost_per_item} is of the default's only feature, but "
+            "features are given as well; leave one of them out (on the command line: "
+            "env.fixed_cost_per_item=null), or add {name: fixed_cost, cost: ...} to the features."
+        )
+    example = "{name: fixed_cost, cost: 64}"
+    found = [
+        e if isinstance(e, Feature) else from_mapping("features", e, FEATURES, example)
+        for e in entries
+    ]
+    kinds = [type(feature) for feature in found]
+    if lost_sales and LostSales not in kinds:
+        found.append(LostSales())
+    twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"features must be of different kinds, got {twice.__name__} twice; put both into one."
+        )
+    return found
+
+
+def _own(features: Sequence[Feature], name: str) -> tuple[Any, ...]:
+    """Return a method of all features that have one of their own."""
+    return tuple(
+        getattr(feature, name)
+        for feature in features
+        if getattr(type(feature), name) is not getattr(Feature, name)
+    )
