@@ -5,6 +5,7 @@ from hpo_torchrl.envs.certificate import Certificate, certify
 from hpo_torchrl.envs.differentiable import DifferentiableEnv
 from hpo_torchrl.envs.hybridize import HybridizedEnv, PiecewiseAction, hybridize
 from hpo_torchrl.envs.jumps import Jump, find_jumps
+from hpo_torchrl.envs.replicated import ReplicatedEnv
 
 __all__ = [
     "Breakpoint",
@@ -16,6 +17,7 @@ __all__ = [
     "Piece",
     "Pieces",
     "PiecewiseAction",
+    "ReplicatedEnv",
     "certify",
     "find_jumps",
     "hybridize",

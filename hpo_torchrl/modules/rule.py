@@ -13,11 +13,11 @@ class RulePolicy(TensorDictModuleBase):
     out_keys = [("action", "discrete"), ("action", "continuous")]  # noqa: RUF012
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Decide for every system."""
+        """Decide for every instance of the batch."""
         discrete, continuous = self.decide(*(tensordict.get(key) for key in self.in_keys))
         action = {"discrete": discrete, "continuous": continuous}
         return tensordict.set("action", TensorDict(action, batch_size=tensordict.batch_size))
 
     def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return options ``(*B,)`` and continuous actions ``(*B, n)``."""
+        """Return discrete actions ``(*B,)`` and continuous actions ``(*B, n)``."""
         raise NotImplementedError
