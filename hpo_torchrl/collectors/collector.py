@@ -78,14 +78,16 @@ class _BatchCollector:
 
         It does not include the policy's random numbers, which ``randomness.state()`` holds.
         """
-        return self._state(self.env, self.carried)
+        return self._state(self.env, self.carried, self.frames)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where :meth:`state_dict` was taken."""
-        self._load(state, self.env, lambda carried: carried)
+        self._load(state, self.env, state["frames"], lambda carried: carried)
 
-    def _state(self, env: EnvBase, carried: TensorDictBase | None) -> dict[str, Any]:
-        state: dict[str, Any] = {"frames": self.frames, "carried": None, "rng": None}
+    def _state(
+        self, env: EnvBase, carried: TensorDictBase | None, frames: int
+    ) -> dict[str, Any]:
+        state: dict[str, Any] = {"frames": frames, "carried": None, "rng": None}
         if carried is not None:
             leaves = carried.flatten_keys(".")
             state["carried"] = {key: value.clone() for key, value in leaves.items()}
@@ -94,8 +96,8 @@ class _BatchCollector:
             state["rng"] = rng.get_state()
         return state
 
-    def _load(self, state: dict[str, Any], env: EnvBase, place: Any) -> None:
-        self.frames, carried = state["frames"], None
+    def _load(self, state: dict[str, Any], env: EnvBase, frames: int, place: Any) -> None:
+        self.frames, carried = frames, None
         if state["carried"] is not None:
             own = {"batch_size": env.batch_size, "device": env.device}
             carried = place(TensorDict(state["carried"], **own).unflatten_keys("."))
@@ -115,7 +117,8 @@ class _SeedState:
         """Return the state of the seed."""
         carried = self.collector.carried
         own = None if carried is None else carried[self.index]
-        return self.collector._state(self.env, own)
+        frames = self.collector.frames // len(self.collector.env.members)
+        return self.collector._state(self.env, own, frames)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken; all seeds have to be loaded."""
@@ -127,7 +130,7 @@ class _SeedState:
             rows[self.index] = own
             return torch.stack(rows).contiguous()
 
-        self.collector._load(state, self.env, place)
+        self.collector._load(state, self.env, number * state["frames"], place)
 
 
 class DifferentiableCollector(_BatchCollector):

@@ -90,15 +90,15 @@ class ActionRange(nn.Module):
         """
         if self.of_total:
             return self._of_total(raw, index)
-        return self._apply(_VALUES, raw, index)
+        return self._mapped(_VALUES, raw, index)
 
     def inverse(self, value: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the raw outputs of actions; finite also where an action is at an end."""
-        return self._apply(_INVERSES, value, index)
+        return self._mapped(_INVERSES, value, index)
 
     def log_slope(self, raw: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the logarithm of the slope du/dz; 0 where both ends are equal."""
-        return self._apply(_LOG_SLOPES, raw, index)
+        return self._mapped(_LOG_SLOPES, raw, index)
 
     def fixed(self, index: Tensor | None = None) -> Tensor | None:
         """Return which actions have both ends equal; ``None`` if none has."""
@@ -107,7 +107,7 @@ class ActionRange(nn.Module):
         low, high, has_low, has_high = self._ends(index)
         return has_low & has_high & (low == high)
 
-    def _apply(self, maps: dict[str, Callable], value: Tensor, index: Tensor | None) -> Tensor:
+    def _mapped(self, maps: dict[str, Callable], value: Tensor, index: Tensor | None) -> Tensor:
         if self.kind is not None:
             return maps[self.kind](value, self.low, self.high, self.unit)
         low, high, has_low, has_high = self._ends(index)

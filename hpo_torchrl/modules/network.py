@@ -130,7 +130,7 @@ class HybridNetwork(nn.Module):
         branches = self._branches
         # A distribution with outputs of its own for its scale needs none of these.
         self.stochastic = scale > 0 or self.distribution.outputs > 1
-        self._deviates = scale > 0
+        self._deviates, self._learns_scale = scale > 0, learn_scale
         if learn_scale:
             self.log_scale = nn.Parameter(torch.full(branches, math.log(scale), **place))
         elif self._deviates:  # one for all branches
@@ -175,7 +175,7 @@ class HybridNetwork(nn.Module):
         if self.skip is not None:
             raw = raw + self.skip(observation)
         raw = raw.reshape(*raw.shape[:-1], *self._branches[:-1], -1)
-        if self.num_seeds is not None and scale is not None and scale.requires_grad:
+        if scale is not None and self.num_seeds is not None and self._learns_scale:
             # The axis of seeds comes before the batch.
             batch = (1,) * (raw.ndim - scale.ndim)
             scale = scale.reshape(len(scale), *batch, *scale.shape[1:])
