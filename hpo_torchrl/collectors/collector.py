@@ -241,8 +241,7 @@ class DifferentiableCollector(_BatchCollector):
 
     def collect(self) -> TensorDict:
         """Collect one batch of shape ``(*B, T)`` and carry the state over."""
-        carried = None if self.reset_at_each_iter else self._carried
-        start = self.env.reset() if carried is None else self.restarted(carried)
+        start = self.start(self._carried)
         with set_exploration_type(self.exploration_type):
             if self.engine is not None:
                 batch = self.engine(self.num_steps, tensordict=start)
@@ -261,6 +260,12 @@ class DifferentiableCollector(_BatchCollector):
         self._carried = self.env.maybe_reset(self.env.step_mdp(last.copy()))
         self.frames += self.frames_per_batch
         return batch
+
+    def start(self, carried: TensorDictBase | None) -> TensorDictBase:
+        """Return the start of a batch: ``carried``, with the restarts that are asked for."""
+        if carried is None or self.reset_at_each_iter:
+            return self.env.reset()
+        return self.restarted(carried)
 
     def compile_seconds(self) -> float:
         """Return the time spent on compiling since this was last asked."""

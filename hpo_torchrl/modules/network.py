@@ -151,16 +151,17 @@ class HybridNetwork(nn.Module):
         what does not depend on the observation is computed once: it is for a rollout with the
         parameters of now.
         """
-        scale = self.scale()
+        scale, trunk, of_branches = self.scale(), self.trunk, self._of_branches
+        plain = isinstance(trunk, nn.Identity)
 
         def parameters(observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-            features = self.trunk(observation)
+            features = observation if plain else trunk(observation)
             if graph_of_logits:
                 logits = self._logits(features)
             else:
                 with torch.no_grad():
                     logits = self._logits(features)
-            return logits, *self._of_branches(observation, features, scale)
+            return logits, *of_branches(observation, features, scale)
 
         return parameters
 
