@@ -48,14 +48,19 @@ class Inputs(NamedTuple):
 
     def part(self, which: slice) -> Inputs:
         """Return some of the steps."""
-        return Inputs(self.noise[which], rows_of(self.policy, which), self.fresh[which])
+        own = self.policy
+        if own is not None:
+            own = Noise(*(None if value is None else value[which] for value in own))  # type: ignore[arg-type]
+        return Inputs(self.noise[which], own, self.fresh[which])
 
 
-def rows_of(noise: Noise | None, at: Any) -> Noise | None:
-    """Return the policy's noise at some times."""
+def steps_of(noise: Noise | None, num_steps: int) -> Sequence[Noise | None]:
+    """Return the policy's noise of each step."""
     if noise is None:
-        return None
-    return Noise(noise.discrete[at], None if noise.continuous is None else noise.continuous[at])
+        return [None] * num_steps
+    if noise.continuous is None:
+        return [Noise(row) for row in noise.discrete.unbind()]
+    return list(map(Noise, noise.discrete.unbind(), noise.continuous.unbind()))
 
 
 class Rollout:
@@ -196,13 +201,15 @@ class Rollout:
         """Return where the steps lead to, and the entries of each."""
         env, transition = self.env, self.step(self.env, self.policy)
         never = torch.zeros((*env.batch_size, 1), dtype=torch.bool, device=env.device)
+        noise, own = inputs.noise.unbind(), steps_of(inputs.policy, len(inputs.noise))
         rows = []
-        for step, (noise, new) in enumerate(zip(inputs.noise.unbind(), inputs.fresh, strict=True)):
-            draw, after, reward, over = transition(carried, noise, rows_of(inputs.policy, step))
+        for step, new in enumerate(inputs.fresh):
+            draw, after, reward, over = transition(carried, noise[step], own[step])
             after |= env.show(after)
-            row = {**carried, **entries_of(draw, self.policy), "reward": reward}
-            row["over"] = never if over is None else over
-            rows.append({**row, **{(NEXT + key): value for key, value in after.items()}})
+            row = {**carried, **entries_of(draw, self.policy)}
+            row |= {NEXT + key: value for key, value in after.items()}
+            row |= {"reward": reward, "over": never if over is None else over}
+            rows.append(row)
             carried = discount_gradients(after, self.discount)
             if callable(new):
                 new = new(over) if over is not None and bool(over.any()) else None
@@ -311,8 +318,8 @@ def policy_noise(
     if policy.stochastic and _has_scale(policy, start):
         own = torch.empty(num_steps, *continuous.shape, **place)
     kind = policy.continuous_distribution.noise
-    for step in range(num_steps):
-        randomness.fill("exponential", logs[step])
+    for step, row in enumerate(logs.unbind()):
+        randomness.fill("exponential", row)
         if own is not None:
             randomness.fill(kind, own[step])
     return Noise(logs.log_(), own)

@@ -19,8 +19,8 @@ from hpo_torchrl.collectors.engine import (
     is_functional,
     noise_of,
     policy_noise,
-    rows_of,
     scored,
+    steps_of,
 )
 from hpo_torchrl.core.checks import check_choice, check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
@@ -130,7 +130,8 @@ def general_rollout(
             f"noise can be given only to a DifferentiableEnv; {type(env).__name__} draws its own."
         )
     hybrid = isinstance(policy, HybridPolicy) and type(policy).forward is HybridPolicy.forward
-    own = policy_noise(env, policy, start, num_steps, randomness) if hybrid else None
+    drawn = policy_noise(env, policy, start, num_steps, randomness) if hybrid else None
+    own = steps_of(drawn, num_steps)
     sample = policy.sampler() if hybrid else None
     steps, rows = [], []
     keys: list[Any] = []
@@ -141,7 +142,7 @@ def general_rollout(
                 carried = policy(carried)
             else:
                 mask = policy.mask_of(carried)
-                draw = sample(carried.get(policy.observation_key), mask, rows_of(own, step))
+                draw = sample(carried.get(policy.observation_key), mask, own[step])
                 rows.append(entries_of(draw, policy))
                 action = {"discrete": draw.discrete, "continuous": draw.continuous}
                 place = {"batch_size": carried.batch_size, "device": carried.device}
@@ -166,7 +167,7 @@ def general_rollout(
         check_mask(rollout.get(policy.mask_key))
     if hybrid and policy.return_log_prob:
         stacked = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-        log_probs = scored(policy, stacked, own)
+        log_probs = scored(policy, stacked, drawn)
         for key in LOG_PROBS:
             rollout.set(key, log_probs[key].movedim(0, time))
     return rollout.refine_names(..., "time")

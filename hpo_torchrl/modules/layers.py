@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrl.modules import MLP
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
@@ -37,3 +37,24 @@ def mlp(
         nn.init.orthogonal_(layer.weight, gain=gain if last else math.sqrt(2))
         nn.init.zeros_(layer.bias)
     return net
+
+
+def direct(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what calling a net does, without torch's search for hooks at each call of a layer.
+
+    For small layers that search takes a good part of the time. A net that has hooks is returned
+    itself.
+    """
+    layers = list(net) if type(net) in (MLP, nn.Sequential) else [net]
+    for layer in (net, *layers):
+        hooks = (layer._forward_hooks, layer._forward_pre_hooks)
+        if any(hooks) or layer._backward_hooks or layer._backward_pre_hooks:
+            return net
+    calls = [layer.forward for layer in layers if type(layer) is not nn.Identity]
+
+    def call(value: Tensor) -> Tensor:
+        for forward in calls:
+            value = forward(value)
+        return value
+
+    return calls[0] if len(calls) == 1 else call

@@ -13,7 +13,7 @@ from torchrl.modules import MLP
 from hpo_torchrl.core.checks import check_bool, check_choice, check_float, check_sizes
 from hpo_torchrl.core.pieces import BranchBounds
 from hpo_torchrl.modules.continuous import ActionRange, Bounds, make_distribution
-from hpo_torchrl.modules.layers import ACTIVATIONS, mlp
+from hpo_torchrl.modules.layers import ACTIVATIONS, direct, mlp
 
 class HybridNetwork(nn.Module):
     r"""Map an observation to the parameters of a :class:`HybridDistribution`.
@@ -107,6 +107,11 @@ class HybridNetwork(nn.Module):
             return mlp(inputs, outputs, cells, activation, gain, **place)
 
         self.num_heads = num_heads
+        # Shape of the branches: (M, n), or (H, M, k).
+        branches: tuple[int, ...] = (num_discrete, continuous_dim)
+        if num_heads is not None:
+            branches = (num_heads, num_discrete, continuous_dim // num_heads)
+        self._branches = branches
         unit = torch.ones(continuous_dim, **place) if action_scale is None else action_scale
         ends = (continuous_bounds, unit, branch_bounds, num_heads)
         self.distribution = make_distribution(distribution, ActionRange(*ends, **place))
@@ -127,7 +132,6 @@ class HybridNetwork(nn.Module):
         )
         if self.skip is not None:
             nn.init.zeros_(self.skip.weight)
-        branches = self._branches
         # A distribution with outputs of its own for its scale needs none of these.
         self.stochastic = scale > 0 or self.distribution.outputs > 1
         self._deviates, self._learns_scale = scale > 0, learn_scale
@@ -139,42 +143,43 @@ class HybridNetwork(nn.Module):
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
-        logits, loc, scale = self.sampler(True)(observation)
-        return logits, loc, None if scale is None else scale.expand_as(loc)
+        features = self.trunk(observation)
+        raw = self.continuous(features)
+        if self.skip is not None:
+            raw = raw + self.skip(observation)
+        loc, scale = self._of_raw(raw, self.scale())
+        return self._logits(self.discrete(features)), loc, _like(scale, loc)
 
-    def sampler(
-        self, graph_of_logits: bool = False
-    ) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]:
+    def sampler(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]:
         """Return a function that computes what :meth:`forward` does, many times in a row.
 
         Its logits are off the graph, which no sample needs, its scale is only broadcastable, and
         what does not depend on the observation is computed once: it is for a rollout with the
         parameters of now.
         """
-        scale, trunk, of_branches = self.scale(), self.trunk, self._of_branches
-        plain = isinstance(trunk, nn.Identity)
+        trunk, discrete, continuous = map(direct, (self.trunk, self.discrete, self.continuous))
+        skip = None if self.skip is None else direct(self.skip)
+        scale, of_raw, into_heads = self.scale(), self._of_raw, self._logits
 
         def parameters(observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-            features = observation if plain else trunk(observation)
-            if graph_of_logits:
-                logits = self._logits(features)
-            else:
-                with torch.no_grad():
-                    logits = self._logits(features)
-            return logits, *of_branches(observation, features, scale)
+            features = trunk(observation)
+            with torch.no_grad():
+                logits = into_heads(discrete(features))
+            raw = continuous(features)
+            if skip is not None:
+                raw = raw + skip(observation)
+            return logits, *of_raw(raw, scale)
 
         return parameters
 
     def branches(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the parameters of u alone, those of every branch."""
-        return self._of_branches(observation, self.trunk(observation), self.scale())
-
-    def _of_branches(
-        self, observation: Tensor, features: Tensor, scale: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        raw = self.continuous(features)
+        raw = self.continuous(self.trunk(observation))
         if self.skip is not None:
             raw = raw + self.skip(observation)
+        return self._of_raw(raw, self.scale())
+
+    def _of_raw(self, raw: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
         raw = raw.reshape(*raw.shape[:-1], *self._branches[:-1], -1)
         if scale is not None and self.num_seeds is not None and self._learns_scale:
             # The axis of seeds comes before the batch.
@@ -191,17 +196,13 @@ class HybridNetwork(nn.Module):
 
     def logits(self, observation: Tensor) -> Tensor:
         """Return the logits alone, ``(*B, M)`` or ``(*B, H, M)``."""
-        return self._logits(self.trunk(observation))
+        return self._logits(self.discrete(self.trunk(observation)))
 
-    @property
-    def _branches(self) -> tuple[int, ...]:
-        """Shape of the branches: ``(M, n)``, or ``(H, M, k)``."""
+    def _logits(self, outputs: Tensor) -> Tensor:
         if self.num_heads is None:
-            return self.num_discrete, self.continuous_dim
-        return self.num_heads, self.num_discrete, self.continuous_dim // self.num_heads
+            return outputs
+        return outputs.reshape(*outputs.shape[:-1], self.num_heads, -1)
 
-    def _logits(self, features: Tensor) -> Tensor:
-        logits = self.discrete(features)
-        if self.num_heads is None:
-            return logits
-        return logits.reshape(*logits.shape[:-1], self.num_heads, -1)
+
+def _like(scale: Tensor | None, loc: Tensor) -> Tensor | None:
+    return None if scale is None else scale.expand_as(loc)
