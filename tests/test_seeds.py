@@ -260,7 +260,9 @@ def test_wrong_members_are_named():
         replicate([])
     with pytest.raises(RuntimeError, match="size"):
         replicate([HybridPolicy(HybridNetwork(4, 2, n)) for n in (1, 2)])
-    with pytest.raises(ValueError, match=r"batch size \(4,\) and InventoryEnv of batch size \(5,\)"):
+    with pytest.raises(
+        ValueError, match=r"batch size \(4,\) and InventoryEnv of batch size \(5,\)"
+    ):
         ReplicatedEnv([inventory(), inventory(batch_size=5)])
     env, policy = together("resets")
     with pytest.raises(TypeError, match="ReplicatedEnv needs DifferentiableEnvs, got"):

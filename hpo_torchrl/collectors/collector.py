@@ -84,9 +84,7 @@ class _BatchCollector:
         """Go on exactly where :meth:`state_dict` was taken."""
         self._load(state, self.env, state["frames"], lambda carried: carried)
 
-    def _state(
-        self, env: EnvBase, carried: TensorDictBase | None, frames: int
-    ) -> dict[str, Any]:
+    def _state(self, env: EnvBase, carried: TensorDictBase | None, frames: int) -> dict[str, Any]:
         state: dict[str, Any] = {"frames": frames, "carried": None, "rng": None}
         if carried is not None:
             leaves = carried.flatten_keys(".")

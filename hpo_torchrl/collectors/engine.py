@@ -201,6 +201,7 @@ class Rollout:
         """Return where the steps lead to, and the entries of each."""
         env, transition = self.env, self.step(self.env, self.policy)
         never = torch.zeros((*env.batch_size, 1), dtype=torch.bool, device=env.device)
+        asks = not env.counts_steps
         noise, own = inputs.noise.unbind(), steps_of(inputs.policy, len(inputs.noise))
         rows = []
         for step, new in enumerate(inputs.fresh):
@@ -211,8 +212,9 @@ class Rollout:
             row |= {"reward": reward, "over": never if over is None else over}
             rows.append(row)
             carried = discount_gradients(after, self.discount)
-            if callable(new):
-                new = new(over) if over is not None and bool(over.any()) else None
+            if asks and new is not None:
+                ends = over is not None and bool(over.any())
+                new = new(over) if ends else None  # type: ignore[operator]
             if new is not None and over is not None:
                 carried = {
                     key: torch.where(expand_mask(over, value), new[key], value)

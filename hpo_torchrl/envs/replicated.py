@@ -129,7 +129,9 @@ class ReplicatedEnv(DifferentiableEnv):
         if over is None or self.shared:
             return super().fresh_state(over)
         ends = over.flatten(1).any(1).tolist()
-        drawn = [env.fresh_state() if end else None for env, end in zip(self.members, ends, strict=True)]
+        drawn = [
+            env.fresh_state() if end else None for env, end in zip(self.members, ends, strict=True)
+        ]
         some = next((state for state in drawn if state is not None), None)
         if some is None:
             return super().fresh_state(over)
@@ -138,7 +140,9 @@ class ReplicatedEnv(DifferentiableEnv):
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
         """Draw every environment's noise."""
         own = ({key: value[at] for key, value in state.items()} for at in range(len(self.members)))
-        drawn = [env.draw_noise(num_steps, each) for env, each in zip(self._own(), own, strict=False)]
+        drawn = [
+            env.draw_noise(num_steps, each) for env, each in zip(self._own(), own, strict=False)
+        ]
         return self._stacked([{"noise": noise} for noise in drawn])["noise"]
 
     def _own(self) -> Sequence[DifferentiableEnv]:

@@ -243,7 +243,9 @@ class ContinuousDistribution(nn.Module):
 
     def __init__(self, action_range: ActionRange | None = None) -> None:
         super().__init__()
-        self.range = ActionRange((None, None), torch.ones(1)) if action_range is None else action_range
+        self.range = (
+            ActionRange((None, None), torch.ones(1)) if action_range is None else action_range
+        )
 
     def spread(self, deviation: Tensor) -> Tensor:
         """Return ``scale`` of a standard deviation in action scales: once in a rollout."""
@@ -402,9 +404,7 @@ class SquashedNormal(ContinuousDistribution):
             total = total + weight * self.range.log_slope(loc + scale * node)
         return self._unless_fixed(total, scale, None)
 
-    def _log_density(
-        self, z: Tensor, scale: Tensor, noise: Tensor, index: Tensor | None
-    ) -> Tensor:
+    def _log_density(self, z: Tensor, scale: Tensor, noise: Tensor, index: Tensor | None) -> Tensor:
         density = _normal_log_density(noise, scale) - self.range.log_slope(z, index)
         return self._unless_fixed(density, scale, index)
 

@@ -15,6 +15,7 @@ from hpo_torchrl.core.pieces import BranchBounds
 from hpo_torchrl.modules.continuous import ActionRange, Bounds, make_distribution
 from hpo_torchrl.modules.layers import ACTIVATIONS, direct, mlp
 
+
 class HybridNetwork(nn.Module):
     r"""Map an observation to the parameters of a :class:`HybridDistribution`.
 

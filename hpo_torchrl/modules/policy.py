@@ -141,7 +141,9 @@ class HybridSampler(ProbabilisticTensorDictModule):
             action = tensordict.get("action")
             with torch.no_grad():
                 discrete = dist.log_prob_discrete(action["discrete"])
-                joint = discrete + dist.log_prob_continuous(action["discrete"], action["continuous"])
+                joint = discrete + dist.log_prob_continuous(
+                    action["discrete"], action["continuous"]
+                )
         if self.return_log_prob:
             out.set("action_log_prob", joint)
             out.set(DISCRETE_LOG_PROB, discrete)
