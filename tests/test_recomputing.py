@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.algorithms import HPO, GumbelSoftmax
-from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
+from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.envs import hybridize
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv

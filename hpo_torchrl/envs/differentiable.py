@@ -163,7 +163,7 @@ class DifferentiableEnv(EnvBase):
         """Return what the policy sees, ``(*B, observation_dim)``: a pure function of the state."""
 
     def allowed(self, state: State) -> Tensor | None:
-        """Return which discrete actions may be chosen, bool ``(*B, M)`` or ``(*B, H, M)``; optional.
+        """Return which discrete actions are allowed, bool ``(*B, M)`` or ``(*B, H, M)``; optional.
 
         At least one of each choice; a pure function of the state. ``None``, of every state, allows
         all.

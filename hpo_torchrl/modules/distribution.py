@@ -84,7 +84,8 @@ class HybridDistribution(Distribution):
     r"""Categorical discrete action d, then a vector u from that action's branch.
 
     .. math::
-        d \sim \mathrm{Cat}(\text{logits}), \qquad u \mid d \sim p(\cdot;\ \text{loc}_d, \text{scale}_d)
+        d \sim \mathrm{Cat}(\text{logits}), \qquad
+        u \mid d \sim p(\cdot;\ \text{loc}_d, \text{scale}_d)
 
     with the normal distribution :math:`\mathcal N(\text{loc}_d, \mathrm{diag}(\text{scale}_d^2))`
     unless another one is given. A sample is a tensordict with ``"discrete"``, int64 of shape

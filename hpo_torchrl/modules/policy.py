@@ -26,7 +26,6 @@ from hpo_torchrl.modules.distribution import (
     HybridDistribution,
     HybridDraw,
     Noise,
-    check_mask,
     draw,
     normalised,
 )
