@@ -190,7 +190,8 @@ def test_a_plain_environment_that_keeps_the_graph_takes_the_general_route(discou
     env = Drift()
     check_env_specs(env)
     policy = policy_for(env, scale=0.0)
-    assert (policy.network.low, policy.network.high) == (-1.0, 1.0)
+    action_range = policy.network.distribution.range
+    assert (action_range.low, action_range.high) == (-1.0, 1.0)
     start = env.reset()
     td = start.copy()
 
@@ -444,7 +445,7 @@ def test_shutdown_closes_the_environment_once():
         ({"reset_fraction": 1.5}, ValueError, r"reset_fraction must be .* <= 1, got 1\.5"),
         ({"discount": 2.0}, ValueError, "discount must be a finite number > 0 and <= 1"),
         ({"route": "fast"}, ValueError, "route must be one of"),
-        ({"policy": HybridPolicy(HybridNetwork(2, 3, 1))}, ValueError, "policy has 3 options"),
+        ({"policy": HybridPolicy(HybridNetwork(2, 3, 1))}, ValueError, "policy has 3 discrete actions"),
     ],
 )
 def test_wrong_collector_arguments_are_named(arguments, error, message):

@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.algorithms import HPO, GumbelSoftmax
-from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
+from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.envs import hybridize
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
@@ -175,13 +175,7 @@ def test_bad_arguments_are_refused():
         differentiable_rollout(
             env, HybridPolicy(policy.network, observation_key="x"), 3, checkpoint_steps=2
         )
-    noise = env.sample_noise(STEPS).requires_grad_()
-    with pytest.raises(ValueError, match="no gradient reaches the noise"):
-        roll(env, policy, 5, noise=noise)
     with pytest.raises(TypeError, match="Impatient has an advance of its own"):
         roll(Impatient(batch_size=2), policy_for(Impatient(batch_size=2)), 5)
-    arguments = {"frames_per_batch": 60, "checkpoint_steps": 5}
-    with pytest.raises(ValueError, match="not for straight-through rollouts"):
-        DifferentiableCollector(env, policy, temperature=1.0, **arguments)
     with pytest.raises(TypeError, match="checkpoint_steps"):
         GumbelSoftmax(env, policy, make_value_network(env), checkpoint_steps=5)

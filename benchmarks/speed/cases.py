@@ -11,7 +11,7 @@ from tensordict import TensorDictBase
 from benchmarks.speed.hand import DISCOUNT, HandWritten
 from benchmarks.speed.matmul import MatmulReplay
 from hpo_torchrl.algorithms import HPO
-from hpo_torchrl.collectors import CompiledRollout, differentiable_rollout
+from hpo_torchrl.collectors import Rollout, differentiable_rollout
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
 
@@ -75,7 +75,8 @@ class Workbench:
         self.policy = HybridPolicy.for_env(self.env, hidden=hidden, scale=SCALE)
         self.critic = make_value_network(self.env, hidden=hidden)
         self.hpo = HPO(self.env, self.policy, self.critic, window=case.horizon, target_kl=NEVER)
-        self.compiled: CompiledRollout | None = None
+        self.functional = self.hpo.collector.engine
+        self.compiled: Rollout | None = None
         self.hand = HandWritten(
             case.items,
             case.batch,
@@ -128,11 +129,12 @@ class Workbench:
         self.hpo.anneal(0.0)
         if variant == STOCK:
             return self.hpo.update(self.rollout(STOCK))
-        self.hpo.collector.compiled = self._compiled() if variant == COMPILED else None
-        self.hpo.collector.route = "general" if variant == GENERAL else "functional"
+        # A collector without an engine takes the general route.
+        collector, engines = self.hpo.collector, {FUNCTIONAL: self.functional, GENERAL: None}
+        collector.engine = self._compiled() if variant == COMPILED else engines[variant]
         return self.hpo.iterate()
 
-    def _compiled(self) -> CompiledRollout:
+    def _compiled(self) -> Rollout:
         if self.compiled is None:
-            self.compiled = CompiledRollout(self.env, self.policy, discount=DISCOUNT)
+            self.compiled = Rollout(self.env, self.policy, discount=DISCOUNT, compile=True)
         return self.compiled

@@ -1,15 +1,14 @@
 """Differentiable data: rollouts and a collector that keep the graph."""
 
 from hpo_torchrl.collectors.branching import branched_returns
-from hpo_torchrl.collectors.collector import DifferentiableCollector
-from hpo_torchrl.collectors.compiled import CompiledRollout
+from hpo_torchrl.collectors.collector import DifferentiableCollector, SampleCollector
+from hpo_torchrl.collectors.engine import Rollout
 from hpo_torchrl.collectors.rollout import differentiable_rollout
-from hpo_torchrl.collectors.sampling import SampleCollector
 from hpo_torchrl.collectors.straight_through import straight_through_rollout
 
 __all__ = [
-    "CompiledRollout",
     "DifferentiableCollector",
+    "Rollout",
     "SampleCollector",
     "branched_returns",
     "differentiable_rollout",

@@ -1,4 +1,4 @@
-"""What every option would have led to, by simulation."""
+"""What every discrete action would have led to, by simulation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from hpo_torchrl.collectors.rollout import check_functional, check_single_choice
-from hpo_torchrl.collectors.straight_through import acts_randomly, draw_branches
-from hpo_torchrl.collectors.unrolling import expand_mask
+from hpo_torchrl.collectors.engine import check_functional, check_single_choice, expand_mask
 from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
@@ -25,21 +23,21 @@ def branched_returns(
     gamma: float = 1.0,
     critic: TensorDictModuleBase | None = None,
 ) -> Tensor:
-    r"""Estimate Q(s_t, d) of every visited state and every option, by simulating each of them.
+    r"""Estimate Q(s_t, d) of every visited state and discrete action, by simulating each of them.
 
-    From state :math:`s_t` option d is forced once, with the continuous action of its branch;
-    then the policy acts until the episode or the rollout's window ends, after k steps:
+    From state :math:`s_t` action d is forced once, with the continuous action of its branch;
+    then the policy acts until the episode or the rollout ends, after k steps:
 
     .. math::
         \hat Q(s_t, d) = \sum_{j<k} \gamma^j r_{t+j} + \gamma^k V(s_{t+k})
 
     The last term needs a critic and is left out where the episode terminated (a truncated one is
-    bootstrapped where it stopped). All options of all times face the exogenous noise of the
-    rollout at the same times, and the options of one state share one normal draw for the forced
-    action, so that differences between options vary less than the estimates themselves. Later
+    bootstrapped where it stopped). All discrete actions of all times face the exogenous noise of
+    the rollout at the same times, and those of one state share the noise of the forced u, so that
+    differences between them vary less than the estimates themselves. Later
     actions are drawn afresh: each estimate is unbiased for the policy's Q, up to the critic.
 
-    One pass over the window does it all: at step t, the (t + 1) M copies of the batch that have
+    One pass over the rollout does it all: at step t, the (t + 1) M copies of the batch that have
     branched off so far take one step together. The work is M (T + 1) / 2 times that of a rollout
     without a graph, in T calls.
 
@@ -50,8 +48,8 @@ def branched_returns(
             as :func:`differentiable_rollout` returns it.
         noise: the noise that the rollout was given, ``(*B, T, *noise_shape)``.
         gamma: discount factor, in [0, 1].
-        critic: module from ``"observation"`` to ``"state_value"``; ``None`` adds no value at the
-            window's end.
+        critic: module from ``"observation"`` to ``"state_value"``; ``None`` adds no value at
+            the rollout's end.
 
     Returns:
         Tensor ``(*B, T, M)``, without a graph.
@@ -77,6 +75,11 @@ def branched_returns(
         "branched_returns", env, policy, "it branches the simulator, which must be pure"
     )
     check_single_choice("branched_returns", env)
+    if policy.num_seeds is not None:
+        raise ValueError(
+            "branched_returns adds an axis of its own before the batch, where that of the "
+            f"{policy.num_seeds} seeds is; call it for each of policy.members."
+        )
     check_float("gamma", gamma, minimum=0.0, maximum=1.0)
     _check_critic(critic)
     _check_data(env, rollout, noise)
@@ -84,16 +87,17 @@ def branched_returns(
     names = (*env.state_names, *env.shown_names)
     visited = {key: rollout.get(key).movedim(time, 0) for key in names}
     here = policy.distribution(visited["observation"], policy.mask_of(visited))
-    forced, _ = draw_branches(here, acts_randomly(policy))
-    steps, options = forced.shape[0], forced.shape[-2]
-    every = torch.arange(options, device=forced.device).view(1, -1, *(1,) * time)
-    every = every.expand(1, options, *batch)
+    drawn = here.sample_noise((), policy.randomness) if policy.acts_randomly else None
+    forced = here.actions(None if drawn is None else drawn.continuous)
+    steps, number = forced.shape[0], forced.shape[-2]
+    every = torch.arange(number, device=forced.device).view(1, -1, *(1,) * time)
+    every = every.expand(1, number, *batch)
 
-    # Rows are (time of branching, option, *B); a row whose episode is over stays where it is.
+    # Rows are (time of branching, discrete action, *B); a row whose episode is over stays where it is.
     rows: dict[str, Tensor] = {
-        key: value.new_empty(0, options, *value.shape[1:]) for key, value in visited.items()
+        key: value.new_empty(0, number, *value.shape[1:]) for key, value in visited.items()
     }
-    returns = forced.new_zeros(steps, options, *batch, 1)
+    returns = forced.new_zeros(steps, number, *batch, 1)
     weight = forced.new_ones(returns.shape)
     running = torch.ones_like(returns, dtype=torch.bool)
     for step, step_noise in enumerate(noise.unbind(time)):
@@ -105,10 +109,10 @@ def branched_returns(
                 "continuous": torch.cat([later.continuous, action["continuous"]]),
             }
         for key, value in visited.items():
-            fresh = value[step].expand(1, options, *value.shape[1:])
+            fresh = value[step].expand(1, number, *value.shape[1:])
             rows[key] = torch.cat([rows[key], fresh])
         begun = slice(step + 1)
-        copies = step_noise.expand(step + 1, options, *step_noise.shape)
+        copies = step_noise.expand(step + 1, number, *step_noise.shape)
         after, reward, over = env.advance(rows, action, copies)
         after |= env.show(after)
         moving = running[begun]

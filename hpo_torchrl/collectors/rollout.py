@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from hpo_torchrl.collectors.discounting import Entries, discount_gradients
-from hpo_torchrl.collectors.unrolling import (
+from hpo_torchrl.collectors.engine import (
     LOG_PROBS,
-    Transition,
+    Rollout,
+    check_functional,
+    discount_gradients,
     entries_of,
+    is_functional,
+    noise_of,
+    policy_noise,
     scored,
-    stack_steps,
-    unroll,
+    steps_of,
 )
 from hpo_torchrl.core.checks import check_choice, check_float, check_int
+from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.modules.distribution import HybridDraw
+from hpo_torchrl.modules.distribution import check_mask
 
 ROUTES = ("auto", "functional", "general")
 _PARAMETERS = ("logits", "loc", "scale")
@@ -37,13 +42,15 @@ def differentiable_rollout(
     discount: float = 1.0,
     route: str = "auto",
     checkpoint_steps: int | None = None,
+    randomness: Randomness | None = None,
 ) -> TensorDict:
     r"""Roll a policy out and keep the graph: gradients flow along the whole trajectory.
 
     Two routes give the same numbers to the last bit. ``"functional"`` calls ``env.dynamics`` on
     plain tensors and builds one tensordict at the end; it needs a :class:`DifferentiableEnv` and
     a :class:`HybridPolicy`. ``"general"`` steps any :class:`~torchrl.envs.EnvBase` whose step
-    keeps the graph. Systems that are done within the rollout are reset and go on.
+    keeps the graph. Instances that are done within the rollout are reset and go on. For many
+    rollouts of one kind, and for compiled ones, make a :class:`Rollout` once.
 
     With ``discount`` :math:`\gamma < 1` the gradient through every state transition is multiplied
     by :math:`\gamma` (values do not change, but for infinite ones). The gradient of
@@ -62,8 +69,9 @@ def differentiable_rollout(
         route: ``"auto"`` (functional where possible), ``"functional"`` or ``"general"``.
         checkpoint_steps: keep the graph of that many steps at once and compute the others again
             when gradients flow back (activation checkpointing): less memory for more time. It
-            needs the functional route, first derivatives only, and the parameters must still be
-            those of the rollout when gradients are taken. ``None`` keeps the whole graph.
+            needs the functional route, and the parameters must still be those of the rollout when
+            gradients are taken. ``None`` keeps the whole graph.
+        randomness: where the policy's random numbers come from; ``None`` is ``policy.randomness``.
 
     Returns:
         Tensordict of shape ``(*B, T)`` as ``env.rollout`` returns it, without the distribution's
@@ -95,167 +103,77 @@ def differentiable_rollout(
             raise ValueError(
                 "checkpoint_steps needs the functional route, got route='general'; leave one out."
             )
-        if noise is not None and noise.requires_grad:
-            raise ValueError(
-                "With checkpoint_steps no gradient reaches the noise, and the one given asks for "
-                "one; detach it, or leave checkpoint_steps out."
-            )
-        check_counted("checkpoint_steps", env)
-    functional = is_functional(env, policy)
     if route == "functional":
         check_functional("The functional route", env, policy, "use route='auto' or 'general'")
+    if route != "general" and is_functional(env, policy):
+        settings: dict[str, Any] = {"checkpoint_steps": checkpoint_steps, "randomness": randomness}
+        rollout = Rollout(env, policy, discount=discount, **settings)  # type: ignore[arg-type]
+        return rollout(num_steps, tensordict=tensordict, noise=noise)
     start = env.reset() if tensordict is None else tensordict.copy()
-    if isinstance(env, DifferentiableEnv):
-        noise = noise_of(env, start, num_steps, noise)
-    elif noise is not None:
-        raise ValueError(
-            f"noise can be given only to a DifferentiableEnv; {type(env).__name__} draws its own."
-        )
-    if functional and noise is not None and route != "general":
-
-        def begin() -> Transition:
-            sample = policy.sampler()
-
-            def transition(carried: Entries, step_noise: Tensor) -> tuple:
-                draw = sample(carried["observation"], policy.mask_of(carried))
-                chosen = {"discrete": draw.discrete, "continuous": draw.continuous}
-                return entries_of(draw, policy), *env.advance(carried, chosen, step_noise)
-
-            return transition
-
-        return unroll(
-            env,
-            begin,
-            start,
-            noise,
-            discount,
-            checkpoint_steps=checkpoint_steps,
-            parameters=[*policy.parameters(), *_learned(env)],
-        )
-    steps = _general_route(env, policy, num_steps, start, noise, discount)
-    return steps.refine_names(..., "time")
+    return general_rollout(env, policy, num_steps, start, noise, discount, randomness)
 
 
-def _general_route(
+def general_rollout(
     env: EnvBase,
     policy: HybridPolicy,
     num_steps: int,
     start: TensorDictBase,
     noise: Tensor | None,
     discount: float,
+    randomness: Randomness | None = None,
 ) -> TensorDict:
-    steps = []
-    draws: list[HybridDraw] = []
-    if noise is not None:
-        env.load_noise(noise)
-    plain = isinstance(policy, HybridPolicy) and policy.is_plain
-    act, rewritten = (_actor(policy, draws), []) if plain else (policy, policy.out_keys)
+    """Step any environment; the policy is sampled as by :class:`Rollout` if it is a hybrid one."""
+    if isinstance(env, DifferentiableEnv):
+        env.load_noise(noise_of(env, start, num_steps, noise))
+    elif noise is not None:
+        raise ValueError(
+            f"noise can be given only to a DifferentiableEnv; {type(env).__name__} draws its own."
+        )
+    hybrid = isinstance(policy, HybridPolicy) and type(policy).forward is HybridPolicy.forward
+    drawn = policy_noise(env, policy, start, num_steps, randomness) if hybrid else None
+    own = steps_of(drawn, num_steps)
+    sample = policy.sampler() if hybrid else None
+    steps, rows = [], []
     keys: list[Any] = []
     carried = start
     try:
         for step in range(num_steps):
-            carried = act(carried)
+            if sample is None:
+                carried = policy(carried)
+            else:
+                mask = policy.mask_of(carried)
+                draw = sample(carried.get(policy.observation_key), mask, own[step])
+                rows.append(entries_of(draw, policy))
+                action = {"discrete": draw.discrete, "continuous": draw.continuous}
+                place = {"batch_size": carried.batch_size, "device": carried.device}
+                carried = carried.set("action", TensorDict(action, **place))
             if step == num_steps - 1:
                 steps.append(env.step(carried))
-            else:
-                taken, carried = env.step_and_maybe_reset(carried)
-                steps.append(taken)
-                if discount != 1.0:
-                    keys = keys or _floating(carried, rewritten)
-                    state = {key: carried.get(key) for key in keys}
-                    for key, value in discount_gradients(state, discount).items():
-                        if value is not state[key]:
-                            carried.set(key, value)
+                break
+            taken, carried = env.step_and_maybe_reset(carried)
+            steps.append(taken)
+            if discount != 1.0:
+                keys = keys or _floating(carried, [] if hybrid else policy.out_keys)
+                state = {key: carried.get(key) for key in keys}
+                for key, value in discount_gradients(state, discount).items():
+                    if value is not state[key]:
+                        carried.set(key, value)
     finally:
-        if noise is not None:  # a failed rollout leaves none of its noise to the next one
-            env.load_noise(None)
+        if isinstance(env, DifferentiableEnv):
+            env.load_noise(None)  # a failed rollout leaves none of its noise to the next one
     time = len(env.batch_size)
     rollout = LazyStackedTensorDict.maybe_dense_stack(steps, time).exclude(*_PARAMETERS)
-    if plain and policy.return_log_prob:
-        rows = [entries_of(draw, policy) for draw in draws]
-        log_probs = scored(stack_steps(rows))
+    if hybrid and policy.mask_key is not None:
+        check_mask(rollout.get(policy.mask_key))
+    if hybrid and policy.return_log_prob:
+        stacked = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        log_probs = scored(policy, stacked, drawn)
         for key in LOG_PROBS:
             rollout.set(key, log_probs[key].movedim(0, time))
-    return rollout
+    return rollout.refine_names(..., "time")
 
 
 def _floating(tensordict: TensorDictBase, without: Sequence[Any]) -> list[Any]:
     """Keys of what may carry a gradient from step to step, nested ones too."""
     leaves = tensordict.items(include_nested=True, leaves_only=True)
     return [key for key, value in leaves if value.is_floating_point() and key not in without]
-
-
-def _actor(
-    policy: HybridPolicy, draws: list[HybridDraw]
-) -> Callable[[TensorDictBase], TensorDictBase]:
-    """Return what writes a policy's action, and adds the draw to a list."""
-    sample = policy.sampler()
-
-    def act(tensordict: TensorDictBase) -> TensorDictBase:
-        draw = sample(tensordict.get(policy.observation_key), policy.mask_of(tensordict))
-        draws.append(draw)
-        action = {"discrete": draw.discrete, "continuous": draw.continuous}
-        own = TensorDict(action, batch_size=tensordict.batch_size, device=tensordict.device)
-        return tensordict.set("action", own)
-
-    return act
-
-
-def _learned(env: EnvBase) -> list[Tensor]:
-    """Tensors of an environment, and of those within it, that gradients flow to."""
-    held = (value for module in env.modules() for value in vars(module).values())
-    loose = [value for value in held if isinstance(value, Tensor) and value.requires_grad]
-    return [*env.parameters(), *loose]
-
-
-def is_functional(env: EnvBase, policy: HybridPolicy) -> bool:
-    """Whether env and policy can be unrolled on plain tensors."""
-    return (
-        isinstance(env, DifferentiableEnv)
-        and isinstance(policy, HybridPolicy)
-        and policy.mask_key in (None, *env.shown_names[1:])
-        and policy.observation_key == "observation"
-    )
-
-
-def check_functional(name: str, env: EnvBase, policy: HybridPolicy, fix: str) -> None:
-    """Raise a ``TypeError`` if env and policy cannot be unrolled on plain tensors."""
-    if not is_functional(env, policy):
-        raise TypeError(
-            f"{name} needs a DifferentiableEnv and a HybridPolicy that reads 'observation' "
-            "without a mask or with the environment's own 'action_mask', got "
-            f"{type(env).__name__} and {type(policy).__name__}; {fix}."
-        )
-
-
-def check_counted(name: str, env: DifferentiableEnv) -> None:
-    """Raise a ``TypeError`` if an environment decides by itself when its episodes end."""
-    if not env.counts_steps:
-        raise TypeError(
-            f"{name} needs episodes that end at the horizon, but {type(env).__name__} has an "
-            "advance of its own, which may end them; leave it out."
-        )
-
-
-def check_single_choice(name: str, env: DifferentiableEnv) -> None:
-    """Raise a ``ValueError`` if a step has several discrete choices: options are enumerated."""
-    if env.num_heads is not None:
-        raise ValueError(
-            f"{name} takes every option of a step in turn and needs a single discrete choice, but "
-            f"{type(env).__name__} has {env.num_heads} heads; use HPO's sampled score function."
-        )
-
-
-def noise_of(
-    env: DifferentiableEnv, start: TensorDictBase, num_steps: int, noise: Tensor | None
-) -> Tensor:
-    """Return the noise given for a rollout, checked, or draw it."""
-    if noise is None:
-        return env.sample_noise(num_steps, {key: start.get(key) for key in env.state_names})
-    expected = (*env.batch_size, num_steps, *env.noise_shape)
-    if tuple(noise.shape) != expected:
-        raise ValueError(
-            f"noise must have shape (*B, T, *noise_shape) = {expected}, got {tuple(noise.shape)}; "
-            f"draw it with env.sample_noise({num_steps})."
-        )
-    return noise

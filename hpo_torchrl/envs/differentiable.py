@@ -23,7 +23,7 @@ Action = Mapping[str, Tensor]
 
 
 class DifferentiableEnv(EnvBase):
-    r"""A batched simulator with hybrid actions that is differentiable once the options are fixed.
+    r"""A batched simulator with hybrid actions that is differentiable given its discrete actions.
 
     A subclass is its equations: :meth:`dynamics`, a pure function
     ``(state, action, noise) -> (next_state, reward)`` on tensors, with :meth:`observe`,
@@ -32,16 +32,16 @@ class DifferentiableEnv(EnvBase):
 
     **Actions** are ``("action", "discrete")``, int64 of shape ``(*B,)``, and
     ``("action", "continuous")``, float of shape ``(*B, n)``. With ``num_heads`` H, ``"discrete"``
-    is ``(*B, H)``: one option for each of H equal parts of the continuous action.
+    is ``(*B, H)``: one choice for each of H equal parts of the continuous action.
 
     **Noise** comes from the environment's own generator. :meth:`sample_noise` draws it for a
     whole rollout in one call; :meth:`load_noise` makes the next steps consume it, so that two
     rollouts given the same noise face the same world (common random numbers).
 
-    **Masks.** Where options depend on the state, :meth:`allowed` says which may be chosen, and the
-    environment shows it as ``"action_mask"``; :meth:`HybridPolicy.for_env` reads it. The dynamics
-    must stay finite, though not sensible, for options that are not allowed: random actions of the
-    spec and estimators that try every option take them.
+    **Masks.** Where discrete actions depend on the state, :meth:`allowed` says which may be chosen,
+    and the environment shows it as ``"action_mask"``; :meth:`HybridPolicy.for_env` reads it. The
+    dynamics must stay finite, though not sensible, for those that are not allowed: random actions
+    of the spec and estimators that try every discrete action take them.
 
     **Where gradients flow.** From each reward and next state to the state and the continuous
     action of that step, hence along the whole trajectory. They stop at three places: a reset
@@ -50,25 +50,26 @@ class DifferentiableEnv(EnvBase):
     active passes no gradient).
 
     Args:
-        num_discrete: number M of discrete options (of each head).
+        num_discrete: number M of discrete actions (of each head).
         continuous_dim: dimension n of the continuous action.
-        continuous_bounds: ``(low, high)`` of the continuous action; ``None`` is unbounded. A
-            half-open range is cut in the *spec* 100 action scales away from its end, so that
-            random actions stay finite; the dynamics do not enforce that.
-        action_scale: natural size of each continuous action, shape ``(n,)``; policies use it as
-            the unit of their output. Defaults to ones.
+        continuous_bounds: ``(low, high)`` of the continuous action, each one number, a sequence
+            with one per coordinate, or ``None`` (unbounded). A half-open range is cut in the *spec*
+            100 action scales away from its end, so that random actions stay finite; the dynamics
+            do not enforce that.
+        action_scale: natural size of the continuous action, one number or one per coordinate;
+            policies use it as the unit of their output. Defaults to 1.
         state_shapes: shape of each state entry without the batch, by name.
         observation_dim: length of the flat ``"observation"``.
-        noise_shape: shape of one system's noise in one step.
+        noise_shape: shape of the noise of one instance in one step.
         num_heads: number H of discrete choices in each step, a divisor of n; ``None`` is a single
             choice for the whole action.
-        branch_bounds: ends of the continuous action by option, where they differ; policies keep
-            to them.
-        horizon: steps in an episode, or ``None`` for a system that runs on for ever.
+        branch_bounds: ends of the continuous action by discrete action, where they differ; policies
+            keep to them.
+        horizon: steps in an episode, or ``None`` for a simulation that runs on for ever.
         horizon_terminates: what the end of an episode means. ``True`` sets ``terminated`` (the
             problem is over: no value beyond), ``False`` sets ``truncated`` (only the simulation
             stops: bootstrap).
-        batch_size: number of systems simulated at once, an int or a shape.
+        batch_size: number of instances simulated at once, an int or a shape.
         device: where the tensors live.
         dtype: floating-point type of states, actions and rewards.
         seed: seed of the environment's generator; ``None`` draws one from torch's.
@@ -76,12 +77,14 @@ class DifferentiableEnv(EnvBase):
     Attributes:
         cost_units: the number by which a reward is divided when it is reported (for example the
             number of items, for a cost per item and period).
+        num_seeds: number of seeds along the first batch dimension; ``None`` without such an axis.
 
     Raises:
         TypeError: a size is not an integer.
-        ValueError: a size is out of range.
+        ValueError: a size is out of range, or a scale is not positive.
     """
 
+    num_seeds: int | None = None
     _supports_set_state = True
 
     def __init__(
@@ -94,8 +97,8 @@ class DifferentiableEnv(EnvBase):
         noise_shape: Sequence[int] = (),
         num_heads: int | None = None,
         branch_bounds: BranchBounds | None = None,
-        continuous_bounds: tuple[float | None, float | None] = (None, None),
-        action_scale: Tensor | None = None,
+        continuous_bounds: tuple[Any, Any] = (None, None),
+        action_scale: Tensor | Sequence[float] | float = 1.0,
         horizon: int | None = None,
         horizon_terminates: bool = True,
         batch_size: int | Sequence[int] = (),
@@ -118,15 +121,17 @@ class DifferentiableEnv(EnvBase):
                 "head chooses for an equal part of the continuous action."
             )
         self.num_heads, self.branch_bounds = num_heads, branch_bounds
-        self.continuous_bounds = continuous_bounds
+        self.continuous_bounds = (continuous_bounds[0], continuous_bounds[1])
         self.horizon = horizon
         self.horizon_terminates = horizon_terminates
         self.float_dtype = dtype
-        self.action_scale = (
-            torch.ones(continuous_dim, dtype=dtype, device=self.device)
-            if action_scale is None
-            else action_scale
-        )
+        scale = torch.as_tensor(action_scale).to(self.device, dtype)
+        if scale.shape not in ((), (1,), (continuous_dim,)) or not bool((scale > 0).all()):
+            raise ValueError(
+                f"action_scale must be one positive number or {continuous_dim} of them, one for "
+                f"each continuous action, got {action_scale}."
+            )
+        self.action_scale = scale.expand(continuous_dim).clone()
         self.cost_units = 1.0
         self.noise_shape = tuple(noise_shape)
         self.state_names = (*state_shapes, "step")
@@ -158,7 +163,7 @@ class DifferentiableEnv(EnvBase):
         """Return what the policy sees, ``(*B, observation_dim)``: a pure function of the state."""
 
     def allowed(self, state: State) -> Tensor | None:
-        """Return which options may be chosen, bool ``(*B, M)`` or ``(*B, H, M)``; optional.
+        """Return which discrete actions are allowed, bool ``(*B, M)`` or ``(*B, H, M)``; optional.
 
         At least one of each choice; a pure function of the state. ``None``, of every state, allows
         all.
@@ -174,14 +179,14 @@ class DifferentiableEnv(EnvBase):
         """Draw the noise of ``num_steps`` steps, ``(*B, num_steps, *noise_shape)``."""
 
     def heuristic_choice(self, observation: Tensor) -> Tensor:
-        """Return the option a simple rule would take, int64 ``(*B,)``; optional.
+        """Return the discrete action a simple rule would take, int64 ``(*B,)``; optional.
 
         :class:`~hpo_torchrl.algorithms.Pathwise` learns the continuous action beside it.
 
         Raises:
             NotImplementedError: the environment knows no such rule.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no rule of thumb.")
+        raise NotImplementedError(f"{type(self).__name__} has no heuristic_choice.")
 
     def reference(self, test: Test) -> Reference:
         """Return what the best policy costs in this environment, or bounds on it; optional.
@@ -226,7 +231,7 @@ class DifferentiableEnv(EnvBase):
 
     @property
     def has_action_mask(self) -> bool:
-        """Whether the options depend on the state, see :meth:`allowed`."""
+        """Whether the discrete actions depend on the state, see :meth:`allowed`."""
         return type(self).allowed is not DifferentiableEnv.allowed
 
     @property
@@ -254,6 +259,21 @@ class DifferentiableEnv(EnvBase):
         return shown
 
     # -- noise ---------------------------------------------------------------------------------
+
+    def fresh_state(self, over: Tensor | None = None) -> dict[str, Tensor]:
+        """Draw states at the start of an episode, with their ``"step"``, without a graph.
+
+        Args:
+            over: which instances need one, bool ``(*B, 1)``, ``None`` for all; what is returned for
+                the others is not used.
+        """
+        with torch.no_grad():
+            return {**self.initial_state(), "step": self._step_zero()}
+
+    def _draw(self, sampler: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
+        """Draw from the environment's generator: ``sampler`` is ``torch.rand``, ``randn``, ..."""
+        place: dict[str, Any] = {"dtype": self.float_dtype, "device": self.device}
+        return sampler(tuple(shape), generator=self.rng, **place)
 
     def sample_noise(self, num_steps: int, state: State | None = None) -> Tensor:
         """Draw the noise of a whole rollout in one call, without a graph.
@@ -334,8 +354,8 @@ class DifferentiableEnv(EnvBase):
         if set_state:
             state = self._given_state(tensordict)
         else:
-            with torch.no_grad():
-                state = {**self.initial_state(), "step": self._step_zero()}
+            mask = None if tensordict is None else tensordict.get("_reset", None)
+            state = self.fresh_state(mask)
         return self._pack(state, torch.zeros_like(state["step"], dtype=torch.bool))
 
     def _set_seed(self, seed: int | None) -> None:

@@ -34,13 +34,15 @@ def set_hybrid_specs(
         env.observation_spec[ACTION_MASK] = Binary(
             shape=(*batch, *heads, env.num_discrete), dtype=torch.bool, device=env.device
         )
-    low, high = env.continuous_bounds
     span = _HALF_OPEN_SPAN * env.action_scale.expand(*batch, env.continuous_dim)
-    if low is None and high is None:
+    if env.continuous_bounds == (None, None):
         continuous: Unbounded | Bounded = Unbounded(shape=span.shape, **place)
     else:
-        lower = torch.full_like(span, low) if low is not None else -span + (high or 0.0)
-        upper = torch.full_like(span, high) if high is not None else span + (low or 0.0)
+        infinite = (-torch.inf, torch.inf)
+        ends = zip(env.continuous_bounds, infinite, strict=True)
+        low, high = (torch.as_tensor(none if end is None else end).to(span) for end, none in ends)
+        lower = torch.where(low.isfinite(), low, high.nan_to_num(posinf=0.0) - span)
+        upper = torch.where(high.isfinite(), high, low.nan_to_num(neginf=0.0) + span)
         continuous = Bounded(low=lower, high=upper, shape=span.shape, **place)
     env.action_spec = Composite(
         action=Composite(

@@ -48,8 +48,8 @@ def make_value_network(
     return ValueOperator(net, in_keys=[observation_key])
 
 
-class _QNetwork(nn.Module):
-    """Values of all options at an observation and a continuous action."""
+class QNetwork(nn.Module):
+    """Values of all discrete actions at an observation and a continuous action."""
 
     unit: Tensor
 
@@ -74,7 +74,7 @@ def make_q_network(
 
     Returns:
         Module that reads ``"candidate"``, a continuous action ``(*B, n)``, and writes the values
-        of the M options, ``(*B, M)``, each with that action.
+        of the M discrete actions, ``(*B, M)``, each with that action.
 
     Examples:
         >>> import torch
@@ -95,5 +95,5 @@ def make_q_network(
     unit = getattr(env, "action_scale", None)
     unit = torch.ones(continuous.shape[-1], **place) if unit is None else unit.to(**place)
     return TensorDictModule(
-        _QNetwork(net, unit), in_keys=["observation", "candidate"], out_keys=["action_value"]
+        QNetwork(net, unit), in_keys=["observation", "candidate"], out_keys=["action_value"]
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -12,77 +12,107 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from hpo_torchrl.core.categorical import entropy_of, over_heads
+from hpo_torchrl.core.randomness import Randomness
+from hpo_torchrl.modules.continuous import ContinuousDistribution, Normal
 
 _Shape = torch.Size | list[int] | tuple[int, ...]
+_NORMAL = Normal()
 
 
-class Source(Protocol):
-    """Where a sample's random numbers come from: each method fills a tensor and returns it."""
+class Noise(NamedTuple):
+    """The random numbers of a sample, drawn beforehand.
 
-    def exponential_(self, values: Tensor) -> Tensor:
-        """Draw from Exp(1)."""
+    Attributes:
+        discrete: logarithms of draws from Exp(1), minus which are Gumbel noise, of the shape of
+            the logits.
+        continuous: noise of u, ``(*B, n)``; ``None`` where u is deterministic.
+    """
 
-    def normal_(self, values: Tensor) -> Tensor:
-        """Draw from the standard normal distribution."""
+    discrete: Tensor
+    continuous: Tensor | None = None
 
 
 class HybridDraw(NamedTuple):
-    """A sample as plain tensors, and what its log-probabilities follow from, without a graph.
+    """An action as plain tensors, with what its log-probabilities follow from, without a graph.
 
     Off the graph on purpose: in a differentiable rollout a cached log-probability would carry a
-    pathwise term through the state, and whoever scores it would count that term twice. The scale
-    is broadcastable to the noise.
+    pathwise term through the state, and whoever scores it would count that term twice.
+
+    Attributes:
+        discrete: ``(*B,)`` or ``(*B, H)``.
+        continuous: ``(*B, n)``, with the graph.
+        logits: normalised, ``(*B, M)`` or ``(*B, H, M)``.
+        loc: parameter of the chosen branch, if the distribution of u is scored by it.
+        scale: the other one, broadcastable to it; ``None`` where u is deterministic.
     """
 
     discrete: Tensor
     continuous: Tensor
     logits: Tensor
-    noise: Tensor | None = None
+    loc: Tensor | None = None
     scale: Tensor | None = None
 
     @torch.no_grad()
-    def log_probs(self) -> tuple[Tensor, Tensor]:
-        """Return the log-probabilities of both actions together and of the option, ``(*B,)``.
+    def log_probs(
+        self, noise: Tensor | None, distribution: ContinuousDistribution = _NORMAL
+    ) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities of both actions together and of the discrete one, ``(*B,)``.
 
-        Of many draws that are stacked it takes the time of one.
+        Many draws that are stacked are scored in the time of one.
+
+        Args:
+            noise: the noise of u; ``None`` for an action that was not sampled.
+            distribution: the distribution of u.
         """
-        option = self.logits.gather(-1, self.discrete.unsqueeze(-1)).squeeze(-1)
-        option = over_heads(option, self.continuous.ndim - 1)
-        if self.noise is None or self.scale is None:
-            return option, option
-        return option + _log_density(self.noise, self.scale), option
+        chosen = self.logits.gather(-1, self.discrete.unsqueeze(-1)).squeeze(-1)
+        chosen = over_heads(chosen, self.continuous.ndim - 1)
+        if self.scale is None:
+            return chosen, chosen
+        heads = self.discrete.ndim == self.continuous.ndim
+        value = _branched(self.continuous, self.discrete, heads)
+        index = self.discrete[..., None, None].expand(value.shape)
+        if noise is None:
+            assert self.loc is not None
+            density = distribution.log_prob(self.loc, self.scale, value, index)
+        else:
+            noise = _branched(noise, self.discrete, heads)
+            density = distribution.log_prob_of_sample(self.loc, self.scale, noise, value, index)
+        return chosen + _flat(density.expand(value.shape), heads).sum(-1), chosen
 
 
 class HybridDistribution(Distribution):
-    r"""Categorical option, then a normal vector from that option's branch.
+    r"""Categorical discrete action d, then a vector u from that action's branch.
 
     .. math::
         d \sim \mathrm{Cat}(\text{logits}), \qquad
-        u \mid d \sim \mathcal N(\text{loc}_d, \mathrm{diag}(\text{scale}_d^2))
+        u \mid d \sim p(\cdot;\ \text{loc}_d, \text{scale}_d)
 
-    A sample is a tensordict with ``"discrete"``, int64 of shape ``(*B,)``, and ``"continuous"``,
-    float of shape ``(*B, n)``. :meth:`rsample` reparameterises u, so that gradients reach ``loc``
-    and ``scale`` of the sampled branch; nothing flows through d.
+    with the normal distribution :math:`\mathcal N(\text{loc}_d, \mathrm{diag}(\text{scale}_d^2))`
+    unless another one is given. A sample is a tensordict with ``"discrete"``, int64 of shape
+    ``(*B,)``, and ``"continuous"``, float of shape ``(*B, n)``. :meth:`rsample` reparameterises u,
+    so that gradients reach ``loc`` and ``scale`` of the sampled branch; nothing flows through d.
 
     With ``heads`` a step has H choices at once, independent given the state: logits are
     ``(*B, H, M)``, and each head's branches hold its own k = n / H coordinates, ``(*B, H, M, k)``.
     ``"discrete"`` is then ``(*B, H)``; log-probabilities and entropies are sums over the heads.
 
-    A coordinate of scale 0 is deterministic: its sample is ``loc``, and it adds nothing to
-    log-probabilities and entropies, which are then those of the remaining coordinates.
+    A coordinate of scale 0 is deterministic: it adds nothing to log-probabilities and entropies,
+    which are then those of the remaining coordinates.
 
     Args:
-        logits: unnormalised log-probabilities of the M options, ``(*B, M)`` or ``(*B, H, M)``.
-        loc: mean of u for every option, ``(*B, M, n)`` or ``(*B, H, M, k)``.
-        scale: standard deviation of u, broadcastable to ``loc``; ``None`` is 0 everywhere.
-        mask: options that may be chosen, bool of the logits' shape; ``None`` allows all.
+        logits: unnormalised log-probabilities of the M discrete actions, ``(*B, M)`` or
+            ``(*B, H, M)``.
+        loc: location of u for every branch, ``(*B, M, n)`` or ``(*B, H, M, k)``.
+        scale: scale of u, broadcastable to ``loc``; ``None`` is 0 everywhere.
+        mask: discrete actions that may be chosen, bool of the logits' shape; ``None`` allows all.
         heads: whether there are heads.
+        distribution: the distribution of u, see :class:`ContinuousDistribution`.
         validate_args: check values besides shapes; by default where that is free of a host
             synchronisation, that is on the CPU.
 
     Raises:
         ValueError: shapes disagree, a scale is negative or NaN, or a row of the mask allows no
-            option.
+            discrete action.
 
     Examples:
         >>> import torch
@@ -105,16 +135,18 @@ class HybridDistribution(Distribution):
         validate_args: bool | None = None,
         *,
         heads: bool = False,
+        distribution: ContinuousDistribution = _NORMAL,
     ) -> None:
         if loc.shape[:-1] != logits.shape:
             raise ValueError(
-                f"loc must have one branch per option: logits of shape {tuple(logits.shape)} ask "
-                f"for loc of shape {(*logits.shape, 'n')}, got {tuple(loc.shape)}. Give the "
-                "continuous network (number of options) x (continuous dimension) outputs."
+                "loc must have one branch per discrete action: logits of shape "
+                f"{tuple(logits.shape)} ask for loc of shape {(*logits.shape, 'n')}, got "
+                f"{tuple(loc.shape)}. Give the continuous network (number of discrete actions) x "
+                "(continuous dimension) outputs."
             )
         self.loc = loc
-        self.scale = None if scale is None else expand_scale(scale, loc)
-        self.heads = heads
+        self.scale = None if scale is None else _expand_scale(scale, loc)
+        self.heads, self.distribution = heads, distribution
         batch = logits.shape[: -2 if heads else -1]
         dimension = loc.shape[-1] * (logits.shape[-2] if heads else 1)
         super().__init__(batch, torch.Size([dimension]), validate_args=False)
@@ -124,55 +156,59 @@ class HybridDistribution(Distribution):
                 f"{tuple(mask.shape)}."
             )
         if logits.device.type == "cpu" if validate_args is None else validate_args:
-            self._validate(mask)
-        if mask is not None:
-            logits = logits.masked_fill(~mask, -math.inf)
-        self.logits = logits.log_softmax(-1)
+            if self.scale is not None and not bool((self.scale >= 0).all()):
+                least = self.scale.min().item()
+                raise ValueError(f"scale must be >= 0, got a minimum of {least:g}.")
+            if mask is not None:
+                check_mask(mask)
+        self.logits = normalised(logits, mask)
 
     @property
     def num_discrete(self) -> int:
-        """Number M of options."""
+        """Number M of discrete actions."""
         return self.logits.shape[-1]
 
     @property
     def probs(self) -> Tensor:
-        """Probability of each option, ``(*B, M)``."""
+        """Probability of each discrete action, ``(*B, M)``."""
         return self.logits.exp()
 
     def rsample(self, sample_shape: _Shape = torch.Size()) -> TensorDict:  # noqa: B008
         """Sample d and reparameterise u: gradients flow through ``"continuous"``."""
-        return self._action(*self.draw(sample_shape)[:2])
-
-    def draw(
-        self,
-        sample_shape: _Shape = torch.Size(),  # noqa: B008
-        source: Source | None = None,
-    ) -> HybridDraw:
-        """Sample as :meth:`rsample` does, on plain tensors, with what scores the sample.
-
-        Args:
-            sample_shape: shape of the sample before the batch.
-            source: where random numbers come from; torch's global generator by default.
-        """
-        return draw_from(
-            self.logits.detach(),
-            self.loc,
-            self.scale,
-            heads=self.heads,
-            sample_shape=sample_shape,
-            source=source,
-        )
+        draw = self.draw(self.sample_noise(sample_shape))
+        return self._action(draw.discrete, draw.continuous)
 
     def sample(self, sample_shape: _Shape = torch.Size()) -> TensorDict:  # noqa: B008
         """Sample d and u without a graph."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
+    def sample_noise(
+        self,
+        sample_shape: _Shape = torch.Size(),  # noqa: B008
+        randomness: Randomness | None = None,
+    ) -> Noise:
+        """Draw the random numbers of a sample; from torch's global generator by default."""
+        batch = (*sample_shape, *self.batch_shape)
+        return sample_noise(
+            randomness or Randomness(),
+            (*sample_shape, *self.logits.shape),
+            None if self.scale is None else (*batch, *self.event_shape),
+            self.distribution.noise,
+            self.loc,
+        )
+
+    def draw(self, noise: Noise | None) -> HybridDraw:
+        """Sample with given random numbers, on plain tensors; see :func:`draw`."""
+        return draw(
+            self.distribution, self.logits.detach(), self.loc, self.scale, noise, self.heads
+        )
+
     @property
     def deterministic_sample(self) -> TensorDict:
-        """The most probable option and the mean of its branch; gradients flow to ``loc``."""
-        discrete = self.logits.argmax(-1)
-        return self._action(discrete, self.branch(discrete)[0])
+        """The most probable discrete action and the mode of its branch, with the graph of u."""
+        draw = self.draw(None)
+        return self._action(draw.discrete, draw.continuous)
 
     @property
     def mode(self) -> TensorDict:
@@ -181,15 +217,33 @@ class HybridDistribution(Distribution):
 
     @property
     def mean(self) -> TensorDict:
-        """Same as :attr:`deterministic_sample`: options have no mean."""
+        """Same as :attr:`deterministic_sample`: discrete actions have no mean."""
         return self.deterministic_sample
 
+    def actions(self, noise: Tensor | None = None) -> Tensor:
+        """Return u of every branch, of the shape of ``loc``.
+
+        Args:
+            noise: noise of u, ``(*B, n)``, the same for all branches; ``None`` is the mode.
+        """
+        if noise is None or self.scale is None:
+            return self.distribution.mode(self.loc, self.scale)
+        if self.heads:
+            noise = noise.unflatten(-1, (self.logits.shape[-2], -1))
+        return self.distribution.sample(self.loc, self.scale, noise.unsqueeze(-2))
+
     def branch(self, discrete: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return ``loc`` and ``scale`` of the given options, each ``(*B, n)``."""
-        return branch(discrete, self.loc, self.scale, self.heads)
+        """Return ``loc`` and ``scale`` of the given discrete actions, each ``(*B, n)``."""
+        loc, scale, _ = self._select(discrete)
+        flat = _flat(loc, self.heads)
+        return flat, None if scale is None else _flat(scale, self.heads).expand(flat.shape)
+
+    def mode_of(self, discrete: Tensor) -> Tensor:
+        """Return the mode of u given the discrete actions, ``(*B, n)``."""
+        return _flat(self.distribution.mode(*self._select(discrete)), self.heads)
 
     def log_prob(self, action: TensorDictBase | Mapping[str, Tensor]) -> Tensor:
-        """Return the joint log-probability log pi(d) + log N(u; branch d), ``(*B,)``."""
+        """Return the joint log-probability log pi(d) + log p(u; branch d), ``(*B,)``."""
         discrete = action["discrete"]
         return self.log_prob_discrete(discrete) + self.log_prob_continuous(
             discrete, action["continuous"]
@@ -203,24 +257,28 @@ class HybridDistribution(Distribution):
         return self._over_heads(logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1))
 
     def log_prob_continuous(self, discrete: Tensor, continuous: Tensor) -> Tensor:
-        """Return log N(u; branch d) over the coordinates of positive scale, ``(*B,)``."""
-        loc, scale = self.branch(discrete)
+        """Return log p(u; branch d) over the coordinates of positive scale, ``(*B,)``."""
+        loc, scale, index = self._select(discrete)
         if scale is None:
-            return torch.zeros_like(loc[..., 0])
-        return _log_density((continuous - loc) / scale.masked_fill(scale == 0, 1.0), scale)
+            return torch.zeros_like(continuous[..., 0])
+        value = _branched(continuous, discrete, self.heads)
+        return _flat(self.distribution.log_prob(loc, scale, value, index), self.heads).sum(-1)
 
     def entropy(self) -> Tensor:
         """Return H(d) + sum_d pi(d) H(u | d) over the coordinates of positive scale, ``(*B,)``."""
         if self.scale is None:
             return self.entropy_discrete()
-        positive = self.scale > 0
-        nats = self.scale.masked_fill(~positive, 1.0).log() + 0.5 * math.log(2 * math.pi * math.e)
-        branches = nats.masked_fill(~positive, 0.0).sum(-1)
+        branches = self.distribution.entropy(self.loc, self.scale).sum(-1)
         return self.entropy_discrete() + self._over_heads((self.probs * branches).sum(-1))
 
     def entropy_discrete(self) -> Tensor:
         """Return H(d) in nats, ``(*B,)``."""
         return self._over_heads(entropy_of(self.logits))
+
+    def _select(self, discrete: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        index = discrete[..., None, None].expand(*discrete.shape, 1, self.loc.shape[-1])
+        scale = None if self.scale is None else select(self.scale, index)
+        return select(self.loc, index), scale, index
 
     def _over_heads(self, value: Tensor) -> Tensor:
         return value.sum(-1) if self.heads else value
@@ -230,92 +288,96 @@ class HybridDistribution(Distribution):
             {"discrete": discrete, "continuous": continuous}, batch_size=continuous.shape[:-1]
         )
 
-    def _validate(self, mask: Tensor | None) -> None:
-        if self.scale is not None and not bool((self.scale >= 0).all()):
-            raise ValueError(f"scale must be >= 0, got a minimum of {self.scale.min().item():g}.")
-        if mask is not None:
-            check_mask(mask)
 
-
-def draw_from(
+def draw(
+    distribution: ContinuousDistribution,
     logits: Tensor,
     loc: Tensor,
     scale: Tensor | None,
-    *,
-    heads: bool = False,
-    sample_shape: _Shape = torch.Size(),  # noqa: B008
-    clock: Tensor | None = None,
-    noise: Tensor | None = None,
-    finish: Callable[[Tensor], Tensor] | None = None,
-    source: Source | None = None,
+    noise: Noise | None,
+    heads: bool,
 ) -> HybridDraw:
-    """Sample as :meth:`HybridDistribution.draw` does, without the object and its checks.
+    """Choose an action: the one place where a policy of this library samples.
 
     Args:
-        logits: log-probabilities of the options, normalised and without a graph.
-        loc: see :class:`HybridDistribution`.
-        scale: of the shape of ``loc``, or ``None``.
-        heads: see :class:`HybridDistribution`.
-        sample_shape: samples of each.
-        clock: logarithms of exponential draws, of the shape of the samples' logits, and
-        noise: normal draws, of the shape of the samples; drawn unless both are given.
-        finish: what makes a mean of the chosen branch of ``loc``; by default it is one.
-        source: where what is drawn comes from; see :meth:`HybridDistribution.draw`.
+        distribution: the distribution of u.
+        logits: log-probabilities of the discrete actions, normalised and without a graph.
+        loc: its parameter for every branch, ``(*B, M, n)`` or ``(*B, H, M, k)``.
+        scale: the other one, or ``None``; 1 in the place of M if all branches share it.
+        noise: the random numbers; ``None`` takes the most probable d and the mode of u.
+        heads: whether there are heads.
     """
     # argmax of p / Exp(1) draws from the categorical without a host synchronisation.
-    if clock is None:
-        shape = (*sample_shape, *logits.shape)
-        clock = torch.empty(shape, dtype=loc.dtype, device=loc.device)
-        clock = clock.exponential_() if source is None else source.exponential_(clock)
-        clock = clock.log_()
-    discrete = (logits - clock).argmax(-1)
-    mean, deviation = branch(discrete, loc, scale, heads)
-    mean = mean if finish is None else finish(mean)
-    if deviation is None:
-        return HybridDraw(discrete, mean, logits)
-    if noise is None:
-        noise = torch.randn_like(mean) if source is None else source.normal_(torch.empty_like(mean))
-    return HybridDraw(discrete, mean + deviation * noise, logits, noise, deviation.detach())
-
-
-def branch(
-    discrete: Tensor, loc: Tensor, scale: Tensor | None, heads: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return what :meth:`HybridDistribution.branch` does.
-
-    A scale that all options and states share may be given once, ``(1, n)`` or ``(H, 1, k)``; it is
-    returned once too, broadcastable to the mean.
-    """
+    discrete = (logits if noise is None else logits - noise.discrete).argmax(-1)
     index = discrete[..., None, None].expand(*discrete.shape, 1, loc.shape[-1])
-    mean = _select(loc, index, heads)
+    loc = select(loc, index)
     if scale is None:
-        return mean, None
-    if scale.ndim == 2 + heads and scale.shape[-2] == 1:
-        return mean, scale.reshape(*(1,) * (mean.ndim - 1), -1)
-    return mean, _select(scale, index, heads)
+        return HybridDraw(discrete, _flat(distribution.mode(loc, None, index), heads), logits)
+    scale = select(scale, index)
+    if noise is None or noise.continuous is None:
+        value = distribution.mode(loc, scale, index)
+        kept: tuple[str, ...] = ("loc", "scale")
+    else:
+        value = distribution.sample(loc, scale, _branched(noise.continuous, discrete, heads), index)
+        kept = distribution.scored_by
+    return HybridDraw(
+        discrete,
+        _flat(value, heads),
+        logits,
+        loc.detach() if "loc" in kept else None,
+        # With all dimensions, so that the scales of several steps can be stacked.
+        scale.detach().reshape(*(1,) * (loc.ndim - scale.ndim), *scale.shape),
+    )
 
 
-def _select(branches: Tensor, index: Tensor, heads: bool) -> Tensor:
-    if index.ndim > branches.ndim:  # several samples of each
+def sample_noise(
+    randomness: Randomness, discrete: _Shape, continuous: _Shape | None, kind: str, like: Tensor
+) -> Noise:
+    """Draw the random numbers of a sample, of given shapes, first those of d."""
+    place = {"dtype": like.dtype, "device": like.device}
+    logs = randomness.exponential(discrete, **place).log_()
+    if continuous is None:
+        return Noise(logs)
+    return Noise(logs, randomness.fill(kind, torch.empty(tuple(continuous), **place)))
+
+
+def normalised(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Return log-probabilities, minus infinity where the mask forbids."""
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -math.inf)
+    return logits.log_softmax(-1)
+
+
+def select(branches: Tensor, index: Tensor) -> Tensor:
+    """Return the chosen branch, with 1 in the place of M; what all share is returned as it is."""
+    if branches.shape[-2] == 1:
+        return branches
+    if index.ndim > branches.ndim or index.shape[:-2] != branches.shape[:-2]:
         branches = branches.expand(*index.shape[:-2], *branches.shape[-2:])
-    chosen = branches.gather(-2, index).squeeze(-2)
-    return chosen.flatten(-2) if heads else chosen
-
-
-def _log_density(noise: Tensor, scale: Tensor) -> Tensor:
-    """Log-density of ``scale * noise`` over the coordinates of positive scale, ``(*B,)``."""
-    zero = scale == 0
-    density = -0.5 * noise.square() - scale.masked_fill(zero, 1.0).log()
-    return (density - 0.5 * math.log(2 * math.pi)).masked_fill(zero, 0.0).sum(-1)
+    return branches.gather(-2, index)
 
 
 def check_mask(mask: Tensor) -> None:
-    """Raise a ``ValueError`` if a row of a mask allows no option."""
+    """Raise a ``ValueError`` if a row of a mask allows no discrete action."""
     if not bool(mask.any(-1).all()):
-        raise ValueError("mask must allow at least one option in every row; a row allows none.")
+        raise ValueError(
+            "mask must allow at least one discrete action in every row; a row allows none."
+        )
 
 
-def expand_scale(scale: Tensor | float, loc: Tensor) -> Tensor:
+def _branched(value: Tensor, discrete: Tensor, heads: bool) -> Tensor:
+    """Bring ``(*B, n)`` into the form of one branch, ``(*B, 1, n)`` or ``(*B, H, 1, k)``."""
+    if heads:
+        value = value.reshape(*value.shape[:-1], discrete.shape[-1], -1)
+    return value.unsqueeze(-2)
+
+
+def _flat(value: Tensor, heads: bool) -> Tensor:
+    """Undo :func:`_branched`."""
+    return value.squeeze(-2).flatten(-2) if heads else value.squeeze(-2)
+
+
+def _expand_scale(scale: Tensor | float, loc: Tensor) -> Tensor:
     """Return a scale in the shape of ``loc``."""
     if isinstance(scale, Tensor) and scale.shape == loc.shape and scale.dtype == loc.dtype:
         return scale

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons, and how to call them fast."""
+"""Multilayer perceptrons."""
 
 from __future__ import annotations
 
@@ -39,32 +39,22 @@ def mlp(
     return net
 
 
-def bare(net: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a function that computes what a net does, without looking for hooks at every call.
+def direct(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what calling a net does, without torch's search for hooks at each call of a layer.
 
-    Of small layers that search takes a good part of the time. A net that has hooks, or is no plain
-    sequence, is returned itself.
+    For small layers that search takes a good part of the time. A net that has hooks is returned
+    itself.
     """
-    layers = list(net) if isinstance(net, nn.Sequential) else [net]
-    plain = (nn.Linear, nn.Identity, *ACTIVATIONS.values())
-    usual = type(net) in (MLP, nn.Sequential, *plain) and all(type(x) in plain for x in layers)
-    if not usual or any(map(hooked, (net, *layers))):
-        return net
-    calls = [layer.forward for layer in layers]
+    layers = list(net) if type(net) in (MLP, nn.Sequential) else [net]
+    for layer in (net, *layers):
+        hooks = (layer._forward_hooks, layer._forward_pre_hooks)
+        if any(hooks) or layer._backward_hooks or layer._backward_pre_hooks:
+            return net
+    calls = [layer.forward for layer in layers if type(layer) is not nn.Identity]
 
     def call(value: Tensor) -> Tensor:
-        for layer in calls:
-            value = layer(value)
+        for forward in calls:
+            value = forward(value)
         return value
 
     return calls[0] if len(calls) == 1 else call
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether calling a module does more than its ``forward``."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,14 +19,16 @@ from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 
 from hpo_torchrl.core.categorical import ACTION_MASK
+from hpo_torchrl.core.randomness import Randomness
+from hpo_torchrl.modules.continuous import ContinuousDistribution
 from hpo_torchrl.modules.distribution import (
+    _NORMAL,
     HybridDistribution,
     HybridDraw,
-    Source,
-    branch,
-    draw_from,
+    Noise,
+    draw,
+    normalised,
 )
-from hpo_torchrl.modules.layers import hooked
 from hpo_torchrl.modules.network import HybridNetwork
 
 DISCRETE_LOG_PROB = "discrete_log_prob"
@@ -41,16 +42,6 @@ class HybridAction(NamedTuple):
     continuous: Tensor
     log_prob: Tensor | None
     discrete_log_prob: Tensor | None
-
-
-def log_probs_of(
-    dist: HybridDistribution, action: TensorDictBase | Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return what :meth:`HybridDraw.log_probs` does, of an action that was not drawn here."""
-    discrete, continuous = action["discrete"], action["continuous"]
-    with torch.no_grad():
-        option = dist.log_prob_discrete(discrete)
-        return option + dist.log_prob_continuous(discrete, continuous), option
 
 
 class _HybridParameters(TensorDictModuleBase):
@@ -73,17 +64,22 @@ class _HybridParameters(TensorDictModuleBase):
 class HybridSampler(ProbabilisticTensorDictModule):
     """Sample a hybrid action from ``logits``, ``loc`` and ``scale``, and write it in one go.
 
-    ``RANDOM`` samples d and reparameterises u, ``DETERMINISTIC`` (and ``MODE``) takes the most
-    probable option and the mean of its branch. Written are ``("action", "discrete")``,
+    ``RANDOM`` samples d and reparameterises u, any other type takes the most probable discrete
+    action and the mode of its branch. Written are ``("action", "discrete")``,
     ``("action", "continuous")`` and, with ``return_log_prob``, the joint ``"action_log_prob"``
     and ``"discrete_log_prob"``, each ``(*B,)`` and without a graph.
 
     Args:
-        mask_key: entry with the options that may be chosen, bool ``(*B, M)``; ``None`` allows all.
+        mask_key: entry with the discrete actions that may be chosen, bool ``(*B, M)``; ``None``
+            allows all.
         stochastic: whether ``scale`` is read; without it u is deterministic.
         heads: whether there are several discrete choices, see :class:`HybridDistribution`.
+        distribution: the distribution of u.
         return_log_prob: whether log-probabilities are written.
         default_interaction_type: what is done outside ``set_exploration_type``.
+
+    Attributes:
+        randomness: where random numbers come from.
     """
 
     def __init__(
@@ -92,6 +88,7 @@ class HybridSampler(ProbabilisticTensorDictModule):
         mask_key: str | None = None,
         stochastic: bool = True,
         heads: bool = False,
+        distribution: ContinuousDistribution = _NORMAL,
         return_log_prob: bool = True,
         default_interaction_type: InteractionType = InteractionType.RANDOM,
     ) -> None:
@@ -102,19 +99,25 @@ class HybridSampler(ProbabilisticTensorDictModule):
             in_keys=in_keys,
             out_keys=["action"],
             distribution_class=HybridDistribution,
-            distribution_kwargs={"heads": heads},
+            distribution_kwargs={"heads": heads, "distribution": distribution},
             return_log_prob=return_log_prob,
             default_interaction_type=default_interaction_type,
         )
+        self.randomness = Randomness()
 
     @property
     def out_keys(self) -> list:
-        """What is written."""
+        """Entries that are written."""
         return [*super().out_keys, *([DISCRETE_LOG_PROB] if self.return_log_prob else [])]
 
     @out_keys.setter
     def out_keys(self, value: list) -> None:
         self._out_keys = value
+
+    @property
+    def acts_randomly(self) -> bool:
+        """Whether actions are sampled now, given ``set_exploration_type`` and the default."""
+        return (interaction_type() or self.default_interaction_type) is InteractionType.RANDOM
 
     def forward(
         self,
@@ -125,47 +128,57 @@ class HybridSampler(ProbabilisticTensorDictModule):
         """Sample the action of ``tensordict`` (or score the one it holds) and write it."""
         out = tensordict if tensordict_out is None else tensordict_out
         dist = self.get_dist(tensordict)
-        if not _requires_sample:
-            log_probs: tuple[Any, Any] = log_probs_of(dist, tensordict.get("action"))
-        else:
-            draw = self.draw(dist)
+        if _requires_sample:
+            noise = dist.sample_noise((), self.randomness) if self.acts_randomly else None
+            draw = dist.draw(noise)
             action = {"discrete": draw.discrete, "continuous": draw.continuous}
             out.set("action", TensorDict(action, batch_size=draw.continuous.shape[:-1]))
-            log_probs = draw.log_probs() if self.return_log_prob else (None, None)
+            if self.return_log_prob:
+                own = None if noise is None else noise.continuous
+                joint, discrete = draw.log_probs(own, dist.distribution)
+        else:
+            action = tensordict.get("action")
+            with torch.no_grad():
+                discrete = dist.log_prob_discrete(action["discrete"])
+                joint = discrete + dist.log_prob_continuous(
+                    action["discrete"], action["continuous"]
+                )
         if self.return_log_prob:
-            out.set("action_log_prob", log_probs[0])
-            out.set(DISCRETE_LOG_PROB, log_probs[1])
+            out.set("action_log_prob", joint)
+            out.set(DISCRETE_LOG_PROB, discrete)
         return out
-
-    def draw(self, dist: HybridDistribution, source: Source | None = None) -> HybridDraw:
-        """Choose an action of ``dist`` as the exploration type says, on plain tensors."""
-        kind = interaction_type() or self.default_interaction_type
-        if kind is InteractionType.RANDOM:
-            return dist.draw(source=source)
-        action = self._dist_sample(dist, interaction_type=kind)
-        discrete, continuous = action["discrete"], action["continuous"]
-        logits = dist.logits.detach()
-        scale = dist.branch(discrete)[1]
-        if scale is None:
-            return HybridDraw(discrete, continuous, logits)
-        mean = torch.zeros_like(continuous)
-        return HybridDraw(discrete, continuous, logits, mean, scale.detach())
 
 
 class HybridPolicy(ProbabilisticTensorDictSequential):
-    r"""A policy over hybrid actions: pi(d | s) categorical, u | s, d normal (or deterministic).
+    r"""A policy over hybrid actions: pi(d | s) categorical, then u | s, d (normal by default).
 
     It is an ordinary ``ProbabilisticTensorDictSequential``: it runs in ``env.rollout`` and in
     TorchRL collectors, obeys ``set_exploration_type``, has ``get_dist``, and feeds
     ``ClipPPOLoss`` its joint log-probability ``"action_log_prob"``.
 
+    **A network of your own** is any module from an observation ``(*B, k)`` to
+    ``(logits, loc, scale)``, of the shapes that :class:`HybridDistribution` asks for; ``scale`` may
+    be ``None``. Besides, these attributes are read, if there are any:
+
+    * ``num_heads``: number of discrete choices in a step; without it there is one.
+    * ``stochastic``: whether the answer has a scale; without it, it has.
+    * ``distribution``: the distribution of u, a :class:`ContinuousDistribution`; else a normal.
+    * ``discrete``: the submodule behind the logits alone. Its parameters are the group
+      ``"discrete"`` of :meth:`parameter_groups`, which has a learning-rate multiplier and a
+      gradient norm of its own. Without it, groups are found by calling the network once: what
+      moves only the logits is ``"discrete"``, all else ``"continuous"``.
+    * ``logits(observation)``: the logits alone, for losses that need no more.
+
     Args:
-        network: module from the observation to ``(logits, loc, scale)``, for example a
-            :class:`HybridNetwork`; ``scale`` may be ``None``.
+        network: the network, for example a :class:`HybridNetwork`.
         observation_key: entry that the network reads.
-        mask_key: entry with the options that may be chosen, bool ``(*B, M)``.
+        mask_key: entry with the discrete actions that may be chosen, bool ``(*B, M)``.
         return_log_prob: whether log-probabilities are written.
         default_interaction_type: what is done outside ``set_exploration_type``.
+
+    Attributes:
+        num_seeds: number S of seeds of a policy made by :func:`replicate`, else ``None``.
+        members: the policy of each seed then.
 
     Examples:
         >>> from hpo_torchrl.problems import InventoryEnv
@@ -176,6 +189,10 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         >>> rollout["action", "continuous"].shape, rollout["next", "reward"].requires_grad
         (torch.Size([4, 5, 3]), True)
     """
+
+    num_seeds: int | None = None
+    members: tuple[HybridPolicy, ...] = ()
+    _observation_size: int | None = None
 
     def __init__(
         self,
@@ -192,6 +209,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
                 mask_key=mask_key,
                 stochastic=_is_stochastic(network),
                 heads=_has_heads(network),
+                distribution=getattr(network, "distribution", _NORMAL),
                 return_log_prob=return_log_prob,
                 default_interaction_type=default_interaction_type,
             ),
@@ -203,21 +221,29 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         cls,
         env: EnvBase,
         *,
+        network: Any = HybridNetwork,
         observation_key: str = "observation",
         mask_key: str | None = None,
         return_log_prob: bool = True,
-        **network,
+        **arguments: Any,
     ) -> HybridPolicy:
         """Build the policy of an environment from its specs.
 
         Args:
             env: environment with actions ``("action", "discrete")`` and
                 ``("action", "continuous")``.
+            network: the network, or a class (or another callable) that makes it. It is called with
+                ``observation_dim``, ``num_discrete``, ``continuous_dim``, ``continuous_bounds``,
+                ``branch_bounds``, ``num_heads``, ``action_scale``, ``device`` and ``dtype``, and
+                with ``arguments``.
             observation_key: entry that the network reads.
-            mask_key: entry with the options that may be chosen; by default the environment's
-                ``"action_mask"``, if it has one.
+            mask_key: entry with the discrete actions that may be chosen; by default the
+                environment's ``"action_mask"``, if it has one.
             return_log_prob: whether log-probabilities are written.
-            network: further arguments of :class:`HybridNetwork`.
+            arguments: further arguments of the network, by default of :class:`HybridNetwork`.
+
+        Raises:
+            TypeError: ``network`` is neither, or arguments are given for one that is made already.
         """
         observation = env.observation_spec[observation_key]
         continuous = env.full_action_spec["action", "continuous"]
@@ -225,24 +251,35 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         heads = discrete.shape[len(continuous.shape) - 1 :]
         if mask_key is None and ACTION_MASK in env.observation_spec.keys():  # noqa: SIM118
             mask_key = ACTION_MASK
-        net = HybridNetwork(
-            observation.shape[-1],
-            discrete.space.n,
-            continuous.shape[-1],
-            continuous_bounds=getattr(env, "continuous_bounds", None) or _bounds(continuous),
-            branch_bounds=getattr(env, "branch_bounds", None),
-            num_heads=heads[0] if heads else None,
-            action_scale=getattr(env, "action_scale", None),
-            device=observation.device,
-            dtype=observation.dtype,
-            **network,
-        )
-        return cls(
-            net,
+        if isinstance(network, nn.Module):
+            if arguments:
+                raise TypeError(
+                    f"network is a module already, so {', '.join(sorted(arguments))} cannot be "
+                    "given to it; give its class instead, or leave the arguments out."
+                )
+        elif not callable(network):
+            raise TypeError(f"network must be a module or a callable, got {network!r}.")
+        else:
+            network = network(
+                observation_dim=observation.shape[-1],
+                num_discrete=discrete.space.n,
+                continuous_dim=continuous.shape[-1],
+                continuous_bounds=getattr(env, "continuous_bounds", None) or _bounds(continuous),
+                branch_bounds=getattr(env, "branch_bounds", None),
+                num_heads=heads[0] if heads else None,
+                action_scale=getattr(env, "action_scale", None),
+                device=observation.device,
+                dtype=observation.dtype,
+                **arguments,
+            )
+        policy = cls(
+            network,
             observation_key=observation_key,
             mask_key=mask_key,
             return_log_prob=return_log_prob,
         )
+        policy._observation_size = observation.shape[-1]
+        return policy
 
     @property
     def network(self) -> nn.Module:
@@ -256,29 +293,71 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
 
     @property
     def stochastic(self) -> bool:
-        """Whether the continuous action is drawn around its mean."""
+        """Whether the continuous action is sampled."""
         return _is_stochastic(self.network)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether calling the policy does what :meth:`act` does, and nothing else."""
-        modules = (self, self[0], self[-1])
-        return type(self).forward is HybridPolicy.forward and not any(map(hooked, modules))
+    def acts_randomly(self) -> bool:
+        """Whether actions are sampled now, given ``set_exploration_type`` and the default."""
+        return self[-1].acts_randomly
+
+    @property
+    def continuous_distribution(self) -> ContinuousDistribution:
+        """The distribution of u."""
+        return getattr(self.network, "distribution", _NORMAL)
+
+    @property
+    def randomness(self) -> Randomness:
+        """Where random numbers come from; torch's global generator by default."""
+        return self[-1].randomness
+
+    @randomness.setter
+    def randomness(self, value: Randomness) -> None:
+        self[-1].randomness = value
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Parameters by name, by component: ``"discrete"``, and ``"continuous"`` for all else."""
-        discrete = {id(p) for p in getattr(self.network, "discrete", nn.Identity()).parameters()}
         named = dict(self.named_parameters())
+        part = getattr(self.network, "discrete", None)
+        if isinstance(part, nn.Module):
+            discrete = {id(p) for p in part.parameters()}
+        else:
+            discrete = self._only_discrete(named)
         groups = {
             "discrete": {name: p for name, p in named.items() if id(p) in discrete},
             "continuous": {name: p for name, p in named.items() if id(p) not in discrete},
         }
         return {component: parameters for component, parameters in groups.items() if parameters}
 
+    def _only_discrete(self, named: Mapping[str, nn.Parameter]) -> set[int]:
+        """Find the parameters that gradients of the logits reach, and those of u do not."""
+        size = self._observation_size
+        if size is None:
+            return set()
+        learned = [p for p in named.values() if p.requires_grad]
+        example = torch.zeros(self.num_seeds or 1, size).to(learned[0]) if learned else None
+        if example is None:
+            return set()
+        with torch.enable_grad():
+            logits, loc, scale = self.network(example)
+        reached = []
+        for outputs in ([logits], [loc, scale]):
+            total = sum(value.sum() for value in outputs if value is not None)
+            found: Any = [None] * len(learned)
+            if isinstance(total, Tensor) and total.requires_grad:
+                found = torch.autograd.grad(total, learned, retain_graph=True, allow_unused=True)
+            pairs = zip(learned, found, strict=True)
+            reached.append({id(p) for p, gradient in pairs if gradient is not None})
+        return reached[0] - reached[1]
+
     def distribution(self, observation: Tensor, mask: Tensor | None = None) -> HybridDistribution:
         """Return the action distribution at ``observation``, on plain tensors."""
-        logits, loc, scale = self.network(observation)
-        return HybridDistribution(logits, loc, scale, mask, heads=_has_heads(self.network))
+        return HybridDistribution(
+            *self.network(observation),
+            mask,
+            heads=_has_heads(self.network),
+            distribution=self.continuous_distribution,
+        )
 
     def mask_of(self, entries: Mapping[str, Tensor]) -> Tensor | None:
         """Return the mask that the policy reads, out of a step's entries; ``None`` without one."""
@@ -286,60 +365,61 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
 
     def discrete_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return log pi(. | s), normalised and masked, ``(*B, M)``, without the continuous net."""
-        observation = tensordict.get(self.observation_key)
-        network: Any = self.network
-        # A subclass may say what its logits are; one with another forward need not have said it.
-        told = isinstance(network, HybridNetwork) and (
-            known(network) or type(network).logits is not HybridNetwork.logits
-        )
-        if not told:
-            mask = None if self.mask_key is None else tensordict.get(self.mask_key)
-            return self.distribution(observation, mask).logits
-        logits = network.logits(observation)
-        if self.mask_key is not None:
-            logits = logits.masked_fill(~tensordict.get(self.mask_key), -math.inf)
-        return logits.log_softmax(-1)
+        observation, network = tensordict.get(self.observation_key), self.network
+        told: Any = _agreeing(network, "logits")
+        logits = network(observation)[0] if told is None else told(observation)
+        return normalised(logits, self.mask_of(tensordict))
 
     def mean_action(self, tensordict: TensorDictBase, discrete: Tensor) -> Tensor:
-        """Return the mean of u of the given options, ``(*B, n)``, without the discrete net."""
-        observation = tensordict.get(self.observation_key)
-        net: Any = self.network
-        loc = net.loc(observation) if known(net) else net(observation)[1]
-        return branch(discrete, loc, None, _has_heads(self.network))[0]
+        """Return u of the given discrete actions without sampling, ``(*B, n)``.
+
+        That is the mode of the branch, for a normal its mean; the discrete net is not evaluated.
+        """
+        observation, network = tensordict.get(self.observation_key), self.network
+        told: Any = _agreeing(network, "branches")
+        loc, scale = network(observation)[1:] if told is None else told(observation)
+        dist = HybridDistribution(
+            loc.detach()[..., 0],
+            loc,
+            scale,
+            validate_args=False,
+            heads=_has_heads(network),
+            distribution=self.continuous_distribution,
+        )
+        return dist.mode_of(discrete)
 
     def act(self, observation: Tensor, mask: Tensor | None = None) -> HybridAction:
-        """Sample an action on plain tensors: the arithmetic and random numbers of the module."""
-        draw = self.sampler()(observation, mask)
-        scores = draw.log_probs() if self.return_log_prob else (None, None)
-        return HybridAction(draw.discrete, draw.continuous, *scores)
+        """Sample an action on plain tensors: the arithmetic and random numbers of the module.
 
-    def sampler(
-        self, source: Source | None = None
-    ) -> Callable[[Tensor, Tensor | None], HybridDraw]:
-        """Return a function that samples as :meth:`act` does and leaves the scores for later.
-
-        It takes the observation and the mask. What stays the same in a rollout is found once, so
-        it is for the parameters and the exploration type of now.
-
-        Args:
-            source: where random numbers come from; see :meth:`HybridDistribution.draw`.
+        Raises:
+            ValueError: a row of the mask allows nothing, or the network's answer is of another
+                shape.
         """
-        network: Any = self.network
-        sampler = self[-1]
-        kind = interaction_type() or sampler.default_interaction_type
-        heads = _has_heads(network)
-        usual = known(network)
-        parameters = network.sampler() if usual else network
+        dist = self.distribution(observation, mask)
+        noise = dist.sample_noise((), self.randomness) if self.acts_randomly else None
+        found = dist.draw(noise)
+        scores: tuple[Any, Any] = (None, None)
+        if self.return_log_prob:
+            own = None if noise is None else noise.continuous
+            scores = found.log_probs(own, dist.distribution)
+        return HybridAction(found.discrete, found.continuous, *scores)
 
-        def sample(observation: Tensor, mask: Tensor | None = None) -> HybridDraw:
+    def sampler(self) -> Callable[[Tensor, Tensor | None, Noise | None], HybridDraw]:
+        """Return a function that samples as :meth:`act` does, with given random numbers.
+
+        It takes the observation, the mask (which is not checked) and the noise, see
+        :func:`~hpo_torchrl.modules.distribution.draw`. It is for the parameters of now: what does
+        not depend on the observation is computed once.
+        """
+        network, heads = self.network, _has_heads(self.network)
+        distribution = self.continuous_distribution
+        own: Any = _agreeing(network, "sampler")
+        parameters = network if own is None else own()
+
+        def sample(observation: Tensor, mask: Tensor | None, noise: Noise | None) -> HybridDraw:
             logits, loc, scale = parameters(observation)
-            if usual and mask is None and kind is InteractionType.RANDOM:
-                # Right by construction: neither object nor checks are needed.
-                return draw_from(logits.log_softmax(-1), loc, scale, heads=heads, source=source)
-            # A mask is always checked, and so are parameters of a network of another kind.
-            check = False if usual and mask is None else None
-            dist = HybridDistribution(logits, loc, scale, mask, check, heads=heads)
-            return sampler.draw(dist, source)
+            logits = normalised(logits.detach(), mask)
+            return draw(distribution, logits, loc, scale, noise, heads)
 
         return sample
 
@@ -350,32 +430,32 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             env: the environment that the policy is meant for.
         """
         spec = env.observation_spec[self.observation_key]
-        options = env.full_action_spec["action", "discrete"].space.n
+        number = env.full_action_spec["action", "discrete"].space.n
         dimension = env.full_action_spec["action", "continuous"].shape[-1]
         heads = getattr(self.network, "num_heads", None)
-        shape = (options, dimension) if heads is None else (heads, options, dimension // heads)
+        shape = (number, dimension) if heads is None else (heads, number, dimension // heads)
+        example = torch.zeros(self.num_seeds or 1, spec.shape[-1]).to(spec.dtype).to(spec.device)
         with torch.no_grad():
-            logits, loc, _ = self.network(
-                torch.zeros(1, spec.shape[-1]).to(spec.dtype).to(spec.device)
-            )
-        if logits.shape[-1] != options or tuple(loc.shape[-len(shape) :]) != shape:
+            logits, loc, scale = self.network(example)
+            # A distribution may have parameters of its own; its actions have the last word.
+            loc = self.continuous_distribution.mode(loc, scale)
+        if logits.shape[-1] != number or tuple(loc.shape[-len(shape) :]) != shape:
             raise ValueError(
-                f"The policy has {logits.shape[-1]} options and branches of shape "
-                f"{tuple(loc.shape[-len(shape) :])}, but the environment asks for {options} "
-                f"options and branches of shape {shape} (options, continuous dimension). Build "
-                "it with HybridPolicy.for_env(env) or correct the network's outputs."
+                f"The policy has {logits.shape[-1]} discrete actions and branches of shape "
+                f"{tuple(loc.shape[-len(shape) :])}, but the environment asks for {number} "
+                f"discrete actions and branches of shape {shape} (discrete actions, continuous "
+                "dimension). Build it with HybridPolicy.for_env(env) or correct the network's "
+                "outputs."
             )
+        self._observation_size = spec.shape[-1]
 
 
-def known(network: nn.Module) -> bool:
-    """Whether calling a network is what :class:`HybridNetwork` does, and nothing else."""
-    own, usual = type(network), vars(HybridNetwork).items()
-    methods = (name for name, value in usual if callable(value) and name != "__init__")
-    return (
-        isinstance(network, HybridNetwork)
-        and all(getattr(own, name) is getattr(HybridNetwork, name) for name in methods)
-        and not hooked(network)
-    )
+def _agreeing(network: nn.Module, name: str) -> Callable | None:
+    """Return a method of a network, unless a subclass has overridden ``forward`` beside it."""
+    family = type(network).__mro__
+    owner, other = (next((c for c in family if at in vars(c)), None) for at in (name, "forward"))
+    agrees = owner is not None and other is not None and issubclass(owner, other)
+    return getattr(network, name) if agrees else None
 
 
 def _is_stochastic(network: nn.Module) -> bool:
@@ -386,21 +466,25 @@ def _has_heads(network: nn.Module) -> bool:
     return getattr(network, "num_heads", None) is not None
 
 
-def _bounds(spec) -> tuple[float | None, float | None]:
-    """Read finite, uniform bounds off a spec; anything else counts as unbounded."""
+def _bounds(spec: Any) -> tuple[Any, Any]:
+    """Read bounds off a spec, one number where all coordinates share them; ``None`` without any."""
     if not isinstance(spec, Bounded):
         return None, None
-    low, high = spec.space.low, spec.space.high
-    limit = 1e30
-    lower, upper = low.flatten()[0].item(), high.flatten()[0].item()
-    uniform = bool((low == lower).all()) and bool((high == upper).all())
-    if not uniform:
-        raise ValueError(
-            "HybridPolicy.for_env needs the same bounds for every continuous action, got "
-            f"low={low.tolist()} and high={high.tolist()}; give the environment an attribute "
-            "continuous_bounds, or build the HybridNetwork yourself."
-        )
-    return lower if lower > -limit else None, upper if upper < limit else None
-
-
-__all__ = ["HybridAction", "HybridPolicy", "HybridSampler"]
+    found: list[Any] = []
+    for end in (spec.space.low, spec.space.high):
+        rows = end.reshape(-1, end.shape[-1])
+        if not bool((rows == rows[0]).all()):
+            raise ValueError(
+                "HybridPolicy.for_env needs the same bounds for every instance of the batch, got "
+                f"{end.tolist()}; give the environment an attribute continuous_bounds, or build "
+                "the HybridNetwork yourself."
+            )
+        values = [value if abs(value) < 1e30 else None for value in rows[0].tolist()]
+        found.append(values)
+    if all(value is None for value in (*found[0], *found[1])):
+        return None, None
+    if all(len(set(values)) == 1 for values in found):
+        return found[0][0], found[1][0]
+    infinite = float("inf")
+    low = [-infinite if value is None else value for value in found[0]]
+    return low, [infinite if value is None else value for value in found[1]]

@@ -13,12 +13,10 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.collectors import differentiable_rollout
-from hpo_torchrl.collectors.worlds import repeated, shared_world
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.modules.stacked import ModuleStack
 
 _WINDOW = 50
 

@@ -1,0 +1,127 @@
+"""Where random numbers come from: torch's global generator, or one generator for each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpo_torchrl.core.checks import check_int
+
+_Shape = Sequence[int]
+
+
+class Randomness:
+    """A source of random numbers.
+
+    With a sequence of S seeds every draw has a leading axis of length S, and row s is exactly what
+    ``Randomness(seeds[s])`` alone would have drawn. A copy (``copy.deepcopy``) is the object
+    itself, so that copies of a policy go on drawing from one stream.
+
+    Args:
+        seeds: ``None`` draws from torch's global generator, an integer from a generator of its own,
+            a sequence of integers from one generator each.
+        device: device of the generators; draws must be made there.
+
+    Attributes:
+        num_seeds: number S of seeds of a sequence, else ``None``.
+
+    Raises:
+        ValueError: a seed is negative, or the sequence is empty.
+
+    Examples:
+        >>> from hpo_torchrl.core.randomness import Randomness
+        >>> together = Randomness([3, 4]).normal((2, 5))
+        >>> bool((together[1] == Randomness(4).normal((5,))).all())
+        True
+    """
+
+    def __init__(
+        self, seeds: int | Sequence[int] | None = None, device: torch.device | str | None = None
+    ) -> None:
+        several = isinstance(seeds, Sequence)
+        own: Sequence[Any] = seeds if isinstance(seeds, Sequence) else [seeds]
+        if not own:
+            raise ValueError("seeds must hold at least one seed, got an empty sequence.")
+        self.num_seeds = len(own) if several else None
+        self.generators: list[torch.Generator] | None = None
+        if seeds is not None:
+            self.generators = [
+                torch.Generator(device or "cpu").manual_seed(check_int("seed", seed, minimum=0))
+                for seed in own
+            ]
+
+    def __deepcopy__(self, memo: dict) -> Randomness:
+        """Return the object itself."""
+        return self
+
+    def exponential(self, shape: _Shape, dtype: Any = None, device: Any = None) -> Tensor:
+        """Draw from Exp(1); with S seeds the shape begins with S."""
+        return self.fill("exponential", torch.empty(tuple(shape), dtype=dtype, device=device))
+
+    def normal(self, shape: _Shape, dtype: Any = None, device: Any = None) -> Tensor:
+        """Draw from the standard normal distribution; likewise."""
+        return self.fill("normal", torch.empty(tuple(shape), dtype=dtype, device=device))
+
+    def uniform(self, shape: _Shape, dtype: Any = None, device: Any = None) -> Tensor:
+        """Draw from the uniform distribution on [0, 1); likewise."""
+        return self.fill("uniform", torch.empty(tuple(shape), dtype=dtype, device=device))
+
+    def fill(self, kind: str, values: Tensor) -> Tensor:
+        """Fill a tensor with draws of a kind: ``"exponential"``, ``"normal"`` or ``"uniform"``."""
+        draw: Callable[..., Tensor] = getattr(torch.Tensor, f"{kind}_")
+        if self.generators is None:
+            return draw(values)
+        if self.num_seeds is None:
+            return draw(values, generator=self.generators[0])
+        if len(values) != self.num_seeds:
+            raise ValueError(
+                f"A draw for {self.num_seeds} seeds needs a shape that begins with that number, "
+                f"got {tuple(values.shape)}."
+            )
+        for row, generator in zip(values.unbind(0), self.generators, strict=True):
+            draw(row, generator=generator)
+        return values
+
+    def permutation(self, number: int, device: Any = None) -> Tensor:
+        """Draw an order of 0, ..., number - 1: int64 ``(n,)``, or ``(S, n)``."""
+        if self.generators is None:
+            return torch.randperm(number, device=device)
+        orders = [torch.randperm(number, generator=g, device=g.device) for g in self.generators]
+        return orders[0] if self.num_seeds is None else torch.stack(orders)
+
+    def state(self, index: int | None = None) -> _State:
+        """Return what a checkpoint of one seed holds: an object with ``state_dict``.
+
+        Args:
+            index: number of the seed; ``None`` where there is only one generator.
+        """
+        if (index is None) != (self.num_seeds is None):
+            wanted = "no index" if self.num_seeds is None else f"an index below {self.num_seeds}"
+            raise ValueError(f"The state of this Randomness needs {wanted}, got {index}.")
+        return _State(None if self.generators is None else self.generators[index or 0])
+
+
+class _State:
+    """The state of one generator; of torch's global ones for ``None``."""
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self.generator = generator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        if self.generator is not None:
+            return {"generator": self.generator.get_state()}
+        devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {"generator": torch.get_rng_state(), "devices": devices}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where :meth:`state_dict` was taken."""
+        if self.generator is not None:
+            self.generator.set_state(state["generator"].cpu())
+            return
+        torch.set_rng_state(state["generator"].cpu())
+        if state.get("devices"):
+            torch.cuda.set_rng_state_all(state["devices"])

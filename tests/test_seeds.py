@@ -1,0 +1,270 @@
+"""Many seeds as a leading axis: each is what it would be alone."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from test_collectors import Impatient
+from test_masks import Shuttle
+from torch import nn
+from torchrl.envs.utils import ExplorationType
+
+from hpo_torchrl.collectors import DifferentiableCollector, Rollout, SampleCollector
+from hpo_torchrl.core.randomness import Randomness
+from hpo_torchrl.envs import ReplicatedEnv
+from hpo_torchrl.modules import (
+    HybridNetwork,
+    HybridPolicy,
+    make_q_network,
+    make_value_network,
+    replicate,
+)
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
+
+DOUBLE = torch.float64
+SEEDS = (3, 4, 11)
+
+
+class OwnNetwork(nn.Module):
+    """A network that nothing is known of: evaluated by vmap."""
+
+    def __init__(self, observation_dim, num_discrete, continuous_dim, dtype, **others):
+        super().__init__()
+        self.net = nn.Linear(observation_dim, num_discrete * (1 + continuous_dim), dtype=dtype)
+        self.shape = (num_discrete, continuous_dim)
+
+    def forward(self, observation):
+        answer = self.net(observation).tanh()
+        loc = answer[..., self.shape[0] :].unflatten(-1, self.shape)
+        return answer[..., : self.shape[0]], 5 * loc + 5, torch.full_like(loc[..., :1, :], 0.3)
+
+
+def inventory(**arguments):
+    given = {"num_items": 2, "initial_state": "random", "batch_size": 4, "dtype": DOUBLE}
+    return InventoryEnv(**given | arguments)
+
+
+CASES = {
+    "inventory, learned scale": (inventory, {"scale": 0.3, "learn_scale": True}),
+    "resets": (lambda **kw: inventory(horizon=3, lost_sales=True, **kw), {"scale": 0.2}),
+    "shared trunk": (
+        lambda **kw: inventory(batch_size=(), **kw),
+        {"shared_trunk": True, "activation": "tanh"},
+    ),
+    "episodes": (
+        lambda **kw: SwitchedLQREnv.from_recipe(3, 2, horizon=7, batch_size=4, dtype=DOUBLE, **kw),
+        {"scale": 0.3, "distribution": "squashed_normal"},
+    ),
+    "masks": (lambda **kw: Shuttle(batch_size=4, dtype=DOUBLE, **kw), {}),
+    "masks and heads": (
+        lambda **kw: Shuttle(2, batch_size=5, dtype=DOUBLE, **kw),
+        {"scale": 0.2, "learn_scale": True},
+    ),
+    "own network": (inventory, {"network": OwnNetwork}),
+    "ends by itself": (lambda **kw: Impatient(batch_size=4, dtype=DOUBLE, **kw), {}),
+}
+
+
+def build(case, seed):
+    make, network = CASES[case]
+    env = make(seed=seed)
+    if case == "ends by itself":
+        env.initial_state = lambda: InventoryEnv.initial_state(env)
+    torch.manual_seed(seed)
+    hidden = {} if "network" in network else {"hidden": (8, 8)}
+    policy = HybridPolicy.for_env(env, **hidden, **network)
+    for parameter in policy.parameters():
+        parameter.data.add_(0.2 * torch.randn_like(parameter))
+    return env, policy
+
+
+def together(case):
+    built = [build(case, seed) for seed in SEEDS]
+    return ReplicatedEnv([env for env, _ in built]), replicate([policy for _, policy in built])
+
+
+def close(one, other):
+    assert set(one.keys(True, True)) == set(other.keys(True, True))
+    for key in one.keys(True, True):
+        torch.testing.assert_close(one[key], other[key], rtol=1e-9, atol=1e-9)
+
+
+def gradients(batch, policy):
+    parameters = list(policy.parameters())
+    total = batch["next", "reward"].sum() + batch["next", "observation"].sin().sum()
+    found = torch.autograd.grad(total, parameters, allow_unused=True)
+    pairs = zip(parameters, found, strict=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in pairs]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_seed_among_many_is_what_it_is_alone(case):
+    settings = {"reset_fraction": 0.3, "discount": 0.9}
+    if case != "ends by itself":
+        settings["checkpoint_steps"] = 4
+
+    def batches(env, policy, seeds):
+        number = 7 * env.batch_size.numel()
+        policy.randomness = Randomness(seeds)
+        collector = DifferentiableCollector(env, policy, frames_per_batch=number, **settings)
+        found = []
+        for _ in range(3):
+            batch = collector.collect()
+            found.append((batch.detach(), gradients(batch, policy)))
+        return found, collector
+
+    many, collector = batches(*together(case), SEEDS)
+    assert many[0][0].shape[0] == len(SEEDS)
+    for at, seed in enumerate(SEEDS):
+        env, policy = build(case, seed)
+        alone, own = batches(env, policy, seed)
+        for (batch, gradient), (expected, wanted) in zip(many, alone, strict=True):
+            close(batch[at], expected)
+            for g, w in zip(gradient, wanted, strict=True):
+                torch.testing.assert_close(g[at], w, rtol=1e-8, atol=1e-8)
+        one, other = collector.state(at).state_dict(), own.state_dict()
+        assert one["frames"] == other["frames"]
+        assert torch.equal(one["rng"], other["rng"])
+        assert one["carried"].keys() == other["carried"].keys()
+        for key, value in other["carried"].items():
+            torch.testing.assert_close(one["carried"][key], value)
+
+
+def test_torchrls_collector_draws_each_seed_from_its_own_stream():
+    env, policy = together("masks and heads")
+    collector = SampleCollector(
+        env, policy, frames_per_batch=60, reset_fraction=0.3, randomness=Randomness(SEEDS)
+    )
+    found = [collector.collect() for _ in range(3)]
+    for at, seed in enumerate(SEEDS):
+        env, policy = build("masks and heads", seed)
+        settings = {"reset_fraction": 0.3, "randomness": Randomness(seed)}
+        own = SampleCollector(env, policy, frames_per_batch=20, **settings)
+        for batch in found:
+            close(batch[at], own.collect())
+
+
+def test_a_saved_collector_goes_on_seed_by_seed():
+    def build_collector():
+        env, policy = together("resets")
+        policy.randomness = randomness = Randomness(SEEDS)
+        collector = DifferentiableCollector(env, policy, frames_per_batch=48, reset_fraction=0.4)
+        parts = [collector.state(i) for i in range(3)] + [randomness.state(i) for i in range(3)]
+        return collector, parts
+
+    collector, parts = build_collector()
+    collector.collect()
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in parts], file)
+    truth = collector.collect()
+    file.seek(0)
+    again, parts = build_collector()
+    for part, state in zip(parts, torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    close(again.collect(), truth)
+
+
+def test_a_shared_environment_gives_all_seeds_one_world():
+    env = ReplicatedEnv(inventory(horizon=3, seed=0), 2)
+    policies = [build("resets", seed)[1] for seed in (1, 2)]
+    expected = []
+    for policy in policies:
+        alone = inventory(horizon=3, seed=0)
+        alone.set_seed(5)
+        expected.append(run(alone, policy))
+    env.set_seed(5)
+    found = run(env, replicate(policies))
+    for at in range(2):
+        close(found[at], expected[at])
+
+
+def run(env, policy):
+    collector = DifferentiableCollector(
+        env,
+        policy,
+        frames_per_batch=8 * env.batch_size.numel(),
+        exploration_type=ExplorationType.DETERMINISTIC,
+    )
+    return collector.collect().detach()
+
+
+def test_members_share_their_parameters_with_the_stack():
+    policies = [build("resets", seed)[1] for seed in SEEDS]
+    critics = [make_value_network(inventory(), hidden=(8,)) for _ in SEEDS]
+    policy, critic = replicate(policies), replicate(critics)
+    assert policy.members == tuple(policies)
+    assert policy.num_seeds == critic.num_seeds == 3
+    names = [dict(one.named_parameters()).keys() for one in (policy, policies[0])]
+    assert list(names[0]) == list(names[1])
+    groups = [one.parameter_groups() for one in (policy, policies[0])]
+    assert [list(group) for group in groups[0].values()] == [list(g) for g in groups[1].values()]
+    with torch.no_grad():
+        for parameter in (*policy.parameters(), *critic.parameters()):
+            parameter += torch.randn_like(parameter)
+    x = torch.randn(3, 300, 4, dtype=DOUBLE)
+    dist = policy.distribution(x)
+    for at in range(3):
+        own = policies[at].distribution(x[at])
+        torch.testing.assert_close(dist.loc[at], own.loc)
+        torch.testing.assert_close(dist.logits[at], own.logits)
+        torch.testing.assert_close(critic.module(x)[at], critics[at].module(x[at]))
+    policies[1].load_state_dict(policies[0].state_dict())
+    torch.testing.assert_close(policy.distribution(x).loc[1], policies[0].distribution(x[1]).loc)
+    again = copy.deepcopy(policies[0])
+    assert again.randomness is policies[0].randomness
+
+
+def test_a_critic_of_actions_is_replicated_too():
+    env = inventory(batch_size=5)
+    critics = [make_q_network(env, hidden=(8,)) for _ in range(2)]
+    for critic in critics:
+        for parameter in critic.parameters():
+            parameter.data.normal_()
+    data = env.reset().set("candidate", torch.rand(5, 2, dtype=DOUBLE))
+    both = torch.stack([data, data])
+    found = replicate(critics)(both)["action_value"]
+    for at, critic in enumerate(critics):
+        torch.testing.assert_close(found[at], critic(data.copy())["action_value"])
+
+
+def test_randomness_is_that_of_each_seed():
+    many, alone = Randomness(SEEDS), [Randomness(seed) for seed in SEEDS]
+    for draw in ("exponential", "normal", "uniform"):
+        found = getattr(many, draw)((3, 20, 2), DOUBLE)
+        for at, one in enumerate(alone):
+            assert torch.equal(found[at], getattr(one, draw)((20, 2), DOUBLE))
+    orders = many.permutation(9)
+    assert all(torch.equal(orders[at], one.permutation(9)) for at, one in enumerate(alone))
+    states = [many.state(at).state_dict() for at in range(3)]
+    before = many.normal((3, 4))
+    for at, state in enumerate(states):
+        many.state(at).load_state_dict(state)
+    assert torch.equal(many.normal((3, 4)), before)
+    torch.manual_seed(1)
+    found = Randomness().normal((3,))
+    torch.manual_seed(1)
+    assert torch.equal(found, torch.randn(3))
+    with pytest.raises(ValueError, match=r"draw for 3 seeds .*got \(2, 3\)"):
+        many.normal((2, 3))
+    with pytest.raises(ValueError, match="at least one seed"):
+        Randomness([])
+    with pytest.raises(ValueError, match="needs an index below 3"):
+        many.state()
+
+
+def test_wrong_members_are_named():
+    with pytest.raises(ValueError, match="at least one module"):
+        replicate([])
+    with pytest.raises(RuntimeError, match="size"):
+        replicate([HybridPolicy(HybridNetwork(4, 2, n)) for n in (1, 2)])
+    with pytest.raises(
+        ValueError, match=r"batch size \(4,\) and InventoryEnv of batch size \(5,\)"
+    ):
+        ReplicatedEnv([inventory(), inventory(batch_size=5)])
+    env, policy = together("resets")
+    with pytest.raises(TypeError, match="ReplicatedEnv needs DifferentiableEnvs, got"):
+        ReplicatedEnv([policy, policy])
+    Rollout(env, policy)
