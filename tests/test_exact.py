@@ -501,7 +501,7 @@ def returns(batch):
 @pytest.mark.parametrize("shape", [(20,), (4, 5)])
 def test_leave_one_out_is_the_return_less_the_others_mean(shape):
     setting = Setting()
-    advantage = setting.loss(baseline="leave_one_out").add_advantage(
+    advantage = setting.loss(baseline="leave_one_out").advantages(
         setting.batch.detach().reshape(*shape, -1)
     )["advantage"]
     value = returns(setting.batch)

@@ -223,7 +223,7 @@ def test_advantages_and_targets(name, functional):
     loss = HPOLoss(policy, critic, functional=functional)
     lmbda = {"lmbda": LMBDA} if LAMBDAS[name] == LMBDA else {}
     loss.make_value_estimator(ValueEstimators[name], gamma=GAMMA, **lmbda)
-    held = loss.add_advantage(batch).select("advantage", "value_target")
+    held = loss.advantages(batch).select("advantage", "value_target")
     assert_close(held.to_dict(), lambda_returns(batch, critic, LAMBDAS[name]))
     assert loss.discount == GAMMA
     assert not held["advantage"].requires_grad
@@ -237,14 +237,14 @@ def test_vtrace_on_policy_is_the_return_or_is_refused(scale):
         loss.make_value_estimator(ValueEstimators.VTrace, gamma=GAMMA)
     except NotImplementedError:
         return
-    held = loss.add_advantage(batch)
+    held = loss.advantages(batch)
     assert_close(held["advantage"], lambda_returns(batch, critic, 1.0)["advantage"])
 
 
 def test_without_critic_advantages_are_returns():
     policy, _, batch = parts(with_critic=False)
     loss = make_loss(policy)
-    found = loss.add_advantage(batch)["advantage"]
+    found = loss.advantages(batch)["advantage"]
     assert_close(found, lambda_returns(batch, None, 1.0)["advantage"])
     assert loss.discount == GAMMA
 
