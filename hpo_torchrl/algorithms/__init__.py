@@ -5,7 +5,6 @@ from hpo_torchrl.algorithms.ddpg import DDPG
 from hpo_torchrl.algorithms.hpo import HPO
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.algorithms.pathwise import GumbelSoftmax, Pathwise
-from hpo_torchrl.algorithms.population import HPOPopulation
 from hpo_torchrl.algorithms.ppo import PPO
 from hpo_torchrl.algorithms.rule import Rule
 
@@ -15,7 +14,6 @@ __all__ = [
     "PPO",
     "Algorithm",
     "GumbelSoftmax",
-    "HPOPopulation",
     "Learner",
     "NonFiniteError",
     "Pathwise",

@@ -204,7 +204,7 @@ class GradientSampler:
         """Rescale the rewards in place and add advantages; return the scale as well."""
         scale, shift = (1.0, 0.0) if self.reward_units is None else self.reward_units(batch)
         batch.set(("next", "reward"), batch.get(("next", "reward")) / scale - shift)
-        held = self.loss.add_advantage(batch)
+        held = self.loss.advantages(batch)
         for key in ("advantage", "value_target"):
             if (value := held.get(key, None)) is not None:
                 batch.set(key, value)
@@ -212,7 +212,7 @@ class GradientSampler:
 
     def _leave_one_out(self, batch: TensorDictBase) -> TensorDictBase:
         """The batch with other advantages: returns less the mean return of the other rollouts."""
-        held = self.returns.add_advantage(batch.exclude("advantage", "value_target"))
+        held = self.returns.advantages(batch.exclude("advantage", "value_target"))
         returns = held.get("advantage" if self.critic is None else "value_target")
         return batch.copy().set("advantage", leave_one_out(returns))
 

@@ -87,6 +87,8 @@ class HybridLossModule(LossModule):
             action_value: estimates of Q for every discrete action, float ``(*B, T, M)``; optional.
             value_target: the critic's target.
             value: the critic's output.
+            critic_value: the critic's values of these states, with a graph to its parameters alone,
+                for who has computed them already; optional.
             reward: the reward, in ``"next"``.
             done: end of an episode, in ``"next"``.
             terminated: end of an episode with no value beyond it, in ``"next"``.
@@ -98,6 +100,7 @@ class HybridLossModule(LossModule):
         action_value: NestedKey = "action_value"
         value_target: NestedKey = "value_target"
         value: NestedKey = "state_value"
+        critic_value: NestedKey = "critic_value"
         reward: NestedKey = "reward"
         done: NestedKey = "done"
         terminated: NestedKey = "terminated"
@@ -283,10 +286,14 @@ class HybridLossModule(LossModule):
     def advantages(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return a detached copy with advantages and value targets, computed where absent.
 
+        Only ``critic_value``, if the data hold it, keeps its graph.
+
         Raises:
             KeyError: an entry is missing.
         """
         keys, data = self.tensor_keys, tensordict.detach()
+        if (known := tensordict.get(keys.critic_value, None)) is not None:
+            data.set(keys.critic_value, known)
         if data.get(keys.advantage, None) is not None:
             return data
         data = data.copy()
@@ -402,7 +409,9 @@ class HybridLossModule(LossModule):
         terms, metrics = {}, {}
         if self.critic_coeff is not None:
             target = self.entry(data, self.tensor_keys.value_target)
-            value = self.values(data)
+            value = data.get(self.tensor_keys.critic_value, None)
+            if value is None or not value.requires_grad:
+                value = self.values(data)
             distance = distance_loss(value, target, loss_function=self.loss_critic_type)
             terms["loss_critic"] = self.critic_coeff * distance.squeeze(-1)
             spread = self._variance(target.squeeze(-1), data).clamp_min(1e-12)
