@@ -88,6 +88,6 @@ class CrossTermWeight(nn.Module):
         with torch.no_grad():
             signal = (first * second).sum(1).reshape(self.signal.shape)
             power = (0.5 * (first + second)).square().sum(1).reshape(self.power.shape)
-            share = (1.0 - self.decay) * (signal.isfinite() & power.isfinite())
+            share = (1.0 - self.decay) * (signal.isfinite() & power.isfinite()).double()
             self.signal.lerp_(signal.nan_to_num(), share)
             self.power.lerp_(power.nan_to_num(), share)
