@@ -26,7 +26,6 @@ from hpo_torchrl.diagnostics import (
     exact_gradient,
     gradient_report,
 )
-from hpo_torchrl.experiments.cli import gradients, train
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.reporting import format_gradients, plot_gradients
@@ -198,7 +197,7 @@ def test_sampling_follows_the_collector():
     sampler.collector.exploration_type = ExplorationType.DETERMINISTIC
     with torch.no_grad():
         sampler.policy.network.discrete[-1].bias.copy_(torch.tensor([0.0, 9.0]))
-    options = sampler._rollout(sampler._start(), None)["action", "discrete"]
+    options = sampler.rollout(sampler.start(), None)["action", "discrete"]
     assert bool((options == 1).all())
 
 
@@ -268,12 +267,16 @@ def test_report_is_formatted_and_drawn(tmp_path):
 
 
 def run_gradients(monkeypatch, *arguments):
+    from hpo_torchrl.experiments.cli import gradients
+
     few = ["--batches", "3", "--reference", "4"]
     monkeypatch.setattr(sys, "argv", ["hpo-gradients", *few, *arguments])
     gradients()
 
 
 def test_command_measures_a_run_and_leaves_it_as_it_was(tmp_path, monkeypatch, capsys):
+    from hpo_torchrl.experiments.cli import train
+
     run_dir = tmp_path / "run"
     settings = [*SMALL, f"output_dir={run_dir}"]
     monkeypatch.setattr(sys, "argv", ["hpo-train", *settings])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -136,8 +138,9 @@ def test_a_seed_goes_on_alone_and_alone_goes_on_together(case):
     first.iterate()
     for at, learner in enumerate(single):
         for name, part in first.components(at).items():
-            learner.components()[name].load_state_dict(part.state_dict())
-            second.components(at)[name].load_state_dict(part.state_dict())
+            # Copied, as a file would: optimizers share the tensors that they load.
+            learner.components()[name].load_state_dict(copy.deepcopy(part.state_dict()))
+            second.components(at)[name].load_state_dict(copy.deepcopy(part.state_dict()))
     for learner in (first, second, *single):
         learner.anneal(0.1)
     expected = first.iterate()
