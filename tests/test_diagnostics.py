@@ -122,12 +122,12 @@ def test_a_gradient_below_its_noise_shows_no_signal():
 
 
 def make(critic=True, **network):
-    env = InventoryEnv(2, batch_size=16, initial_state="random", seed=0)
+    env = InventoryEnv(2, batch_size=16, initial_state="random", seed=0, dtype=torch.float64)
     network = {"hidden": (8,), "activation": "tanh"} | network
     policy = HybridPolicy.for_env(env, **network)
     generator = torch.Generator().manual_seed(0)
     for parameter in policy.parameters():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator).double()
     collector = DifferentiableCollector(env, policy, frames_per_batch=16 * 6, discount=0.9)
     return GradientSampler(collector, make_value_network(env, hidden=(8,)) if critic else None)
 

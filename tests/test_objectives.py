@@ -135,7 +135,9 @@ def test_accepted_keys_and_in_keys():
 
 @pytest.mark.parametrize("estimator_first", [True, False])
 @pytest.mark.parametrize("new", ["renamed", ("group", "renamed")])
-@pytest.mark.parametrize("key", [key for key in PLACES if key not in ("action_value", "critic_value")])
+@pytest.mark.parametrize(
+    "key", [key for key in PLACES if key not in ("action_value", "critic_value")]
+)
 def test_renamed_entries_are_honoured(key, new, estimator_first):
     policy, critic, batch = parts()
     stored = ["advantage", "value_target"] if key in ("advantage", "value_target") else []

@@ -114,7 +114,7 @@ class HPOLoss(HybridLossModule):
         super().__init__(actor_network, critic_network, **shared)
         self.pathwise = check_bool("pathwise", pathwise)
         self.score_function = check_bool("score_function", score_function)
-        if cross_term not in (True, False, "adaptive"):
+        if not isinstance(cross_term, bool) and cross_term != "adaptive":
             raise ValueError(f"cross_term must be true, false or 'adaptive', got {cross_term!r}.")
         self.cross = cross_term if score_function else False
         self.cross_term_weight: CrossTermWeight | None = None
