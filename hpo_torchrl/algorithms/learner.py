@@ -150,10 +150,10 @@ class Learner(Algorithm):
             collecting |= graph | {"discount": self.discount, "temperature": self.temperature}
             self.collector = DifferentiableCollector(env, policy, **collecting)
         else:
-            for name, value in graph.items():
-                if value:
+            for name, asked in graph.items():
+                if asked:
                     raise ValueError(
-                        f"{type(self).__name__} rolls out without a graph: leave {name}={value!r} "
+                        f"{type(self).__name__} rolls out without a graph: leave {name}={asked!r} "
                         "out, or choose an algorithm that uses the simulator's gradients."
                     )
             self.collector = SampleCollector(env, policy, **collecting)
