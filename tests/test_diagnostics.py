@@ -121,13 +121,13 @@ def test_a_gradient_below_its_noise_shows_no_signal():
     assert np.median([report.value("mixed", "signal") for report in found]) < 0.15
 
 
-def make(critic=True, **network):
-    env = InventoryEnv(2, batch_size=16, initial_state="random", seed=0, dtype=torch.float64)
+def make(critic=True, dtype=torch.float32, **network):
+    env = InventoryEnv(2, batch_size=16, initial_state="random", seed=0, dtype=dtype)
     network = {"hidden": (8,), "activation": "tanh"} | network
     policy = HybridPolicy.for_env(env, **network)
     generator = torch.Generator().manual_seed(0)
     for parameter in policy.parameters():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator).double()
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator).to(dtype)
     collector = DifferentiableCollector(env, policy, frames_per_batch=16 * 6, discount=0.9)
     return GradientSampler(collector, make_value_network(env, hidden=(8,)) if critic else None)
 
@@ -137,7 +137,7 @@ def make(critic=True, **network):
     "network", [{}, {"scale": 0.2, "learn_scale": True}, {"shared_trunk": True}]
 )
 def test_every_estimator_is_drawn(critic, network):
-    sampler = make(critic, **network)
+    sampler = make(critic, torch.float64, **network)
     drawn = sampler.sample()
     assert set(drawn) == set(ESTIMATORS)
     for name, groups in drawn.items():
