@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -12,80 +13,86 @@ from torch import nn
 from torch.distributions import Categorical, Normal
 from torchrl.objectives import HardUpdate
 
-from hpo_torchrl.algorithms import DDPG, HPO, PPO, GumbelSoftmax, Pathwise, Rule
-from hpo_torchrl.algorithms.base import RewardScaler
+import hpo_torchrl.algorithms
+from hpo_torchrl.algorithms import DDPG, HPO, PPO, GumbelSoftmax, Learner, Pathwise, Rule
+from hpo_torchrl.algorithms.reward_scale import RewardScaler
 from hpo_torchrl.collectors import SampleCollector, differentiable_rollout, straight_through_rollout
-from hpo_torchrl.experiments.build import ALGORITHMS, build_algorithm
-from hpo_torchrl.experiments.cli import compose_config
-from hpo_torchrl.experiments.run import train_run
 from hpo_torchrl.modules import HybridPolicy, make_q_network, make_value_network
-from hpo_torchrl.objectives import HPOLoss, LearnedCriticLoss, PathwiseLoss
+from hpo_torchrl.objectives import HPOLoss, HybridLossModule, LearnedCriticLoss
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.problems.inventory import Items, PeriodicPolicy, optimal_s_S
 from hpo_torchrl.problems.switched_lqr import fixed_mode_cost
-from hpo_torchrl.training import Checkpoint, evaluate, reference_cost
+from hpo_torchrl.training import evaluate, reference_cost
 
-ENVS = ("inventory", "inventory_heterogeneous", "switched_lqr", "switched_lqr_2d")
-INVENTORY_RULES, LQR_RULES = ("s_S", "R_S", "order_up_to"), ("fixed_mode",)
-LEARNERS = tuple(name for name in ALGORITHMS if name not in INVENTORY_RULES + LQR_RULES)
-
-
-def shrunk(env: str, algorithm: str) -> list[str]:
-    """Return the settings of a run that takes a second."""
-    settings = [f"env={env}", f"algorithm={algorithm}", "env.batch_size=8", "trainer.num_updates=2"]
-    settings += ["trainer.progress=false", "policy.hidden=[8]", "critic.hidden=[8]"]
-    if env == "inventory_heterogeneous":
-        settings.append("env.num_items=4")
-    if env.startswith("inventory"):
-        settings += ["env.evaluation.tests.long_run.batch_size=8"]
-        settings += ["env.evaluation.tests.long_run.num_steps=230"]
-        settings += ["env.evaluation.quick.num_steps=60"]
-    return settings
+LEARNERS = [
+    learner
+    for learner in vars(hpo_torchrl.algorithms).values()
+    if isinstance(learner, type) and issubclass(learner, Learner) and learner is not Learner
+]
+ENVS = {
+    "inventory": lambda: InventoryEnv(2, batch_size=8, initial_state="random", seed=0),
+    "heterogeneous": lambda: InventoryEnv.heterogeneous(4, batch_size=8, seed=0),
+    "switched LQR": lambda: SwitchedLQREnv.from_recipe(4, 2, batch_size=8, seed=0),
+}
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def built(algorithm, env, **arguments):
+    torch.manual_seed(0)
+    policy = HybridPolicy.for_env(env, hidden=[8], scale=0.1)
+    critic = make_value_network(env, hidden=[8])
+    return algorithm(env, policy, critic, unroll_length=5, seed=1, **arguments)
+
+
 @pytest.mark.parametrize("env", ENVS)
-def test_every_algorithm_runs_on_every_environment(env, algorithm, tmp_path):
-    config = compose_config(shrunk(env, algorithm))
-    wrong = LQR_RULES if env.startswith("inventory") else INVENTORY_RULES
-    if algorithm in wrong:
-        with pytest.raises(ValueError, match=f"has no rule .{algorithm}.: its rules are"):
-            train_run(config, tmp_path / "run")
-        assert not (tmp_path / "run").exists()
-        return
-    summary = train_run(config, tmp_path / "run")
-    assert math.isfinite(summary["test_cost"])
-    assert summary["updates"] == (2 if algorithm in LEARNERS else 0)
-    assert summary["algorithm"] == algorithm
-    assert (tmp_path / "run" / "summary.json").exists()
-
-
-@pytest.mark.parametrize("env", ["inventory", "switched_lqr"])
 @pytest.mark.parametrize("algorithm", LEARNERS)
-def test_every_algorithm_resumes_exactly(env, algorithm, tmp_path):
-    settings = shrunk(env, algorithm)
-    if algorithm == "ddpg":  # so small that the buffer goes round
-        settings += ["algorithm.buffer_batches=2"]
-    config = compose_config(settings)
+def test_every_algorithm_runs_everywhere_and_resumes_exactly(env, algorithm):
+    # So small a buffer goes round.
+    arguments = {"buffer_batches": 2} if algorithm is DDPG else {}
+    first, second = (built(algorithm, ENVS[env](), **arguments) for _ in range(2))
 
-    def advance(one, updates):
+    def advance(learner, updates):
         for update in updates:
-            one.anneal(update / 20)
-            one.iterate()
+            learner.anneal(update / 20)
+            assert all(map(math.isfinite, learner.iterate().values()))
 
-    first = build_algorithm(config)
-    checkpoint = Checkpoint(tmp_path, first.components(), config=config)
-    checkpoint.save(0, {})
     advance(first, range(3))
-    checkpoint.save(3, {})
-    advance(first, range(3, 6))
-    torch.rand(7)
-    second = build_algorithm(config)
-    Checkpoint(tmp_path, second.components(), config=config).load()
-    advance(second, range(3, 6))
+    for name, part in first.components().items():
+        second.components()[name].load_state_dict(copy.deepcopy(part.state_dict()))
+    for learner in (first, second):
+        torch.manual_seed(5)  # from which a replay buffer samples
+        advance(learner, range(3, 6))
     assert first.collector.frames == second.collector.frames
     for name, value in first.policy.state_dict().items():
         assert torch.equal(value, second.policy.state_dict()[name]), name
+
+
+class ScoreFunctionLoss(HybridLossModule):
+    """A contributor's loss."""
+
+    own_keys = ("loss_objective",)
+
+    def forward(self, tensordict):
+        data = self.advantages(tensordict)
+        logits = self.logits(data)
+        terms, metrics = self.shared_terms(data, logits)
+        terms["loss_objective"] = -self.log_prob(data, logits) * self.advantage(data)
+        return self.reduce(terms, metrics, data)
+
+
+@pytest.mark.parametrize("algorithm", [HPO, GumbelSoftmax, Pathwise])
+def test_a_loss_of_ones_own_trains(algorithm):
+    learner = built(algorithm, ENVS["inventory"](), loss=ScoreFunctionLoss)
+    assert all(type(loss) is ScoreFunctionLoss for loss in learner.losses())
+    learner.anneal(0.5)
+    assert "loss_pathwise" not in learner.iterate()
+    assert float(learner.loss.entropy_coeff) == pytest.approx(learner.entropy_bonus)
+
+
+def test_coefficients_that_a_loss_does_not_take_are_refused_if_they_were_set():
+    with pytest.raises(
+        ValueError, match="ScoreFunctionLoss takes no cross_term, got cross_term=False"
+    ):
+        built(HPO, ENVS["inventory"](), loss=ScoreFunctionLoss, cross_term=False)
 
 
 # -- PPO -----------------------------------------------------------------------------------------
@@ -95,7 +102,7 @@ def make(algorithm, *, scale=0.0, num_items=3, **arguments):
     env = InventoryEnv(num_items, batch_size=8, initial_state="random", seed=0)
     policy = HybridPolicy.for_env(env, hidden=[8], scale=scale, learn_scale=scale > 0)
     critic = make_value_network(env, hidden=[8])
-    return algorithm(env, policy, critic, window=6, **arguments)
+    return algorithm(env, policy, critic, unroll_length=6, **arguments)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, DDPG])
@@ -146,7 +153,8 @@ def test_ppo_clips_the_joint_probability():
         learner.policy.network.continuous[-1].bias += 0.05
         learner.policy.network.discrete[-1].bias[1] += 0.3
     learner.rescale(batch)
-    learner.advantage(batch)
+    learner.add_values(batch)
+    learner.add_advantages(batch)
     terms = learner.loss(batch.reshape(-1))
     new = learner.policy.get_dist(batch).log_prob(batch["action"]).detach()
     torch.testing.assert_close(terms["mean_ratio"], (new - joint).exp().mean().detach())
@@ -174,7 +182,7 @@ def test_ppo_refuses_a_deterministic_action():
         (HPO, {"reset_until": 0.0}, r"reset_until must be .* > 0"),
         (HPO, {"learning_rate": 0.0}, r"learning_rate must be .* > 0"),
         (GumbelSoftmax, {"temperature": 0.0}, r"temperature must be .* > 0"),
-        (Pathwise, {"option": 2}, r"option must be one of the 2 options 0 to 1, got 2"),
+        (Pathwise, {"discrete_action": 2}, r"must be one of the 2 discrete actions 0 to 1, got 2"),
         (DDPG, {"minibatch_size": 0}, r"minibatch_size must be an integer >= 1"),
         (DDPG, {"target_decay": 1.5}, r"target_decay must be .* <= 1"),
     ],
@@ -199,7 +207,7 @@ def test_pathwise_loss_is_the_pathwise_term_of_the_mixed_loss():
     nn.init.normal_(critic.module[-1].weight)
     batch = differentiable_rollout(env, policy, 5)
     found = []
-    for loss in (PathwiseLoss(policy, critic), HPOLoss(policy, critic, cross_term=False)):
+    for loss in (HPOLoss(policy, critic, score_function=False), HPOLoss(policy, critic)):
         loss.make_value_estimator(gamma=0.9, lmbda=0.9)
         value = loss(batch)["loss_pathwise"]
         found.append(torch.autograd.grad(value, policy.network.skip.weight, retain_graph=True)[0])
@@ -210,7 +218,7 @@ def test_pathwise_loss_is_the_pathwise_term_of_the_mixed_loss():
 def test_only_straight_through_rollouts_move_the_discrete_net():
     env = InventoryEnv(2, batch_size=8, initial_state="random", seed=0)
     policy = HybridPolicy.for_env(env, hidden=[8])
-    loss = PathwiseLoss(policy, None, entropy_coeff=None)
+    loss = HPOLoss(policy, None, score_function=False, entropy_coeff=None)
     for rollout, reached in ((differentiable_rollout, False), (straight_through_rollout, True)):
         grads = gradients(policy.network.discrete, loss(rollout(env, policy, 5))["loss_pathwise"])
         assert any(g is not None and g.any() for g in grads.values()) == reached
@@ -221,11 +229,11 @@ def test_pathwise_follows_the_rule_of_thumb():
     batch = learner.collector.collect()
     position = batch["observation"].unflatten(-1, (2, 2)).sum(-1).mean(-1)
     assert torch.equal(batch["action", "discrete"], (position <= 3).long())
-    assert "discrete" not in learner.groups
+    assert "discrete" not in learner.optimization.groups
     before = learner.policy.network.skip.weight.clone()
     learner.update(batch)
     assert (learner.policy.network.skip.weight != before).any()
-    always = make(Pathwise, option=1).collector.collect()
+    always = make(Pathwise, discrete_action=1).collector.collect()
     assert always["action", "discrete"].all()
 
 
@@ -398,19 +406,20 @@ def test_restarts_are_annealed():
 @pytest.mark.parametrize("component", ["discrete", "continuous"])
 def test_a_nets_step_follows_how_far_it_moved(component):
     learner = make(HPO)
-    start = learner.share(component)
-    learner.follow(component, 10.0)
-    assert learner.share(component) < start
+    (start,) = learner.optimization.lr_multiplier(component)
+    learner.optimization.adapt_lr(component, 10.0)
+    assert learner.optimization.lr_multiplier(component)[0] < start
     for _ in range(50):
-        learner.follow(component, 0.0)
-    assert learner.share(component) == 1.0
-    learner.follow(component, 1.0)
-    assert learner.share(component) == 1.0
-    learner.share(component, 0.25)
+        learner.optimization.adapt_lr(component, 0.0)
+    assert learner.optimization.lr_multiplier(component)[0] == 1.0
+    learner.optimization.adapt_lr(component, 1.0)
+    assert learner.optimization.lr_multiplier(component)[0] == 1.0
+    learner.optimization.lr_multiplier(component, 0.25)
     learner.anneal(0.0)
-    rates = dict(zip(learner.groups, learner.optimizer.param_groups, strict=True))
-    assert rates[component]["lr"] == 0.25 * learner.learning_rate
-    assert rates["critic"]["lr"] == learner.learning_rate
+    groups = learner.optimization.groups
+    rates = dict(zip(groups, learner.optimization.optimizers[0].param_groups, strict=True))
+    assert rates[component]["lr"] == 0.25 * learner.optimization.learning_rate
+    assert rates["critic"]["lr"] == learner.optimization.learning_rate
 
 
 def test_many_items_start_in_small_steps():
@@ -419,9 +428,9 @@ def test_many_items_start_in_small_steps():
     for share in (None, 1.0):
         learner = make(HPO, num_items=100)
         if share is not None:
-            learner.share("continuous", share)
+            learner.optimization.lr_multiplier("continuous", share)
         learner.anneal(0.0)
-        moves[share] = learner.iterate()["move"]
+        moves[share] = learner.iterate()["action_change"]
     assert moves[1.0] > 0.5
     assert moves[None] < 0.25
 
@@ -431,7 +440,7 @@ def test_an_update_measures_how_far_the_choice_moved():
     batch = learner.collector.collect()
     states = batch["observation"].detach().clone()
     before = Categorical(logits=learner.policy.network.logits(states).detach())
-    learner.share("discrete", 1.0)
+    learner.optimization.lr_multiplier("discrete", 1.0)
     learner.anneal(0.0)
     metrics = learner.update(batch)
     after = Categorical(logits=learner.policy.network.logits(states).detach())
@@ -442,7 +451,9 @@ def test_an_update_measures_how_far_the_choice_moved():
         after = learner.policy.distribution(states)
     loc, _ = after.branch(batch["action", "discrete"])
     move = (loc - batch["action", "continuous"]) / learner.env.action_scale
-    assert metrics["move"] == pytest.approx(float(move.detach().square().mean().sqrt()), rel=1e-3)
+    assert metrics["action_change"] == pytest.approx(
+        float(move.detach().square().mean().sqrt()), rel=1e-3
+    )
 
 
 # -- found in review -----------------------------------------------------------------------------
@@ -465,7 +476,9 @@ class PlainNetwork(nn.Module):
 
 def test_hpo_trains_a_network_without_named_parts():
     env = InventoryEnv(2, batch_size=8, initial_state="random", seed=0)
-    learner = HPO(env, HybridPolicy(PlainNetwork(4, 2, 2)), make_value_network(env), window=5)
+    learner = HPO(
+        env, HybridPolicy(PlainNetwork(4, 2, 2)), make_value_network(env), unroll_length=5
+    )
     before = learner.policy.network.body.weight.clone()
     learner.iterate()
     assert (learner.policy.network.body.weight != before).any()
@@ -474,12 +487,12 @@ def test_hpo_trains_a_network_without_named_parts():
 def test_the_aims_of_a_step_follow_the_schedule():
     """A share that grew while the schedule falls would keep the steps as long as they were."""
     learner = make(HPO, learning_rate_final=0.01)
-    learner.share("continuous", 0.5)
+    learner.optimization.lr_multiplier("continuous", 0.5)
     learner.anneal(1.0)
-    learner.follow("continuous", 0.01)  # as much as the schedule leaves of the aim
-    assert learner.share("continuous") == 0.5
-    learner.follow("continuous", 0.1)  # ten times that
-    assert learner.share("continuous") < 0.5
+    learner.optimization.adapt_lr("continuous", 0.01)  # as much as the schedule leaves of the aim
+    assert learner.optimization.lr_multiplier("continuous")[0] == 0.5
+    learner.optimization.adapt_lr("continuous", 0.1)  # ten times that
+    assert learner.optimization.lr_multiplier("continuous")[0] < 0.5
 
 
 def test_gumbel_softmax_needs_a_temperature():
@@ -495,7 +508,7 @@ def test_rewards_that_do_not_vary_have_their_size_as_scale():
 
 def test_sample_collector_asks_for_whole_steps():
     env = InventoryEnv(batch_size=8)
-    with pytest.raises(ValueError, match="multiple of the 8 systems of the environment, got 42"):
+    with pytest.raises(ValueError, match="multiple of the 8 instances of the environment, got 42"):
         SampleCollector(env, HybridPolicy.for_env(env), frames_per_batch=42)
 
 
@@ -521,13 +534,6 @@ def test_learned_critic_takes_masked_options():
     terms = loss(batch)
     assert all(bool(value.isfinite()) for value in terms.values())
     assert float(terms["entropy"]) == 0.0
-
-
-def test_unknown_algorithm_is_named():
-    config = compose_config(["algorithm=hpo"])
-    config["algorithm"] = {"learning_rate": 0.1}
-    with pytest.raises(ValueError, match=r"algorithm\.name must be one of"):
-        build_algorithm(config)
 
 
 def test_a_divergence_is_never_below_nothing():

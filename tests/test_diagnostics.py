@@ -26,7 +26,6 @@ from hpo_torchrl.diagnostics import (
     exact_gradient,
     gradient_report,
 )
-from hpo_torchrl.experiments.cli import gradients, train
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.reporting import format_gradients, plot_gradients
@@ -122,13 +121,13 @@ def test_a_gradient_below_its_noise_shows_no_signal():
     assert np.median([report.value("mixed", "signal") for report in found]) < 0.15
 
 
-def make(critic=True, **network):
-    env = InventoryEnv(2, batch_size=16, initial_state="random", seed=0)
+def make(critic=True, dtype=torch.float32, **network):
+    env = InventoryEnv(2, batch_size=16, initial_state="random", seed=0, dtype=dtype)
     network = {"hidden": (8,), "activation": "tanh"} | network
     policy = HybridPolicy.for_env(env, **network)
     generator = torch.Generator().manual_seed(0)
     for parameter in policy.parameters():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator).to(dtype)
     collector = DifferentiableCollector(env, policy, frames_per_batch=16 * 6, discount=0.9)
     return GradientSampler(collector, make_value_network(env, hidden=(8,)) if critic else None)
 
@@ -138,7 +137,7 @@ def make(critic=True, **network):
     "network", [{}, {"scale": 0.2, "learn_scale": True}, {"shared_trunk": True}]
 )
 def test_every_estimator_is_drawn(critic, network):
-    sampler = make(critic, **network)
+    sampler = make(critic, torch.float64, **network)
     drawn = sampler.sample()
     assert set(drawn) == set(ESTIMATORS)
     for name, groups in drawn.items():
@@ -198,7 +197,7 @@ def test_sampling_follows_the_collector():
     sampler.collector.exploration_type = ExplorationType.DETERMINISTIC
     with torch.no_grad():
         sampler.policy.network.discrete[-1].bias.copy_(torch.tensor([0.0, 9.0]))
-    options = sampler._rollout(sampler._start(), None)["action", "discrete"]
+    options = sampler.rollout(sampler.start(), None)["action", "discrete"]
     assert bool((options == 1).all())
 
 
@@ -268,12 +267,16 @@ def test_report_is_formatted_and_drawn(tmp_path):
 
 
 def run_gradients(monkeypatch, *arguments):
+    from hpo_torchrl.experiments.cli import gradients
+
     few = ["--batches", "3", "--reference", "4"]
     monkeypatch.setattr(sys, "argv", ["hpo-gradients", *few, *arguments])
     gradients()
 
 
 def test_command_measures_a_run_and_leaves_it_as_it_was(tmp_path, monkeypatch, capsys):
+    from hpo_torchrl.experiments.cli import train
+
     run_dir = tmp_path / "run"
     settings = [*SMALL, f"output_dir={run_dir}"]
     monkeypatch.setattr(sys, "argv", ["hpo-train", *settings])

@@ -66,17 +66,15 @@ def forced(options, normals=None):
     """Let policies take these options ``(*B, T)`` and normal draws ``(*B, T, n)``, step by step."""
     steps = iter(range(options.shape[-1]))
 
-    def draw(logits, loc, scale, **_):
+    def draw(distribution, logits, loc, scale, noise, heads):
         t = next(steps)
         loc, scale = HybridDistribution(logits, loc, scale).branch(options[..., t])
-        if scale is None:
-            return HybridDraw(options[..., t], loc, logits)
-        noise = normals[..., t, :]
-        return HybridDraw(options[..., t], loc + scale * noise, logits, noise, scale.detach())
+        u = loc if scale is None else loc + scale * normals[..., t, :]
+        return HybridDraw(options[..., t], u, logits)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (hpo_torchrl.modules.policy, hpo_torchrl.modules.distribution):
-            patch.setattr(module, "draw_from", draw)
+            patch.setattr(module, "draw", draw)
         yield
 
 

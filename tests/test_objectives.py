@@ -12,8 +12,9 @@ from torchrl.objectives import ValueEstimators
 
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
-from hpo_torchrl.objectives import HPOLoss
-from hpo_torchrl.problems import InventoryEnv
+from hpo_torchrl.objectives import HPOLoss, HybridLossModule
+from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv
+from hpo_torchrl.problems.inventory.features import ItemFixedCost
 
 STEPS, GAMMA, LMBDA = 6, 0.875, 0.75
 DETACHED = {"pathwise": False, "cross_term": False}
@@ -110,6 +111,7 @@ PLACES = {
     "action_value": "action_value",
     "value_target": "value_target",
     "value": "state_value",
+    "critic_value": "critic_value",
     "reward": "reward",
     "done": "done",
     "terminated": "terminated",
@@ -134,7 +136,9 @@ def test_accepted_keys_and_in_keys():
 
 @pytest.mark.parametrize("estimator_first", [True, False])
 @pytest.mark.parametrize("new", ["renamed", ("group", "renamed")])
-@pytest.mark.parametrize("key", [key for key in PLACES if key != "action_value"])
+@pytest.mark.parametrize(
+    "key", [key for key in PLACES if key not in ("action_value", "critic_value")]
+)
 def test_renamed_entries_are_honoured(key, new, estimator_first):
     policy, critic, batch = parts()
     stored = ["advantage", "value_target"] if key in ("advantage", "value_target") else []
@@ -223,7 +227,7 @@ def test_advantages_and_targets(name, functional):
     loss = HPOLoss(policy, critic, functional=functional)
     lmbda = {"lmbda": LMBDA} if LAMBDAS[name] == LMBDA else {}
     loss.make_value_estimator(ValueEstimators[name], gamma=GAMMA, **lmbda)
-    held = loss.add_advantage(batch).select("advantage", "value_target")
+    held = loss.advantages(batch).select("advantage", "value_target")
     assert_close(held.to_dict(), lambda_returns(batch, critic, LAMBDAS[name]))
     assert loss.discount == GAMMA
     assert not held["advantage"].requires_grad
@@ -237,14 +241,14 @@ def test_vtrace_on_policy_is_the_return_or_is_refused(scale):
         loss.make_value_estimator(ValueEstimators.VTrace, gamma=GAMMA)
     except NotImplementedError:
         return
-    held = loss.add_advantage(batch)
+    held = loss.advantages(batch)
     assert_close(held["advantage"], lambda_returns(batch, critic, 1.0)["advantage"])
 
 
 def test_without_critic_advantages_are_returns():
     policy, _, batch = parts(with_critic=False)
     loss = make_loss(policy)
-    found = loss.add_advantage(batch)["advantage"]
+    found = loss.advantages(batch)["advantage"]
     assert_close(found, lambda_returns(batch, None, 1.0)["advantage"])
     assert loss.discount == GAMMA
 
@@ -455,6 +459,49 @@ def test_forbidden_options_have_no_part():
     slopes = policy.network.discrete[0].weight.grad
     assert slopes.isfinite().all()
     assert slopes.any(-1).tolist() == [True, False, True]
+
+
+# -- heads ---------------------------------------------------------------------------------------
+
+
+class ScoreFunctionLoss(HybridLossModule):
+    """A contributor's loss; ``careless`` forgets that there may be heads."""
+
+    own_keys = ("loss_objective",)
+    careless = False
+
+    def forward(self, tensordict):
+        data = self.advantages(tensordict)
+        logits, advantage = self.logits(data), self.advantage(data)
+        terms, metrics = self.shared_terms(data, logits)
+        log_prob = self.log_prob(data, logits)
+        if self.careless:
+            taken = data["action", "discrete"].unsqueeze(-1)
+            log_prob = logits.gather(-1, taken).squeeze(-1)
+        terms["loss_objective"] = -log_prob * advantage
+        return self.reduce(terms, metrics, data)
+
+
+def test_heads_as_many_as_steps_and_rollouts_do_not_broadcast():
+    torch.manual_seed(0)
+    env = ContinuousInventoryEnv.hybrid(
+        features=[ItemFixedCost(5.0)], num_items=10, batch_size=10, dtype=torch.float64, seed=0
+    )
+    policy = perturb(HybridPolicy.for_env(env, hidden=(8,)))
+    batch = differentiable_rollout(env, policy, 10)
+    taken, returns = batch["action", "discrete"], batch["next", "reward"].detach().squeeze(-1)
+    assert taken.shape == (10, 10, 10)
+    returns = returns.flip(-1).cumsum(-1).flip(-1)
+    chosen = policy.discrete_logits(batch.detach()).gather(-1, taken[..., None])[..., 0].sum(-1)
+    loss = ScoreFunctionLoss(policy)
+    assert_same(loss, loss(batch)["loss_objective"], -(chosen * returns).mean())
+    exact = HPOLoss(policy, pathwise=False, cross_term=False, clip_epsilon=None)
+    assert_same(exact, exact(batch)["loss_objective"], -(chosen * returns).mean())
+    loss.careless = True
+    with pytest.raises(ValueError, match=r"loss_objective must have one entry for each step"):
+        loss(batch)
+    with pytest.raises(ValueError, match="must have the shape of the policy's choices"):
+        loss.log_prob(batch.copy().set(("action", "discrete"), taken[..., 0]))
 
 
 # -- errors, coefficients, states ----------------------------------------------------------------

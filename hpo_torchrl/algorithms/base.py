@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import abc
-import math
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+from torchrl.objectives import LossModule
+
+Metrics = dict[str, float]
 
 
 class NonFiniteError(RuntimeError):
-    """A loss, gradient or batch entry became NaN or infinite; the message names it."""
+    """A loss, gradient or batch entry became NaN or infinite; the message names it.
+
+    Attributes:
+        seed_index: place of the seed among those trained together; ``None`` in an ordinary run.
+    """
+
+    def __init__(self, message: str, seed_index: int | None = None) -> None:
+        super().__init__(message)
+        self.seed_index = seed_index
 
 
 class Algorithm(abc.ABC):
@@ -24,15 +34,20 @@ class Algorithm(abc.ABC):
         collector: where its batches come from; has ``collect``, ``frames``, ``state_dict``,
             ``load_state_dict`` and ``shutdown``.
         learns: whether there is anything to train.
+        differentiable: whether its batches carry the simulator's graph, so that
+            :class:`~hpo_torchrl.diagnostics.GradientSampler` can measure it.
+        num_seeds: number S of seeds trained together; ``None`` in an ordinary run.
     """
 
     policy: Any
     collector: Any
     learns = True
+    differentiable = False
+    num_seeds: int | None = None
 
     @abc.abstractmethod
-    def update(self, batch: TensorDictBase) -> dict[str, float]:
-        """Update the policy from one batch and return what is worth logging.
+    def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
+        """Update the policy from one batch and return what is worth logging, for each seed.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite; no parameter has been changed by it.
@@ -43,97 +58,74 @@ class Algorithm(abc.ABC):
         """Set scheduled coefficients for ``progress`` in [0, 1] of the run."""
 
     @abc.abstractmethod
-    def components(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: by name, objects with ``state_dict``."""
+    def components(self, seed_index: int | None = None) -> dict[str, Any]:
+        """Return what a checkpoint of one seed holds: by name, objects with ``state_dict``."""
 
-    def iterate(self) -> dict[str, float]:
+    def iterate(self) -> Metrics | list[Metrics]:
         """Collect a batch and update."""
         return self.update(self.collector.collect())
 
 
-class RewardScaler(nn.Module):
-    """One running scale for all rewards, so that every gradient term shares it.
+class SeedState:
+    """The buffers of one seed in a module whose buffers are ``(S, ...)``, for its checkpoint."""
 
-    Rewards are divided by a running standard deviation, which advantages, value targets and the
-    pathwise term then inherit.
+    def __init__(self, module: nn.Module, seed_index: int) -> None:
+        self._module, self._index = module, seed_index
 
-    Args:
-        decay: weight of the past in the running mean and variance; 0 uses each batch alone.
-    """
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the seed's buffers."""
+        return {name: value[self._index] for name, value in self._module.state_dict().items()}
 
-    mean: Tensor
-    variance: Tensor
-    weight: Tensor
-
-    def __init__(self, decay: float = 0.99) -> None:
-        super().__init__()
-        self.decay = decay
-        for name in ("mean", "variance", "weight"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
-
-    @torch.no_grad()
-    def observe(self, reward: Tensor) -> None:
-        """Take a batch of rewards into the running moments."""
-        reward = reward.detach().double()
-        self.weight.mul_(self.decay).add_(1.0 - self.decay)
-        share = (1.0 - self.decay) / self.weight
-        shift = reward.mean() - self.mean
-        self.variance.lerp_(reward.var(correction=0) + (1.0 - share) * shift**2, share)
-        self.mean.add_(share * shift)
-
-    @property
-    def scale(self) -> Tensor:
-        """The running standard deviation; of rewards that do not vary, their size."""
-        deviation, size = self.variance.sqrt(), self.mean.abs()
-        return torch.where(deviation > 1e-6 * size, deviation, size).clamp_min(1e-8)
-
-    def forward(self, reward: Tensor) -> Tensor:
-        """Return the scaled rewards; gradients flow."""
-        return reward / self.scale.to(reward.dtype)
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Set the seed's buffers."""
+        for name, value in self._module.state_dict().items():
+            value[self._index] = state[name]
 
 
-def clip_gradients(
-    groups: Mapping[str, Mapping[str, nn.Parameter]], max_norm: float
-) -> dict[str, float]:
-    """Clip the gradient of each component to ``max_norm`` and return the norms before.
+def build_loss(
+    algorithm: Any,
+    factory: Callable[..., LossModule],
+    chosen: Mapping[str, Any],
+    **others: Any,
+) -> LossModule:
+    """Build an algorithm's loss of policy and critic from the coefficients that it takes.
 
     Args:
-        groups: parameters by name, by component.
-        max_norm: largest norm of a component's gradient.
+        algorithm: has ``policy``, ``critic``, ``discount`` and ``gae_lambda``.
+        factory: a loss class, or any callable ``(policy, critic, **coefficients)``.
+        chosen: coefficients that are arguments of the algorithm, by their names.
+        others: further coefficients.
 
     Raises:
-        NonFiniteError: a gradient is not finite; the message names component and parameters.
+        ValueError: the loss does not take a coefficient that was changed from its default.
     """
-    totals = {}
-    for component, parameters in groups.items():
-        gradients = [p.grad for p in parameters.values() if p.grad is not None]
-        if gradients:
-            totals[component] = nn.utils.get_total_norm(gradients)
-    norms = numbers(totals)
-    for component, norm in norms.items():
-        if not math.isfinite(norm):
-            named = groups[component].items()
-            bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
-            what = ", ".join(bad) if bad else "its norm overflows"
-            raise NonFiniteError(f"The gradient of the {component} network is not finite: {what}.")
-    for component, total in totals.items():
-        nn.utils.clip_grads_with_norm_(groups[component].values(), max_norm, total)
-    return norms
+    known = accepted(factory)
+    for name, value in chosen.items():
+        default = accepted(type(algorithm))[name].default
+        if name not in known and value != default:
+            raise ValueError(
+                f"The loss {getattr(factory, '__name__', factory)} takes no {name}, got "
+                f"{name}={value!r}; leave it at {default!r}, or let the loss take it."
+            )
+    given = {name: value for name, value in {**others, **chosen}.items() if name in known}
+    loss = factory(algorithm.policy, algorithm.critic, **given)
+    if loss.default_value_estimator is not None:
+        loss.make_value_estimator(gamma=algorithm.discount, lmbda=algorithm.gae_lambda)
+    return loss
 
 
-def numbers(terms: TensorDictBase | Mapping[str, Tensor]) -> dict[str, float]:
-    """Return scalars as numbers; the host waits for all of them once."""
-    names = list(terms.keys())
-    if not names:
-        return {}
-    values = torch.stack([terms[name].detach().double().reshape(()) for name in names])
-    return dict(zip(names, values.tolist(), strict=True))
-
-
-def check_finite(terms: TensorDictBase | Mapping[str, Tensor]) -> None:
-    """Raise a :class:`NonFiniteError` that names the first entry that is NaN or infinite."""
-    if bool(torch.stack([value.isfinite().all() for value in terms.values()]).all()):
-        return
-    for key, value in terms.items():
-        if not bool(value.isfinite().all()):
-            raise NonFiniteError(f"{key} is not finite: {value.detach().mean().item()}.")
+def accepted(factory: Callable) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a callable by name, following ``**kwargs`` up a class's bases."""
+    keywords = getattr(factory, "keywords", {})  # of a partial
+    function = getattr(factory, "func", factory)
+    chain: list[Callable] = [function]
+    if inspect.isclass(function):
+        # Read off __init__: TorchRL's metaclasses hide the signature.
+        chain = [vars(cls)["__init__"] for cls in function.__mro__ if "__init__" in vars(cls)]
+    found: dict[str, inspect.Parameter] = {}
+    for target in chain:
+        parameters = inspect.signature(target).parameters
+        found = {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return {name: p for name, p in found.items() if name not in {"self", *keywords}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
@@ -11,9 +12,8 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
-from hpo_torchrl.algorithms.base import numbers
+from hpo_torchrl.algorithms.base import Metrics
 from hpo_torchrl.algorithms.learner import Learner
-from hpo_torchrl.collectors import SampleCollector
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.modules import HybridPolicy, make_q_network
 from hpo_torchrl.modules.layers import ACTIVATIONS
@@ -35,7 +35,7 @@ class DDPG(Learner):
         buffer_batches: batches that the replay buffer holds.
         target_decay: weight of the past in the target networks.
         learning_rate: Adam's step size at the start.
-        learner: further arguments, of :class:`Learner`; ``gae_lambda`` has no say here.
+        learner: further arguments, of :class:`Learner`; ``gae_lambda`` is unused.
 
     Raises:
         ValueError: an argument is out of range, or the policy does not fit the environment.
@@ -46,7 +46,7 @@ class DDPG(Learner):
         >>> from hpo_torchrl.modules import HybridPolicy, make_value_network
         >>> env = InventoryEnv(batch_size=16, initial_state="random", seed=0)
         >>> policy = HybridPolicy.for_env(env, scale=0.1)
-        >>> algorithm = DDPG(env, policy, make_value_network(env), window=20)
+        >>> algorithm = DDPG(env, policy, make_value_network(env), unroll_length=20)
         >>> "loss_qvalue" in algorithm.iterate()
         True
     """
@@ -67,7 +67,7 @@ class DDPG(Learner):
         self.updates_per_batch = check_int("updates_per_batch", updates_per_batch, minimum=1)
         if getattr(env, "num_heads", None) is not None:
             raise ValueError(
-                "algorithm=ddpg needs a single discrete choice, whose options its critic "
+                "algorithm=ddpg needs a single discrete choice, whose actions its critic "
                 f"compares; the environment has {env.num_heads} heads. Use algorithm=hpo."
             )
         check_int("minibatch_size", minibatch_size, minimum=1)
@@ -76,15 +76,11 @@ class DDPG(Learner):
         widths, activation = _shape(critic)
         q_network = make_q_network(env, hidden=widths, activation=activation)
         super().__init__(env, policy, q_network, learning_rate=learning_rate, **learner)
-        self.collector = SampleCollector(
-            env,
-            policy,
-            **self.collecting,
-        )
-        frames = self.collecting["frames_per_batch"]
         self.buffer = TensorDictReplayBuffer(
             # On the environment's device, where the networks are: TorchRL's default is the CPU.
-            storage=LazyTensorStorage(buffer_batches * frames, device=env.device or "cpu"),
+            storage=LazyTensorStorage(
+                buffer_batches * self.collector.frames_per_batch, device=env.device or "cpu"
+            ),
             batch_size=minibatch_size,
         )
         self.loss = LearnedCriticLoss(
@@ -92,7 +88,7 @@ class DDPG(Learner):
         )
         self.targets = SoftUpdate(self.loss, eps=target_decay)
 
-    def update(self, batch: TensorDictBase) -> dict[str, float]:
+    def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Add a batch to the buffer and take gradient steps; its rewards are rescaled."""
         inputs = self.policy.in_keys
         raw = batch.select(*inputs, "action", "next").copy()
@@ -105,26 +101,26 @@ class DDPG(Learner):
             part = self.buffer.sample()
             part["next", "reward"] = part["next", "reward"] / scale - shift
             terms = self.loss(part)
-            norms = self.step(terms)
+            norms = self.optimization.step(terms)
             self.targets.step()
-        return metrics | norms | numbers(terms)
+        return self.numbers(metrics | norms | dict(terms.items()))
 
     def losses(self) -> list[LearnedCriticLoss]:
         """The one loss."""
         return [self.loss]
 
-    def components(self) -> dict[str, Any]:
-        """Return policy, critic, target networks, optimizer, reward scale, buffer, collector."""
-        return super().components() | {"loss": self.loss, "buffer": _Held(self.buffer)}
+    def components(self, seed_index: int | None = None) -> dict[str, Any]:
+        """Return the components of a learner, the target networks and the buffer."""
+        return super().components() | {"loss": self.loss, "buffer": _BufferState(self.buffer)}
 
-    def _average_reward(self, batch: TensorDictBase, reward: Tensor) -> Tensor | float:
+    def _average_reward(self, batch: TensorDictBase, reward: Tensor) -> Tensor:
         """The running mean: all transitions of the buffer share it, so it must not jump."""
         if not self.continuing or self.discount == 1.0:
-            return 0.0
+            return torch.zeros_like(reward.mean())
         return (self.scaler.mean / self.scaler.scale).to(reward.dtype)
 
 
-class _Held:
+class _BufferState:
     """A replay buffer for a checkpoint, empty or not: TorchRL's own saves no empty one."""
 
     def __init__(self, buffer: TensorDictReplayBuffer) -> None:
@@ -135,8 +131,8 @@ class _Held:
         if not len(self._buffer):
             return {"transitions": None, "cursor": 0}
         transitions = self._buffer[:].flatten_keys(".")
-        held = {key: value.clone() for key, value in transitions.items() if key != "index"}
-        return {"transitions": held, "cursor": int(self._buffer.writer._cursor)}
+        rows = {key: value.clone() for key, value in transitions.items() if key != "index"}
+        return {"transitions": rows, "cursor": int(self._buffer.writer._cursor)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Fill the buffer again."""
@@ -149,7 +145,7 @@ class _Held:
 
 
 def _shape(critic: nn.Module) -> tuple[list[int], str]:
-    """Widths of a network's hidden layers, and their activation."""
+    """Return the widths of a network's hidden layers, and their activation."""
     modules = list(critic.modules())
     widths = [module.out_features for module in modules if isinstance(module, nn.Linear)][:-1]
     kinds = {type(module) for module in modules}

@@ -60,6 +60,6 @@ class Rule(Algorithm):
     def anneal(self, progress: float) -> None:
         """Do nothing."""
 
-    def components(self) -> dict[str, Any]:
+    def components(self, seed_index: int | None = None) -> dict[str, Any]:
         """Return the rule."""
         return {"policy": self.policy}

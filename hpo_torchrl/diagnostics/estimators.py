@@ -3,262 +3,136 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
-from torch import Tensor, nn
-from torchrl.envs.utils import set_exploration_type
+from torch import Tensor
 
 from hpo_torchrl.collectors import (
-    DifferentiableCollector,
     branched_returns,
     differentiable_rollout,
     straight_through_rollout,
 )
 from hpo_torchrl.collectors.engine import is_functional
-from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.envs import DifferentiableEnv
-from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.objectives import CrossTermWeight, HPOLoss
 from hpo_torchrl.objectives.base import leave_one_out
+
+if TYPE_CHECKING:
+    from hpo_torchrl.diagnostics.sampler import GradientSampler
 
 Gradients = dict[str, Tensor]
 
 
-class Estimator(NamedTuple):
-    """What is known of an estimator: a part of the gradient or all of it, and its bias."""
+@dataclass(frozen=True)
+class Estimator:
+    """An estimator of the gradient, as :func:`estimator` registers it.
 
-    name: str
-    whole: bool
-    bias: str
-
-
-ESTIMATORS = {
-    estimator.name: estimator
-    for estimator in (
-        Estimator("pathwise", False, "a term: lacks score function and cross term"),
-        Estimator("score function", False, "a term: lacks pathwise and cross term"),
-        Estimator("cross", False, "a term: lacks pathwise and score function"),
-        Estimator("mixed", True, "none"),
-        Estimator("mixed, adaptive cross", True, "lacks (1 - w) of the cross term"),
-        Estimator("mixed, leave-one-out", True, "none"),
-        Estimator("mixed, expected options", True, "none"),
-        Estimator("Gumbel straight-through", True, "options treated as if they were continuous"),
-        Estimator("score function only", True, "none for its own policy, which adds noise to u"),
-    )
-}
-
-
-class GradientSampler:
-    """Draw gradients of the expected return, estimator by estimator, from the same states.
-
-    A gradient is that of the loss's objective, negated: the direction in which the return rises,
-    per step. Each draw starts afresh from the systems that the collector has running, drawn with
-    replacement, with its restarts; where it has none yet, from fresh initial states. So the draws
-    are independent, and a policy that would drift away if it ran on is measured where it is now.
-    All estimators of a draw start from the same states.
-
-    Args:
-        collector: where batches come from: its environment, policy, window and discount.
-        critic: the value network; ``None`` uses Monte-Carlo returns.
-        gae_lambda: lambda of the advantages; with a critic only.
-        reward_units: gives a batch's scale and shift, with which its rewards are learned as
-            ``reward / scale - shift`` (:meth:`HPO.reward_units`); ``None`` takes them as they are.
-        temperature: of the Gumbel-softmax.
-        exploration_scale: standard deviation of u for the pure score function, in units of the
-            action scale, where the policy itself is deterministic.
+    Attributes:
+        name: its name.
+        gradients: makes its gradients, by parameter group, of a draw.
+        whole: whether it estimates the gradient, not one of its terms.
+        bias: its known bias in words; ``"none"`` is certified by the tests.
+        bias_if_deterministic: the same where the policy's continuous action is deterministic, if
+            that is something else.
+        applies: whether a draw has what it needs.
     """
 
-    def __init__(
-        self,
-        collector: DifferentiableCollector,
-        critic: TensorDictModule | None = None,
-        *,
-        gae_lambda: float = 0.95,
-        reward_units: Callable[[TensorDictBase], tuple] | None = None,
-        temperature: float = 0.5,
-        exploration_scale: float = 0.1,
-    ) -> None:
-        check_float("exploration_scale", exploration_scale, minimum=0.0, strict=True)
-        self.collector, self.critic, self.reward_units = collector, critic, reward_units
-        self.policy, self.temperature = collector.policy, temperature
-        groups = {
-            name: [p for p in named.values() if p.requires_grad]  # frozen ones have no gradient
-            for name, named in self.policy.parameter_groups().items()
-        }
-        self.groups = {name: group for name, group in groups.items() if group}
-        self.gae_lambda = gae_lambda
-        exact: dict[str, Any] = {"clip_epsilon": None, "entropy_coeff": None, "critic_coeff": None}
-        self.loss, self.no_cross, self.adaptive = (
-            HPOLoss(self.policy, critic, cross_term=cross, **exact)
-            for cross in (True, False, "adaptive")
-        )
-        # Each batch by itself: a running mean over batches would make the draws depend.
-        self.adaptive.cross_term_weight = CrossTermWeight(decay=0.0).to(
-            collector.env.device or "cpu"
-        )
-        self.returns = HPOLoss(self.policy, critic, **exact)
-        for loss, lmbda in ((self.loss, gae_lambda), (self.returns, 1.0)):
-            estimator: dict[str, Any] = {} if critic is None else {"lmbda": lmbda}
-            loss.make_value_estimator(gamma=collector.discount, **estimator)
-        for loss in (self.no_cross, self.adaptive):
-            loss.make_value_estimator(gamma=collector.discount)  # the bootstrap's discount
-        self.exploring = HybridPolicy(
-            _Exploring(self.policy.network, exploration_scale),
-            observation_key=self.policy.observation_key,
-            mask_key=self.policy.mask_key,
-        )
-        self._running = collector.carried
+    name: str
+    gradients: Callable[[Draw], Gradients]
+    whole: bool
+    bias: str
+    bias_if_deterministic: str
+    applies: Callable[[Draw], bool]
 
-    @classmethod
-    def of(cls, algorithm: Any, **kwargs: Any) -> GradientSampler:
-        """Return the sampler of an algorithm as it trains: its collector, critic and units.
 
-        An untrained one has no scale of its rewards yet: a first batch gives it.
-        """
-        if not algorithm.scaler.weight:
-            algorithm.scaler.observe(algorithm.collector.collect().get(("next", "reward")))
-            algorithm.collector.reset()
-        return cls(
-            algorithm.collector,
-            algorithm.critic,
-            gae_lambda=algorithm.gae_lambda,
-            reward_units=algorithm.reward_units,
-            **kwargs,
-        )
+ESTIMATORS: dict[str, Estimator] = {}
 
-    def sample_mixed(self) -> Gradients:
-        """Draw the mixed gradient alone, by parameter group."""
-        batch, _ = self._prepared(self._rollout(self._start(), None))
-        terms = self.loss(batch)
-        return self._gradients(terms["loss_pathwise"] + terms["loss_objective"])
 
-    def sample(self) -> dict[str, Gradients]:
-        """Draw one gradient by each estimator, by parameter group.
+def estimator(
+    name: str,
+    *,
+    whole: bool = True,
+    bias: str = "none",
+    bias_if_deterministic: str | None = None,
+    applies: Callable[[Draw], bool] = lambda draw: True,
+) -> Callable[[Callable[[Draw], Gradients]], Callable[[Draw], Gradients]]:
+    """Register a function from a :class:`Draw` to gradients: all tools then know the estimator.
 
-        Absent are: those that branch the simulator, where the environment is no
-        :class:`DifferentiableEnv`, the policy reads a mask of another's or (expected options) the
-        critic something else than the observation; and those that compare rollouts, where there is
-        one.
-        """
-        start, env = self._start(), self.collector.env
-        noise = (
-            env.sample_noise(self.collector.num_steps, start)
-            if isinstance(env, DifferentiableEnv)
-            else None
-        )
-        batch, scale = self._prepared(self._rollout(start, noise))
-        terms = self.loss(batch)
-        pathwise = self._gradients(terms["loss_pathwise"])
-        objective = self._gradients(terms["loss_objective"])
-        score = self._objective(self.no_cross, batch)
-        found = {
-            "pathwise": pathwise,
-            "score function": score,
-            "cross": _combine(objective, score, -1.0),
-            "mixed": _combine(pathwise, objective),
-        }
-        if batch.shape[:-1].numel() > 1:  # these two compare rollouts with one another
-            adaptive = self._objective(self.adaptive, batch)
-            found["mixed, adaptive cross"] = _combine(pathwise, adaptive)
-            own = self._objective(self.loss, self._leave_one_out(batch))
-            found["mixed, leave-one-out"] = _combine(pathwise, own)
-        if noise is not None and is_functional(env, self.policy):
-            if self.critic is None or list(self.critic.in_keys) == ["observation"]:
-                found["mixed, expected options"] = self._expected_options(batch, noise, scale)
-            found["Gumbel straight-through"] = self._straight_through(start, noise)
-        found["score function only"] = self._score_function_only(start)
-        return found
+    :class:`GradientSampler` draws it, the gradient report and ``hpo-gradients`` measure it, and the
+    certification test holds it against exact gradients if its bias is ``"none"``.
 
-    def _start(self) -> TensorDictBase:
-        running = self._running
-        if running is not None:
-            rows = torch.randint(running.numel(), (running.numel(),), device=running.device)
-            running = running.reshape(-1)[rows].reshape(running.shape)
-        return self.collector.start(running)
+    Args:
+        name: name of the estimator.
+        whole: see :class:`Estimator`; so are the other arguments.
+        bias: known bias.
+        bias_if_deterministic: known bias for a deterministic continuous action; as ``bias`` by
+            default.
+        applies: whether a draw has what it needs.
 
-    def describe(self, name: str) -> Estimator:
-        """Return what is known of an estimator, with this critic."""
-        known = ESTIMATORS[name]
-        if self.critic is None or not known.bias.startswith("none"):
-            return known
-        by_lambda = name in ("mixed", "score function only")
-        how = f"at lambda = {self.gae_lambda:g}" if by_lambda else "beyond the window's end"
-        return known._replace(bias=known.bias + f", but for the critic's errors {how}")
+    Examples:
+        >>> from hpo_torchrl.diagnostics import ESTIMATORS, estimator
+        >>> @estimator("twice pathwise", whole=False, bias="twice a term")
+        ... def twice(draw):
+        ...     return draw.gradients(2.0 * draw.terms["loss_pathwise"])
+        >>> ESTIMATORS.pop("twice pathwise").whole
+        False
+    """
 
-    def _rollout(self, start: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
-        with set_exploration_type(self.collector.exploration_type):
-            return differentiable_rollout(
-                self.collector.env,
-                self.policy,
-                self.collector.num_steps,
-                tensordict=start,
-                noise=noise,
-                discount=self.collector.discount,
-                route=self.collector.route,
-            )
+    def register(gradients: Callable[[Draw], Gradients]) -> Callable[[Draw], Gradients]:
+        other = bias if bias_if_deterministic is None else bias_if_deterministic
+        ESTIMATORS[name] = Estimator(name, gradients, whole, bias, other, applies)
+        return gradients
 
-    def _prepared(self, batch: TensorDictBase) -> tuple[TensorDictBase, Tensor | float]:
-        """Rescale the rewards in place and add advantages; return the scale as well."""
-        scale, shift = (1.0, 0.0) if self.reward_units is None else self.reward_units(batch)
-        batch.set(("next", "reward"), batch.get(("next", "reward")) / scale - shift)
-        held = self.loss.add_advantage(batch)
-        for key in ("advantage", "value_target"):
-            if (value := held.get(key, None)) is not None:
-                batch.set(key, value)
-        return batch, scale
+    return register
 
-    def _leave_one_out(self, batch: TensorDictBase) -> TensorDictBase:
-        """The batch with other advantages: returns less the mean return of the other rollouts."""
-        held = self.returns.add_advantage(batch.exclude("advantage", "value_target"))
-        returns = held.get("advantage" if self.critic is None else "value_target")
-        return batch.copy().set("advantage", leave_one_out(returns))
 
-    def _expected_options(
-        self, batch: TensorDictBase, noise: Tensor, scale: Tensor | float
-    ) -> Gradients:
-        # The shift is the same for every option of a state, where only differences count.
-        action_value = branched_returns(
-            self.collector.env,
-            self.policy,
-            batch,
-            noise,
-            gamma=self.collector.discount,
-            critic=None if self.critic is None else _Scaled(self.critic, scale),
-        )
-        terms = self.loss(batch.copy().set("action_value", action_value / scale))
-        return self._gradients(terms["loss_pathwise"] + terms["loss_objective"])
+class Draw:
+    """One batch, and what estimators make of it.
 
-    def _straight_through(self, start: TensorDictBase, noise: Tensor) -> Gradients:
-        rollout = straight_through_rollout(
-            self.collector.env,
-            self.policy,
-            self.collector.num_steps,
-            tensordict=start,
-            noise=noise,
-            temperature=self.temperature,
-            discount=self.collector.discount,
-        )
-        batch, _ = self._prepared(rollout)
-        return self._gradients(self.loss(batch)["loss_pathwise"])
+    Attributes:
+        sampler: the sampler, with its losses, policy, critic and collector.
+        start: where all rollouts of the draw start.
+        noise: the exogenous noise of a :class:`DifferentiableEnv`, else ``None``.
+        batch: the differentiable rollout, with rescaled rewards and advantages.
+        scale: what its rewards were divided by.
+    """
 
-    def _score_function_only(self, start: TensorDictBase) -> Gradients:
-        with torch.no_grad():
-            rollout = differentiable_rollout(
-                self.collector.env, self.exploring, self.collector.num_steps, tensordict=start
-            )
-            batch, _ = self._prepared(rollout)
-        dist = self.exploring.get_dist(batch.select(*self.exploring.in_keys))
-        log_prob = dist.log_prob(batch["action"])
-        return self._gradients(-(log_prob * batch["advantage"].squeeze(-1)).mean())
+    def __init__(self, sampler: GradientSampler) -> None:
+        self.sampler, env = sampler, sampler.collector.env
+        self.start, self.noise = sampler.start(), None
+        if isinstance(env, DifferentiableEnv):
+            self.noise = env.sample_noise(sampler.collector.num_steps, self.start)
+        self.batch, self.scale = sampler.prepared(sampler.rollout(self.start, self.noise))
 
-    def _objective(self, loss: HPOLoss, batch: TensorDictBase) -> Gradients:
-        return self._gradients(loss(batch)["loss_objective"])
+    @cached_property
+    def terms(self) -> TensorDictBase:
+        """The terms of the mixed loss."""
+        return self.sampler.loss(self.batch)
 
-    def _gradients(self, loss: Tensor) -> Gradients:
-        parameters = [p for group in self.groups.values() for p in group]
+    @cached_property
+    def pathwise(self) -> Gradients:
+        """The pathwise gradient, which several estimators share."""
+        return self.gradients(self.terms["loss_pathwise"])
+
+    @property
+    def many(self) -> bool:
+        """Whether there are rollouts to compare with one another."""
+        return self.batch.shape[:-1].numel() > 1
+
+    @property
+    def branches(self) -> bool:
+        """Whether the simulator can be branched: a functional environment and policy."""
+        sampler = self.sampler
+        return self.noise is not None and is_functional(sampler.collector.env, sampler.policy)
+
+    def gradients(self, loss: Tensor) -> Gradients:
+        """Return minus the gradient of a loss by parameter group, flat and in float64."""
+        groups = self.sampler.groups
+        parameters = [p for group in groups.values() for p in group]
         parts: Any = [None] * len(parameters)
         if loss.requires_grad:
             parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -266,26 +140,110 @@ class GradientSampler:
             (torch.zeros_like(p) if g is None else -g).flatten().double()
             for g, p in zip(parts, parameters, strict=True)
         )
-        return {
-            name: torch.cat([next(filled) for _ in group]) for name, group in self.groups.items()
-        }
+        return {name: torch.cat([next(filled) for _ in group]) for name, group in groups.items()}
 
 
-class _Exploring(nn.Module):
-    """A network whose continuous action is Gaussian, with the parameters of another."""
+@estimator("pathwise", whole=False, bias="a term: lacks score function and cross term")
+def _pathwise(draw: Draw) -> Gradients:
+    return draw.pathwise
 
-    stochastic = True
 
-    def __init__(self, network: nn.Module, scale: float) -> None:
-        super().__init__()
-        self.network, self.scale = network, scale
+@estimator("score function", whole=False, bias="a term: lacks pathwise and cross term")
+def _score_function(draw: Draw) -> Gradients:
+    loss = draw.sampler.loss
+    data = loss.advantages(draw.batch)
+    return draw.gradients(-loss.score_function_term(data, loss.logits(data)).mean())
 
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, loc, scale = self.network(observation)
-        if scale is None:
-            unit = getattr(self.network, "action_scale", torch.ones_like(loc[0]))
-            scale = (self.scale * unit).expand_as(loc)
-        return logits, loc, scale
+
+@estimator("cross", whole=False, bias="a term: lacks pathwise and score function")
+def _cross(draw: Draw) -> Gradients:
+    loss = draw.sampler.loss
+    return draw.gradients(-loss.cross_term(draw.batch, loss.advantages(draw.batch)).mean())
+
+
+@estimator("mixed")
+def _mixed(draw: Draw) -> Gradients:
+    return _sum(draw.pathwise, draw.gradients(draw.terms["loss_objective"]))
+
+
+@estimator(
+    "mixed, adaptive cross", bias="lacks (1 - w) of the cross term", applies=lambda draw: draw.many
+)
+def _adaptive(draw: Draw) -> Gradients:
+    terms = draw.sampler.adaptive(draw.batch)
+    return _sum(draw.pathwise, draw.gradients(terms["loss_objective"]))
+
+
+@estimator("mixed, leave-one-out", applies=lambda draw: draw.many)
+def _leave_one_out(draw: Draw) -> Gradients:
+    # Other advantages: returns less the mean return of the other rollouts.
+    sampler = draw.sampler
+    data = sampler.returns.advantages(draw.batch.exclude("advantage", "value_target"))
+    returns = data.get("advantage" if sampler.critic is None else "value_target")
+    terms = sampler.loss(draw.batch.copy().set("advantage", leave_one_out(returns)))
+    return _sum(draw.pathwise, draw.gradients(terms["loss_objective"]))
+
+
+@estimator(
+    "mixed, expected options",
+    applies=lambda draw: draw.branches and draw.sampler.critic_sees_observation,
+)
+def _expected(draw: Draw) -> Gradients:
+    # The shift is the same for every discrete action of a state, where only differences count.
+    sampler = draw.sampler
+    critic = None if sampler.critic is None else _Scaled(sampler.critic, draw.scale)
+    noise: Any = draw.noise
+    action_value = branched_returns(
+        sampler.collector.env,
+        sampler.policy,
+        draw.batch,
+        noise,
+        gamma=sampler.collector.discount,
+        critic=critic,
+    )
+    terms = sampler.loss(draw.batch.copy().set("action_value", action_value / draw.scale))
+    return _sum(draw.pathwise, draw.gradients(terms["loss_objective"]))
+
+
+@estimator(
+    "Gumbel straight-through",
+    bias="discrete actions treated as if they were continuous",
+    applies=lambda draw: draw.branches,
+)
+def _straight_through(draw: Draw) -> Gradients:
+    sampler = draw.sampler
+    rollout = straight_through_rollout(
+        sampler.collector.env,
+        sampler.policy,
+        sampler.collector.num_steps,
+        tensordict=draw.start,
+        noise=draw.noise,
+        temperature=sampler.temperature,
+        discount=sampler.collector.discount,
+        randomness=sampler.collector.randomness,
+    )
+    batch, _ = sampler.prepared(rollout)
+    return draw.gradients(sampler.loss(batch)["loss_pathwise"])
+
+
+@estimator(
+    "score function only",
+    bias_if_deterministic="none for its own policy, which adds noise to u",
+)
+def _score_function_only(draw: Draw) -> Gradients:
+    sampler = draw.sampler
+    policy, collector = sampler.exploring, sampler.collector
+    with torch.no_grad():
+        rollout = differentiable_rollout(
+            collector.env,
+            policy,
+            collector.num_steps,
+            tensordict=draw.start,
+            randomness=collector.randomness,
+        )
+        batch, _ = sampler.prepared(rollout)
+    log_prob = policy.get_dist(batch.select(*policy.in_keys)).log_prob(batch["action"])
+    return draw.gradients(-(log_prob * batch["advantage"].squeeze(-1)).mean())
 
 
 class _Scaled(TensorDictModuleBase):
@@ -301,7 +259,5 @@ class _Scaled(TensorDictModuleBase):
         return tensordict.set("state_value", value * self.scale)
 
 
-def _combine(
-    first: Mapping[str, Tensor], second: Mapping[str, Tensor], by: float = 1.0
-) -> Gradients:
-    return {name: first[name] + by * second[name] for name in first}
+def _sum(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Gradients:
+    return {name: first[name] + second[name] for name in first}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int
-from hpo_torchrl.diagnostics.estimators import GradientSampler
+from hpo_torchrl.diagnostics.sampler import GradientSampler
 
 _RESAMPLES = 1000
 

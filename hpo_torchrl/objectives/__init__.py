@@ -4,6 +4,5 @@ from hpo_torchrl.objectives.base import HybridLossModule
 from hpo_torchrl.objectives.cross_weight import CrossTermWeight
 from hpo_torchrl.objectives.hpo import HPOLoss
 from hpo_torchrl.objectives.learned_critic import LearnedCriticLoss
-from hpo_torchrl.objectives.pathwise import PathwiseLoss
 
-__all__ = ["CrossTermWeight", "HPOLoss", "HybridLossModule", "LearnedCriticLoss", "PathwiseLoss"]
+__all__ = ["CrossTermWeight", "HPOLoss", "HybridLossModule", "LearnedCriticLoss"]

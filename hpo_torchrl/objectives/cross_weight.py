@@ -13,8 +13,8 @@ from hpo_torchrl.core.checks import check_float
 class CrossTermWeight(nn.Module):
     r"""Weight of the cross term that minimises the mean squared error of its estimate.
 
-    Of a batch's cross term :math:`\bar c` with expectation c, the multiple :math:`w \bar c` that
-    is closest to c in mean square has the weight
+    A batch gives the cross term :math:`\bar c` with expectation c. The multiple :math:`w \bar c`
+    that is closest to c in mean square has the weight
 
     .. math::
         w = \frac{S}{S + N}, \qquad S = \lVert c \rVert^2, \quad
@@ -33,20 +33,24 @@ class CrossTermWeight(nn.Module):
 
     Args:
         decay: weight of the past in the running means; 0 uses each batch alone.
+        num_seeds: number S of policies on a leading axis, each with a weight of its own; ``None``
+            is a single policy without that axis.
     """
 
     signal: Tensor
     power: Tensor
 
-    def __init__(self, decay: float = 0.95) -> None:
+    def __init__(self, decay: float = 0.95, *, num_seeds: int | None = None) -> None:
         super().__init__()
+        self.num_seeds = num_seeds
         self.decay = check_float("decay", decay, minimum=0.0, maximum=1.0)
+        shape = () if num_seeds is None else (num_seeds,)
         for name in ("signal", "power"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
     @property
     def weight(self) -> Tensor:
-        """The weight w in [0, 1], a scalar; 1 before anything was observed."""
+        """The weight w in [0, 1], a scalar or ``(S,)``; 1 before anything was observed."""
         seen = self.power > 0
         return torch.where(seen, self.signal / self.power.where(seen, 1.0), 1.0).clamp(0.0, 1.0)
 
@@ -56,31 +60,34 @@ class CrossTermWeight(nn.Module):
         A batch whose gradients are not finite is left out.
 
         Args:
-            cross: surrogate of the cross term, ``(*B, T)``: its gradient is each step's share.
-            parameters: the parameters that the cross term reaches.
+            cross: surrogate of the cross term, ``(*B, T)``: its gradient is each step's share. With
+                seeds ``(S, *B, T)``.
+            parameters: the parameters that the cross term reaches; with seeds ``(S, ...)``.
 
         Raises:
             ValueError: the batch is a single rollout, which has no halves.
         """
-        rows = cross.reshape(-1, cross.shape[-1])
-        if len(rows) < 2:
+        single = self.num_seeds is None
+        rows = cross.reshape(1 if single else len(cross), -1, cross.shape[-1])
+        if rows.shape[1] < 2:
             raise ValueError(
                 "cross_term='adaptive' compares the halves of a batch, got a single rollout; "
                 "collect at least two at once, or use cross_term=True or False."
             )
         halves = []
-        rows = rows[: len(rows) // 2 * 2]
-        for half in (rows[::2], rows[1::2]):
+        rows = rows[:, : rows.shape[1] // 2 * 2]
+        for half in (rows[:, ::2], rows[:, 1::2]):
             parts = torch.autograd.grad(
-                half.mean(), parameters, retain_graph=True, allow_unused=True
+                half.mean((1, 2)).sum(), parameters, retain_graph=True, allow_unused=True
             )
-            reached = [part.flatten() for part in parts if part is not None]
+            reached = [part.reshape(len(rows), -1) for part in parts if part is not None]
             if not reached:  # every parameter that the cross term reaches is frozen
                 return
-            halves.append(torch.cat(reached).double())
+            halves.append(torch.cat(reached, 1).double())
         first, second = halves
         with torch.no_grad():
-            signal, power = first @ second, (0.5 * (first + second)).square().sum()
-            share = (1.0 - self.decay) * (signal.isfinite() & power.isfinite())
+            signal = (first * second).sum(1).reshape(self.signal.shape)
+            power = (0.5 * (first + second)).square().sum(1).reshape(self.power.shape)
+            share = (1.0 - self.decay) * (signal.isfinite() & power.isfinite()).double()
             self.signal.lerp_(signal.nan_to_num(), share)
             self.power.lerp_(power.nan_to_num(), share)

@@ -1,0 +1,196 @@
+"""Draw the gradients of all estimators from the states that an algorithm trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.envs.utils import set_exploration_type
+
+from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
+from hpo_torchrl.core.checks import check_float
+from hpo_torchrl.diagnostics.estimators import ESTIMATORS, Draw, Estimator, Gradients
+from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.objectives import CrossTermWeight, HPOLoss
+
+
+class GradientSampler:
+    """Draw gradients of the expected return, estimator by estimator, from the same states.
+
+    A gradient is that of the loss's objective, negated: the direction in which the return rises,
+    per step. Each draw starts from the env instances that the collector has running, drawn with
+    replacement, with its restarts; where it has none yet, from reset states. So the draws
+    are independent, and a policy that would drift away if it ran on is measured where it is now.
+    All estimators of a draw start from the same states.
+
+    Args:
+        collector: where batches come from: its environment, policy, unroll length and discount.
+        critic: the value network; ``None`` uses Monte-Carlo returns.
+        gae_lambda: lambda of the advantages; with a critic only.
+        reward_units: gives a batch's scale and shift, with which its rewards are learned as
+            ``reward / scale - shift`` (:meth:`HPO.reward_units`); ``None`` takes them as they are.
+        temperature: of the Gumbel-softmax.
+        exploration_scale: standard deviation of u for the pure score function, in units of the
+            action scale, where the policy itself is deterministic.
+    """
+
+    def __init__(
+        self,
+        collector: DifferentiableCollector,
+        critic: TensorDictModule | None = None,
+        *,
+        gae_lambda: float = 0.95,
+        reward_units: Callable[[TensorDictBase], tuple] | None = None,
+        temperature: float = 0.5,
+        exploration_scale: float = 0.1,
+    ) -> None:
+        check_float("exploration_scale", exploration_scale, minimum=0.0, strict=True)
+        self.collector, self.critic, self.reward_units = collector, critic, reward_units
+        self.policy, self.temperature, self.gae_lambda = collector.policy, temperature, gae_lambda
+        groups = {
+            name: [p for p in named.values() if p.requires_grad]  # frozen ones have no gradient
+            for name, named in self.policy.parameter_groups().items()
+        }
+        self.groups = {name: group for name, group in groups.items() if group}
+        exact: dict[str, Any] = {"clip_epsilon": None, "entropy_coeff": None, "critic_coeff": None}
+        self.loss, self.adaptive, self.returns = (
+            HPOLoss(self.policy, critic, cross_term=cross, **exact)
+            for cross in (True, "adaptive", True)
+        )
+        # Each batch by itself: a running mean over batches would make the draws depend.
+        self.adaptive.cross_term_weight = CrossTermWeight(decay=0.0).to(
+            collector.env.device or "cpu"
+        )
+        for loss in (self.loss, self.adaptive, self.returns):
+            lmbda = 1.0 if loss is self.returns else gae_lambda
+            given: dict[str, Any] = {} if critic is None else {"lmbda": lmbda}
+            loss.make_value_estimator(gamma=collector.discount, **given)
+        self.exploring = HybridPolicy(
+            _Exploring(self.policy.network, exploration_scale),
+            observation_key=self.policy.observation_key,
+            mask_key=self.policy.mask_key,
+        )
+        self._running = collector.carried
+
+    @classmethod
+    def of(cls, algorithm: Any, **kwargs: Any) -> GradientSampler:
+        """Return the sampler of an algorithm as it trains: its collector, critic and units.
+
+        An untrained one has no scale of its rewards yet: a first batch gives it.
+
+        Args:
+            algorithm: an algorithm that is ``differentiable``, of a single seed.
+            kwargs: further arguments.
+
+        Raises:
+            ValueError: the algorithm rolls out without a graph, or trains several seeds.
+        """
+        if not algorithm.differentiable or algorithm.num_seeds is not None:
+            raise ValueError(
+                "Gradients are measured of an algorithm that rolls out differentiably, such as HPO "
+                f"or GumbelSoftmax, for one seed; got {type(algorithm).__name__} with "
+                f"differentiable={algorithm.differentiable}, num_seeds={algorithm.num_seeds}."
+            )
+        if not algorithm.scaler.weight:
+            algorithm.scaler.observe(algorithm.collector.collect().get(("next", "reward")))
+            algorithm.collector.reset()
+        return cls(
+            algorithm.collector,
+            algorithm.critic,
+            gae_lambda=algorithm.gae_lambda,
+            reward_units=algorithm.reward_units,
+            **kwargs,
+        )
+
+    def sample_mixed(self) -> Gradients:
+        """Draw the mixed gradient alone, by parameter group."""
+        draw = Draw(self)
+        return draw.gradients(draw.terms["loss_pathwise"] + draw.terms["loss_objective"])
+
+    def sample(self, names: Collection[str] | None = None) -> dict[str, Gradients]:
+        """Draw one gradient by each estimator, by parameter group.
+
+        Estimators that need what a draw does not have are omitted: those that branch the simulator,
+        where the environment is no :class:`DifferentiableEnv` or the policy reads a mask of
+        another's, and those that compare rollouts, where there is one.
+
+        Args:
+            names: the estimators; ``None`` draws all.
+        """
+        draw = Draw(self)
+        return {
+            name: known.gradients(draw)
+            for name, known in ESTIMATORS.items()
+            if (names is None or name in names) and known.applies(draw)
+        }
+
+    def describe(self, name: str) -> Estimator:
+        """Return an estimator with its bias as it is for this policy and critic."""
+        known = ESTIMATORS[name]
+        if not self.policy.stochastic:
+            known = replace(known, bias=known.bias_if_deterministic)
+        if self.critic is None or not known.bias.startswith("none"):
+            return known
+        by_lambda = name in ("mixed", "score function only")
+        how = f"at lambda = {self.gae_lambda:g}" if by_lambda else "beyond the end of a rollout"
+        return replace(known, bias=known.bias + f", but for the critic's errors {how}")
+
+    @property
+    def critic_sees_observation(self) -> bool:
+        """Whether the critic reads nothing but the observation, or there is none."""
+        return self.critic is None or list(self.critic.in_keys) == ["observation"]
+
+    def start(self) -> TensorDictBase:
+        """Draw where a rollout starts."""
+        running, collector = self._running, self.collector
+        if running is None or collector.reset_at_each_iter:
+            return collector.env.reset()
+        number = running.numel()
+        rows = (number * collector.randomness.uniform((number,), device=running.device)).long()
+        return collector.restarted(running.reshape(-1)[rows].reshape(running.shape))
+
+    def rollout(self, start: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
+        """Roll the policy out as the collector does."""
+        with set_exploration_type(self.collector.exploration_type):
+            return differentiable_rollout(
+                self.collector.env,
+                self.policy,
+                self.collector.num_steps,
+                tensordict=start,
+                noise=noise,
+                discount=self.collector.discount,
+                route=self.collector.route,
+                randomness=self.collector.randomness,
+            )
+
+    def prepared(self, batch: TensorDictBase) -> tuple[TensorDictBase, Tensor | float]:
+        """Rescale the rewards in place and add advantages; return the scale as well."""
+        scale, shift = (1.0, 0.0) if self.reward_units is None else self.reward_units(batch)
+        batch.set(("next", "reward"), batch.get(("next", "reward")) / scale - shift)
+        data = self.loss.advantages(batch)
+        for key in ("advantage", "value_target"):
+            if (value := data.get(key, None)) is not None:
+                batch.set(key, value)
+        return batch, scale
+
+
+class _Exploring(nn.Module):
+    """A network whose continuous action is Gaussian, with the parameters of another."""
+
+    stochastic = True
+
+    def __init__(self, network: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.network, self.scale = network, scale
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, loc, scale = self.network(observation)
+        if scale is None:
+            unit = getattr(self.network, "action_scale", torch.ones_like(loc[0]))
+            scale = (self.scale * unit).expand_as(loc)
+        return logits, loc, scale
