@@ -206,7 +206,8 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         observation_key: str = "observation",
         mask_key: str | None = None,
         return_log_prob: bool = True,
-        **network,
+        network: Callable[..., nn.Module] = HybridNetwork,
+        **arguments,
     ) -> HybridPolicy:
         """Build the policy of an environment from its specs.
 
@@ -217,7 +218,8 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             mask_key: entry with the options that may be chosen; by default the environment's
                 ``"action_mask"``, if it has one.
             return_log_prob: whether log-probabilities are written.
-            network: further arguments of :class:`HybridNetwork`.
+            network: makes the network, with the arguments of :class:`HybridNetwork`.
+            arguments: further arguments of the network.
         """
         observation = env.observation_spec[observation_key]
         continuous = env.full_action_spec["action", "continuous"]
@@ -225,7 +227,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         heads = discrete.shape[len(continuous.shape) - 1 :]
         if mask_key is None and ACTION_MASK in env.observation_spec.keys():  # noqa: SIM118
             mask_key = ACTION_MASK
-        net = HybridNetwork(
+        net = network(
             observation.shape[-1],
             discrete.space.n,
             continuous.shape[-1],
@@ -235,7 +237,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             action_scale=getattr(env, "action_scale", None),
             device=observation.device,
             dtype=observation.dtype,
-            **network,
+            **arguments,
         )
         return cls(
             net,
