@@ -79,12 +79,11 @@ def build_env(config: Mapping[str, Any], section: str = "env", **changes: Any) -
     for key, value in shared.items():
         if key in known:
             settings.setdefault(key, value)
-        elif (key, value) not in (("device", "cpu"), ("dtype", "float32"), ("batch_size", None)):
-            if key != "seed":  # without one, it is drawn from torch's generator
-                raise ValueError(
-                    f"{key}={value!r} cannot be given to {settings['_target_']}, which takes no "
-                    f"{key}: let its __init__ take **others and hand them on to super().__init__."
-                )
+        elif key != "seed" and value not in ("cpu", "float32", None):
+            raise ValueError(
+                f"{key}={value!r} cannot be given to {settings['_target_']}, which takes no {key}: "
+                "let its __init__ take **others and hand them on to super().__init__."
+            )
     if settings.get("batch_size", 0) is None:
         del settings["batch_size"]
     if isinstance(settings.get("dtype"), str):
@@ -298,13 +297,11 @@ def check_targets(config: Any, allow: Sequence[str] = ()) -> None:
         own = root == "hpo_torchrl"
         found = locate(key, path) if own or _within(str(path), trusted) else None
         owner = getattr(found, "__self__", found)
-        module = str(getattr(owner, "__module__", ""))
-        if own:
-            rooms = [f"hpo_torchrl.{room}" for room in _SAFE_ROOMS]
-            is_class = isinstance(owner, type) or _within(module, ["hpo_torchrl.modules"])
-            safe = _within(module, rooms) and is_class
-        else:
-            safe = _within(module, trusted)
+        rooms = trusted
+        if own:  # classes, their own class methods, and the functions that make networks
+            is_class = isinstance(owner, type)
+            rooms = [f"hpo_torchrl.{room}" for room in (_SAFE_ROOMS if is_class else ["modules"])]
+        safe = all(_within(str(getattr(one, "__module__", "")), rooms) for one in (found, owner))
         if not safe:
             raise ValueError(
                 f"{key}={path!r} of this run is not a class of this package that runs are built "
@@ -352,7 +349,7 @@ def accepted(function: Callable) -> dict[str, inspect.Parameter]:
     """
     found: dict[str, inspect.Parameter] = {}
     for parameters in _signatures(function):
-        found = {p.name: p for p in parameters if p.kind in _NAMED} | found
+        found |= {p.name: p for p in parameters if p.kind in _NAMED and p.name not in found}
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             break
     if isinstance(function, partial):
