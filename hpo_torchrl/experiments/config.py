@@ -111,7 +111,7 @@ def compose_worded(overrides: Sequence[str]) -> DictConfig:
     try:
         return compose("train", list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_explain(str(error), overrides)) from error
+        raise ValueError(explain(str(error), overrides)) from error
 
 
 def resolve(config: DictConfig, hydra_config: DictConfig | None = None) -> dict[str, Any]:
@@ -159,7 +159,8 @@ def _quote_folder(argument: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def _explain(message: str, overrides: Sequence[str]) -> str:
+def explain(message: str, overrides: Sequence[str]) -> str:
+    """Say what is wrong with an override, given Hydra's own words, within :func:`hydra_session`."""
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown is None:
         return " ".join(message.split())

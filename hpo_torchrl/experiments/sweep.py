@@ -29,6 +29,7 @@ from hpo_torchrl.core.checks import check_bool, first_line
 from hpo_torchrl.experiments.config import (
     NOT_SETTINGS,
     compose_worded,
+    explain,
     free_key,
     hydra_session,
     prepare,
@@ -91,7 +92,7 @@ def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
         except SweepRefused as refused:
             raise (refused.__cause__ or refused) from None
         except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(" ".join(str(error).split())) from error
+            raise ValueError(explain(str(error), overrides)) from error
 
 
 def _run_job(config: DictConfig) -> Outcome:
