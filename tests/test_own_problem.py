@@ -13,9 +13,10 @@ import yaml
 from shrunk import TINY
 
 import hpo_torchrl
-from hpo_torchrl.experiments.build import accepted, build_algorithm, check_targets, locate
+from hpo_torchrl.experiments.build import build_algorithm
 from hpo_torchrl.experiments.cli import evaluate, gradients, train
 from hpo_torchrl.experiments.config import compose_config, load_config
+from hpo_torchrl.experiments.targets import accepted, check_targets, locate
 
 TANK = '''
 """A tank that one of two pumps fills."""

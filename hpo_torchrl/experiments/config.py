@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from hpo_torchrl.core.checks import did_you_mean
-from hpo_torchrl.experiments.build import BUILT, check_config, check_targets, plugins
+from hpo_torchrl.experiments.build import check_config
+from hpo_torchrl.experiments.targets import BUILT, check_targets, plugins
 from hpo_torchrl.training.run_folder import RunFolder
 
 _PACKAGE = Path(__file__).parents[1]

@@ -65,7 +65,7 @@ def seconds_left(settings: Mapping[str, Any], updates_done: int = 0) -> float:
         total += len(left) * _seconds(algorithm.iterate)
         total += tested * _test_seconds(validation, algorithm.policy)
     if (sizes := settings.get("gradients")) is not None:
-        sampler = GradientSampler.of(algorithm)  # type: ignore[arg-type]
+        sampler = GradientSampler.of(algorithm)
         total += sizes.get("num_reference", 160) * _seconds(sampler.sample_mixed)
         total += sizes.get("num_batches", 40) * _seconds(sampler.sample)
     algorithm.collector.shutdown()

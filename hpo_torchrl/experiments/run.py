@@ -13,8 +13,9 @@ from tqdm import tqdm
 from hpo_torchrl.algorithms import HPO, Algorithm
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
-from hpo_torchrl.experiments.build import build_algorithm, build_tests, call_with
+from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import load_config
+from hpo_torchrl.experiments.targets import call_with
 from hpo_torchrl.experiments.threads import set_threads
 from hpo_torchrl.reporting import plot_gradients, plot_learning_curve, write_rows
 from hpo_torchrl.training import (

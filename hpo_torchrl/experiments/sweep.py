@@ -312,7 +312,7 @@ def _plan(config: DictConfig) -> list[Job]:
     jobs: dict[Path, Job] = {}
     for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
         composed = compose_worded([*config.hydra.overrides.hydra, *overrides])
-        experiment = _experiment(composed.hydra)
+        experiment = _experiment(composed.hydra)  # before it is resolved
         job = make_job(resolve(composed), overrides, experiment)
         if job.folder in jobs:
             raise ValueError(
