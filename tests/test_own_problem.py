@@ -13,7 +13,7 @@ import yaml
 from shrunk import TINY
 
 import hpo_torchrl
-from hpo_torchrl.experiments.build import build_algorithm
+from hpo_torchrl.experiments.build import build_algorithm, build_env
 from hpo_torchrl.experiments.cli import evaluate, gradients, train
 from hpo_torchrl.experiments.config import compose_config, load_config
 from hpo_torchrl.experiments.targets import accepted, check_targets, locate
@@ -252,6 +252,16 @@ def test_an_algorithm_a_loss_and_networks(folder):
         target = f"{section}._target_=parts.{part[section.split('.')[0]]}"
         with pytest.raises(ValueError, match=rf"Unknown key {section}\.{name}=1"):
             compose_config(["algorithm._target_=parts.MyHPO", target, key])
+
+
+def test_targets_in_arguments_and_lists_are_built_and_checked(folder):
+    sys.path.append(str(folder))
+    pump = {"_target_": "collections.Counter", "a": 2}
+    with pytest.raises(ValueError, match=r"Unknown key env\.fee\[0\]\.a=2"):
+        compose_config(["env._target_=tank.TankEnv", f"env.fee=[{pump}]".replace("'", "")])
+    delta = "{_target_: datetime.timedelta}"
+    config = compose_config(["env._target_=tank.TankEnv", f"env.fee=[1,[{delta}]]"])
+    assert str(build_env(config).fee) == "[1, [datetime.timedelta(0)]]"
 
 
 def test_a_loss_trains_in_an_algorithm_of_the_package(folder):

@@ -54,10 +54,7 @@ def instantiate(section: str, settings: Mapping[str, Any], **given: Any) -> Any:
         ValueError: the target cannot be found, or a key is unknown or missing.
     """
     target, arguments = check_section(section, settings, given)
-    built = {
-        key: instantiate(f"{section}.{key}", value) if _is_target(value) else value
-        for key, value in arguments.items()
-    }
+    built = {key: _built(f"{section}.{key}", value) for key, value in arguments.items()}
     known = accepted(target)
     for new, old in RENAMED.items():  # until merged
         if new in built and new not in known and old in known:
@@ -112,9 +109,8 @@ def check_section(
     left_out = ("_target_", "_partial_", *(["name"] if section in BUILT else []))
     arguments = {key: value for key, value in settings.items() if key not in left_out}
     check_keys(section, arguments, known)
-    for key, value in arguments.items():
-        if _is_target(value):
-            check_section(f"{section}.{key}", value)
+    for key, value in _nested(section, arguments):
+        check_section(key, value)
     shared = ("batch_size", "device", "dtype", "seed")  # an environment is given these anyway
     lacking = [name for name in required if name not in (*arguments, *given, *shared)]
     if lacking and section in BUILT:
@@ -147,7 +143,7 @@ def check_targets(config: Any, allow: Sequence[str] = ()) -> None:
         ValueError: another class is named; the message says how to allow it.
     """
     trusted = [*allow, *(name.split(".")[0] for part in PLUGINS for name in plugins(part).values())]
-    for key, path in _targets(config, ""):
+    for key, path in _targets("", config):
         root = str(path).split(".")[0]
         own = root == "hpo_torchrl"
         found = locate(key, path) if own or _within(str(path), trusted) else None
@@ -232,6 +228,7 @@ def _required(target: Callable) -> list[str]:
 
 
 def target_of(section: str, settings: Mapping[str, Any]) -> Callable:
+    """Return what a section builds; see :func:`locate`."""
     return locate(f"{section}._target_", settings.get("_target_", _DEFAULTS.get(section)))
 
 
@@ -243,18 +240,30 @@ def _is_partial(section: str, settings: Mapping[str, Any]) -> bool:
     return bool(settings.get("_partial_", section.rpartition(".")[2] in _PARTIAL))
 
 
-def _targets(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """All targets of a configuration, with their keys."""
+def _built(section: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_built(f"{section}[{i}]", entry) for i, entry in enumerate(value)]
+    return instantiate(section, value) if _is_target(value) else value
+
+
+def _nested(place: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The outermost sections with a target in a value, with their names."""
     if isinstance(value, Mapping):
-        for key, entry in value.items():
-            name = f"{place}.{key}" if place else str(key)
-            if key == "_target_":
-                yield name, entry
-            else:
-                yield from _targets(entry, name)
-    elif isinstance(value, (list, tuple)):
-        for i, entry in enumerate(value):
-            yield from _targets(entry, f"{place}[{i}]")
+        entries = [(f"{place}.{key}" if place else str(key), entry) for key, entry in value.items()]
+    else:
+        entries = [(f"{place}[{i}]", entry) for i, entry in enumerate(value)]
+    for name, entry in entries:
+        if _is_target(entry):
+            yield name, entry
+        elif isinstance(entry, (Mapping, list, tuple)):
+            yield from _nested(name, entry)
+
+
+def _targets(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """All targets in a value, with their keys."""
+    for name, section in _nested(place, value):
+        yield f"{name}._target_", section["_target_"]
+        yield from _targets(name, section)
 
 
 def _within(name: str, modules: Sequence[str]) -> bool:
