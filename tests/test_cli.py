@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from shrunk import SMALL, TINY
 
 from hpo_torchrl.experiments.cli import _or_exit, evaluate, gradients, train
@@ -238,6 +239,8 @@ def test_readme_commands_run_as_written(tmp_path, monkeypatch):
     # The commands are written for the top folder of a clone.
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
+    # Drawing takes half the time of runs this small; other tests look at pictures.
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **how: Path(path).touch())
     commands = {
         "hpo-train": train,
         "hpo-eval": evaluate,

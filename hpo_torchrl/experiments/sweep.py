@@ -197,10 +197,6 @@ def updates_done(folder: Path) -> int | None:
 def train_job(job: Job, *, progress: bool) -> Outcome:
     """Train a job of a sweep, go on with it, or skip it; a failure is recorded in its folder.
 
-    Args:
-        job: the job.
-        progress: whether to show a progress bar of its own.
-
     Raises:
         ValueError: its folder holds a run of another configuration.
     """
