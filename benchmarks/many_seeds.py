@@ -20,7 +20,6 @@ from hpo_torchrl.algorithms import HPOPopulation
 from hpo_torchrl.collectors.streams import Stream
 from hpo_torchrl.experiments.build import build_algorithm
 from hpo_torchrl.experiments.cli import compose_config
-from hpo_torchrl.experiments.memory import keep_freed_memory
 
 # Updates of the single seed in a pair, so that both are measured for some time.
 _REPEATED = 3
@@ -34,7 +33,6 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=25)
     given = parser.parse_intermixed_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
     single = _build(given.settings, 0)
     members, streams = [], []
     for seed in range(given.seeds):

@@ -1,14 +1,18 @@
-"""Settings that make a run of the inventory problem small."""
+"""Settings that make a run small: of any problem, and of inventory problems with their tests."""
 
-SMALL = [
+TINY = [
     "trainer.num_updates=3",
     "trainer.progress=false",
-    "env.batch_size=8",
-    "algorithm.window=5",
+    "collect.batch_size=8",
+    "collect.unroll_length=5",
     "policy.hidden=[8]",
     "critic.hidden=[8]",
-    "env.evaluation.quick.num_steps=60",
-    "env.evaluation.tests.long_run.batch_size=8",
-    "env.evaluation.tests.long_run.num_steps=230",
-    "env.evaluation.tests.protocol.batch_size=8",
+]
+SMALL = [
+    *TINY,
+    "evaluation.validation.num_steps=60",
+    "evaluation.validation.batch_size=8",
+    "evaluation.tests.long_run.batch_size=8",
+    "evaluation.tests.long_run.num_steps=230",
+    "evaluation.tests.protocol.batch_size=8",
 ]

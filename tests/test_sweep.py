@@ -12,45 +12,38 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from matplotlib.figure import Figure
 from shrunk import SMALL
 
 from hpo_torchrl.algorithms import NonFiniteError
-from hpo_torchrl.experiments import estimate, jobs
+from hpo_torchrl.experiments import estimate, sweep
 from hpo_torchrl.experiments.build import build_algorithm
-from hpo_torchrl.experiments.cli import CONFIGS, compose_config, train
-from hpo_torchrl.experiments.estimate import (
-    Pending,
-    Speed,
-    describe_cost,
-    measure_speed,
-    measure_spread,
-)
-from hpo_torchrl.experiments.jobs import DONE, NEW, UNFINISHED, run_name, run_state
+from hpo_torchrl.experiments.cli import train
+from hpo_torchrl.experiments.config import CONFIGS, compose_config, hydra_session
+from hpo_torchrl.experiments.estimate import describe_cost, seconds_left
+from hpo_torchrl.experiments.sweep import DONE, NEW, UNFINISHED, run_name, run_state
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 GRID = ["algorithm.cross_term=true,false", "seed=0,1"]
-QUICK = [*SMALL, "sweep_dir=sweep", "sweep_estimate=false"]
+QUICK = [*SMALL, "trainer.num_updates=2", "sweep_dir=sweep", "sweep_estimate=false"]
 
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Drawing takes half the time of a run this small; other tests look at pictures.
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **how: Path(path).touch())
 
 
-def command(monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["hpo-train", *arguments])
-    train()
+def multirun(*arguments: str) -> None:
+    train(["--multirun", *arguments])
 
 
-def sweep(monkeypatch, *arguments: str) -> None:
-    command(monkeypatch, "--multirun", *arguments)
-
-
-def refused(monkeypatch, capsys, *arguments: str) -> str:
+def refused(capsys, *arguments: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        sweep(monkeypatch, *arguments)
+        multirun(*arguments)
     assert stop.value.code == 2
     return capsys.readouterr().err
 
@@ -77,25 +70,21 @@ def course(folder: Path | str) -> list[dict]:
         return [row for row in csv.DictReader(file) if row.pop("wall_seconds")]
 
 
-def test_a_sweep_plans_trains_and_is_done(monkeypatch, capsys):
-    sweep(monkeypatch, *GRID, *SMALL)
+def test_a_sweep_plans_trains_and_is_done(capsys):
+    multirun(*GRID, *SMALL)
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
     assert lines[0] == "plan             4 runs in runs/sweep: 4 new"
-    assert [line.split("   ")[-1] for line in lines[2:4]] == [
-        "algorithm.cross_term=True",
-        "algorithm.cross_term=False",
-    ]
-    assert lines[4].startswith("estimated time   0:01 (hours:minutes)")
-    assert lines[5].startswith("1 of 4 done      algorithm.cross_term=True,seed=0   test cost")
-    assert lines[8].startswith("4 of 4 done      algorithm.cross_term=False,seed=1   test cost")
+    assert lines[1].startswith("estimated time   0:01 (hours:minutes): 4 runs; the first and the ")
+    assert lines[2].startswith("1 of 4 done      algorithm.cross_term=True,seed=0   test cost")
+    assert lines[5].startswith("4 of 4 done      algorithm.cross_term=False,seed=1   test cost")
     assert "4/4" in shown.err
     runs = folders("runs/sweep")
     assert set(runs) == {(cross, seed) for cross in (True, False) for seed in (0, 1)}
     saved = yaml.safe_load((runs[True, 1] / "config.yaml").read_text())
     assert not {"output_dir", "resume", "sweep_dir", "sweep_estimate"} & set(saved)
     # A run of a sweep is the run that it would have been alone.
-    command(monkeypatch, *SMALL, "seed=1", "output_dir=alone")
+    train([*SMALL, "seed=1", "output_dir=alone"])
     assert (Path("alone") / "config.yaml").read_text() == (
         runs[True, 1] / "config.yaml"
     ).read_text()
@@ -103,7 +92,7 @@ def test_a_sweep_plans_trains_and_is_done(monkeypatch, capsys):
 
     before = contents("runs/sweep")
     capsys.readouterr()
-    sweep(monkeypatch, *GRID, *SMALL, "trainer.progress=true")
+    multirun(*GRID, *SMALL, "trainer.progress=true")
     shown = capsys.readouterr().out
     assert "4 runs in runs/sweep: 4 done already" in shown
     assert shown.count("\ndone already") == 4
@@ -111,15 +100,15 @@ def test_a_sweep_plans_trains_and_is_done(monkeypatch, capsys):
     assert contents("runs/sweep") == before
 
 
-def test_a_killed_sweep_goes_on_where_it_stopped(monkeypatch, capsys):
-    long = ["trainer.num_updates=30", "trainer.checkpoint_every=3"]
+def test_a_killed_sweep_goes_on_where_it_stopped(capsys):
+    long = ["trainer.num_updates=12", "trainer.checkpoint_every=2"]
     arguments = [*QUICK, *long, "seed=0,1,2"]
     line = [sys.executable, "-m", "hpo_torchrl.experiments.cli", "--multirun", *arguments]
     with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         end = time.monotonic() + 60
-        while not list(Path("sweep").glob("*seed=1*/checkpoints/checkpoint-*[36].torchrl")):
+        while not list(Path("sweep").glob("*seed=1*/checkpoints/checkpoint-*[24].torchrl")):
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -131,53 +120,53 @@ def test_a_killed_sweep_goes_on_where_it_stopped(monkeypatch, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     first_checkpoint = (stopped / "config.yaml").stat().st_mtime_ns
 
-    sweep(monkeypatch, *arguments)
+    multirun(*arguments)
     assert "3 runs in sweep: 1 done already, 1 unfinished, 1 new" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
     assert (stopped / "config.yaml").stat().st_mtime_ns == first_checkpoint  # not started anew
-    command(monkeypatch, *SMALL, *long, "seed=1", "output_dir=whole")
+    train([*SMALL, *long, "seed=1", "output_dir=whole"])
     assert course(stopped) == course("whole")
 
 
-@pytest.mark.parametrize("checkpoint", [None, b"cut off"])
-def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(monkeypatch, capsys, checkpoint):
-    sweep(monkeypatch, *QUICK, "seed=0,1")
+def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(capsys):
+    multirun(*QUICK, "seed=0,1")
     run = folders()[True, 1]
     whole = course(run)
-    for path in [*run.glob("checkpoints/*"), *run.glob("*.csv"), *run.glob("summary.json")]:
-        path.unlink()
-    if checkpoint is not None:
-        (run / "checkpoints" / "checkpoint-000000000000.torchrl").write_bytes(checkpoint)
-    sweep(monkeypatch, *QUICK, "seed=0,1")
-    assert "1 done already, 1 new" in capsys.readouterr().out
-    assert course(run) == whole
+    for checkpoint in (None, b"cut off"):
+        for path in [*run.glob("checkpoints/*"), *run.glob("*.csv"), *run.glob("summary.json")]:
+            path.unlink()
+        if checkpoint is not None:
+            (run / "checkpoints" / "checkpoint-000000000000.torchrl").write_bytes(checkpoint)
+        multirun(*QUICK, "seed=0,1")
+        assert "1 done already, 1 new" in capsys.readouterr().out
+        assert course(run) == whole
 
 
-def test_a_run_of_another_configuration_is_refused(monkeypatch, capsys):
-    sweep(monkeypatch, *QUICK, "seed=0,1")
+def test_a_run_of_another_configuration_is_refused(capsys):
+    multirun(*QUICK, "seed=0,1")
     config = folders()[True, 1] / "config.yaml"
     config.write_text(config.read_text().replace("lead_time: 2", "lead_time: 3"))
     before = contents()
-    message = refused(monkeypatch, capsys, *QUICK, "seed=0,1,2")
+    message = refused(capsys, *QUICK, "seed=0,1,2")
     assert str(config.parent) in message
     assert "env.lead_time was 3, is 2" in message
     assert "sweep_dir=DIR" in message
     assert contents() == before
     config.unlink()
-    assert "without config.yaml" in refused(monkeypatch, capsys, *QUICK, "seed=0,1,2")
+    assert "without config.yaml" in refused(capsys, *QUICK, "seed=0,1,2")
 
 
 def test_a_failure_is_recorded_and_tried_again(monkeypatch, capsys):
-    real = jobs.train_run
+    real = sweep.train_run
 
     def fails_once(config, run_dir, **kwargs):
         if config["seed"] == 1:
             raise NonFiniteError("Update 2: the loss is not finite.")
         return real(config, run_dir, **kwargs)
 
-    monkeypatch.setattr(jobs, "train_run", fails_once)
+    monkeypatch.setattr(sweep, "train_run", fails_once)
     with pytest.raises(SystemExit) as stop:
-        sweep(monkeypatch, *QUICK, "seed=0,1,2")
+        multirun(*QUICK, "seed=0,1,2")
     assert stop.value.code == 1
     shown = capsys.readouterr()
     assert "2 of 3 done      seed=2" in shown.out
@@ -187,8 +176,8 @@ def test_a_failure_is_recorded_and_tried_again(monkeypatch, capsys):
     assert record.read_text().startswith("NonFiniteError: Update 2: the loss is not finite.\n")
     assert "fails_once" in record.read_text()
 
-    monkeypatch.setattr(jobs, "train_run", real)
-    sweep(monkeypatch, *QUICK, "seed=0,1,2")
+    monkeypatch.setattr(sweep, "train_run", real)
+    multirun(*QUICK, "seed=0,1,2")
     assert "2 done already, 1 new" in capsys.readouterr().out
     assert not record.exists()
     assert (record.parent / "summary.json").exists()
@@ -201,9 +190,9 @@ def test_an_interrupt_stops_the_sweep(monkeypatch, capsys):
         finally:
             raise RuntimeError("Converting a tensordict to boolean value is not permitted")
 
-    monkeypatch.setattr(jobs, "train_run", interrupted)
+    monkeypatch.setattr(sweep, "train_run", interrupted)
     with pytest.raises(SystemExit) as stop:
-        sweep(monkeypatch, *QUICK, "seed=0,1")
+        multirun(*QUICK, "seed=0,1")
     assert stop.value.code == 130
     assert "a sweep with its own command" in capsys.readouterr().err
 
@@ -212,6 +201,8 @@ def test_an_interrupt_stops_the_sweep(monkeypatch, capsys):
     ("arguments", "words"),
     [
         (["env.nmu_items=1,2"], ["env.nmu_items=1", "Did you mean 'num_items'"]),
+        (["algorithm.epoch=1,2"], ["algorithm.epoch=1", "Did you mean 'epochs'"]),
+        (["collect.compile=true", "algorithm=hpo,ppo"], ["collect.compile=True", "algorithm=ppo"]),
         (["seed=0,1", "trainer.num_update=1"], ["Did you mean 'num_updates'"]),
         (["env=inventory,invntory"], ["env/invntory"]),
         (["experiment=inventory_size"], ["experiment/inventory_size"]),
@@ -220,27 +211,27 @@ def test_an_interrupt_stops_the_sweep(monkeypatch, capsys):
         (["seed=0,1", "sweep_estimate=never"], ["sweep_estimate must be true or false"]),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused(monkeypatch, capsys, arguments, words):
-    message = refused(monkeypatch, capsys, *SMALL, *arguments)
+def test_a_sweep_that_cannot_be_is_refused(capsys, arguments, words):
+    message = refused(capsys, *SMALL, *arguments)
     for word in words:
         assert word in message
     assert not list(Path().iterdir())
 
 
-def test_a_run_of_a_sweep_resumes_by_its_folder(monkeypatch, capsys):
-    sweep(monkeypatch, *SMALL, "sweep_estimate=false", "sweep_dir=a sweep", "seed=0,1")
+def test_a_run_of_a_sweep_resumes_by_its_folder(capsys):
+    multirun(*SMALL, "sweep_estimate=false", "sweep_dir=a sweep", "seed=0,1")
     run = folders("a sweep")[True, 1]
     whole = course(run)
     assert {"=", ","} <= set(str(run))
     (run / "summary.json").unlink()
-    command(monkeypatch, f"resume={run}")
+    train([f"resume={run}"])
     assert course(run) == whole
 
 
-def test_a_run_leaves_the_gradients_it_was_asked_for(monkeypatch, capsys):
+def test_a_run_leaves_the_gradients_it_was_asked_for(capsys):
     few = "gradients={num_batches: 3, num_reference: 4}"
     few_updates = [*QUICK, "trainer.num_updates=1", "seed=0"]
-    sweep(monkeypatch, *few_updates, few)
+    multirun(*few_updates, few)
     assert "plan             1 run in sweep: 1 new" in capsys.readouterr().out
     (run,) = folders().values()
     assert "gradients" not in run.name
@@ -251,7 +242,7 @@ def test_a_run_leaves_the_gradients_it_was_asked_for(monkeypatch, capsys):
     (run / "gradients.png").unlink()  # stopped while it measured
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert run_state(run, settings) == UNFINISHED
-    sweep(monkeypatch, *few_updates, few)
+    multirun(*few_updates, few)
     assert run_state(run, settings) == DONE
     assert (run / "gradients.csv").read_text() == table
     assert (run / "metrics.csv").read_text() == metrics
@@ -261,11 +252,10 @@ def test_a_run_leaves_the_gradients_it_was_asked_for(monkeypatch, capsys):
     ("value", "word"),
     [("true", "gradients must be null"), ("{batches: 3}", "gradients.batches"), ("{}", None)],
 )
-def test_gradient_sizes_are_checked_before_anything_is_written(monkeypatch, capsys, value, word):
+def test_gradient_sizes_are_checked_before_anything_is_written(capsys, value, word):
     few = "{num_batches: 1}" if word is None else value
-    monkeypatch.setattr(sys, "argv", ["hpo-train", *SMALL, f"gradients={few}", "output_dir=run"])
     with pytest.raises(SystemExit) as stop:
-        train()
+        train([*SMALL, f"gradients={few}", "output_dir=run"])
     assert stop.value.code == 2
     assert (word or "gradients.num_batches must be an integer >= 2") in capsys.readouterr().err
     assert not Path("run").exists()
@@ -298,53 +288,33 @@ def test_an_empty_folder_is_new(tmp_path):
     assert run_state(tmp_path, {}) == NEW
 
 
-def test_speed_is_measured_without_a_trace():
-    assert min(measure_speed(compose_config([*SMALL, "+gradients.num_batches=2"]))) > 0
-    rule = [text for text in SMALL if "algorithm" not in text]
-    update, quick_test, final = measure_speed(compose_config([*rule, "algorithm=s_S"]))
-    assert final > 0 == update == quick_test
+def test_times_are_measured_without_a_trace():
+    assert seconds_left(compose_config([*SMALL, "+gradients.num_batches=2"])) > 0
+    whole = seconds_left(compose_config([*SMALL, "trainer.num_updates=1000"]))
+    assert seconds_left(compose_config([*SMALL, "trainer.num_updates=1000"]), 990) < whole
+    assert seconds_left(compose_config([*SMALL, "algorithm=s_S"])) > 0
     assert not list(Path().iterdir())
 
 
-def test_many_configurations_are_measured_in_part(monkeypatch):
-    def fake(settings):
-        if settings["number"] == 0:
-            raise ValueError("cannot be built")
-        return Speed(settings["number"], 1.0, 0.0)
+def test_cost_is_a_range_and_shared_by_workers(monkeypatch):
+    monkeypatch.setattr(estimate, "seconds_left", lambda settings, done: settings["time"] - done)
 
-    monkeypatch.setattr(estimate, "measure_speed", fake)
-    found = measure_spread([{"number": number} for number in range(34)])
-    assert found.measured == list(range(3, 34, 3))
-    assert found.problems == {0: "ValueError: cannot be built"}
-    assert found.speeds[0] is None
-    assert [speed.update for speed in found.speeds[3:]] == pytest.approx(range(3, 34))
+    def said(workers, *times):
+        return describe_cost([({"time": time}, 0) for time in times], workers)
 
-
-def test_cost_is_shared_by_workers(monkeypatch):
-    monkeypatch.setattr(estimate, "measure_speed", lambda settings: Speed(1.0, 0.0, 20.0))
-
-    def lines(workers, updates_done=0):
-        runs = [
-            Pending(
-                f"seed={seed}",
-                {"seed": seed, "env": {}, "trainer": {"num_updates": 100, "eval_every": 10}},
-                updates_done,
-            )
-            for seed in range(61)
-        ]
-        return describe_cost(runs, workers)
-
-    assert lines(1)[1].split() == ["120", "x", "61", "every", "seed"]
-    assert lines(1)[-1].split()[2] == "2:02"
-    assert lines(1, updates_done=60)[-1].split()[2] == "1:01"
-    assert lines(2)[-1].split()[2] == "1:01"
-    assert "2 runs side by side" in lines(2)[-1]
-    assert "the launcher's workers" in lines(None)[-1]
+    start = "estimated time   "
+    assert said(1, 60, 120, 90) == (
+        f"{start}0:03 to 0:05 (hours:minutes): 3 runs; the first and the last take 60 and 90 s"
+    )
+    assert said(1, 60, 60).startswith(f"{start}0:02 (hours:minutes): 2 runs;")
+    assert said(2, 60, 60, 60).startswith(f"{start}0:02 (hours:minutes): 3 runs, 2 at a time;")
+    assert "the launcher's workers" in said(None, 60, 60)
+    assert said(1, "x", "y").startswith(f"{start}unknown: TypeError")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_compose_and_build(name):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with hydra_session():
         params = compose("train", [f"experiment={name}"], return_hydra_config=True)
         texts = [f"{key}={value}" for key, value in params.hydra.sweeper.params.items()]
         values = {}
@@ -364,10 +334,18 @@ def test_experiments_compose_and_build(name):
 
 def test_runs_side_by_side(capfd):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    line = [sys.executable, "-m", "hpo_torchrl.experiments.cli", "--multirun", *QUICK, "seed=0,1,2"]
+    line = [
+        sys.executable,
+        "-m",
+        "hpo_torchrl.experiments.cli",
+        "--multirun",
+        *QUICK,
+        "trainer.num_updates=1",
+        "seed=0,1",
+    ]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     subprocess.run([*line, *launcher], check=True)
     shown = capfd.readouterr().out
-    assert shown.startswith("plan             3 runs in sweep: 3 new")
-    assert "3 of 3 done" in shown
-    assert len(folders()) == 3
+    assert shown.startswith("plan             2 runs in sweep: 2 new")
+    assert "2 of 2 done" in shown
+    assert len(folders()) == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ import yaml
 from tqdm import tqdm
 
 from hpo_torchrl.algorithms import HPO, Algorithm
-from hpo_torchrl.core.checks import check_int, first_line
+from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
-from hpo_torchrl.experiments.build import build_algorithm, build_tests, call_with
+from hpo_torchrl.experiments.build import build_algorithm, build_tests
+from hpo_torchrl.experiments.config import load_config
+from hpo_torchrl.experiments.targets import call_with
 from hpo_torchrl.experiments.threads import set_threads
 from hpo_torchrl.reporting import plot_gradients, plot_learning_curve, write_rows
 from hpo_torchrl.training import (
     Checkpoint,
-    CheckpointError,
     Trainer,
     write_json,
 )
@@ -27,22 +28,6 @@ CONFIG_FILE, SUMMARY_FILE = "config.yaml", "summary.json"
 # Of a folder that holds the runs of several seeds.
 SEEDS_FILE = "seeds.yaml"
 GRADIENT_FILES = ("gradients.csv", "gradients.png")
-# Keys of a command, not of a run: where it goes and what is said about it.
-NOT_SETTINGS = ("output_dir", "resume", "num_seeds", "sweep_dir", "sweep_estimate")
-
-
-def run_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a run is bound to, of a resolved configuration.
-
-    Left out are the keys of the command; a file of demand is named by its full path, so that the
-    run can be resumed from another directory.
-    """
-    settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
-    for key in ("demand_traces", "path"):
-        named = settings["env"].get(key)
-        if isinstance(named, str):
-            settings["env"] = {**settings["env"], key: str(Path(named).absolute())}
-    return settings
 
 
 def train_run(
@@ -122,30 +107,15 @@ def finish_run(
     return summary
 
 
-def load_config(run_dir: str | Path) -> dict[str, Any]:
-    """Read the configuration of a run.
-
-    Raises:
-        CheckpointError: the folder holds no run, or its configuration is damaged.
-    """
-    path = Path(run_dir) / CONFIG_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{run_dir} is not the folder of a run: it holds no {CONFIG_FILE}.")
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
-    if not isinstance(config, dict) or not {"env", "algorithm", "trainer"} <= set(config):
-        raise CheckpointError(f"{path} is damaged: it lacks sections of a configuration.")
-    return config
-
-
-def evaluate_run(run_dir: str | Path, *, device: str | None = None) -> dict[str, Any]:
+def evaluate_run(
+    run_dir: str | Path, *, device: str | None = None, allow: Sequence[str] = ()
+) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run on its tests; no file is changed.
 
     Args:
         run_dir: folder of the run.
         device: where to evaluate; the run's own device by default.
+        allow: modules whose classes the run may name; see :func:`load_config`.
 
     Returns:
         A summary like that of training.
@@ -153,13 +123,13 @@ def evaluate_run(run_dir: str | Path, *, device: str | None = None) -> dict[str,
     Raises:
         CheckpointError: the folder holds no run, or its checkpoint is damaged.
     """
-    config = load_config(run_dir)
+    config = load_config(run_dir, allow)
     if device is not None:
-        config["device"] = config["env"]["device"] = device
+        config["device"] = device
     config["logger"] = {"backend": None}
     trainer = _build(config, Path(run_dir))
     # The tests may run on another device than the training: only that may differ.
-    trainer.checkpoint.config = load_config(run_dir)
+    trainer.checkpoint.config = load_config(run_dir, allow)
     trainer.restore()
     return trainer.summary() | _describe(trainer, None)
 
@@ -227,16 +197,15 @@ def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
 
 def build_goals(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a trainer compares policies by: tests and references, the same for all seeds."""
-    tests, headline, quick = build_tests(config["env"])
+    tests, headline, quick = build_tests(config)
     tested = tests[headline]
     other_starts = (quick.env.batch_size, quick.seed) != (tested.env.batch_size, tested.seed)
-    other_demand = bool(getattr(quick.env, "recorded", False))
     return {
         "tests": tests,
         "headline": headline,
         "quick_test": quick,
         "reference": tested.reference(),
-        "quick_reference": quick.reference() if other_starts or other_demand else None,
+        "quick_reference": quick.reference() if other_starts or quick is not tested else None,
     }
 
 

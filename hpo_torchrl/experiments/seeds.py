@@ -12,7 +12,6 @@ from hpo_torchrl.algorithms import HPO, HPOPopulation
 from hpo_torchrl.collectors.streams import Stream
 from hpo_torchrl.core.checks import check_int, first_line
 from hpo_torchrl.experiments.build import build_algorithm
-from hpo_torchrl.experiments.memory import keep_freed_memory
 from hpo_torchrl.experiments.run import (
     SEEDS_FILE,
     build_goals,
@@ -86,7 +85,6 @@ def train_seeds(
         (folder / SEEDS_FILE).write_text(yaml.safe_dump({"seeds": seeds}))
         for own, run_dir in zip(configs, folders, strict=True):
             write_config(run_dir, own)
-    keep_freed_memory()
     summaries = training.train()
     finished = []
     for trainer, summary, stream in zip(trainers, summaries, streams, strict=True):
