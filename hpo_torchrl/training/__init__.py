@@ -3,6 +3,7 @@
 from hpo_torchrl.training.checkpoint import Checkpoint, CheckpointError
 from hpo_torchrl.training.evaluation import CostEstimate, Evaluation, evaluate, reference_cost
 from hpo_torchrl.training.logging import RunLogger, write_json
+from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
 from hpo_torchrl.training.selection import Selection
 from hpo_torchrl.training.summary import summarise
 from hpo_torchrl.training.trainer import Trainer
@@ -12,6 +13,8 @@ __all__ = [
     "CheckpointError",
     "CostEstimate",
     "Evaluation",
+    "RunFolder",
+    "RunFolderError",
     "RunLogger",
     "Selection",
     "Trainer",
