@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tqdm import tqdm
 
 from hpo_torchrl.algorithms import HPO, NonFiniteError
 from hpo_torchrl.algorithms.base import RewardScaler, clip_gradients
@@ -30,7 +29,7 @@ from hpo_torchrl.training import (
     RunLogger,
     Trainer,
     reference_cost,
-    write_json,
+    RunFolder,
 )
 
 SMALL = ["trainer.num_updates=12", "trainer.checkpoint_every=3", "trainer.eval_every=6"]
@@ -56,8 +55,8 @@ def small_trainer(run_dir: Path, algorithm: HPO, **arguments) -> Trainer:
         run_dir=run_dir,
         config={"seed": 0},
         tests={"short": test},
-        headline="short",
-        quick_test=test,
+        primary="short",
+        validation=test,
         reference=Reference(optimal_cost=37.0),
         **{**settings, **arguments},
     )
@@ -208,7 +207,7 @@ def test_trainer_resumes_to_the_same_parameters(tmp_path):
     first = small_trainer(tmp_path / "parts", small_hpo())
     first.checkpoint.save(0, {"wall_seconds": 0.0})
     while first.update < 3:  # one update past the checkpoint: it must be forgotten
-        first._one_update(tqdm(disable=True))
+        first._one_update()
     torch.manual_seed(999)
     second = small_trainer(tmp_path / "parts", small_hpo(seed=5))
     second.resume()
@@ -318,7 +317,7 @@ def test_logger_adds_columns_and_forgets_what_a_checkpoint_does_not_hold(tmp_pat
     logger.log({"update": 1, "cost": 2.5})
     logger.log({"update": 2, "cost": 2.25, "gap": 0.5})
     logger.log({"update": 3, "cost": 2.0})
-    with logger.path.open("a") as file:
+    with logger.folder.metrics.open("a") as file:
         file.write("4,1.")
     again = RunLogger(tmp_path)
     again.resume(2)
@@ -332,8 +331,8 @@ def test_tensorboard_backend_writes_events(tmp_path):
 
 
 def test_json_has_null_for_what_is_not_a_number(tmp_path):
-    write_json(tmp_path / "x.json", {"a": float("nan"), "b": 1.0})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": 1.0}
+    RunFolder(tmp_path).write_summary({"a": float("nan"), "b": 1.0})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"a": None, "b": 1.0}
 
 
 def test_kill_and_resume_gives_the_parameters_of_the_uninterrupted_run(tmp_path):
@@ -358,11 +357,10 @@ def test_kill_and_resume_gives_the_parameters_of_the_uninterrupted_run(tmp_path)
     )
 
     from hpo_torchrl.experiments.build import build_algorithm
-    from hpo_torchrl.experiments.run import load_config
 
     finals = []
     for run_dir in (whole, parts):
-        config = load_config(run_dir)
+        config = RunFolder(run_dir).read_config()
         algorithm = build_algorithm(config)
         updates, _ = Checkpoint(run_dir, algorithm.components(), config=config).load()
         assert updates == 12

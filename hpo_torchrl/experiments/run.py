@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tqdm import tqdm
 
 from hpo_torchrl.algorithms import HPO, Algorithm
-from hpo_torchrl.core.checks import check_int, first_line
+from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
 from hpo_torchrl.experiments.build import build_algorithm, build_tests, call_with
 from hpo_torchrl.experiments.threads import set_threads
-from hpo_torchrl.problems import RecordedInventoryEnv
 from hpo_torchrl.reporting import plot_gradients, plot_learning_curve, write_rows
-from hpo_torchrl.training import (
-    Checkpoint,
-    CheckpointError,
-    Trainer,
-    write_json,
-)
+from hpo_torchrl.training import Callback, Evaluation, RunFolder, SeedRun, Trainer
 
-CONFIG_FILE, SUMMARY_FILE = "config.yaml", "summary.json"
-# Of a folder that holds the runs of several seeds.
-SEEDS_FILE = "seeds.yaml"
-GRADIENT_FILES = ("gradients.csv", "gradients.png")
 # Keys of a command, not of a run: where it goes and what is said about it.
 NOT_SETTINGS = ("output_dir", "resume", "num_seeds", "sweep_dir", "sweep_estimate")
+
+Tests = tuple[Mapping[str, Evaluation], str, Evaluation]
 
 
 def run_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a run is bound to, of a resolved configuration.
 
-    Left out are the keys of the command; a file of demand is named by its full path, so that the
+    The keys of the command are left out; a file of demand is named by its full path, so that the
     run can be resumed from another directory.
     """
     settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
@@ -52,6 +43,7 @@ def train_run(
     *,
     resume: bool = False,
     progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train as configured, in ``run_dir``, and leave summary and pictures there.
 
@@ -63,6 +55,7 @@ def train_run(
         run_dir: folder of the run: new or empty of runs, or with ``resume`` an interrupted run.
         resume: go on from the newest checkpoint.
         progress: whether to show progress bars; as configured by default.
+        callbacks: what else happens; see :class:`~hpo_torchrl.training.Callback`.
 
     Returns:
         The summary.
@@ -74,75 +67,132 @@ def train_run(
         CheckpointError: the run cannot be resumed.
         NonFiniteError: training met NaN or infinity.
     """
-    run_dir = Path(run_dir)
     if not resume:
-        check_new(run_dir)
-    trainer = _build(config, run_dir)
-    trainer.progress = trainer.progress if progress is None else progress
-    gradients = gradient_sizes(config, trainer.algorithm)
+        RunFolder(run_dir).check_new()
+    set_threads(config)
+    trainer = make_trainer(
+        config,
+        run_dir,
+        build_algorithm(config),
+        build_tests(config),
+        progress=progress,
+        callbacks=callbacks,
+    )
+    return start(trainer, resume=resume)
+
+
+def start(trainer: Trainer, *, resume: bool = False) -> Any:
+    """Write the configuration of each seed to its folder, or resume there; then train."""
     if resume:
         trainer.resume()
     else:
-        write_config(run_dir, config)
-    return finish_run(trainer, trainer.train(), gradients)
+        for run in trainer.runs:
+            run.folder.write_config(run.checkpoint.config)
+    return trainer.train()
 
 
-def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Make the folder of a run and write its configuration there."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    draft = run_dir / f"{CONFIG_FILE}.tmp"
-    draft.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    draft.replace(run_dir / CONFIG_FILE)
-
-
-def finish_run(
-    trainer: Trainer, summary: Mapping[str, Any], gradients: Mapping[str, int] | None
-) -> dict[str, Any]:
-    """Leave summary and pictures of a trained policy in its folder; return the summary.
+def make_trainer(
+    config: Any,
+    run_dir: Any,
+    algorithm: Algorithm,
+    tests: Tests,
+    *,
+    callbacks: Sequence[Callback] = (),
+    progress: bool | None = None,
+    logs: bool = True,
+) -> Trainer:
+    """Return the trainer of a configuration.
 
     Args:
-        trainer: the trainer of the run.
-        summary: its summary so far.
-        gradients: sizes of its gradient report, or ``None``; see :func:`gradient_sizes`.
-    """
-    run_dir, config = trainer.run_dir, trainer.checkpoint.config
-    summary = {**summary, **_describe(trainer, run_dir)}
-    write_json(run_dir / SUMMARY_FILE, summary)
-    tested = [row for row in trainer.logger.rows if "test_cost" in row]
-    plot_learning_curve(
-        run_dir / "learning_curve.png",
-        [row["update"] for row in tested],
-        [row["test_cost"] for row in tested],
-        errors=[row["test_cost_se"] for row in tested],
-        optimum=trainer.quick_reference.optimal_cost,
-        lower_bound=trainer.quick_reference.lower_bound,
-        baselines=trainer.quick_reference.baselines,
-    )
-    if gradients is not None:
-        gradients_run(config, run_dir, output_dir=run_dir, progress=trainer.progress, **gradients)
-    return summary
-
-
-def load_config(run_dir: str | Path) -> dict[str, Any]:
-    """Read the configuration of a run.
+        config: the resolved configuration; a list with one for each seed if there are several.
+        run_dir: folder of the run; a list likewise.
+        algorithm: what it trains.
+        tests: what :func:`~hpo_torchrl.experiments.build.build_tests` returns.
+        callbacks: what else happens.
+        progress: whether to show progress bars; as configured by default.
+        logs: whether the logger of the configuration is opened.
 
     Raises:
-        CheckpointError: the folder holds no run, or its configuration is damaged.
+        ValueError: a key of the ``trainer`` section is unknown, or a value is refused.
     """
-    path = Path(run_dir) / CONFIG_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{run_dir} is not the folder of a run: it holds no {CONFIG_FILE}.")
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
-    if not isinstance(config, dict) or not {"env", "algorithm", "trainer"} <= set(config):
-        raise CheckpointError(f"{path} is damaged: it lacks sections of a configuration.")
-    return config
+    first = config if isinstance(config, Mapping) else config[0]
+    settings = {key: value for key, value in first["trainer"].items() if key != "num_threads"}
+    named, primary, validation = tests
+    if progress is not None:
+        settings["progress"] = progress
+    arguments = {
+        "algorithm": algorithm,
+        "run_dir": run_dir,
+        "config": config,
+        "tests": named,
+        "primary": primary,
+        "validation": validation,
+        "reference": named[primary].reference(),
+        "validation_reference": validation.reference(),
+        "env_name": first["env"]["name"],
+        "algorithm_name": first["algorithm"]["name"],
+        "logger_backend": first["logger"]["backend"] if logs else None,
+        "callbacks": [LearningCurve(), *_measuring(first, algorithm), *callbacks],
+    }
+    return call_with("trainer", Trainer, {**settings, **arguments})
+
+
+class LearningCurve(Callback):
+    """Draws ``learning_curve.png`` at the end of a run."""
+
+    def on_train_end(self, trainer: Trainer, summary: Any) -> None:
+        """Draw the curve of each seed."""
+        reference = trainer.validation_reference
+        for run in trainer.runs:
+            tested = [row for row in run.logger.rows if "test_cost" in row]
+            plot_learning_curve(
+                run.folder.learning_curve,
+                [row["update"] for row in tested],
+                [row["test_cost"] for row in tested],
+                errors=[row["test_cost_se"] for row in tested],
+                optimum=reference.optimal_cost,
+                lower_bound=reference.lower_bound,
+                baselines=reference.baselines,
+            )
+
+
+class Gradients(Callback):
+    """Measures the gradients of a trained policy at the end of a run; see :func:`gradients_run`.
+
+    Args:
+        num_batches: gradients per estimator.
+        num_reference: batches behind the reference gradient.
+    """
+
+    def __init__(self, num_batches: int = 40, num_reference: int = 160) -> None:
+        self.sizes = {"num_batches": num_batches, "num_reference": num_reference}
+        for name, size in self.sizes.items():
+            check_int(f"gradients.{name}", size, minimum=2)
+
+    def on_train_end(self, trainer: Trainer, summary: Any) -> None:
+        """Write ``gradients.csv`` and ``gradients.png`` of each seed."""
+        for run in trainer.runs:
+            config, folder = run.checkpoint.config, run.folder.path
+            gradients_run(
+                config, folder, output_dir=folder, progress=trainer.progress, **self.sizes
+            )
+
+
+def _measuring(config: Mapping[str, Any], algorithm: Algorithm) -> list[Callback]:
+    section = config.get("gradients")  # runs of older versions have none
+    if section is None:
+        return []
+    if not isinstance(section, Mapping):
+        raise TypeError(
+            "gradients must be null, or sizes such as {num_batches: 40, num_reference: 160}, "
+            f"got {section!r}."
+        )
+    _differentiable(algorithm, config)
+    return [call_with("gradients", Gradients, section)]
 
 
 def evaluate_run(run_dir: str | Path, *, device: str | None = None) -> dict[str, Any]:
-    """Evaluate the newest checkpoint of a run on its tests; no file is changed.
+    """Evaluate the policy that a run ends with, by its newest checkpoint; no file is changed.
 
     Args:
         run_dir: folder of the run.
@@ -152,17 +202,30 @@ def evaluate_run(run_dir: str | Path, *, device: str | None = None) -> dict[str,
         A summary like that of training.
 
     Raises:
-        CheckpointError: the folder holds no run, or its checkpoint is damaged.
+        RunFolderError: the folder holds no run, or its checkpoint is damaged.
     """
-    config = load_config(run_dir)
+    saved = RunFolder(run_dir).read_config()
+    config = dict(saved)
     if device is not None:
-        config["device"] = config["env"]["device"] = device
-    config["logger"] = {"backend": None}
-    trainer = _build(config, Path(run_dir))
+        config |= {"device": device, "env": {**config["env"], "device": device}}
+    set_threads(config)
+    algorithm = build_algorithm(config)
+    trainer = make_trainer(config, run_dir, algorithm, build_tests(config), logs=False)
     # The tests may run on another device than the training: only that may differ.
-    trainer.checkpoint.config = load_config(run_dir)
+    trainer.runs[0].checkpoint.config = saved
     trainer.restore()
-    return trainer.summary() | _describe(trainer, None)
+    return trainer.summary()
+
+
+def restore_policy(algorithm: Algorithm, config: Mapping[str, Any], run_dir: str | Path) -> None:
+    """Load a run's newest checkpoint, and give the policy the weights that the run ends with.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of another configuration.
+    """
+    run = SeedRun(algorithm, run_dir, config, select=config["trainer"].get("select", "last"))
+    run.restore()
+    run.select()
 
 
 def gradients_run(
@@ -179,7 +242,7 @@ def gradients_run(
 
     Args:
         config: the resolved configuration.
-        run_dir: folder of a run whose newest checkpoint is measured; ``None`` measures the
+        run_dir: folder of a run; the policy that it ends with is measured. ``None`` measures the
             untrained policy.
         output_dir: where ``gradients.csv`` and ``gradients.png`` go; ``None`` writes nothing.
         num_batches: gradients per estimator.
@@ -188,7 +251,7 @@ def gradients_run(
         progress: whether to show a progress bar.
 
     Raises:
-        CheckpointError: the folder holds no run, or its checkpoint is damaged.
+        RunFolderError: the folder holds no run, or its checkpoint is damaged.
         ValueError: a value of the configuration is refused, or its algorithm has no simulator
             gradients.
     """
@@ -196,7 +259,7 @@ def gradients_run(
     set_threads(config)
     algorithm = _differentiable(build_algorithm(config), config)
     if run_dir is not None:
-        Checkpoint(run_dir, algorithm.components(), config=config).load()
+        restore_policy(algorithm, config, run_dir)
     torch.manual_seed(seed)
     algorithm.env.set_seed(seed)
     report = gradient_report(
@@ -214,80 +277,11 @@ def gradients_run(
         ),
     )
     if output_dir is not None:
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_rows(folder / GRADIENT_FILES[0], report.rows)
-        plot_gradients(folder / GRADIENT_FILES[1], report.rows, ceiling=report.ceiling)
+        folder = RunFolder(output_dir)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_rows(folder.gradients, report.rows)
+        plot_gradients(folder.gradients_picture, report.rows, ceiling=report.ceiling)
     return report
-
-
-def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
-    set_threads(config)
-    return make_trainer(config, run_dir, build_algorithm(config), build_goals(config))
-
-
-def build_goals(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a trainer compares policies by: tests and references, the same for all seeds."""
-    tests, headline, quick = build_tests(config["env"])
-    tested = tests[headline]
-    other_starts = (quick.env.batch_size, quick.seed) != (tested.env.batch_size, tested.seed)
-    other_demand = isinstance(quick.env, RecordedInventoryEnv)
-    return {
-        "tests": tests,
-        "headline": headline,
-        "quick_test": quick,
-        "reference": tested.reference(),
-        "quick_reference": quick.reference() if other_starts or other_demand else None,
-    }
-
-
-def make_trainer(
-    config: Mapping[str, Any], run_dir: Path, algorithm: Algorithm, goals: Mapping[str, Any]
-) -> Trainer:
-    """Return the trainer of a configuration.
-
-    Args:
-        config: the resolved configuration.
-        run_dir: folder of the run.
-        algorithm: what it trains.
-        goals: see :func:`build_goals`.
-
-    Raises:
-        ValueError: a key of the ``trainer`` section is unknown, or a value is refused.
-    """
-    settings = {key: value for key, value in config["trainer"].items() if key != "num_threads"}
-    arguments = {
-        "algorithm": algorithm,
-        "run_dir": run_dir,
-        "config": config,
-        **goals,
-        "env_name": config["env"]["name"],
-        "algorithm_name": config["algorithm"]["name"],
-        "seed": config["seed"],
-        "logger_backend": config["logger"]["backend"],
-    }
-    return call_with("trainer", Trainer, {**settings, **arguments})
-
-
-def gradient_sizes(config: Mapping[str, Any], algorithm: Algorithm) -> dict[str, int] | None:
-    """Return the checked ``gradients`` section of a configuration."""
-    section = config.get("gradients")  # runs of older versions have none
-    if section is None:
-        return None
-    if not isinstance(section, Mapping):
-        raise TypeError(
-            "gradients must be null, or sizes such as {num_batches: 40, num_reference: 160}, "
-            f"got {section!r}."
-        )
-    _differentiable(algorithm, config)
-    return call_with("gradients", _checked_sizes, section)
-
-
-def _checked_sizes(num_batches: int = 40, num_reference: int = 160) -> dict[str, int]:
-    sizes = {"num_batches": num_batches, "num_reference": num_reference}
-    for name, size in sizes.items():
-        check_int(f"gradients.{name}", size, minimum=2)
-    return sizes
 
 
 def _differentiable(algorithm: Algorithm, config: Mapping[str, Any]) -> HPO:
@@ -297,24 +291,3 @@ def _differentiable(algorithm: Algorithm, config: Mapping[str, Any]) -> HPO:
             f"got {config['algorithm']['name']!r}."
         )
     return algorithm
-
-
-def _describe(trainer: Trainer, run_dir: Path | None) -> dict[str, Any]:
-    env, policy = trainer.tests[trainer.headline].env, trainer.algorithm.policy
-    if not trainer.algorithm.learns or not hasattr(env, "describe"):
-        return {}  # a rule says what it does
-    env.set_seed(trainer.tests[trainer.headline].seed)
-    return env.describe(policy, trainer.tests, trainer.reference, run_dir)
-
-
-def check_new(run_dir: Path) -> None:
-    """Raise a ``FileExistsError`` if a folder holds a run, or is none."""
-    if run_dir.exists() and not run_dir.is_dir():
-        raise FileExistsError(f"output_dir={str(run_dir)!r} is a file; name a folder.")
-    names = (CONFIG_FILE, SUMMARY_FILE, SEEDS_FILE, "checkpoints")
-    found = [name for name in names if (run_dir / name).exists()]
-    if found:
-        raise FileExistsError(
-            f"output_dir={str(run_dir)!r} already holds a run ({', '.join(found)}). Go on with it "
-            f"by resume={run_dir}, or choose another output_dir; nothing was changed."
-        )

@@ -10,11 +10,12 @@ from torchrl.checkpoint import Checkpoint as TorchRLCheckpoint
 from torchrl.checkpoint import CheckpointRotation, GlobalRNGState
 
 from hpo_torchrl.core.checks import check_int, first_line
+from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
 
 _SUFFIX = ".torchrl"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunFolderError):
     """A checkpoint is missing, damaged, or belongs to another configuration."""
 
 
@@ -23,7 +24,7 @@ class Checkpoint:
 
     Each is one archive of tensors and JSON, written beside its place and moved there in one
     step, so that a killed run leaves whole checkpoints only. Loading executes no pickled code.
-    Held are all components, the global random-number generators and the trainer's counters.
+    It keeps all components, the global random-number generators and the trainer's counters.
 
     Args:
         run_dir: folder of the run.
@@ -50,7 +51,7 @@ class Checkpoint:
         keep: int = 2,
     ) -> None:
         check_int("keep", keep, minimum=1)
-        self.directory = Path(run_dir) / "checkpoints"
+        self.directory = RunFolder(run_dir).checkpoints
         self.config = dict(config)
         self._checkpoint = TorchRLCheckpoint(format="archive")
         for name, component in components.items():
