@@ -108,7 +108,8 @@ def run_state(folder: Path, settings: Mapping[str, Any]) -> str:
         if found := files.found:
             raise ValueError(
                 f"{folder} holds {' and '.join(found)} without {files.config.name}, so "
-                "the run cannot be identified. Move it away, or give this sweep another folder by sweep_dir=DIR."
+                "the run cannot be identified. Move it away, or give this sweep another folder by "
+                "sweep_dir=DIR."
             )
         return NEW
     changed = differences(_compared(files.read_config()), _compared(settings))

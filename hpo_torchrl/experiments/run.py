@@ -217,14 +217,26 @@ def evaluate_run(run_dir: str | Path, *, device: str | None = None) -> dict[str,
     return trainer.summary()
 
 
-def restore_policy(algorithm: Algorithm, config: Mapping[str, Any], run_dir: str | Path) -> None:
+def restore_policy(
+    algorithm: Algorithm,
+    config: Mapping[str, Any],
+    run_dir: str | Path,
+    *,
+    only_policy: bool = False,
+) -> None:
     """Load a run's newest checkpoint, and give the policy the weights that the run ends with.
+
+    Args:
+        algorithm: the algorithm that the configuration describes.
+        config: the configuration of the run.
+        run_dir: folder of the run.
+        only_policy: leave all else as it is: optimizer, running instances, random numbers.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another configuration.
     """
     run = SeedRun(algorithm, run_dir, config, select=config["trainer"].get("select", "last"))
-    run.restore()
+    run.checkpoint.load(components=("policy", "selection") if only_policy else None)
     run.select()
 
 

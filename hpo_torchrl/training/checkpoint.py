@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Checkpoint:
         check_int("keep", keep, minimum=1)
         self.directory = RunFolder(run_dir).checkpoints
         self.config = dict(config)
+        self._names = set(components)
         self._checkpoint = TorchRLCheckpoint(format="archive")
         for name, component in components.items():
             self._checkpoint.register(name, component)
@@ -70,11 +71,14 @@ class Checkpoint:
         metadata = {"config": self.config, "counters": dict(counters)}
         return self._rotation.save(self._checkpoint, step=update, metadata=metadata)
 
-    def load(self, update: int | None = None) -> tuple[int, dict[str, Any]]:
+    def load(
+        self, update: int | None = None, components: Collection[str] | None = None
+    ) -> tuple[int, dict[str, Any]]:
         """Restore the newest checkpoint, or that of an update.
 
         Args:
             update: number of updates after which it was written.
+            components: names of what is to be restored, of those there are; all by default.
 
         Returns:
             The number of updates done and the trainer's counters.
@@ -90,7 +94,8 @@ class Checkpoint:
             raise self._damaged(path, error) from error
         self._check_config(path, metadata["config"])
         try:
-            self._checkpoint.load(path)
+            names = None if components is None else [n for n in components if n in self._names]
+            self._checkpoint.load(path, components=names)
         except Exception as error:
             raise self._damaged(path, error) from error
         return _step(path), metadata["counters"]

@@ -50,17 +50,6 @@ class SeedRun:
         self.checkpoint = Checkpoint(folder, components, config=config)
         self.logger = RunLogger(folder, logger_backend)
 
-    def restore(self, update: int | None = None) -> tuple[int, dict[str, Any]]:
-        """Load the newest checkpoint, or that of an update, and change no file.
-
-        Returns:
-            The number of updates done and the trainer's counters.
-
-        Raises:
-            CheckpointError: see :meth:`Checkpoint.load`.
-        """
-        return self.checkpoint.load(update)
-
     def select(self) -> None:
         """Give the policy the weights that the run ends with."""
         self.selection.apply(self.policy)
@@ -171,7 +160,7 @@ class Trainer:
         update = min(newest) if update is None else update
         for run in self.runs:
             try:
-                self.update, counters = run.restore(update)
+                self.update, counters = run.checkpoint.load(update)
             except CheckpointError as error:
                 if len(set(newest)) == 1:
                     raise

@@ -1,0 +1,359 @@
+"""The front door: train, load a run, and use its policy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchrl.envs import EnvBase
+
+from hpo_torchrl.core.checks import did_you_mean
+from hpo_torchrl.envs.spaces import Spaces
+from hpo_torchrl.experiments.build import build_algorithm, build_tests
+from hpo_torchrl.experiments.policy import TrainedPolicy
+from hpo_torchrl.experiments.run import Tests, make_trainer, restore_policy, start
+from hpo_torchrl.experiments.threads import set_threads
+from hpo_torchrl.training import Callback, Evaluation, RunFolder
+
+_SECTIONS = ("env", "collect", "policy", "critic", "algorithm", "evaluation", "trainer", "logger")
+
+
+def train(
+    env: Any,
+    algorithm: str = "hpo",
+    *,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    num_updates: int | None = None,
+    tests: Evaluation | Mapping[str, Evaluation] | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    allow: Sequence[str] = (),
+    **settings: Any,
+) -> Run:
+    """Train a policy, and leave the folder of a run.
+
+    Args:
+        env: an environment object, on which the policy is trained; the class of one, which is
+            built with ``env={...}``; or the name of a configured one, as in ``env=`` on the command
+            line (a list of overrides is taken as well: ``["env=inventory", "env.num_items=3"]``).
+        algorithm: name of the algorithm.
+        folder: where the run goes; by default a new folder under ``runs/``, which is printed.
+        seed: seed of the initial weights, the sampled actions, and an environment that is built.
+        num_updates: number of updates; as configured by default.
+        tests: what the policy is tested on, one evaluation or several by name; the first is the
+            primary one, and is used during training too. By default as configured, and for an
+            environment object a copy of it over 300 steps (an episode, if it has an end).
+        callbacks: what else happens; see :class:`~hpo_torchrl.training.Callback`.
+        resume: go on with the run in ``folder``.
+        allow: modules outside this package whose classes may be built when a run is resumed.
+        settings: what is configured otherwise: by its own name (``learning_rate=1e-3``) where only
+            one section has it, by section (``trainer={"eval_every": 5}``), or dotted
+            (``**{"policy.hidden": [8]}``).
+
+    Returns:
+        The run, with its policy and its figures.
+
+    Raises:
+        FileExistsError: the folder holds a run already.
+        ValueError: a setting is unknown or refused; the message names it.
+        TypeError: a setting is not a plain value, or has the wrong type.
+        NonFiniteError: training met NaN or infinity.
+
+    Examples:
+        >>> import tempfile
+        >>> from hpo_torchrl import train
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> env = InventoryEnv(batch_size=8, initial_state="random", seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = train(env, folder=folder, num_updates=2, progress=False)
+        ...     action, _ = run.policy.predict([2.0, 0.0])
+        >>> action["discrete"].shape, action["continuous"].shape
+        ((), (1,))
+    """
+    given = _flat(settings)
+    if num_updates is not None:
+        given["trainer.num_updates"] = num_updates
+    built = None if isinstance(env, (str, list, tuple)) else env
+    arguments = {}
+    if isinstance(built, type):
+        arguments = {key[4:]: given.pop(key) for key in [*given] if key.startswith("env.")}
+        built = built(**{"batch_size": 128, "seed": seed, **arguments})
+    if built is not None and not isinstance(built, EnvBase):
+        raise TypeError(
+            "env must be an environment (a DifferentiableEnv, or any EnvBase whose step keeps the "
+            f"graph), the class of one, or a name such as 'inventory'; got {env!r}."
+        )
+    chosen = [*_overrides(env), f"algorithm={algorithm}", f"seed={seed}"]
+    config = _configured(chosen, given)
+    if built is not None:
+        config["env"] = {"name": type(built).__name__, **_SPACES, **Spaces.of(built)}
+    name = f"{config['env']['name']}-{algorithm}-seed{seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    files = RunFolder(folder or Path("runs") / name)
+    if not resume:
+        files.check_new()
+    if folder is None and config["trainer"].get("progress", True):
+        print(f"{'folder':<17}{files.path}", flush=True)
+    with _threads(config):
+        learner = build_algorithm(config, env=built)
+        known = _tests(config, built, tests)
+        trainer = make_trainer(config, files.path, learner, known, callbacks=callbacks)
+        start(trainer, resume=resume)
+    return Run(files.path, allow=allow, env=built, tests=tests)
+
+
+def load_run(
+    folder: str | Path,
+    *,
+    allow: Sequence[str] = (),
+    env: EnvBase | None = None,
+    tests: Evaluation | Mapping[str, Evaluation] | None = None,
+) -> Run:
+    """Return the run of a folder.
+
+    Args:
+        folder: its folder.
+        allow: modules outside this package whose classes may be built.
+        env: the environment, if the run was trained on an environment object.
+        tests: what it is tested on, if that was given to :func:`train`.
+
+    Raises:
+        RunFolderError: the folder holds no run.
+    """
+    run = Run(folder, allow=allow, env=env, tests=tests)
+    _ = run.config
+    return run
+
+
+def load_policy(
+    folder: str | Path,
+    *,
+    allow: Sequence[str] = (),
+    env: EnvBase | None = None,
+) -> TrainedPolicy:
+    """Return the policy that a run ends with: of its newest checkpoint, or the one selected.
+
+    Args:
+        folder: folder of the run.
+        allow: modules outside this package whose classes may be built.
+        env: the environment, if the run was trained on an environment object and the policy is to
+            act on states.
+
+    Raises:
+        RunFolderError: the folder holds no run, or its checkpoint is damaged.
+    """
+    config = RunFolder(folder).read_config()
+    check_allowed(config, allow)
+    with torch.random.fork_rng():  # initial weights are drawn, and then replaced
+        algorithm = build_algorithm(config, env=_environment(config, env))
+    restore_policy(algorithm, config, folder, only_policy=True)
+    return TrainedPolicy(algorithm.policy, algorithm.env)
+
+
+class Run:
+    """A run in its folder: the policy, the figures, and the means to test it again.
+
+    Args:
+        folder: the folder.
+        allow: modules outside this package whose classes may be built.
+        env: the environment, if the run was trained on an environment object.
+        tests: what it is tested on, if that was given to :func:`train`.
+
+    Attributes:
+        folder: the folder.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        allow: Sequence[str] = (),
+        env: EnvBase | None = None,
+        tests: Evaluation | Mapping[str, Evaluation] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self._files, self._allow, self._env, self._tests = RunFolder(folder), allow, env, tests
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration."""
+        return self._files.read_config()
+
+    @cached_property
+    def policy(self) -> TrainedPolicy:
+        """The policy that the run ends with."""
+        return load_policy(self.folder, allow=self._allow, env=self._env)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of ``summary.json``."""
+        return self._files.read_summary()
+
+    @property
+    def gap(self) -> float | None:
+        """Test cost / optimal cost - 1; ``None`` where no optimum is known."""
+        return self.summary.get("gap")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.csv``; ``pandas.DataFrame(run.metrics)`` makes a table of them."""
+        return self._files.read_metrics()
+
+    def evaluate(self) -> dict[str, Any]:
+        """Test the policy again, and return a summary like that of training; change no file."""
+        config = self.config
+        check_allowed(config, self._allow)
+        with _threads(config), torch.random.fork_rng():
+            env = _environment(config, self._env)
+            learner = build_algorithm(config, env=copy.deepcopy(env))
+            tests = _tests(config, env, self._tests)
+            trainer = make_trainer(config, self.folder, learner, tests, progress=False, logs=False)
+            trainer.restore()
+            return trainer.summary()
+
+    def __repr__(self) -> str:
+        names = f"{self.config['env']['name']}, {self.config['algorithm']['name']}"
+        if not self._files.summary.exists():
+            return f"Run({str(self.folder)!r}: {names}, not finished)"
+        cost = self.summary["test_cost"]
+        shown = f"test cost {cost:.4f}"
+        if "test_reward" in self.summary:
+            shown = f"test reward {-cost:.4f}"
+        gap = "" if self.gap is None else f", gap {self.gap:+.2%}"
+        return f"Run({str(self.folder)!r}: {names}, {shown}{gap})"
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+_SPACES = {"_target_": "hpo_torchrl.envs.spaces.Spaces"}
+
+
+def _overrides(env: Any) -> list[str]:
+    if isinstance(env, str):
+        return [env if "=" in env else f"env={env}"]
+    return [str(text) for text in env] if isinstance(env, (list, tuple)) else []
+
+
+def _flat(settings: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Return settings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value and (at or key.split(".")[0] in _SECTIONS):
+            found |= _flat(value, f"{at}{key}.")
+        else:
+            found[f"{at}{key}"] = value
+    return found
+
+
+def _configured(chosen: list[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Compose a configuration, with settings under their full names."""
+    from hpo_torchrl.experiments.cli import compose_config
+
+    config = compose_config(chosen)
+    named = {key if "." in key else _full(key, config): value for key, value in given.items()}
+    return compose_config([*chosen, *(f"{key}={_word(key, v)}" for key, v in named.items())])
+
+
+def _full(key: str, config: Mapping[str, Any]) -> str:
+    """Return the full name of a setting that is given by its own name alone."""
+    if key in config:
+        return key
+    sections = {name: config[name] for name in _SECTIONS if isinstance(config.get(name), dict)}
+    found = [f"{name}.{key}" for name, section in sections.items() if key in section]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"{key} is a setting of several sections; name one: {', '.join(found)}, as in "
+            f"train(..., **{{{found[0]!r}: ...}})."
+        )
+    known = [name for section in sections.values() for name in section]
+    raise ValueError(
+        f"Unknown setting {key!r}.{did_you_mean(key, known)} Sections and their settings stand in "
+        "configs/; hpo-train --cfg job prints them all."
+    )
+
+
+def _word(key: str, value: Any) -> str:
+    """Write a plain value as on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float, np.number)):
+        return repr(value.item() if isinstance(value, np.number) else value)
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, (str, Path)):
+        escaped = str(value).replace("'", "\\'")
+        return str(value) if str(value).replace("_", "").isalnum() else f"'{escaped}'"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(_word(key, entry) for entry in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{name}:{_word(key, entry)}' for name, entry in value.items())}}}"
+    raise TypeError(
+        f"{key} must be a plain value (number, text, list or mapping), got {type(value).__name__}; "
+        "an environment with other arguments is given as an object: train(MyEnv(...))."
+    )
+
+
+def check_allowed(config: Mapping[str, Any], allow: Sequence[str], at: str = "") -> None:
+    """Raise a ``ValueError`` if a configuration names a class outside this package.
+
+    Args:
+        config: the configuration of a run.
+        allow: modules whose classes may be built, with all below them.
+        at: where this part of the configuration stands.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check_allowed(value, allow, f"{at}{key}.")
+        elif key == "_target_":
+            rooms = ("hpo_torchrl", *allow)
+            if not any(str(value).startswith(f"{room}.") for room in rooms):
+                raise ValueError(
+                    f"{at}{key} of this run is {value}, a class outside hpo_torchrl, which would "
+                    f"be imported and run. If you trust it, say allow=[{value.split('.')[0]!r}]."
+                )
+
+
+def _environment(config: Mapping[str, Any], env: EnvBase | None) -> EnvBase | None:
+    """Return the environment of an object's run: the one given, or its spaces."""
+    section = dict(config["env"])
+    if env is not None or section.get("_target_") != _SPACES["_target_"]:
+        return env
+    for key in ("name", "_target_"):
+        section.pop(key)
+    return Spaces(**section, batch_size=1, seed=0)
+
+
+def _tests(
+    config: Mapping[str, Any],
+    env: EnvBase | None,
+    tests: Evaluation | Mapping[str, Evaluation] | None,
+) -> Tests:
+    """Return the tests by name, the primary one's name, and that of use during training."""
+    if tests is None and env is None:
+        return build_tests(config)
+    if tests is None:
+        steps = getattr(env, "horizon", None) or 300
+        tests = Evaluation(copy.deepcopy(env), num_steps=steps, seed=20260514)
+    named = {"test": tests} if isinstance(tests, Evaluation) else dict(tests)
+    primary = next(iter(named))
+    return named, primary, named[primary]
+
+
+@contextmanager
+def _threads(config: Mapping[str, Any]) -> Any:
+    """Compute with as many threads as configured, and leave torch as it was."""
+    before = torch.get_num_threads()
+    try:
+        set_threads(config)
+        yield
+    finally:
+        torch.set_num_threads(before)
