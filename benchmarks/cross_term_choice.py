@@ -50,7 +50,7 @@ def updates_to_gap(name: str, choice: bool | str, seed: int, target: float) -> d
     settings = [*problem(name), f"seed={seed}", f"algorithm.cross_term={choice}".lower()]
     config = compose_config(settings)
     algorithm = build_algorithm(config)
-    quick = build_tests(config)[2]
+    quick = build_tests(config["env"])[2]
     best = INVENTORY.get(name) or reference_cost(quick.env, seed=quick.seed).optimal_cost
     start, total, row, near = time.perf_counter(), config["trainer"]["num_updates"], 0, False
     for update in range(total):

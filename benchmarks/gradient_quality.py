@@ -39,7 +39,7 @@ def measure_gaps(given: argparse.Namespace) -> list[dict]:
     for seed in range(given.seeds):
         config = compose_config([*given.settings, f"seed={seed}"])
         algorithm = build_algorithm(config)
-        tests, headline, quick = build_tests(config)
+        tests, headline, quick = build_tests(config["env"])
         optimum = reference_cost(tests[headline].env).optimal_cost
         total, visited = config["trainer"]["num_updates"], set()
         for update in range(given.updates):

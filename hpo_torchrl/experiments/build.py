@@ -66,16 +66,14 @@ def build_env(config: Mapping[str, Any], **changes: Any) -> DifferentiableEnv:
     return call_with("env", factory, arguments)
 
 
-def build_algorithm(config: Mapping[str, Any], seeds: Any = None, *, env: Any = None) -> Algorithm:
+def build_algorithm(config: Mapping[str, Any]) -> Algorithm:
     """Build environment, policy, critic and algorithm; the seed decides all initial weights.
 
     Args:
         config: the whole configuration.
-        seeds: the seeds to train as one computation; ``None`` trains that of the configuration.
-        env: the environment, if it is not built from the configuration.
     """
     torch.manual_seed(check_int("seed", config["seed"], minimum=0))
-    env = build_env(config["env"]) if env is None else env
+    env = build_env(config["env"])
     _check_keys("policy", config["policy"], accepted(HybridNetwork))
     policy = HybridPolicy.for_env(env, **config["policy"])
     critic = call_with("critic", make_value_network, {"env": env, **config["critic"]})
@@ -90,12 +88,11 @@ def build_tests(config: Mapping[str, Any]) -> tuple[dict[str, Evaluation], str, 
     """Build the evaluations of a configuration.
 
     Args:
-        config: the whole configuration.
+        config: the ``env`` section.
 
     Returns:
-        The tests by name, the name of the primary test, and the validation for use in training.
+        The tests by name, the name of the headline test, and the quick test for use in training.
     """
-    config = config["env"]
     settings = config["evaluation"]
     names = settings["tests"]
     check_choice("env.evaluation.headline", settings["headline"], names)

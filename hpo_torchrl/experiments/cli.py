@@ -31,13 +31,14 @@ from hpo_torchrl.experiments.run import (
     NOT_SETTINGS,
     evaluate_run,
     gradients_run,
+    load_config,
     run_settings,
     train_run,
 )
-from hpo_torchrl.experiments.seeds import train_seeds
+from hpo_torchrl.experiments.seeds import load_seeds, seed_folder, train_seeds
 from hpo_torchrl.experiments.sweep import SweepRefused, shows_bars
 from hpo_torchrl.reporting import format_gradients, format_seeds, format_summary
-from hpo_torchrl.training import CheckpointError, RunFolder
+from hpo_torchrl.training import CheckpointError
 
 _PACKAGE = Path(__file__).parents[1]
 # The wheel carries the configs inside the package; a checkout has them beside it.
@@ -134,7 +135,7 @@ def _gradients(given: argparse.Namespace) -> None:
                 "settings alone for an untrained policy."
             )
         run_dir = Path(folders[0])
-        config = RunFolder(run_dir).read_config()
+        config = load_config(run_dir)
     else:
         for text in given.what:
             if text.lstrip("+~").split("=", 1)[0] in NOT_SETTINGS:
@@ -177,8 +178,7 @@ def _resume(settings: dict[str, Any], overrides: list[str]) -> str:
         )
     folder = Path(str(settings["resume"]))
     print(f"{'folder':<17}{folder}", flush=True)
-    files = RunFolder(folder)
-    seeds = files.read_seeds()
+    seeds = load_seeds(folder)
     given = any(text.split("=", 1)[0].lstrip("+~") == "num_seeds" for text in overrides)
     found = 1 if seeds is None else len(seeds)
     if given and settings["num_seeds"] != found:
@@ -186,7 +186,7 @@ def _resume(settings: dict[str, Any], overrides: list[str]) -> str:
             f"resume goes on with the {found} seed{'s' * (found > 1)} of {folder}, got num_seeds="
             f"{settings['num_seeds']}; leave it out."
         )
-    saved = (files if seeds is None else files.of_seed(seeds[0])).read_config()
+    saved = load_config(folder if seeds is None else seed_folder(folder, seeds[0]))
     _check_same(saved, settings, overrides)
     if seeds is None:
         return format_summary(train_run(saved, folder, resume=True))

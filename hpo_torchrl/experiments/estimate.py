@@ -60,7 +60,7 @@ def measure_speed(settings: Mapping[str, Any]) -> Speed:
     """
     set_threads(settings)
     algorithm = build_algorithm(settings)
-    tests, _, quick = build_tests(settings)
+    tests, _, quick = build_tests(settings["env"])
     update = quick_test = 0.0
     if algorithm.learns:
         algorithm.anneal(0.0)

@@ -15,13 +15,17 @@ from torchrl.checkpoint import CheckpointRotation
 
 from hpo_torchrl.core.checks import first_line
 from hpo_torchrl.experiments.run import (
+    CONFIG_FILE,
+    GRADIENT_FILES,
     NOT_SETTINGS,
+    SUMMARY_FILE,
+    load_config,
     run_settings,
     train_run,
 )
-from hpo_torchrl.training import RunFolder
 from hpo_torchrl.training.checkpoint import differences
 
+FAILURE_FILE = "failed.txt"
 DONE, UNFINISHED, NEW, FAILED = "done already", "unfinished", "new", "failed"
 # Overrides that do not name a run: where it goes, what is shown, what is measured afterwards.
 _NOT_IN_NAMES = {*NOT_SETTINGS, "experiment", "gradients", "trainer.progress"}
@@ -103,16 +107,15 @@ def run_state(folder: Path, settings: Mapping[str, Any]) -> str:
         ValueError: the folder holds a run of another configuration, or an incomplete one.
         CheckpointError: its configuration is damaged.
     """
-    files = RunFolder(folder)
-    if not files.config.exists():
-        if found := files.found:
+    if not (folder / CONFIG_FILE).exists():
+        found = [name for name in (SUMMARY_FILE, "checkpoints") if (folder / name).exists()]
+        if found:
             raise ValueError(
-                f"{folder} holds {' and '.join(found)} without {files.config.name}, so "
-                "the run cannot be identified. Move it away, or give this sweep another folder by "
-                "sweep_dir=DIR."
+                f"{folder} holds {' and '.join(found)} without {CONFIG_FILE}, so nobody knows of "
+                "which run. Move it away, or give this sweep another folder by sweep_dir=DIR."
             )
         return NEW
-    changed = differences(_compared(files.read_config()), _compared(settings))
+    changed = differences(_compared(load_config(folder)), _compared(settings))
     if changed:
         raise ValueError(
             f"{folder} holds a run of another configuration: {'; '.join(changed)}. Give this "
@@ -120,16 +123,16 @@ def run_state(folder: Path, settings: Mapping[str, Any]) -> str:
         )
     usable = updates_done(folder) is not None
     measured = settings.get("gradients") is None or all(
-        path.exists() for path in (files.gradients, files.gradients_picture)
+        (folder / name).exists() for name in GRADIENT_FILES
     )
-    if files.summary.exists() and (measured or not usable):
+    if (folder / SUMMARY_FILE).exists() and (measured or not usable):
         return DONE
     return UNFINISHED if usable else NEW
 
 
 def updates_done(folder: Path) -> int | None:
     """Return the updates of the newest checkpoint that can be read, or ``None``."""
-    newest = CheckpointRotation(RunFolder(folder).checkpoints, keep_last=1).latest()
+    newest = CheckpointRotation(folder / "checkpoints", keep_last=1).latest()
     return None if newest is None else int(newest.stem.rpartition("-")[2])
 
 
@@ -147,17 +150,16 @@ def train_job(job: Job, *, progress: bool) -> Outcome:
     state = run_state(job.folder, job.settings)
     if state == DONE:
         return Outcome(DONE, job.folder, "")
-    files = RunFolder(job.folder)
-    failure = files.failure
+    failure = job.folder / FAILURE_FILE
     failure.unlink(missing_ok=True)
     try:
         if state == UNFINISHED:
-            saved = files.read_config()
+            saved = load_config(job.folder)
             summary = train_run(saved, job.folder, resume=True, progress=progress)
         else:
             # Stopped before its first checkpoint, a run leaves nothing to keep.
-            files.config.unlink(missing_ok=True)
-            shutil.rmtree(files.checkpoints, ignore_errors=True)
+            (job.folder / CONFIG_FILE).unlink(missing_ok=True)
+            shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
             summary = train_run(job.settings, job.folder, progress=progress)
     except Exception as error:
         if isinstance(error.__context__, KeyboardInterrupt):

@@ -21,6 +21,7 @@ from hpo_torchrl.experiments.estimate import Pending, describe_cost
 from hpo_torchrl.experiments.jobs import (
     DONE,
     FAILED,
+    FAILURE_FILE,
     NEW,
     UNFINISHED,
     Job,
@@ -28,7 +29,7 @@ from hpo_torchrl.experiments.jobs import (
     run_state,
     updates_done,
 )
-from hpo_torchrl.training import RunFolder
+from hpo_torchrl.experiments.run import SUMMARY_FILE
 
 
 class SweepRefused(BaseException):
@@ -66,7 +67,7 @@ class SweepCallback(Callback):
         if not self.labels or job_return.status != JobStatus.COMPLETED:
             return
         status, folder, words = job_return.return_value
-        done = sum(RunFolder(other).summary.exists() for other in self.labels)
+        done = sum((other / SUMMARY_FILE).exists() for other in self.labels)
         count = status if status in (DONE, FAILED) else f"{done} of {len(self.labels)} done"
         label = self.labels.get(folder, str(folder))
         tqdm.write(f"{count:<17}{label}   {shorten(words, 100)}".rstrip())
@@ -78,7 +79,7 @@ class SweepCallback(Callback):
         """Close the bar; list failures and exit with code 1 if there are any."""
         if self.bar is not None:
             self.bar.close()
-        records = [RunFolder(folder).failure for folder in self.labels]
+        records = [folder / FAILURE_FILE for folder in self.labels]
         failures = [record for record in records if record.exists()]
         if failures:
             print(f"hpo-train: {len(failures)} of {len(records)} runs failed:", file=sys.stderr)
