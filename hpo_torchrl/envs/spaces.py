@@ -56,6 +56,7 @@ class Spaces(DifferentiableEnv):
     @staticmethod
     def of(env: EnvBase) -> dict[str, Any]:
         """Return the arguments, as plain values, that describe an environment."""
+        inner = getattr(env, "original", getattr(env, "base_env", env))
         observation = env.observation_spec["observation"]
         actions = env.full_action_spec
         discrete, continuous = actions["action", "discrete"], actions["action", "continuous"]
@@ -63,7 +64,7 @@ class Spaces(DifferentiableEnv):
         scale, bounds = (getattr(env, key, None) for key in ("action_scale", "branch_bounds"))
         ends = getattr(env, "continuous_bounds", None) or (None, None)
         return {
-            "original": type(env).__name__,
+            "original": type(inner).__name__,
             "num_discrete": int(discrete.space.n),
             "num_heads": int(heads[0]) if heads else None,
             "continuous_dim": continuous.shape[-1],
@@ -89,19 +90,27 @@ class Spaces(DifferentiableEnv):
         )
 
     def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
-        """Raise an error: there are no equations."""
+        """Raise a ``NotImplementedError``: there are no equations."""
         raise self._missing()
 
     def observe(self, state: State) -> Tensor:
-        """Raise an error: there are no equations."""
-        raise self._missing()
+        """Return zeros."""
+        return (
+            state["step"].new_zeros(self.observation_spec["observation"].shape).to(self.float_dtype)
+        )
+
+    def allowed(self, state: State) -> Tensor | None:
+        """Allow everything."""
+        if not self.masked:
+            return None
+        return state["step"].new_ones(self.observation_spec[ACTION_MASK].shape).bool()
 
     def initial_state(self) -> dict[str, Tensor]:
-        """Raise an error: there are no equations."""
-        raise self._missing()
+        """Return a state without entries."""
+        return {}
 
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
-        """Raise an error: there are no equations."""
+        """Raise a ``NotImplementedError``: there are no equations."""
         raise self._missing()
 
 

@@ -17,12 +17,16 @@ from torchrl.envs import EnvBase
 from hpo_torchrl.core.checks import did_you_mean
 from hpo_torchrl.envs.spaces import Spaces
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
+from hpo_torchrl.experiments.config import NOT_SETTINGS, compose_config, load_config
 from hpo_torchrl.experiments.policy import TrainedPolicy
 from hpo_torchrl.experiments.run import Tests, make_trainer, restore_policy, start
 from hpo_torchrl.experiments.threads import set_threads
 from hpo_torchrl.training import Callback, Evaluation, RunFolder
 
+Tested = Evaluation | Mapping[str, Evaluation] | None
+
 _SECTIONS = ("env", "collect", "policy", "critic", "algorithm", "evaluation", "trainer", "logger")
+_STEPS = 300  # of a test on an environment object whose episodes do not end
 
 
 def train(
@@ -32,7 +36,7 @@ def train(
     folder: str | Path | None = None,
     seed: int = 0,
     num_updates: int | None = None,
-    tests: Evaluation | Mapping[str, Evaluation] | None = None,
+    tests: Tested = None,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     allow: Sequence[str] = (),
@@ -81,31 +85,31 @@ def train(
     given = _flat(settings)
     if num_updates is not None:
         given["trainer.num_updates"] = num_updates
-    built = None if isinstance(env, (str, list, tuple)) else env
-    arguments = {}
-    if isinstance(built, type):
-        arguments = {key[4:]: given.pop(key) for key in [*given] if key.startswith("env.")}
-        built = built(**{"batch_size": 128, "seed": seed, **arguments})
-    if built is not None and not isinstance(built, EnvBase):
-        raise TypeError(
-            "env must be an environment (a DifferentiableEnv, or any EnvBase whose step keeps the "
-            f"graph), the class of one, or a name such as 'inventory'; got {env!r}."
-        )
-    chosen = [*_overrides(env), f"algorithm={algorithm}", f"seed={seed}"]
+    chosen = [f"algorithm={algorithm}", f"seed={seed}"]
+    built: EnvBase | None = None
+    if isinstance(env, (str, list, tuple)):
+        named = [env] if isinstance(env, str) else env
+        chosen += [text if "=" in text else f"env={text}" for text in named]
+    elif isinstance(env, type) and issubclass(env, EnvBase) and _importable(env):
+        chosen.append(f"env._target_={env.__module__}.{env.__qualname__}")
+        allow = [*allow, env.__module__]
+    else:
+        built = _object(env, seed, given)
+        spaces = Spaces.of(built)
+        spaces["name"] = spaces["original"]
+        chosen.append(f"env._target_={Spaces.__module__}.Spaces")
+        chosen += [f"env.{key}={_word(key, value)}" for key, value in spaces.items()]
     config = _configured(chosen, given)
-    if built is not None:
-        config["env"] = {"name": type(built).__name__, **_SPACES, **Spaces.of(built)}
     name = f"{config['env']['name']}-{algorithm}-seed{seed}-{datetime.now():%Y%m%d-%H%M%S}"
     files = RunFolder(folder or Path("runs") / name)
     if not resume:
         files.check_new()
-    if folder is None and config["trainer"].get("progress", True):
+    if folder is None and config["trainer"]["progress"]:
         print(f"{'folder':<17}{files.path}", flush=True)
     with _threads(config):
         learner = build_algorithm(config, env=built)
         known = _tests(config, built, tests)
-        trainer = make_trainer(config, files.path, learner, known, callbacks=callbacks)
-        start(trainer, resume=resume)
+        start(make_trainer(config, files.path, learner, known, callbacks=callbacks), resume=resume)
     return Run(files.path, allow=allow, env=built, tests=tests)
 
 
@@ -114,7 +118,7 @@ def load_run(
     *,
     allow: Sequence[str] = (),
     env: EnvBase | None = None,
-    tests: Evaluation | Mapping[str, Evaluation] | None = None,
+    tests: Tested = None,
 ) -> Run:
     """Return the run of a folder.
 
@@ -149,10 +153,9 @@ def load_policy(
     Raises:
         RunFolderError: the folder holds no run, or its checkpoint is damaged.
     """
-    config = RunFolder(folder).read_config()
-    check_allowed(config, allow)
+    config = load_config(folder, allow)
     with torch.random.fork_rng():  # initial weights are drawn, and then replaced
-        algorithm = build_algorithm(config, env=_environment(config, env))
+        algorithm = build_algorithm(config, env=env)
     restore_policy(algorithm, config, folder, only_policy=True)
     return TrainedPolicy(algorithm.policy, algorithm.env)
 
@@ -176,7 +179,7 @@ class Run:
         *,
         allow: Sequence[str] = (),
         env: EnvBase | None = None,
-        tests: Evaluation | Mapping[str, Evaluation] | None = None,
+        tests: Tested = None,
     ) -> None:
         self.folder = Path(folder)
         self._files, self._allow, self._env, self._tests = RunFolder(folder), allow, env, tests
@@ -184,7 +187,7 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration."""
-        return self._files.read_config()
+        return load_config(self.folder, self._allow)
 
     @cached_property
     def policy(self) -> TrainedPolicy:
@@ -209,11 +212,9 @@ class Run:
     def evaluate(self) -> dict[str, Any]:
         """Test the policy again, and return a summary like that of training; change no file."""
         config = self.config
-        check_allowed(config, self._allow)
         with _threads(config), torch.random.fork_rng():
-            env = _environment(config, self._env)
-            learner = build_algorithm(config, env=copy.deepcopy(env))
-            tests = _tests(config, env, self._tests)
+            learner = build_algorithm(config, env=copy.deepcopy(self._env))
+            tests = _tests(config, self._env, self._tests)
             trainer = make_trainer(config, self.folder, learner, tests, progress=False, logs=False)
             trainer.restore()
             return trainer.summary()
@@ -232,13 +233,23 @@ class Run:
 
 # -- settings --------------------------------------------------------------------------------------
 
-_SPACES = {"_target_": "hpo_torchrl.envs.spaces.Spaces"}
+
+def _importable(env: type) -> bool:
+    """Whether another process finds a class by its name."""
+    return env.__module__ != "__main__" and "<locals>" not in env.__qualname__
 
 
-def _overrides(env: Any) -> list[str]:
-    if isinstance(env, str):
-        return [env if "=" in env else f"env={env}"]
-    return [str(text) for text in env] if isinstance(env, (list, tuple)) else []
+def _object(env: Any, seed: int, given: dict[str, Any]) -> EnvBase:
+    """Return an environment object, built from a class and the settings for it where need be."""
+    if isinstance(env, type) and issubclass(env, EnvBase):
+        own = {key[4:]: given.pop(key) for key in [*given] if key.startswith("env.")}
+        env = env(**{"batch_size": given.pop("batch_size", 128), "seed": seed, **own})
+    if not isinstance(env, EnvBase):
+        raise TypeError(
+            "env must be an environment (a DifferentiableEnv, or any EnvBase whose step keeps the "
+            f"graph), the class of one, or a name such as 'inventory'; got {env!r}."
+        )
+    return env
 
 
 def _flat(settings: Mapping[str, Any], at: str = "") -> dict[str, Any]:
@@ -254,9 +265,10 @@ def _flat(settings: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 
 def _configured(chosen: list[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """Compose a configuration, with settings under their full names."""
-    from hpo_torchrl.experiments.cli import compose_config
-
     config = compose_config(chosen)
+    for key in given:
+        if key in NOT_SETTINGS:
+            raise ValueError(f"{key} belongs to the command line; use folder=... and resume=True.")
     named = {key if "." in key else _full(key, config): value for key, value in given.items()}
     return compose_config([*chosen, *(f"{key}={_word(key, v)}" for key, v in named.items())])
 
@@ -291,7 +303,7 @@ def _word(key: str, value: Any) -> str:
         return str(value).removeprefix("torch.")
     if isinstance(value, (str, Path)):
         escaped = str(value).replace("'", "\\'")
-        return str(value) if str(value).replace("_", "").isalnum() else f"'{escaped}'"
+        return f"'{escaped}'"
     if isinstance(value, (list, tuple)):
         return f"[{','.join(_word(key, entry) for entry in value)}]"
     if isinstance(value, Mapping):
@@ -302,47 +314,25 @@ def _word(key: str, value: Any) -> str:
     )
 
 
-def check_allowed(config: Mapping[str, Any], allow: Sequence[str], at: str = "") -> None:
-    """Raise a ``ValueError`` if a configuration names a class outside this package.
-
-    Args:
-        config: the configuration of a run.
-        allow: modules whose classes may be built, with all below them.
-        at: where this part of the configuration stands.
-    """
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            check_allowed(value, allow, f"{at}{key}.")
-        elif key == "_target_":
-            rooms = ("hpo_torchrl", *allow)
-            if not any(str(value).startswith(f"{room}.") for room in rooms):
-                raise ValueError(
-                    f"{at}{key} of this run is {value}, a class outside hpo_torchrl, which would "
-                    f"be imported and run. If you trust it, say allow=[{value.split('.')[0]!r}]."
-                )
-
-
-def _environment(config: Mapping[str, Any], env: EnvBase | None) -> EnvBase | None:
-    """Return the environment of an object's run: the one given, or its spaces."""
-    section = dict(config["env"])
-    if env is not None or section.get("_target_") != _SPACES["_target_"]:
-        return env
-    for key in ("name", "_target_"):
-        section.pop(key)
-    return Spaces(**section, batch_size=1, seed=0)
-
-
 def _tests(
     config: Mapping[str, Any],
     env: EnvBase | None,
-    tests: Evaluation | Mapping[str, Evaluation] | None,
+    tests: Tested,
 ) -> Tests:
     """Return the tests by name, the primary one's name, and that of use during training."""
     if tests is None and env is None:
         return build_tests(config)
     if tests is None:
-        steps = getattr(env, "horizon", None) or 300
-        tests = Evaluation(copy.deepcopy(env), num_steps=steps, seed=20260514)
+        settings, steps = config["evaluation"], getattr(env, "horizon", None) or _STEPS
+        tests = {
+            name: Evaluation(
+                copy.deepcopy(env),
+                num_steps=test.get("num_steps") or steps,
+                skip=test.get("skip", 0),
+                seed=settings["seed"],
+            )
+            for name, test in settings["tests"].items()
+        }
     named = {"test": tests} if isinstance(tests, Evaluation) else dict(tests)
     primary = next(iter(named))
     return named, primary, named[primary]

@@ -47,7 +47,9 @@ class TrainedPolicy(TensorDictModuleBase):
         (2, 1)
     """
 
-    def __init__(self, module: TensorDictModuleBase, env: EnvBase, *, deterministic: bool = True) -> None:
+    def __init__(
+        self, module: TensorDictModuleBase, env: EnvBase, *, deterministic: bool = True
+    ) -> None:
         super().__init__()
         self.module, self.deterministic = module, deterministic
         self.in_keys, self.out_keys = list(module.in_keys), list(module.out_keys)

@@ -7,34 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchrl.envs import EnvBase
 from tqdm import tqdm
 
 from hpo_torchrl.algorithms import HPO, Algorithm
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
 from hpo_torchrl.experiments.build import build_algorithm, build_tests, call_with
+from hpo_torchrl.experiments.config import load_config
 from hpo_torchrl.experiments.threads import set_threads
 from hpo_torchrl.reporting import plot_gradients, plot_learning_curve, write_rows
 from hpo_torchrl.training import Callback, Evaluation, RunFolder, SeedRun, Trainer
 
-# Keys of a command, not of a run: where it goes and what is said about it.
-NOT_SETTINGS = ("output_dir", "resume", "num_seeds", "sweep_dir", "sweep_estimate")
-
 Tests = tuple[Mapping[str, Evaluation], str, Evaluation]
-
-
-def run_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a run is bound to, of a resolved configuration.
-
-    The keys of the command are left out; a file of demand is named by its full path, so that the
-    run can be resumed from another directory.
-    """
-    settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
-    for key in ("demand_traces", "path"):
-        named = settings["env"].get(key)
-        if isinstance(named, str):
-            settings["env"] = {**settings["env"], key: str(Path(named).absolute())}
-    return settings
 
 
 def train_run(
@@ -128,7 +113,7 @@ def make_trainer(
         "primary": primary,
         "validation": validation,
         "reference": named[primary].reference(),
-        "validation_reference": validation.reference(),
+        "validation_reference": None if validation is named[primary] else validation.reference(),
         "env_name": first["env"]["name"],
         "algorithm_name": first["algorithm"]["name"],
         "logger_backend": first["logger"]["backend"] if logs else None,
@@ -172,9 +157,14 @@ class Gradients(Callback):
     def on_train_end(self, trainer: Trainer, summary: Any) -> None:
         """Write ``gradients.csv`` and ``gradients.png`` of each seed."""
         for run in trainer.runs:
-            config, folder = run.checkpoint.config, run.folder.path
+            folder = run.folder.path
             gradients_run(
-                config, folder, output_dir=folder, progress=trainer.progress, **self.sizes
+                run.checkpoint.config,
+                folder,
+                output_dir=folder,
+                progress=trainer.progress,
+                env=trainer.algorithm.env if run.index is None else None,
+                **self.sizes,
             )
 
 
@@ -191,12 +181,16 @@ def _measuring(config: Mapping[str, Any], algorithm: Algorithm) -> list[Callback
     return [call_with("gradients", Gradients, section)]
 
 
-def evaluate_run(run_dir: str | Path, *, device: str | None = None) -> dict[str, Any]:
+def evaluate_run(
+    run_dir: str | Path, *, device: str | None = None, allow: Sequence[str] = ()
+) -> dict[str, Any]:
     """Evaluate the policy that a run ends with, by its newest checkpoint; no file is changed.
 
     Args:
         run_dir: folder of the run.
         device: where to evaluate; the run's own device by default.
+        allow: modules whose classes the run may name; see
+            :func:`~hpo_torchrl.experiments.config.load_config`.
 
     Returns:
         A summary like that of training.
@@ -204,10 +198,8 @@ def evaluate_run(run_dir: str | Path, *, device: str | None = None) -> dict[str,
     Raises:
         RunFolderError: the folder holds no run, or its checkpoint is damaged.
     """
-    saved = RunFolder(run_dir).read_config()
-    config = dict(saved)
-    if device is not None:
-        config |= {"device": device, "env": {**config["env"], "device": device}}
+    saved = load_config(run_dir, allow)
+    config = saved if device is None else {**saved, "device": device}
     set_threads(config)
     algorithm = build_algorithm(config)
     trainer = make_trainer(config, run_dir, algorithm, build_tests(config), logs=False)
@@ -249,6 +241,7 @@ def gradients_run(
     num_reference: int = 160,
     seed: int = 0,
     progress: bool = True,
+    env: EnvBase | None = None,
 ) -> GradientReport:
     """Measure the gradient estimators on a configured problem; see :func:`gradient_report`.
 
@@ -261,6 +254,7 @@ def gradients_run(
         num_reference: batches behind the reference gradient.
         seed: seed of the batches.
         progress: whether to show a progress bar.
+        env: the environment, if the configuration does not describe it.
 
     Raises:
         RunFolderError: the folder holds no run, or its checkpoint is damaged.
@@ -269,7 +263,7 @@ def gradients_run(
     """
     check_int("seed", seed, minimum=0)
     set_threads(config)
-    algorithm = _differentiable(build_algorithm(config), config)
+    algorithm = _differentiable(build_algorithm(config, env=env), config)
     if run_dir is not None:
         restore_policy(algorithm, config, run_dir)
     torch.manual_seed(seed)

@@ -8,7 +8,6 @@ from typing import Any
 
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
-from hpo_torchrl.experiments.memory import keep_freed_memory
 from hpo_torchrl.experiments.run import make_trainer, start
 from hpo_torchrl.experiments.threads import set_threads
 from hpo_torchrl.training import Callback, RunFolder
@@ -47,6 +46,11 @@ def train_seeds(
     """
     check_int("num_seeds", num_seeds, minimum=1)
     first = check_int("seed", config["seed"], minimum=0)
+    if (own := config["env"].get("seed")) is not None:
+        raise ValueError(
+            f"num_seeds trains seeds {first} and up, but env.seed={own!r} would be one for all; "
+            "leave env.seed out."
+        )
     seeds = list(range(first, first + num_seeds))
     whole = RunFolder(folder)
     folders = [whole.of_seed(seed) for seed in seeds]
@@ -54,26 +58,10 @@ def train_seeds(
         for place in (whole, *folders):
             place.check_new()
     set_threads(config)
-    configs = [with_seed(config, seed) for seed in seeds]
+    configs = [{**config, "seed": seed} for seed in seeds]
     paths = [place.path for place in folders]
     algorithm = build_algorithm(config, seeds=seeds)
     trainer = make_trainer(configs, paths, algorithm, build_tests(config), callbacks=callbacks)
     if not resume:
         whole.write_seeds(seeds)
-    keep_freed_memory()
     return start(trainer, resume=resume)
-
-
-def with_seed(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return the configuration of another seed, as ``seed=`` on the command line would give it.
-
-    Raises:
-        ValueError: the environment has a seed of its own.
-    """
-    env = config["env"]
-    if env.get("seed", config["seed"]) != config["seed"]:
-        raise ValueError(
-            f"num_seeds trains seeds {config['seed']} and up, but env.seed={env['seed']!r} would "
-            "be one for all; leave env.seed out."
-        )
-    return {**config, "seed": seed, "env": {**env, "seed": seed} if "seed" in env else {**env}}
