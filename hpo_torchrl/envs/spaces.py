@@ -82,7 +82,8 @@ class Spaces(DifferentiableEnv):
         """Whether observations come with a mask."""
         return self.masked
 
-    def _missing(self) -> NotImplementedError:
+    def missing(self) -> NotImplementedError:
+        """Return the error that says what is missing."""
         return NotImplementedError(
             f"This run was trained on a {self.original} that was built in Python, so its folder "
             "holds no equations. Give the environment: load_run(folder, env=...), "
@@ -91,7 +92,7 @@ class Spaces(DifferentiableEnv):
 
     def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
         """Raise a ``NotImplementedError``: there are no equations."""
-        raise self._missing()
+        raise self.missing()
 
     def observe(self, state: State) -> Tensor:
         """Return zeros."""
@@ -111,7 +112,7 @@ class Spaces(DifferentiableEnv):
 
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
         """Raise a ``NotImplementedError``: there are no equations."""
-        raise self._missing()
+        raise self.missing()
 
 
 def _plain(value: Any) -> Any:

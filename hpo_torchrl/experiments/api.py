@@ -16,7 +16,7 @@ from torchrl.envs import EnvBase
 
 from hpo_torchrl.core.checks import did_you_mean
 from hpo_torchrl.envs.spaces import Spaces
-from hpo_torchrl.experiments.build import build_algorithm, build_tests
+from hpo_torchrl.experiments.build import accepted, build_algorithm, build_tests, locate
 from hpo_torchrl.experiments.config import NOT_SETTINGS, compose_config, load_config
 from hpo_torchrl.experiments.policy import TrainedPolicy
 from hpo_torchrl.experiments.run import Tests, make_trainer, restore_policy, start
@@ -97,6 +97,7 @@ def train(
         built = _object(env, seed, given)
         spaces = Spaces.of(built)
         spaces["name"] = spaces["original"]
+        given["collect.batch_size"] = [*built.batch_size] or None
         chosen.append(f"env._target_={Spaces.__module__}.Spaces")
         chosen += [f"env.{key}={_word(key, value)}" for key, value in spaces.items()]
     config = _configured(chosen, given)
@@ -214,6 +215,8 @@ class Run:
         config = self.config
         with _threads(config), torch.random.fork_rng():
             learner = build_algorithm(config, env=copy.deepcopy(self._env))
+            if isinstance(learner.env, Spaces):
+                raise learner.env.missing()
             tests = _tests(config, self._env, self._tests)
             trainer = make_trainer(config, self.folder, learner, tests, progress=False, logs=False)
             trainer.restore()
@@ -278,7 +281,11 @@ def _full(key: str, config: Mapping[str, Any]) -> str:
     if key in config:
         return key
     sections = {name: config[name] for name in _SECTIONS if isinstance(config.get(name), dict)}
-    found = [f"{name}.{key}" for name, section in sections.items() if key in section]
+    targets = {name: part["_target_"] for name, part in sections.items() if "_target_" in part}
+    taken = {name: accepted(locate(f"{name}._target_", path)) for name, path in targets.items()}
+    # A key that the files do not list may still be an argument of what a section builds.
+    listed = [f"{name}.{key}" for name, section in sections.items() if key in section]
+    found = listed or [f"{name}.{key}" for name, arguments in taken.items() if key in arguments]
     if len(found) == 1:
         return found[0]
     if found:
@@ -286,7 +293,7 @@ def _full(key: str, config: Mapping[str, Any]) -> str:
             f"{key} is a setting of several sections; name one: {', '.join(found)}, as in "
             f"train(..., **{{{found[0]!r}: ...}})."
         )
-    known = [name for section in sections.values() for name in section]
+    known = [name for section in (*sections.values(), *taken.values()) for name in section]
     raise ValueError(
         f"Unknown setting {key!r}.{did_you_mean(key, known)} Sections and their settings stand in "
         "configs/; hpo-train --cfg job prints them all."

@@ -12,8 +12,6 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl.envs import DifferentiableEnv
-
 
 class TrainedPolicy(TensorDictModuleBase):
     """A policy to be used: on observations, on states, and on tensordicts.
@@ -115,12 +113,13 @@ class TrainedPolicy(TensorDictModuleBase):
                     f"{tuple(found)}."
                 )
         if not set(self.module.in_keys) <= set(entries):
-            missing = [name for name in getattr(self.env, "state_names", ()) if name not in entries]
-            if missing not in ([], ["step"]) or not isinstance(self.env, DifferentiableEnv):
+            state = [name for name in getattr(self.env, "state_names", ()) if name != "step"]
+            missing = [name for name in state if name not in entries]
+            if missing or not state:
                 raise ValueError(
                     f"The policy reads {', '.join(map(str, self.module.in_keys))}, got "
                     f"{', '.join(entries)}; give that, or all entries of the state "
-                    f"(missing: {', '.join(missing) or 'the environment knows no state'})."
+                    f"({', '.join(state) or 'which is not known here'})."
                 )
             entries.setdefault("step", torch.zeros((*shape, 1), dtype=torch.int64))
             entries |= self.env.show(entries)
