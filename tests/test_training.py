@@ -55,9 +55,12 @@ class Several(Algorithm):
     def __init__(self, *seeds: int, **arguments) -> None:
         self.learners = [small_hpo(seed, **arguments) for seed in seeds]
         self.num_seeds, self.env = len(seeds), self.learners[0].env
-        self.collector = self.learners[0].collector
         members = [learner.policy for learner in self.learners]
         self.policy = SimpleNamespace(num_seeds=len(seeds), members=members)
+
+    @property
+    def collector(self):
+        return SimpleNamespace(frames=sum(own.collector.frames for own in self.learners))
 
     def anneal(self, progress):
         for learner in self.learners:
@@ -69,8 +72,8 @@ class Several(Algorithm):
     def update(self, batch):
         raise NotImplementedError
 
-    def components(self, i=None):
-        return self.learners[i].components()
+    def components(self, seed_index=None):
+        return self.learners[seed_index].components()
 
 
 def small_hpo(seed: int = 0, **arguments) -> HPO:
@@ -78,7 +81,7 @@ def small_hpo(seed: int = 0, **arguments) -> HPO:
     env = InventoryEnv(batch_size=16, initial_state="random", seed=seed)
     policy = HybridPolicy.for_env(env, hidden=[8])
     critic = make_value_network(env, hidden=[8])
-    return HPO(env, policy, critic, **{"window": 5, **arguments})
+    return HPO(env, policy, critic, **{"unroll_length": 5, **arguments})
 
 
 def small_trainer(run_dir: Path, algorithm, number: int | None = None, **arguments) -> Trainer:
@@ -202,7 +205,7 @@ def test_clip_gradients_names_the_component_that_is_not_finite():
 
 
 def test_training_improves_the_policy():
-    hpo = small_hpo(window=20, learning_rate=5e-3)
+    hpo = small_hpo(unroll_length=20, learning_rate=5e-3)
     test = Evaluation(InventoryEnv(batch_size=64), num_steps=100, skip=16, seed=1)
     before = test.run(hpo.policy).mean
     for update in range(60):

@@ -10,11 +10,12 @@ import torch
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from hpo_torchrl.algorithms import HPO, Algorithm
+from hpo_torchrl.algorithms import Algorithm
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
-from hpo_torchrl.experiments.build import build_algorithm, build_tests, call_with
+from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import load_config
+from hpo_torchrl.experiments.targets import call_with
 from hpo_torchrl.experiments.threads import set_threads
 from hpo_torchrl.reporting import plot_gradients, plot_learning_curve, write_rows
 from hpo_torchrl.training import Callback, Evaluation, RunFolder, SeedRun, Trainer
@@ -290,8 +291,8 @@ def gradients_run(
     return report
 
 
-def _differentiable(algorithm: Algorithm, config: Mapping[str, Any]) -> HPO:
-    if not isinstance(algorithm, HPO):
+def _differentiable(algorithm: Algorithm, config: Mapping[str, Any]) -> Any:
+    if not algorithm.differentiable:
         raise ValueError(
             "Gradients are measured of algorithms that roll out differentiably (algorithm=hpo), "
             f"got {config['algorithm']['name']!r}."

@@ -6,12 +6,14 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.core.reference import Reference
+from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
 
 _PIECE = 50  # steps simulated at once
 
@@ -64,14 +66,22 @@ class Evaluation:
         """Simulate the policy and return its cost.
 
         Args:
-            policy: the policy; one of several seeds (``policy.num_seeds``) is tested seed by seed.
+            policy: the policy; one of several seeds (``policy.num_seeds``) is tested with all seeds
+                side by side, which face the same world as each would alone.
 
         Returns:
             A :class:`CostEstimate`, or a list with one for each seed if there are several.
         """
-        if getattr(policy, "num_seeds", None) is not None:
+        number, env = getattr(policy, "num_seeds", None), self.env
+        if number is None:
+            return _estimate(self._cost(env, policy))
+        if not isinstance(env, DifferentiableEnv) or not env.counts_steps:
+            # When episodes end depends on what a policy does, and so would the draws that follow.
             return [self.run(member) for member in policy.members]
-        env = self.env
+        return [_estimate(cost) for cost in self._cost(ReplicatedEnv(env, number), policy)]
+
+    def _cost(self, env: EnvBase, policy: Any) -> Tensor:
+        """Return the cost per unit and period of every instance, of the batch shape."""
         env.set_seed(self.seed)
         total = torch.zeros(env.batch_size, dtype=torch.float64, device=env.device)
         state = env.reset()
@@ -83,15 +93,18 @@ class Evaluation:
                 reward = piece.get(("next", "reward")).squeeze(-1)
                 total -= reward[..., max(0, self.skip - start) :].double().sum(-1)
                 state = env.maybe_reset(env.step_mdp(piece[..., -1].copy()))
-        units = getattr(env, "cost_units", 1.0)
-        cost = (total / ((self.num_steps - self.skip) * units)).flatten()
-        error = cost.std() / cost.numel() ** 0.5 if cost.numel() > 1 else torch.tensor(math.nan)
-        return CostEstimate(float(cost.mean()), float(error))
+        return total / ((self.num_steps - self.skip) * getattr(env, "cost_units", 1.0))
 
     def reference(self) -> Reference:
         """Return what the best policy costs here, where the environment knows it."""
         known = getattr(self.env, "reference", None)
         return Reference() if known is None else known(self)
+
+
+def _estimate(cost: Tensor) -> CostEstimate:
+    cost = cost.flatten()
+    error = cost.std() / cost.numel() ** 0.5 if cost.numel() > 1 else torch.tensor(math.nan)
+    return CostEstimate(float(cost.mean()), float(error))
 
 
 def evaluate(

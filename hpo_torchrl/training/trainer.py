@@ -44,7 +44,7 @@ class SeedRun:
         self.folder, self.index = RunFolder(folder), index
         self.policy = algorithm.policy if index is None else algorithm.policy.members[index]
         self.selection = Selection(select)
-        components = algorithm.components() if index is None else algorithm.components(index)
+        components = algorithm.components(index)
         if algorithm.learns and select == "best":
             components = {**components, "selection": self.selection}
         self.checkpoint = Checkpoint(folder, components, config=config)
@@ -133,7 +133,7 @@ class Trainer:
         self.callbacks = [*([ProgressBar()] if progress else []), *callbacks]
         if algorithm.learns and select == "best" and validation is None:
             raise ValueError("select='best' needs evaluations to choose by: give a validation.")
-        number = getattr(algorithm, "num_seeds", None)
+        number = algorithm.num_seeds
         folders: Any = [run_dir] if number is None else run_dir
         configs: Any = [config] if number is None else config
         self.runs = [
@@ -220,7 +220,7 @@ class Trainer:
             run.select()
         policy = self.algorithm.policy
         costs = {name: self._each(test.run(policy)) for name, test in self.tests.items()}
-        counters = {"env_steps": self._frames, "updates": self.update}
+        counters: dict[str, Any] = {"env_steps": self._frames, "updates": self.update}
         counters["wall_seconds"] = self.wall_seconds
         if self.stopped is not None:
             counters["stopped"] = self.stopped
@@ -282,7 +282,7 @@ class Trainer:
         self._call("on_checkpoint", self._shown(paths))
 
     def _explained(self, error: NonFiniteError) -> NonFiniteError:
-        run = self.runs[getattr(error, "seed_index", None) or 0]
+        run = self.runs[error.seed_index or 0]
         return NonFiniteError(
             f"Update {self.update + 1}: {error} Training stopped; the last good checkpoint is "
             f"{run.checkpoint.newest()}. Common causes: a learning rate or reward that is too "
@@ -299,7 +299,7 @@ class Trainer:
     @property
     def _frames(self) -> int:
         """Environment steps of one seed."""
-        return self.algorithm.collector.frames
+        return self.algorithm.collector.frames // len(self.runs)
 
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
