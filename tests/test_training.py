@@ -11,19 +11,21 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from hpo_torchrl.algorithms import HPO, Algorithm, NonFiniteError
-from hpo_torchrl.algorithms.base import RewardScaler, clip_gradients
+from hpo_torchrl.algorithms import HPO, NonFiniteError
+from hpo_torchrl.algorithms.optimization import clip_gradients
+from hpo_torchrl.algorithms.reward_scale import RewardScaler
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.diagnostics import GradientSampler
+from hpo_torchrl.envs import ReplicatedEnv
 from hpo_torchrl.experiments.build import build_algorithm
 from hpo_torchrl.experiments.config import compose_config
 from hpo_torchrl.experiments.run import evaluate_run, gradients_run, restore_policy, train_run
-from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.experiments.seeds import train_seeds
+from hpo_torchrl.modules import HybridPolicy, make_value_network, replicate
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import optimal_s_S
 from hpo_torchrl.problems.inventory.picture import view_inventory_policy
@@ -49,39 +51,19 @@ SMALL += ["evaluation.tests.long_run.batch_size=16", "evaluation.tests.long_run.
 SMALL += ["evaluation.tests.protocol.batch_size=16"]
 
 
-class Several(Algorithm):
-    """Several learners as an algorithm of several seeds has them, without shared arithmetic."""
-
-    def __init__(self, *seeds: int, **arguments) -> None:
-        self.learners = [small_hpo(seed, **arguments) for seed in seeds]
-        self.num_seeds, self.env = len(seeds), self.learners[0].env
-        members = [learner.policy for learner in self.learners]
-        self.policy = SimpleNamespace(num_seeds=len(seeds), members=members)
-
-    @property
-    def collector(self):
-        return SimpleNamespace(frames=sum(own.collector.frames for own in self.learners))
-
-    def anneal(self, progress):
-        for learner in self.learners:
-            learner.anneal(progress)
-
-    def iterate(self):
-        return [learner.iterate() for learner in self.learners]
-
-    def update(self, batch):
-        raise NotImplementedError
-
-    def components(self, seed_index=None):
-        return self.learners[seed_index].components()
+def small_parts(seed: int) -> tuple:
+    torch.manual_seed(seed)
+    env = InventoryEnv(batch_size=16, initial_state="random", seed=seed)
+    return env, HybridPolicy.for_env(env, hidden=[8]), make_value_network(env, hidden=[8])
 
 
 def small_hpo(seed: int = 0, **arguments) -> HPO:
-    torch.manual_seed(seed)
-    env = InventoryEnv(batch_size=16, initial_state="random", seed=seed)
-    policy = HybridPolicy.for_env(env, hidden=[8])
-    critic = make_value_network(env, hidden=[8])
-    return HPO(env, policy, critic, **{"unroll_length": 5, **arguments})
+    return HPO(*small_parts(seed), **{"unroll_length": 5, **arguments})
+
+
+def several(*seeds: int) -> HPO:
+    envs, *networks = zip(*map(small_parts, seeds), strict=True)
+    return HPO(ReplicatedEnv(envs), *map(replicate, networks), seed=seeds, unroll_length=5)
 
 
 def small_trainer(run_dir: Path, algorithm, number: int | None = None, **arguments) -> Trainer:
@@ -220,10 +202,12 @@ def test_anneal_ends_with_no_bonus_and_a_small_step():
     assert float(hpo.loss.entropy_coeff) == pytest.approx(0.2)
     hpo.anneal(1.0)
     assert float(hpo.loss.entropy_coeff) == float(hpo.detached_loss.entropy_coeff) == 0.0
-    rates = dict(zip(hpo.groups, (g["lr"] for g in hpo.optimizer.param_groups), strict=True))
+    optimization = hpo.optimization
+    (optimizer,) = optimization.optimizers
+    rates = dict(zip(optimization.groups, (g["lr"] for g in optimizer.param_groups), strict=True))
     for component, rate in rates.items():
-        assert rate == pytest.approx(1e-4 * hpo.share(component))
-    assert hpo.share("critic") == 1.0
+        assert rate == pytest.approx(1e-4 * optimization.lr_multiplier(component)[0])
+    assert optimization.lr_multiplier("critic") == [1.0]
 
 
 def test_reward_offset_does_not_change_a_continuing_update():
@@ -253,7 +237,7 @@ class StopAfter(Callback):
 @pytest.mark.parametrize("number", [None, 2])
 def test_trainer_resumes_to_the_same_parameters(tmp_path, number):
     def algorithm(first: int):
-        return small_hpo(first) if number is None else Several(*range(first, first + number))
+        return small_hpo(first) if number is None else several(*range(first, first + number))
 
     def parameters(trainer):
         return [p for run in trainer.runs for p in run.policy.parameters()]
@@ -286,11 +270,11 @@ def test_trainer_resumes_to_the_same_parameters(tmp_path, number):
 
 
 def test_seeds_resume_at_the_newest_checkpoint_that_all_have(tmp_path):
-    whole = small_trainer(tmp_path / "run", Several(0, 1), 2)
+    whole = small_trainer(tmp_path / "run", several(0, 1), 2)
     whole.train()
     newest = [run.checkpoint.newest() for run in whole.runs]
     newest[1].unlink()
-    resumed = small_trainer(tmp_path / "run", Several(5, 6), 2)
+    resumed = small_trainer(tmp_path / "run", several(5, 6), 2)
     resumed.resume()
     assert resumed.update == 4
     assert not newest[0].exists()
@@ -302,7 +286,29 @@ def test_seeds_resume_at_the_newest_checkpoint_that_all_have(tmp_path):
     for path in resumed.runs[1].folder.checkpoints.glob("*"):
         path.unlink()
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        small_trainer(tmp_path / "run", Several(5, 6), 2).resume()
+        small_trainer(tmp_path / "run", several(5, 6), 2).resume()
+
+
+def test_each_seed_of_several_is_a_run_of_its_own(tmp_path):
+    """The folder of a seed is that of an ordinary run, which is evaluated and gone on with alone."""
+    config = compose_config([*SMALL, "trainer.num_updates=3", "seed=4", "dtype=float64"])
+    summaries = train_seeds(config, tmp_path / "all", 2)
+    assert RunFolder(tmp_path / "all").read_seeds() == [4, 5]
+    assert [summary["seed"] for summary in summaries] == [4, 5]
+    own = RunFolder(tmp_path / "all").of_seed(5)
+    alone = train_run(own.read_config(), tmp_path / "alone")
+    ordinary = RunFolder(tmp_path / "alone")
+    for row, other in zip(own.read_metrics(), ordinary.read_metrics(), strict=True):
+        del row["wall_seconds"], other["wall_seconds"]
+        assert row == pytest.approx(other, rel=1e-6, abs=1e-9)
+    assert own.found == ordinary.found
+    shared = {key for key, value in alone.items() if isinstance(value, float)} - {"wall_seconds"}
+    for summary in (summaries[1], evaluate_run(own.path)):
+        assert {k: summary[k] for k in shared} == pytest.approx({k: alone[k] for k in shared})
+    with pytest.raises(FileExistsError, match=r"already holds a run \(seeds\.yaml\)"):
+        train_seeds(config, tmp_path / "all", 2)
+    with pytest.raises(ValueError, match=r"env\.seed=7"):
+        train_seeds(compose_config([*SMALL, "env.seed=7"]), tmp_path / "more", 2)
 
 
 class Watch(Callback):
