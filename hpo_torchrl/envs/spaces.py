@@ -24,7 +24,7 @@ class Spaces(DifferentiableEnv):
     Args:
         original: name of the environment's class, for messages.
         masked: whether observations come with an ``"action_mask"``.
-        action_scale: see :class:`DifferentiableEnv`, as a list.
+        action_scale: see :class:`DifferentiableEnv`, as a number or a list.
         branch_bounds: the fields of :class:`BranchBounds`, as lists.
         sizes: further arguments of :class:`DifferentiableEnv`.
     """
@@ -34,7 +34,7 @@ class Spaces(DifferentiableEnv):
         *,
         original: str = "",
         masked: bool = False,
-        action_scale: Sequence[float] | None = None,
+        action_scale: Sequence[float] | float = 1.0,
         branch_bounds: Mapping[str, Any] | None = None,
         **sizes,
     ) -> None:
@@ -43,7 +43,7 @@ class Spaces(DifferentiableEnv):
         bounds = {key: value for key, value in (branch_bounds or {}).items() if key != "of_total"}
         super().__init__(
             state_shapes={},
-            action_scale=None if action_scale is None else torch.tensor(action_scale, **place),
+            action_scale=action_scale,
             branch_bounds=BranchBounds(
                 **{key: torch.tensor(value, **place) for key, value in bounds.items()},
                 of_total=branch_bounds["of_total"],
@@ -72,7 +72,7 @@ class Spaces(DifferentiableEnv):
             "branch_bounds": None
             if bounds is None
             else {key: _plain(value) for key, value in bounds._asdict().items()},
-            "action_scale": _plain(scale),
+            "action_scale": 1.0 if scale is None else _plain(scale),
             "observation_dim": observation.shape[-1],
             "masked": ACTION_MASK in list(env.observation_spec.keys()),
         }

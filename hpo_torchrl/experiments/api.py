@@ -157,7 +157,7 @@ def load_policy(
     """
     config = load_config(folder, allow)
     with torch.random.fork_rng():  # initial weights are drawn, and then replaced
-        algorithm = build_algorithm(config, env=env)
+        algorithm: Any = build_algorithm(config, env=env)
     restore_policy(algorithm, config, folder, only_policy=True)
     return TrainedPolicy(algorithm.policy, algorithm.env)
 
@@ -215,7 +215,7 @@ class Run:
         """Test the policy again, and return a summary like that of training; change no file."""
         config = self.config
         with _threads(config), torch.random.fork_rng():
-            learner = build_algorithm(config, env=copy.deepcopy(self._env))
+            learner: Any = build_algorithm(config, env=copy.deepcopy(self._env))
             if isinstance(learner.env, Spaces):
                 raise learner.env.missing()
             tests = _tests(config, self._env, self._tests)

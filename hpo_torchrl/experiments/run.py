@@ -157,6 +157,7 @@ class Gradients(Callback):
 
     def on_train_end(self, trainer: Trainer, summary: Any) -> None:
         """Write ``gradients.csv`` and ``gradients.png`` of each seed."""
+        algorithm: Any = trainer.algorithm
         for run in trainer.runs:
             folder = run.folder.path
             gradients_run(
@@ -164,7 +165,7 @@ class Gradients(Callback):
                 folder,
                 output_dir=folder,
                 progress=trainer.progress,
-                env=trainer.algorithm.env if run.index is None else None,
+                env=algorithm.env if run.index is None else None,
                 **self.sizes,
             )
 
