@@ -165,11 +165,7 @@ def load_policy(
 class Run:
     """A run in its folder: the policy, the figures, and the means to test it again.
 
-    Args:
-        folder: the folder.
-        allow: modules outside this package whose classes may be built.
-        env: the environment, if the run was trained on an environment object.
-        tests: what it is tested on, if that was given to :func:`train`.
+    Args: as for :func:`load_run`.
 
     Attributes:
         folder: the folder.
