@@ -133,16 +133,12 @@ def load_run(
     Raises:
         RunFolderError: the folder holds no run.
     """
-    run = Run(folder, allow=allow, env=env, tests=tests)
-    _ = run.config
-    return run
+    load_config(folder, allow)  # refuse what is no run, or not allowed
+    return Run(folder, allow=allow, env=env, tests=tests)
 
 
 def load_policy(
-    folder: str | Path,
-    *,
-    allow: Sequence[str] = (),
-    env: EnvBase | None = None,
+    folder: str | Path, *, allow: Sequence[str] = (), env: EnvBase | None = None
 ) -> TrainedPolicy:
     """Return the policy that a run ends with: of its newest checkpoint, or the one selected.
 
@@ -165,7 +161,7 @@ def load_policy(
 class Run:
     """A run in its folder: the policy, the figures, and the means to test it again.
 
-    Args: as for :func:`load_run`.
+    Arguments are those of :func:`load_run`.
 
     Attributes:
         folder: the folder.
