@@ -10,19 +10,14 @@ python examples/your_own_problem.py
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 from tensordict import TensorDict
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from hpo_torchrl.algorithms import HPO
-from hpo_torchrl.diagnostics import GradientSampler, gradient_report
-from hpo_torchrl.envs import Breakpoint, DifferentiableEnv, Gap, certify, hybridize
-from hpo_torchrl.modules import HybridPolicy, make_value_network
-from hpo_torchrl.reporting import plot_gradients, plot_learning_curve
-from hpo_torchrl.training import Evaluation
+from hpo_torchrl import DifferentiableEnv, Evaluation, certify, hybridize, train
+from hpo_torchrl.envs import Breakpoint, Gap
 
 LEAST, PUMP, ENERGY = 0.3, 0.4, 1.0
 
@@ -87,42 +82,27 @@ class PlainRoom(EnvBase):
         torch.manual_seed(seed or 0)
 
 
-def train(env, test, updates):
-    """Train HPO for some updates; return the algorithm and (update, cost) pairs."""
-    policy = HybridPolicy.for_env(env)
-    hpo = HPO(env, policy, make_value_network(env), window=20, discount=0.95)
-    costs = []
-    for update in range(updates):
-        hpo.anneal(update / updates)
-        hpo.iterate()
-        if update % 10 == 0 or update == updates - 1:
-            costs.append((update + 1, test.run(policy).mean))
-    return hpo, costs
-
-
-def main(updates: int = 150, folder: str = "runs/your_own_problem") -> dict[str, float]:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
+def main(updates: int = 150, folder: str | None = None) -> dict[str, float]:
     jumps = {"breakpoints": [Breakpoint(0.0, "alone"), LEAST], "gaps": [Gap(0.0, LEAST, 0.0)]}
     env = hybridize(Room(batch_size=128, seed=0), **jumps)
-    print(f"options   {env.pieces}")
+    print(f"actions   {env.pieces}")
     print(f"certified {certify(env, 100_000).exact}")
     test = Evaluation(hybridize(Room(batch_size=256), **jumps), num_steps=300, skip=50, seed=1)
-    hpo, costs = train(env, test, updates)
-    print(f"cost      {costs[0][1]:.4f} before, {costs[-1][1]:.4f} after {updates} updates")
-
-    run = Path(folder)
-    run.mkdir(parents=True, exist_ok=True)
-    plot_learning_curve(run / "learning_curve.png", *zip(*costs, strict=True))
-    report = gradient_report(GradientSampler.of(hpo), num_batches=20, num_reference=40)
-    plot_gradients(run / "gradients.png", report.rows, ceiling=report.ceiling)
-    print(f"pictures  {run}/learning_curve.png, {run}/gradients.png")
+    settings = {"num_updates": updates, "unroll_length": 20, "discount": 0.95, "tests": test}
+    report = {"num_batches": 20, "num_reference": 40}
+    run = train(env, folder=folder and f"{folder}/fast", gradients=report, **settings)
+    first, last = (run.metrics[i]["test_cost"] for i in (0, -1))
+    print(f"cost      {first:.4f} before, {last:.4f} after {updates} updates")
+    action, _ = run.policy.predict([[2.0 / 3.0], [-2.0 / 3.0]])
+    shown = ["off", "on"][action["discrete"][1]], float(action["continuous"][1, 0])
+    print(f"policy    two degrees too cold: {shown[0]}, power {shown[1]:.2f}")
+    print(f"pictures  {run.folder}/learning_curve.png, {run.folder}/gradients.png")
 
     # The same policy class, loss and algorithm on the general route.
     plain = hybridize(PlainRoom(), **jumps)
-    _, general = train(plain, test, updates)
-    print(f"plain     {general[-1][1]:.4f} after {updates} updates by the EnvBase route")
-    return {"first": costs[0][1], "last": costs[-1][1], "plain": general[-1][1]}
+    general = train(plain, folder=folder and f"{folder}/plain", **settings).summary["test_cost"]
+    print(f"plain     {general:.4f} after {updates} updates by the EnvBase route")
+    return {"first": first, "last": last, "plain": general}
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def test_demand_traces_from_a_file(tmp_path, suffix):
     path = tmp_path / f"demand.{suffix}"
     torch.save(traces, path) if suffix == "pt" else np.save(path, traces.numpy())
     small = [text for text in TINY if "batch_size" not in text]
-    settings = ["env=inventory_traces", f"env.demand_traces={path}", *small]
+    settings = ["env=inventory_traces", f"env.demand.traces={path}", *small]
     train([*settings, f"output_dir={tmp_path / 'run'}"])
     summary = summary_of(tmp_path / "run")
     assert (summary["optimal_cost"], summary["gap"]) == (None, None)
@@ -129,8 +129,8 @@ TRACES = "env=inventory_traces"
         (["env.lead_time=true"], ["lead_time must be an integer", "True"]),
         (["env.demand=uniform"], ["demand must be one of", "'poisson'", "'uniform'"]),
         (["env.num_items=2", "env.holding_cost=[1,2,3]"], ["holding_cost", "got 3"]),
-        ([TRACES, "env.demand_traces=/no/such/file.npy"], ["env.demand_traces", "not a file"]),
-        ([TRACES], ["Missing mandatory value: demand_traces"]),
+        ([TRACES, "env.demand.traces=/no/such/file.npy"], ["demand.traces", "not a file"]),
+        ([TRACES], ["Missing mandatory value"]),
         (["algorithm.learning_rate=0"], ["learning_rate must be", "> 0"]),
         (["algorithm.adam_betas=0.9"], ["adam_betas must be two numbers", "0.9"]),
         (["algorithm.adam_betas=[0.9,1.5]"], ["adam_betas[1] must be", "1.5"]),
@@ -165,11 +165,11 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, capsys, overr
 
 def test_unreadable_traces_are_refused(tmp_path, capsys):
     def said(path):
-        return refused(capsys, TRACES, f"env.demand_traces={path}")
+        return refused(capsys, TRACES, f"env.demand.traces={path}")
 
     np.save(tmp_path / "demand.npy", np.ones((8, 30, 2)))
     message = said(tmp_path / "demand.npy")
-    assert "demand_traces must have shape (B, T, n)" in message
+    assert "traces must have shape (B, T, n)" in message
     assert "(8, 30, 2)" in message
     (tmp_path / "junk.pt").write_bytes(b"junk")
     torch.save({"a": 1}, tmp_path / "other.pt")

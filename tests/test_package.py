@@ -63,7 +63,7 @@ GROUPS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml"))
 # A rule is of one problem; a file of demand must be given.
 PROBLEMS = {
     "fixed_mode": ["env=switched_lqr"],
-    "inventory_traces": ["env.demand_traces=demand.npy"],
+    "inventory_traces": ["env.demand.traces=demand.npy"],
     "inventory_from_file": [f"env.path={ROOT / 'examples' / 'data' / 'generated_demand.csv'}"],
 }
 

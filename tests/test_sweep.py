@@ -275,7 +275,7 @@ def test_names_are_readable_and_the_same_in_any_order(overrides, name):
 
 
 def test_names_are_safe_and_distinct():
-    odd = [run_name([f"env.demand_traces=/a{sign}b.npy"]) for sign in "/: *?'\"<>|\\é"]
+    odd = [run_name([f"env.demand.traces=/a{sign}b.npy"]) for sign in "/: *?'\"<>|\\é"]
     assert len(set(odd)) == len(odd)
     for name in odd:
         assert all(letter.isascii() and letter not in '/: *?"<>|\\' for letter in name)

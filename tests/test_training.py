@@ -14,50 +14,71 @@ from pathlib import Path
 
 import pytest
 import torch
-from tqdm import tqdm
 
 from hpo_torchrl.algorithms import HPO, NonFiniteError
-from hpo_torchrl.algorithms.base import RewardScaler, clip_gradients
+from hpo_torchrl.algorithms.optimization import clip_gradients
+from hpo_torchrl.algorithms.reward_scale import RewardScaler
 from hpo_torchrl.core.reference import Reference
-from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.diagnostics import GradientSampler
+from hpo_torchrl.envs import ReplicatedEnv
+from hpo_torchrl.experiments.build import build_algorithm
+from hpo_torchrl.experiments.config import compose_config
+from hpo_torchrl.experiments.run import evaluate_run, gradients_run, restore_policy, train_run
+from hpo_torchrl.experiments.seeds import train_seeds
+from hpo_torchrl.modules import HybridPolicy, make_value_network, replicate
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Traces, optimal_s_S
 from hpo_torchrl.problems.inventory.picture import view_inventory_policy
 from hpo_torchrl.training import (
+    Callback,
     Checkpoint,
     CheckpointError,
+    CostEstimate,
     Evaluation,
+    RunFolder,
+    RunFolderError,
     RunLogger,
+    Selection,
+    StopTraining,
     Trainer,
     reference_cost,
-    write_json,
 )
 
 SMALL = ["trainer.num_updates=12", "trainer.checkpoint_every=3", "trainer.eval_every=6"]
-SMALL += ["env.batch_size=16", "algorithm.window=10", "policy.hidden=[8]", "critic.hidden=[8]"]
-SMALL += ["env.evaluation.tests.long_run.batch_size=16", "env.evaluation.quick.num_steps=60"]
-SMALL += ["env.evaluation.tests.protocol.batch_size=16", "trainer.progress=false"]
-SMALL += ["env.evaluation.tests.long_run.num_steps=250"]
+SMALL += ["collect.batch_size=16", "collect.unroll_length=10", "trainer.progress=false"]
+SMALL += ["policy.hidden=[8]", "critic.hidden=[8]", "evaluation.validation.num_steps=60"]
+SMALL += ["evaluation.tests.long_run.batch_size=16", "evaluation.tests.long_run.num_steps=250"]
+SMALL += ["evaluation.tests.protocol.batch_size=16"]
+
+
+def small_parts(seed: int) -> tuple:
+    torch.manual_seed(seed)
+    env = InventoryEnv(batch_size=16, initial_state="random", seed=seed)
+    return env, HybridPolicy.for_env(env, hidden=[8]), make_value_network(env, hidden=[8])
 
 
 def small_hpo(seed: int = 0, **arguments) -> HPO:
-    torch.manual_seed(seed)
-    env = InventoryEnv(batch_size=16, initial_state="random", seed=seed)
-    policy = HybridPolicy.for_env(env, hidden=[8])
-    critic = make_value_network(env, hidden=[8])
-    return HPO(env, policy, critic, **{"window": 10, **arguments})
+    return HPO(*small_parts(seed), **{"unroll_length": 5, "seed": seed, **arguments})
 
 
-def small_trainer(run_dir: Path, algorithm: HPO, **arguments) -> Trainer:
-    test = Evaluation(InventoryEnv(batch_size=16), num_steps=40, skip=10, seed=1)
+def several(*seeds: int) -> HPO:
+    envs, *networks = zip(*map(small_parts, seeds), strict=True)
+    return HPO(ReplicatedEnv(envs), *map(replicate, networks), seed=seeds, unroll_length=5)
+
+
+def small_trainer(run_dir: Path, algorithm, number: int | None = None, **arguments) -> Trainer:
+    test = Evaluation(InventoryEnv(batch_size=16), num_steps=20, skip=5, seed=1)
     settings = {"num_updates": 6, "checkpoint_every": 2, "eval_every": 2, "progress": False}
+    folders = [run_dir / f"seed={seed}" for seed in range(number or 1)] if number else run_dir
+    for folder in folders if number else [run_dir]:
+        folder.mkdir(parents=True, exist_ok=True)
     return Trainer(
         algorithm,
-        run_dir=run_dir,
-        config={"seed": 0},
+        run_dir=folders,
+        config=[{"seed": seed} for seed in range(number)] if number else {"seed": 0},
         tests={"short": test},
-        headline="short",
-        quick_test=test,
+        primary="short",
+        validation=test,
         reference=Reference(optimal_cost=37.0),
         **{**settings, **arguments},
     )
@@ -166,7 +187,7 @@ def test_clip_gradients_names_the_component_that_is_not_finite():
 
 
 def test_training_improves_the_policy():
-    hpo = small_hpo(window=20, learning_rate=5e-3)
+    hpo = small_hpo(unroll_length=20, learning_rate=5e-3)
     test = Evaluation(InventoryEnv(batch_size=64), num_steps=100, skip=16, seed=1)
     before = test.run(hpo.policy).mean
     for update in range(60):
@@ -181,10 +202,12 @@ def test_anneal_ends_with_no_bonus_and_a_small_step():
     assert float(hpo.loss.entropy_coeff) == pytest.approx(0.2)
     hpo.anneal(1.0)
     assert float(hpo.loss.entropy_coeff) == float(hpo.detached_loss.entropy_coeff) == 0.0
-    rates = dict(zip(hpo.groups, (g["lr"] for g in hpo.optimizer.param_groups), strict=True))
+    optimization = hpo.optimization
+    (optimizer,) = optimization.optimizers
+    rates = dict(zip(optimization.groups, (g["lr"] for g in optimizer.param_groups), strict=True))
     for component, rate in rates.items():
-        assert rate == pytest.approx(1e-4 * hpo.share(component))
-    assert hpo.share("critic") == 1.0
+        assert rate == pytest.approx(1e-4 * optimization.lr_multiplier(component)[0])
+    assert optimization.lr_multiplier("critic") == [1.0]
 
 
 def test_reward_offset_does_not_change_a_continuing_update():
@@ -200,28 +223,185 @@ def test_reward_offset_does_not_change_a_continuing_update():
     assert metrics(0.0) == pytest.approx(metrics(500.0), rel=1e-3, abs=1e-4)
 
 
-def test_trainer_resumes_to_the_same_parameters(tmp_path):
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    whole = small_trainer(tmp_path / "whole", small_hpo())
-    whole.train()
-    first = small_trainer(tmp_path / "parts", small_hpo())
-    first.checkpoint.save(0, {"wall_seconds": 0.0})
-    while first.update < 3:  # one update past the checkpoint: it must be forgotten
-        first._one_update(tqdm(disable=True))
+class StopAfter(Callback):
+    """Stands for a process that is killed after an update: nothing more is written."""
+
+    def __init__(self, update: int) -> None:
+        self.update = update
+
+    def on_update_end(self, trainer, row):
+        if trainer.update == self.update:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("number", [None, 2])
+def test_trainer_resumes_to_the_same_parameters(tmp_path, number):
+    def algorithm(first: int):
+        return small_hpo(first) if number is None else several(*range(first, first + number))
+
+    def parameters(trainer):
+        return [p for run in trainer.runs for p in run.policy.parameters()]
+
+    whole = small_trainer(tmp_path / "whole", algorithm(0), number)
+    summary = whole.train()
+    # Stopped one update past the checkpoint, which must be forgotten.
+    stopped = small_trainer(tmp_path / "parts", algorithm(0), number, callbacks=[StopAfter(3)])
+    with pytest.raises(InterruptedError):
+        stopped.train()
     torch.manual_seed(999)
-    second = small_trainer(tmp_path / "parts", small_hpo(seed=5))
-    second.resume()
-    assert second.update == 2
-    second.train()
-    for old, new in zip(
-        whole.algorithm.policy.parameters(), second.algorithm.policy.parameters(), strict=True
-    ):
+    resumed = small_trainer(tmp_path / "parts", algorithm(5), number)
+    resumed.resume()
+    assert resumed.update == 2
+    again = resumed.train()
+    for old, new in zip(parameters(whole), parameters(resumed), strict=True):
         assert torch.equal(old, new)
-    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "parts")
+    for one, other in zip(whole.runs, resumed.runs, strict=True):
+        assert metrics_of(one.folder.path) == metrics_of(other.folder.path)
+        assert other.folder.found == ["summary.json", "checkpoints"]
+    assert isinstance(summary, dict if number is None else list)
+    cost = "test_cost"
+    if number is None:
+        assert summary[cost] == again[cost]
+    else:
+        assert [s["seed"] for s in summary] == [0, 1]
+        assert [s[cost] for s in summary] == [s[cost] for s in again]
+        first, second = (next(run.policy.parameters()) for run in whole.runs)
+        assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("component", ["policy", "optimizer", "collector", "reward_scaler", "rng"])
+def test_seeds_resume_at_the_newest_checkpoint_that_all_have(tmp_path):
+    whole = small_trainer(tmp_path / "run", several(0, 1), 2)
+    whole.train()
+    newest = [run.checkpoint.newest() for run in whole.runs]
+    newest[1].unlink()
+    resumed = small_trainer(tmp_path / "run", several(5, 6), 2)
+    resumed.resume()
+    assert resumed.update == 4
+    assert not newest[0].exists()
+    assert [len(run.logger.rows) for run in resumed.runs] == [3, 3]  # updates 1, 2, 4
+    resumed.train()
+    for run, other in zip(whole.runs, resumed.runs, strict=True):
+        pairs = zip(run.policy.parameters(), other.policy.parameters(), strict=True)
+        assert all(torch.equal(one, two) for one, two in pairs)
+    for path in resumed.runs[1].folder.checkpoints.glob("*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        small_trainer(tmp_path / "run", several(5, 6), 2).resume()
+
+
+def test_each_seed_of_several_is_a_run_of_its_own(tmp_path):
+    """The folder of a seed is that of an ordinary run: same figures, and evaluated like one."""
+    config = compose_config([*SMALL, "trainer.num_updates=3", "seed=4", "dtype=float64"])
+    summaries = train_seeds(config, tmp_path / "all", 2)
+    assert RunFolder(tmp_path / "all").read_seeds() == [4, 5]
+    assert [summary["seed"] for summary in summaries] == [4, 5]
+    own = RunFolder(tmp_path / "all").of_seed(5)
+    alone = train_run(own.read_config(), tmp_path / "alone")
+    ordinary = RunFolder(tmp_path / "alone")
+    for row, other in zip(own.read_metrics(), ordinary.read_metrics(), strict=True):
+        del row["wall_seconds"], other["wall_seconds"]
+        assert row == pytest.approx(other, rel=1e-6, abs=1e-9)
+    assert own.found == ordinary.found
+    shared = {key for key, value in alone.items() if isinstance(value, float)} - {"wall_seconds"}
+    for summary in (summaries[1], evaluate_run(own.path)):
+        assert {k: summary[k] for k in shared} == pytest.approx({k: alone[k] for k in shared})
+    with pytest.raises(FileExistsError, match=r"already holds a run \(seeds\.yaml\)"):
+        train_seeds(config, tmp_path / "all", 2)
+    with pytest.raises(ValueError, match=r"env\.seed=7"):
+        train_seeds(compose_config([*SMALL, "env.seed=7"]), tmp_path / "more", 2)
+
+
+class Watch(Callback):
+    """Writes down what it is told, and stops training at an update."""
+
+    def __init__(self, last: int = 99) -> None:
+        self.seen: list[str] = []
+        self.last = last
+
+    def on_train_start(self, trainer):
+        self.seen.append("start")
+
+    def on_evaluation(self, trainer, cost):
+        self.seen.append(f"tested {trainer.update}: {isinstance(cost, CostEstimate)}")
+
+    def on_update_end(self, trainer, row):
+        row["seen"] = len(self.seen)
+        if row["update"] == self.last:
+            raise StopTraining("enough")
+
+    def on_checkpoint(self, trainer, path):
+        self.seen.append(path.name)
+
+    def on_train_end(self, trainer, summary):
+        self.seen.append("end")
+        summary["watched"] = True
+        assert not trainer.runs[0].folder.summary.exists()  # it is written last
+
+
+def test_callbacks_see_a_run_and_may_end_it(tmp_path):
+    watch = Watch(last=3)
+    trainer = small_trainer(tmp_path, small_hpo(), callbacks=[watch], progress=True)
+    summary = trainer.train()
+    names = [f"checkpoint-{update:012d}.torchrl" for update in (0, 2, 3)]
+    tested = ["tested 1: True", "tested 2: True"]
+    assert watch.seen == [names[0], "start", *tested, names[1], names[2], "end"]
+    assert (summary["updates"], summary["stopped"]) == (3, "enough")
+    saved = RunFolder(tmp_path)
+    assert saved.read_summary() == summary
+    assert summary["watched"]
+    assert [row["update"] for row in saved.read_metrics()] == [1, 2, 3]
+    assert [row["seen"] for row in saved.read_metrics()] == [3, 4, 5]
+    failed = small_trainer(tmp_path / "b", small_hpo(), callbacks=[StopAfter(1)])
+    told = []
+    failed.callbacks[0].on_exception = lambda trainer, error: told.append(type(error))
+    with pytest.raises(InterruptedError):
+        failed.train()
+    assert told == [InterruptedError]
+
+
+def test_a_profit_is_reported_as_a_reward(tmp_path):
+    trainer = small_trainer(tmp_path, small_hpo(), num_updates=1)
+    trainer.tests["short"].env.reports = "reward"
+    summary = trainer.train()
+    assert summary["test_reward"] == -summary["test_cost"]
+
+
+def test_gradients_are_those_of_the_policy_that_the_run_ends_with(tmp_path, monkeypatch):
+    """With trainer.select=best that is the selected one, here of update 1, and not the last."""
+    offer = Selection.offer
+    monkeypatch.setattr(
+        Selection,
+        "offer",
+        lambda self, policy, update, cost: offer(self, policy, update, cost) if update == 1 else 0,
+    )
+    seen, sampler = [], GradientSampler.of
+
+    def of(algorithm):
+        seen.append({key: value.clone() for key, value in algorithm.policy.state_dict().items()})
+        return sampler(algorithm)
+
+    monkeypatch.setattr(GradientSampler, "of", of)
+    settings = ["trainer.select=best", "trainer.num_updates=3", "trainer.checkpoint_every=1"]
+    config = compose_config([*SMALL, *settings, "gradients={num_batches:2,num_reference:2}"])
+    summary = train_run(config, tmp_path / "run")
+    gradients_run(config, tmp_path / "run", progress=False, num_batches=2, num_reference=2)
+    assert summary["selected_update"] == 1
+    algorithm = build_algorithm(config)
+    checkpoint = Checkpoint(tmp_path / "run", {"policy": algorithm.policy}, config=config)
+    used, at_the_end = seen  # by hpo-gradients, and with gradients= of the run itself
+    assert all(torch.equal(used[key], at_the_end[key]) for key in used)
+    checkpoint.load()
+    last = algorithm.policy.state_dict()
+    assert any(not torch.equal(used[key], last[key]) for key in used)
+    assert evaluate_run(tmp_path / "run")["test_cost"] == summary["test_cost"]
+    restore_policy(algorithm, config, tmp_path / "run")
+    ended = algorithm.policy.state_dict()
+    assert all(torch.equal(used[key], ended[key]) for key in used)
+
+
+@pytest.mark.parametrize(
+    "component", ["policy", "optimizer", "collector", "reward_scaler", "randomness"]
+)
 def test_resume_needs_every_component(tmp_path, component):
     """Planted fault: a checkpoint without one component does not resume to the same place."""
     hpo = small_hpo()
@@ -229,8 +409,6 @@ def test_resume_needs_every_component(tmp_path, component):
         hpo.iterate()
     components = {k: v for k, v in hpo.components().items() if k != component}
     checkpoint = Checkpoint(tmp_path, components, config={})
-    if component == "rng":
-        checkpoint._checkpoint._components.pop("rng")
     checkpoint.save(2, {})
     hpo.iterate()
     expected = torch.cat([p.detach().flatten() for p in hpo.policy.parameters()])
@@ -239,8 +417,6 @@ def test_resume_needs_every_component(tmp_path, component):
     other = small_hpo(seed=7)
     components = {k: v for k, v in other.components().items() if k != component}
     again = Checkpoint(tmp_path, components, config={})
-    if component == "rng":
-        again._checkpoint._components.pop("rng")
     again.load()
     other.iterate()
     found = torch.cat([p.detach().flatten() for p in other.policy.parameters()])
@@ -275,7 +451,7 @@ def test_summary_has_the_documented_keys(tmp_path):
     assert set(f"{keys} env_steps updates wall_seconds".split()) <= set(summary)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert summary["gap"] == pytest.approx(summary["test_cost"] / 37.0 - 1)
-    assert (summary["env_steps"], summary["updates"]) == (160, 1)
+    assert (summary["env_steps"], summary["updates"]) == (80, 1)
 
 
 def test_truncated_checkpoint_is_refused_with_the_way_out(tmp_path):
@@ -318,11 +494,35 @@ def test_logger_adds_columns_and_forgets_what_a_checkpoint_does_not_hold(tmp_pat
     logger.log({"update": 1, "cost": 2.5})
     logger.log({"update": 2, "cost": 2.25, "gap": 0.5})
     logger.log({"update": 3, "cost": 2.0})
-    with logger.path.open("a") as file:
+    with logger.folder.metrics.open("a") as file:
         file.write("4,1.")
     again = RunLogger(tmp_path)
     again.resume(2)
     assert again.rows == [{"update": 1, "cost": 2.5}, {"update": 2, "cost": 2.25, "gap": 0.5}]
+
+
+def test_a_damaged_file_of_a_run_is_named(tmp_path):
+    folder = RunFolder(tmp_path)
+    with pytest.raises(RunFolderError, match=r"not the folder of a run: it holds no config\.yaml"):
+        folder.read_config()
+    with pytest.raises(RunFolderError, match="its run has not finished"):
+        folder.read_summary()
+    assert folder.read_metrics() == []
+    folder.write_config({"env": {}, "algorithm": {}, "trainer": {}, "seed": 0})
+    assert folder.read_config()["seed"] == 0
+    for text, message in (("a: [", "damaged"), ("a: 1", "lacks env, algorithm, trainer, seed")):
+        folder.config.write_text(text)
+        with pytest.raises(RunFolderError, match=message):
+            folder.read_config()
+    folder.metrics.write_text("update,cost\n1,2.5\n2,\n3,x\n4,1.0\n")
+    with pytest.raises(RunFolderError, match="damaged in line 4"):
+        folder.read_metrics()
+    folder.metrics.write_text("update,cost\n1,2.5\n2,\n3")
+    assert folder.read_metrics() == [{"update": 1, "cost": 2.5}, {"update": 2}]
+    assert folder.of_seed(3).path == tmp_path / "seed=3"
+    folder.seeds.write_text("seeds: [0, x]")
+    with pytest.raises(RunFolderError, match=r"seeds\.yaml is damaged"):
+        folder.read_seeds()
 
 
 def test_tensorboard_backend_writes_events(tmp_path):
@@ -332,15 +532,15 @@ def test_tensorboard_backend_writes_events(tmp_path):
 
 
 def test_json_has_null_for_what_is_not_a_number(tmp_path):
-    write_json(tmp_path / "x.json", {"a": float("nan"), "b": 1.0})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": 1.0}
+    RunFolder(tmp_path).write_summary({"a": float("nan"), "b": 1.0})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"a": None, "b": 1.0}
 
 
 def test_kill_and_resume_gives_the_parameters_of_the_uninterrupted_run(tmp_path):
     """The real thing: kill -9 a training process, resume it, compare every parameter."""
     command = [sys.executable, "-m", "hpo_torchrl.experiments.cli", *SMALL]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    subprocess.run([*command, f"output_dir={whole}"], check=True, capture_output=True)
+    train_run(compose_config(SMALL), whole)
     process = subprocess.Popen(
         [*command, f"output_dir={parts}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -357,12 +557,9 @@ def test_kill_and_resume_gives_the_parameters_of_the_uninterrupted_run(tmp_path)
         capture_output=True,
     )
 
-    from hpo_torchrl.experiments.build import build_algorithm
-    from hpo_torchrl.experiments.run import load_config
-
     finals = []
     for run_dir in (whole, parts):
-        config = load_config(run_dir)
+        config = RunFolder(run_dir).read_config()
         algorithm = build_algorithm(config)
         updates, _ = Checkpoint(run_dir, algorithm.components(), config=config).load()
         assert updates == 12

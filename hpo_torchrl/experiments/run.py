@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from hpo_torchrl.algorithms import HPO, Algorithm
+from hpo_torchrl.algorithms import Algorithm
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
@@ -18,16 +18,9 @@ from hpo_torchrl.experiments.config import load_config
 from hpo_torchrl.experiments.targets import call_with
 from hpo_torchrl.experiments.threads import set_threads
 from hpo_torchrl.reporting import plot_gradients, plot_learning_curve, write_rows
-from hpo_torchrl.training import (
-    Checkpoint,
-    Trainer,
-    write_json,
-)
+from hpo_torchrl.training import Callback, Evaluation, RunFolder, SeedRun, Trainer
 
-CONFIG_FILE, SUMMARY_FILE = "config.yaml", "summary.json"
-# Of a folder that holds the runs of several seeds.
-SEEDS_FILE = "seeds.yaml"
-GRADIENT_FILES = ("gradients.csv", "gradients.png")
+Tests = tuple[Mapping[str, Evaluation], str, Evaluation]
 
 
 def train_run(
@@ -36,6 +29,7 @@ def train_run(
     *,
     resume: bool = False,
     progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train as configured, in ``run_dir``, and leave summary and pictures there.
 
@@ -47,6 +41,7 @@ def train_run(
         run_dir: folder of the run: new or empty of runs, or with ``resume`` an interrupted run.
         resume: go on from the newest checkpoint.
         progress: whether to show progress bars; as configured by default.
+        callbacks: what else happens; see :class:`~hpo_torchrl.training.Callback`.
 
     Returns:
         The summary.
@@ -58,80 +53,185 @@ def train_run(
         CheckpointError: the run cannot be resumed.
         NonFiniteError: training met NaN or infinity.
     """
-    run_dir = Path(run_dir)
     if not resume:
-        check_new(run_dir)
-    trainer = _build(config, run_dir)
-    trainer.progress = trainer.progress if progress is None else progress
-    gradients = gradient_sizes(config, trainer.algorithm)
+        RunFolder(run_dir).check_new()
+    set_threads(config)
+    trainer = make_trainer(
+        config,
+        run_dir,
+        build_algorithm(config),
+        build_tests(config),
+        progress=progress,
+        callbacks=callbacks,
+    )
+    return start(trainer, resume=resume)
+
+
+def start(trainer: Trainer, *, resume: bool = False) -> Any:
+    """Write the configuration of each seed to its folder, or resume there; then train."""
     if resume:
         trainer.resume()
     else:
-        write_config(run_dir, config)
-    return finish_run(trainer, trainer.train(), gradients)
+        for run in trainer.runs:
+            run.folder.write_config(run.checkpoint.config)
+    return trainer.train()
 
 
-def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Make the folder of a run and write its configuration there."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    draft = run_dir / f"{CONFIG_FILE}.tmp"
-    draft.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    draft.replace(run_dir / CONFIG_FILE)
-
-
-def finish_run(
-    trainer: Trainer, summary: Mapping[str, Any], gradients: Mapping[str, int] | None
-) -> dict[str, Any]:
-    """Leave summary and pictures of a trained policy in its folder; return the summary.
+def make_trainer(
+    config: Any,
+    run_dir: Any,
+    algorithm: Algorithm,
+    tests: Tests,
+    *,
+    callbacks: Sequence[Callback] = (),
+    progress: bool | None = None,
+    logs: bool = True,
+) -> Trainer:
+    """Return the trainer of a configuration.
 
     Args:
-        trainer: the trainer of the run.
-        summary: its summary so far.
-        gradients: sizes of its gradient report, or ``None``; see :func:`gradient_sizes`.
+        config: the resolved configuration; a list with one for each seed if there are several.
+        run_dir: folder of the run; a list likewise.
+        algorithm: what it trains.
+        tests: what :func:`~hpo_torchrl.experiments.build.build_tests` returns.
+        callbacks: what else happens.
+        progress: whether to show progress bars; as configured by default.
+        logs: whether the logger of the configuration is opened.
+
+    Raises:
+        ValueError: a key of the ``trainer`` section is unknown, or a value is refused.
     """
-    run_dir, config = trainer.run_dir, trainer.checkpoint.config
-    summary = {**summary, **_describe(trainer, run_dir)}
-    write_json(run_dir / SUMMARY_FILE, summary)
-    tested = [row for row in trainer.logger.rows if "test_cost" in row]
-    plot_learning_curve(
-        run_dir / "learning_curve.png",
-        [row["update"] for row in tested],
-        [row["test_cost"] for row in tested],
-        errors=[row["test_cost_se"] for row in tested],
-        optimum=trainer.quick_reference.optimal_cost,
-        lower_bound=trainer.quick_reference.lower_bound,
-        baselines=trainer.quick_reference.baselines,
-    )
-    if gradients is not None:
-        gradients_run(config, run_dir, output_dir=run_dir, progress=trainer.progress, **gradients)
-    return summary
+    first = config if isinstance(config, Mapping) else config[0]
+    settings = {key: value for key, value in first["trainer"].items() if key != "num_threads"}
+    named, primary, validation = tests
+    if progress is not None:
+        settings["progress"] = progress
+    arguments = {
+        "algorithm": algorithm,
+        "run_dir": run_dir,
+        "config": config,
+        "tests": named,
+        "primary": primary,
+        "validation": validation,
+        "reference": named[primary].reference(),
+        "validation_reference": None if validation is named[primary] else validation.reference(),
+        "env_name": first["env"]["name"],
+        "algorithm_name": first["algorithm"]["name"],
+        "logger_backend": first["logger"]["backend"] if logs else None,
+        "callbacks": [LearningCurve(), *_measuring(first, algorithm), *callbacks],
+    }
+    return call_with("trainer", Trainer, {**settings, **arguments})
+
+
+class LearningCurve(Callback):
+    """Draws ``learning_curve.png`` at the end of a run."""
+
+    def on_train_end(self, trainer: Trainer, summary: Any) -> None:
+        """Draw the curve of each seed."""
+        reference = trainer.validation_reference
+        for run in trainer.runs:
+            tested = [row for row in run.logger.rows if "test_cost" in row]
+            plot_learning_curve(
+                run.folder.learning_curve,
+                [row["update"] for row in tested],
+                [row["test_cost"] for row in tested],
+                errors=[row["test_cost_se"] for row in tested],
+                optimum=reference.optimal_cost,
+                lower_bound=reference.lower_bound,
+                baselines=reference.baselines,
+            )
+
+
+class Gradients(Callback):
+    """Measures the gradients of a trained policy at the end of a run; see :func:`gradients_run`.
+
+    Args:
+        num_batches: gradients per estimator.
+        num_reference: batches behind the reference gradient.
+    """
+
+    def __init__(self, num_batches: int = 40, num_reference: int = 160) -> None:
+        self.sizes = {"num_batches": num_batches, "num_reference": num_reference}
+        for name, size in self.sizes.items():
+            check_int(f"gradients.{name}", size, minimum=2)
+
+    def on_train_end(self, trainer: Trainer, summary: Any) -> None:
+        """Write ``gradients.csv`` and ``gradients.png`` of each seed."""
+        algorithm: Any = trainer.algorithm
+        for run in trainer.runs:
+            folder = run.folder.path
+            gradients_run(
+                run.checkpoint.config,
+                folder,
+                output_dir=folder,
+                progress=trainer.progress,
+                env=algorithm.env if run.index is None else None,
+                **self.sizes,
+            )
+
+
+def _measuring(config: Mapping[str, Any], algorithm: Algorithm) -> list[Callback]:
+    section = config.get("gradients")  # runs of older versions have none
+    if section is None:
+        return []
+    if not isinstance(section, Mapping):
+        raise TypeError(
+            "gradients must be null, or sizes such as {num_batches: 40, num_reference: 160}, "
+            f"got {section!r}."
+        )
+    _differentiable(algorithm, config)
+    return [call_with("gradients", Gradients, section)]
 
 
 def evaluate_run(
     run_dir: str | Path, *, device: str | None = None, allow: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Evaluate the newest checkpoint of a run on its tests; no file is changed.
+    """Evaluate the policy that a run ends with, by its newest checkpoint; no file is changed.
 
     Args:
         run_dir: folder of the run.
         device: where to evaluate; the run's own device by default.
-        allow: modules whose classes the run may name; see :func:`load_config`.
+        allow: modules whose classes the run may name; see
+            :func:`~hpo_torchrl.experiments.config.load_config`.
 
     Returns:
         A summary like that of training.
 
     Raises:
-        CheckpointError: the folder holds no run, or its checkpoint is damaged.
+        RunFolderError: the folder holds no run, or its checkpoint is damaged.
     """
-    config = load_config(run_dir, allow)
-    if device is not None:
-        config["device"] = device
-    config["logger"] = {"backend": None}
-    trainer = _build(config, Path(run_dir))
+    saved = load_config(run_dir, allow)
+    config = saved if device is None else {**saved, "device": device}
+    set_threads(config)
+    algorithm = build_algorithm(config)
+    trainer = make_trainer(config, run_dir, algorithm, build_tests(config), logs=False)
     # The tests may run on another device than the training: only that may differ.
-    trainer.checkpoint.config = load_config(run_dir, allow)
+    trainer.runs[0].checkpoint.config = saved
     trainer.restore()
-    return trainer.summary() | _describe(trainer, None)
+    return trainer.summary()
+
+
+def restore_policy(
+    algorithm: Algorithm,
+    config: Mapping[str, Any],
+    run_dir: str | Path,
+    *,
+    only_policy: bool = False,
+) -> None:
+    """Load a run's newest checkpoint, and give the policy the weights that the run ends with.
+
+    Args:
+        algorithm: the algorithm that the configuration describes.
+        config: the configuration of the run.
+        run_dir: folder of the run.
+        only_policy: leave all else as it is: optimizer, running instances, random numbers.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of another configuration.
+    """
+    run = SeedRun(algorithm, run_dir, config, select=config["trainer"].get("select", "last"))
+    run.checkpoint.load(components=("policy", "selection") if only_policy else None)
+    run.select()
 
 
 def gradients_run(
@@ -143,29 +243,31 @@ def gradients_run(
     num_reference: int = 160,
     seed: int = 0,
     progress: bool = True,
+    env: EnvBase | None = None,
 ) -> GradientReport:
     """Measure the gradient estimators on a configured problem; see :func:`gradient_report`.
 
     Args:
         config: the resolved configuration.
-        run_dir: folder of a run whose newest checkpoint is measured; ``None`` measures the
+        run_dir: folder of a run; the policy that it ends with is measured. ``None`` measures the
             untrained policy.
         output_dir: where ``gradients.csv`` and ``gradients.png`` go; ``None`` writes nothing.
         num_batches: gradients per estimator.
         num_reference: batches behind the reference gradient.
         seed: seed of the batches.
         progress: whether to show a progress bar.
+        env: the environment, if the configuration does not describe it.
 
     Raises:
-        CheckpointError: the folder holds no run, or its checkpoint is damaged.
+        RunFolderError: the folder holds no run, or its checkpoint is damaged.
         ValueError: a value of the configuration is refused, or its algorithm has no simulator
             gradients.
     """
     check_int("seed", seed, minimum=0)
     set_threads(config)
-    algorithm = _differentiable(build_algorithm(config), config)
+    algorithm = _differentiable(build_algorithm(config, env=env), config)
     if run_dir is not None:
-        Checkpoint(run_dir, algorithm.components(), config=config).load()
+        restore_policy(algorithm, config, run_dir)
     torch.manual_seed(seed)
     algorithm.env.set_seed(seed)
     report = gradient_report(
@@ -183,106 +285,17 @@ def gradients_run(
         ),
     )
     if output_dir is not None:
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_rows(folder / GRADIENT_FILES[0], report.rows)
-        plot_gradients(folder / GRADIENT_FILES[1], report.rows, ceiling=report.ceiling)
+        folder = RunFolder(output_dir)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_rows(folder.gradients, report.rows)
+        plot_gradients(folder.gradients_picture, report.rows, ceiling=report.ceiling)
     return report
 
 
-def _build(config: Mapping[str, Any], run_dir: Path) -> Trainer:
-    set_threads(config)
-    return make_trainer(config, run_dir, build_algorithm(config), build_goals(config))
-
-
-def build_goals(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a trainer compares policies by: tests and references, the same for all seeds."""
-    tests, headline, quick = build_tests(config)
-    tested = tests[headline]
-    other_starts = (quick.env.batch_size, quick.seed) != (tested.env.batch_size, tested.seed)
-    return {
-        "tests": tests,
-        "headline": headline,
-        "quick_test": quick,
-        "reference": tested.reference(),
-        "quick_reference": quick.reference() if other_starts or quick is not tested else None,
-    }
-
-
-def make_trainer(
-    config: Mapping[str, Any], run_dir: Path, algorithm: Algorithm, goals: Mapping[str, Any]
-) -> Trainer:
-    """Return the trainer of a configuration.
-
-    Args:
-        config: the resolved configuration.
-        run_dir: folder of the run.
-        algorithm: what it trains.
-        goals: see :func:`build_goals`.
-
-    Raises:
-        ValueError: a key of the ``trainer`` section is unknown, or a value is refused.
-    """
-    settings = {key: value for key, value in config["trainer"].items() if key != "num_threads"}
-    arguments = {
-        "algorithm": algorithm,
-        "run_dir": run_dir,
-        "config": config,
-        **goals,
-        "env_name": config["env"]["name"],
-        "algorithm_name": config["algorithm"]["name"],
-        "seed": config["seed"],
-        "logger_backend": config["logger"]["backend"],
-    }
-    return call_with("trainer", Trainer, {**settings, **arguments})
-
-
-def gradient_sizes(config: Mapping[str, Any], algorithm: Algorithm) -> dict[str, int] | None:
-    """Return the checked ``gradients`` section of a configuration."""
-    section = config.get("gradients")  # runs of older versions have none
-    if section is None:
-        return None
-    if not isinstance(section, Mapping):
-        raise TypeError(
-            "gradients must be null, or sizes such as {num_batches: 40, num_reference: 160}, "
-            f"got {section!r}."
-        )
-    _differentiable(algorithm, config)
-    return call_with("gradients", _checked_sizes, section)
-
-
-def _checked_sizes(num_batches: int = 40, num_reference: int = 160) -> dict[str, int]:
-    sizes = {"num_batches": num_batches, "num_reference": num_reference}
-    for name, size in sizes.items():
-        check_int(f"gradients.{name}", size, minimum=2)
-    return sizes
-
-
-def _differentiable(algorithm: Algorithm, config: Mapping[str, Any]) -> HPO:
-    if not isinstance(algorithm, HPO):
+def _differentiable(algorithm: Algorithm, config: Mapping[str, Any]) -> Any:
+    if not algorithm.differentiable:
         raise ValueError(
             "Gradients are measured of algorithms that roll out differentiably (algorithm=hpo), "
             f"got {config['algorithm']['name']!r}."
         )
     return algorithm
-
-
-def _describe(trainer: Trainer, run_dir: Path | None) -> dict[str, Any]:
-    env, policy = trainer.tests[trainer.headline].env, trainer.algorithm.policy
-    if not trainer.algorithm.learns or not hasattr(env, "describe"):
-        return {}  # a rule says what it does
-    env.set_seed(trainer.tests[trainer.headline].seed)
-    return env.describe(policy, trainer.tests, trainer.reference, run_dir)
-
-
-def check_new(run_dir: Path) -> None:
-    """Raise a ``FileExistsError`` if a folder holds a run, or is none."""
-    if run_dir.exists() and not run_dir.is_dir():
-        raise FileExistsError(f"output_dir={str(run_dir)!r} is a file; name a folder.")
-    names = (CONFIG_FILE, SUMMARY_FILE, SEEDS_FILE, "checkpoints")
-    found = [name for name in names if (run_dir / name).exists()]
-    if found:
-        raise FileExistsError(
-            f"output_dir={str(run_dir)!r} already holds a run ({', '.join(found)}). Go on with it "
-            f"by resume={run_dir}, or choose another output_dir; nothing was changed."
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ from torchrl.checkpoint import Checkpoint as TorchRLCheckpoint
 from torchrl.checkpoint import CheckpointRotation, GlobalRNGState
 
 from hpo_torchrl.core.checks import check_int, first_line
+from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
 
 _SUFFIX = ".torchrl"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunFolderError):
     """A checkpoint is missing, damaged, or belongs to another configuration."""
 
 
@@ -23,7 +24,7 @@ class Checkpoint:
 
     Each is one archive of tensors and JSON, written beside its place and moved there in one
     step, so that a killed run leaves whole checkpoints only. Loading executes no pickled code.
-    Held are all components, the global random-number generators and the trainer's counters.
+    It keeps all components, the global random-number generators and the trainer's counters.
 
     Args:
         run_dir: folder of the run.
@@ -50,8 +51,9 @@ class Checkpoint:
         keep: int = 2,
     ) -> None:
         check_int("keep", keep, minimum=1)
-        self.directory = Path(run_dir) / "checkpoints"
+        self.directory = RunFolder(run_dir).checkpoints
         self.config = dict(config)
+        self._names = set(components)
         self._checkpoint = TorchRLCheckpoint(format="archive")
         for name, component in components.items():
             self._checkpoint.register(name, component)
@@ -69,11 +71,14 @@ class Checkpoint:
         metadata = {"config": self.config, "counters": dict(counters)}
         return self._rotation.save(self._checkpoint, step=update, metadata=metadata)
 
-    def load(self, update: int | None = None) -> tuple[int, dict[str, Any]]:
+    def load(
+        self, update: int | None = None, components: Collection[str] | None = None
+    ) -> tuple[int, dict[str, Any]]:
         """Restore the newest checkpoint, or that of an update.
 
         Args:
             update: number of updates after which it was written.
+            components: names of what is to be restored, of those there are; all by default.
 
         Returns:
             The number of updates done and the trainer's counters.
@@ -89,7 +94,8 @@ class Checkpoint:
             raise self._damaged(path, error) from error
         self._check_config(path, metadata["config"])
         try:
-            self._checkpoint.load(path)
+            names = None if components is None else [n for n in components if n in self._names]
+            self._checkpoint.load(path, components=names)
         except Exception as error:
             raise self._damaged(path, error) from error
         return _step(path), metadata["counters"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
-import os
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from torchrl.record.loggers import Logger, get_logger
 
 from hpo_torchrl.core.checks import check_choice
+from hpo_torchrl.training.run_folder import RunFolder, replace_text
 
 BACKENDS = ("tensorboard", "wandb", "mlflow", "trackio")
 
@@ -30,7 +29,7 @@ class RunLogger:
     """
 
     def __init__(self, run_dir: str | Path, backend: str | None = None) -> None:
-        self.path = Path(run_dir) / "metrics.csv"
+        self.folder = RunFolder(run_dir)
         self.rows: list[dict[str, Any]] = []
         self._columns: list[str] = []
         self._backend: Logger | None = None
@@ -52,7 +51,7 @@ class RunLogger:
             self._columns += new
             self._rewrite()
         else:
-            with self.path.open("a", newline="") as file:
+            with self.folder.metrics.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(dict(row))
         if self._backend is not None:
             for key, value in row.items():
@@ -61,38 +60,15 @@ class RunLogger:
 
     def resume(self, update: int) -> None:
         """Read the file back and keep the rows up to ``update``."""
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            # A killed run may have left a half-written last row, which comes after any checkpoint.
-            self.rows = [
-                {key: _number(text) for key, text in row.items() if text}
-                for row in rows
-                if (row.get("update") or "").isdigit() and int(row["update"]) <= update
-            ]
-            self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        rows = self.folder.read_metrics()
+        self.rows = [row for row in rows if row["update"] <= update]
+        self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        if rows:
             self._rewrite()
 
     def _rewrite(self) -> None:
-        draft = self.path.with_suffix(".csv.tmp")
-        with draft.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(draft, self.path)
-
-
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file in one step; numbers that are not finite become null."""
-    path = Path(path)
-    draft = path.with_suffix(path.suffix + ".tmp")
-    clean = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in content.items()
-    }
-    draft.write_text(json.dumps(clean, indent=2) + "\n")
-    os.replace(draft, path)
-
-
-def _number(text: str) -> float | int:
-    return int(text) if text.lstrip("-").isdigit() else float(text)
+        draft = io.StringIO(newline="")
+        writer = csv.DictWriter(draft, self._columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        replace_text(self.folder.metrics, draft.getvalue())

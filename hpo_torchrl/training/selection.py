@@ -55,6 +55,11 @@ class Selection:
         if self._weights:
             policy.load_state_dict(self._weights)
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """What a summary says of it: ``selected_update``, if one was selected."""
+        return {"selected_update": self.update} if self.update > 0 else {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds of it."""
         return {"cost": self.cost, "update": self.update, "weights": self._weights}

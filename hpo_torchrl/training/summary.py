@@ -11,25 +11,28 @@ from hpo_torchrl.training.evaluation import CostEstimate
 
 def summarise(
     costs: Mapping[str, CostEstimate],
-    headline: str,
+    primary: str,
     reference: Reference,
     counters: Mapping[str, Any],
+    *,
+    reports: str = "cost",
 ) -> dict[str, Any]:
-    """Compare the headline cost with the optimum.
+    """Compare the primary cost with the optimum.
 
     Args:
         costs: what the policy costs in each test, by name.
-        headline: the test that is compared with the reference.
+        primary: the test that is compared with the reference.
         reference: cost of the optimum, or bounds.
-        counters: what else the summary holds: names, steps, seconds.
+        counters: further entries: names, steps, seconds.
+        reports: ``"reward"`` adds ``test_reward``, the cost with the other sign.
 
     Returns:
-        ``test_cost`` and ``test_cost_se`` of the headline, ``optimal_cost``, ``lower_bound``,
+        ``test_cost`` and ``test_cost_se`` of the primary, ``optimal_cost``, ``lower_bound``,
         ``upper_bound``, ``gap``, ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None`` where
         unknown), ``baseline_costs`` of simple rules, the counters, and for each test
         ``<name>_cost`` and ``<name>_cost_se``.
     """
-    cost = costs[headline]
+    cost = costs[primary]
     summary: dict[str, Any] = {
         **{key: counters[key] for key in ("env", "algorithm", "seed")},
         "test_cost": cost.mean,
@@ -41,6 +44,8 @@ def summarise(
         "baseline_costs": dict(reference.baselines),
         **{key: counters[key] for key in counters if key not in ("env", "algorithm", "seed")},
     }
+    if reports == "reward":
+        summary["test_reward"] = -cost.mean
     for name, estimate in costs.items():
         summary[f"{name}_cost"] = estimate.mean
         summary[f"{name}_cost_se"] = estimate.standard_error
