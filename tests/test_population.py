@@ -31,7 +31,7 @@ from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.modules.stacked import ModuleStack
 from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.problems.inventory.features import FixedCost, IncrementalDiscount, ItemFixedCost
-from hpo_torchrl.reporting import read_runs
+from hpo_torchrl.reporting.runs import read_runs
 from hpo_torchrl.training import Checkpoint, Evaluation
 
 DOUBLE = torch.float64
