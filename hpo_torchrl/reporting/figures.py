@@ -58,8 +58,8 @@ def plot_learning_curve(
         middle, spread = np.asarray(costs), 2.0 * np.asarray(errors)
         axes.fill_between(updates, middle - spread, middle + spread, color=BLUE, alpha=0.2, lw=0)
         title += f" \u00b1 {errors[-1]:.2f}"
-    for name, cost in (baselines or {}).items():
-        _level(axes, f"{name} {cost:.3f}", cost, GREY)
+    for place, (name, cost) in enumerate((baselines or {}).items()):
+        _level(axes, f"{name} {cost:.3f}", cost, GREY, at=0.01 + 0.25 * (place % 4))
     floor = optimum if optimum is not None else lower_bound
     if floor is not None and costs:
         label = "optimum" if optimum is not None else "lower bound"
@@ -68,7 +68,8 @@ def plot_learning_curve(
         if min(*costs, floor) > 0:
             axes.set_yscale("log")
             highest = max([*costs, *(baselines or {}).values()])
-            axes.set_ylim(0.93 * floor, min(1.1 * highest, _HIGHEST * floor))
+            top = min(1.1 * highest, _HIGHEST * floor)
+            axes.set_ylim(floor * (floor / top) ** 0.1, top)  # room for the label
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.set(xlabel="updates", ylabel="cost per unit and period", title=title)
@@ -265,8 +266,10 @@ def _gap_axis(axes: Axes, *, percent: bool) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter() if high / low > 20 else minor)
 
 
-def _level(axes: Axes, label: str, height: float, colour: str, *, offset: int = 3) -> None:
+def _level(
+    axes: Axes, label: str, height: float, colour: str, *, offset: int = 3, at: float = 0.01
+) -> None:
     """Draw a horizontal line with its name."""
     axes.axhline(height, color=colour, linewidth=1.3, linestyle="--")
     place: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    axes.annotate(label, (0.01, height), xytext=(0, offset), fontsize=9, color=colour, **place)
+    axes.annotate(label, (at, height), xytext=(0, offset), fontsize=9, color=colour, **place)

@@ -122,23 +122,24 @@ def write_report(
         known = {title: f for title, f in panels.items() if any(p.reference_cost for p in f)}
         if known:
             name, data = f"{env}-{setting}", (setting, known, names)
-            sections.append(f"## {env} against {setting}")
-            sections += draw(f"gap-{name}", plot_gap_against_size, *data)
-            sections += draw(f"updates-{name}", plot_updates_against_size, *data, target)
-    labels = {
-        run.folder: (problem.label, name)
+            parts = draw(f"gap-{name}", plot_gap_against_size, *data)
+            parts += draw(f"updates-{name}", plot_updates_against_size, *data, target)
+            sections.append("\n\n".join([f"## {env} against {setting}", *parts]))
+    placed = [
+        (run, problem, name)
         for problem in problems
         for name, members in problem.algorithms.items()
         for run in members
-    }
+    ]
+    labels = {run.folder: (problem.label, name) for run, problem, name in placed}
     # The gradients of a run that was replaced by a newer one go with it.
     gone = {run.folder for run in runs} - set(labels)
     reports = {folder: lines for folder, lines in found.gradients.items() if folder not in gone}
     if compared := compare_gradients(reports, labels):
         sections += [_GRADIENTS, format_gradient_comparison(compared)]
         for (env, setting), panels in families.items():
-            name, data = f"gradients-{env}-{setting}", (setting, panels, compared)
-            sections += draw(name, plot_gradients_against_size, *data)
+            name = f"gradients-{env}-{setting}"
+            sections += draw(name, plot_gradients_against_size, setting, panels, compared)
     left_out = [_left_out(run) for run in runs if run.status != FINISHED]
     remarks = [run.note for run in runs if run.status == FINISHED and run.note]
     sections += _list("Not in the costs above", [*left_out, *found.unreadable])
@@ -148,9 +149,11 @@ def write_report(
     report.write_text(text, encoding="utf-8")
     written = [report]
     if runs:
-        written.append(write_rows(output / "runs.csv", _run_rows(runs, problems, target)))
+        nowhere = Problem("", "", {}, {})
+        placed += [(run, nowhere, "") for run in runs if run.status == REPLACED]
+        written.append(write_rows(output / "runs.csv", [_run_row(*p, target) for p in placed]))
         written.append(write_rows(output / "comparison.csv", rows))
-    shown = "\n\n".join(section for section in sections if not section.startswith("!["))
+    shown = "\n\n".join(section for section in sections if "![" not in section)
     return shown, written + pictures.written
 
 
@@ -292,28 +295,16 @@ def _left_out(run: Run) -> str:
     return f"{text} ({run.note})." if run.note else f"{text}."
 
 
-def _run_rows(
-    runs: Sequence[Run], problems: Sequence[Problem], target: float
-) -> list[dict[str, Any]]:
-    """Return a row per run, in the order of the tables; replaced runs come last."""
-    placed = [
-        (run, problem, name)
-        for problem in problems
-        for name, members in problem.algorithms.items()
-        for run in members
-    ]
-    nowhere = Problem("", "", {}, {})
-    rows = []
-    for run, problem, name in placed + [(r, nowhere, "") for r in runs if r.status == REPLACED]:
-        row: dict[str, Any] = {"problem": problem.label, "algorithm": name, "seed": run.seed}
-        row |= {"status": run.status, "folder": run.folder, "update": run.update}
-        row["num_updates"] = run.config["trainer"].get("num_updates")
-        for key in ("env_steps", "wall_seconds", "test_cost", "test_cost_se"):
-            row[key] = run.summary.get(key)
-        row |= {"reference": problem.reference, "gap": problem.gap(row["test_cost"])}
-        times = problem.times([run], target) or {}
-        rows.append(row | {f"{unit}_to_target": times.get(unit, [None])[0] for unit in TIMES})
-    return rows
+def _run_row(run: Run, problem: Problem, name: str, target: float) -> dict[str, Any]:
+    """Return the row of a run in ``runs.csv``."""
+    row: dict[str, Any] = {"problem": problem.label, "algorithm": name, "seed": run.seed}
+    row |= {"status": run.status, "folder": run.folder, "update": run.update}
+    row["num_updates"] = run.config["trainer"].get("num_updates")
+    for key in ("env_steps", "wall_seconds", "test_cost", "test_cost_se"):
+        row[key] = run.summary.get(key)
+    row |= {"reference": problem.reference, "gap": problem.gap(row["test_cost"])}
+    times = problem.times([run], target) or {}
+    return row | {f"{unit}_to_target": times.get(unit, [None])[0] for unit in TIMES}
 
 
 def _count(number: int, noun: str) -> str:
