@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from hpo_torchrl.reporting.runs import FINISHED, REPLACED, Run
 
-# Settings under `env` that say how to train on a problem, or on what machine, not what it is.
-_NOT_THE_PROBLEM = ("batch_size", "device", "dtype")
-# Settings that change neither what is learned nor how fast.
-_NO_EFFECT = ("algorithm.name", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every")
-_SECTIONS = ("algorithm", "policy", "critic", "trainer")
+T = TypeVar("T")
+TIMES = {"updates": "update", "env_steps": "env_steps", "seconds": "wall_seconds"}
 _GAPS = {"optimum": ("optimal_cost", "gap"), "lower bound": ("lower_bound", "gap_to_lower_bound")}
+# Relative difference above which two runs give different references.
 _SAME = 1e-6
 
 
@@ -30,8 +29,7 @@ class Problem:
         reference: ``"optimum"`` or ``"lower bound"``: what gaps are relative to; ``None`` where
             neither is known.
         reference_cost: its cost.
-        upper_bound: cost that some known policy attains.
-        baselines: costs of simple rules by name.
+        baselines: costs of simple rules by name, and the upper bound.
     """
 
     label: str
@@ -40,7 +38,6 @@ class Problem:
     algorithms: Mapping[str, Sequence[Run]]
     reference: str | None = None
     reference_cost: float | None = None
-    upper_bound: float | None = None
     baselines: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -54,23 +51,39 @@ class Problem:
             return None
         return cost / self.reference_cost - 1.0
 
-    def lines_to_beat(self) -> dict[str, float]:
-        """Return the costs of simple rules, and the upper bound, by name."""
-        lines = dict(self.baselines)
-        if self.upper_bound is not None:
-            lines["upper bound"] = self.upper_bound
-        return lines
+    def costs(self, algorithm: str) -> list[float]:
+        """Return the test costs of an algorithm's runs that finished."""
+        runs = self.algorithms.get(algorithm, ())
+        return [float(run.summary["test_cost"]) for run in runs if run.status == FINISHED]
+
+    def gaps(self, algorithm: str) -> list[float]:
+        """Return the gaps of these costs; empty where no reference is known."""
+        found = map(self.gap, self.costs(algorithm))
+        return [gap for gap in found if gap is not None]
+
+    def times(self, runs: Sequence[Run], target: float) -> dict[str, list[float]] | None:
+        """Return updates, environment steps and seconds of each run to the target gap.
+
+        See :meth:`Run.time_to_target`; infinity where a run did not get there, or did not finish.
+        ``None`` where no gap is known, and for rules, which do not train.
+        """
+        if self.reference is None or not any(run.learns for run in runs):
+            return None
+        rows = [run.time_to_target(target, self.gap_column) for run in runs]
+        return {
+            unit: [math.inf if row is None else row[column] for row in rows]
+            for unit, column in TIMES.items()
+        }
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[list[Problem], list[Run], list[str]]:
     """Group runs by problem and algorithm over seeds.
 
-    A problem is the ``env`` section but for its seed and for ``batch_size``, ``device`` and
-    ``dtype``, which belong to the training. An algorithm is all else. Labels show the settings
-    that differ: those of ``env`` between problems of the same environment, those of ``algorithm``,
-    ``policy``, ``critic`` and ``trainer`` between runs of the same algorithm *on the same problem*.
-    A setting that changes only from problem to problem, as when larger ones are trained longer, is
-    told in a note instead, so that an algorithm keeps its name across problems.
+    A problem is the ``env`` section but for its seed, device and dtype; an algorithm is all else.
+    Labels show the settings that differ: those of ``env`` between problems of the same environment,
+    the others between runs of the same algorithm *on the same problem*. A setting that changes only
+    from problem to problem, as when larger ones are trained longer, is told in a note instead, so
+    that an algorithm keeps its name across problems.
 
     Args:
         runs: the runs, as :func:`read_runs` returns them.
@@ -80,7 +93,8 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Problem], list[Run], list[str]
 
     Examples:
         >>> from pathlib import Path
-        >>> from hpo_torchrl.reporting import Run, group_runs
+        >>> from hpo_torchrl.reporting.groups import group_runs
+        >>> from hpo_torchrl.reporting.runs import Run
         >>> def run(items, seed, cross_term):
         ...     return Run(Path(f"{items}-{seed}-{cross_term}"), {
         ...         "env": {"name": "inventory", "num_items": items}, "trainer": {}, "seed": seed,
@@ -91,39 +105,35 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Problem], list[Run], list[str]
         inventory num_items=1 ['hpo cross_term=False', 'hpo cross_term=True']
         inventory num_items=2 ['hpo cross_term=True']
     """
-    problem_of = {run.folder: _problem_settings(run) for run in runs}
-    algorithm_of = {run.folder: _algorithm_settings(run) for run in runs}
-    runs = _mark_replaced(
-        runs, {key: _text((problem_of[key], algorithm_of[key])) for key in problem_of}
-    )
+    runs = _mark_replaced(runs)
     counted = [run for run in runs if run.status != REPLACED]
+    by_problem = gather(counted, lambda run: (run.env, _text(run.problem))).values()
     shown = {
-        env: _differing([problem_of[run.folder] for run in counted if _env(run) == env])
-        for env in dict.fromkeys(map(_env, counted))
+        env: _differing([run.problem for run in members])
+        for env, members in gather(counted, lambda run: run.env).items()
     }
-    by_problem: dict[str, list[Run]] = {}
-    for run in counted:
-        by_problem.setdefault(_env(run) + _text(problem_of[run.folder]), []).append(run)
     varied: dict[str, list[str]] = {}
-    for members in by_problem.values():
-        for name in dict.fromkeys(map(_name, members)):
-            rows = [algorithm_of[run.folder] for run in members if _name(run) == name]
+    for members in by_problem:
+        for name, same in gather(members, lambda run: run.algorithm).items():
             known = varied.setdefault(name, [])
-            known += [key for key in _differing(rows) if key not in known]
+            known += [key for key in _differing([r.training for r in same]) if key not in known]
     problems, notes = [], []
-    for members in by_problem.values():
-        algorithms: dict[str, list[Run]] = {}
-        for run in members:
-            label = _label(_name(run), varied[_name(run)], algorithm_of[run.folder])
-            algorithms.setdefault(label, []).append(run)
-        first = members[0]
-        settings = {key: problem_of[first.folder].get(key, "unset") for key in shown[_env(first)]}
-        label = _label(_env(first), list(settings), settings)
-        ordered = dict(sorted(algorithms.items()))
-        problem, warning = _with_reference(Problem(label, _env(first), settings, ordered))
+    for members in by_problem:
+        algorithms = gather(
+            members, lambda run: _label(run.algorithm, _chosen(run.training, varied[run.algorithm]))
+        )
+        settings = _chosen(members[0].problem, shown[members[0].env])
+        env = members[0].env
+        problem = Problem(_label(env, settings), env, settings, dict(sorted(algorithms.items())))
+        problem, doubts = _with_reference(problem)
         problems.append(problem)
-        notes += warning
-    notes += _moving_settings(counted, algorithm_of, varied)
+        notes += doubts
+    for name, same in gather(counted, lambda run: run.algorithm).items():
+        rows = [run.training for run in same]
+        for key in _differing(rows):
+            if key not in varied[name] and not key.startswith("evaluation."):
+                values = ", ".join(dict.fromkeys(str(row.get(key, "unset")) for row in rows))
+                notes.append(f"{name}: {key} changes with the problem ({values}).")
     return sorted(problems, key=_order), runs, notes
 
 
@@ -140,73 +150,51 @@ def find_families(
         are none that differ): at least two problems.
 
     Examples:
-        >>> from hpo_torchrl.reporting import Problem, find_families
+        >>> from hpo_torchrl.reporting.groups import Problem, find_families
         >>> problems = [Problem(f"lqr dim={n}", "lqr", {"dim": n}, {}) for n in (48, 3, 10)]
         >>> families = find_families(problems)
         >>> [problem.label for problem in families["lqr", "dim"][""]]
         ['lqr dim=3', 'lqr dim=10', 'lqr dim=48']
     """
     families: dict[tuple[str, str], dict[str, list[Problem]]] = {}
-    for problem in problems:
+    for problem in sorted(problems, key=_order):
         for key, value in problem.settings.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                continue
-            others = {k: v for k, v in problem.settings.items() if k != key}
-            title = _label("", list(others), others).strip()
-            families.setdefault((problem.env, key), {}).setdefault(title, []).append(problem)
-    for (_, key), members in families.items():
-        for title, family in list(members.items()):
-            family.sort(key=lambda problem: problem.settings[key])
-            if len(family) < 2:
-                del members[title]
-    return {place: members for place, members in families.items() if members}
+            if _is_number(value):
+                title = _label("", {k: v for k, v in problem.settings.items() if k != key})
+                family = families.setdefault((problem.env, key), {}).setdefault(title, [])
+                family.append(problem)
+    found = {
+        place: {title: family for title, family in members.items() if len(family) > 1}
+        for place, members in families.items()
+    }
+    return {place: members for place, members in found.items() if members}
 
 
-def _mark_replaced(runs: Sequence[Run], group: Mapping[Any, str]) -> list[Run]:
+def gather(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """Return items in groups of equal keys, in the order in which the keys come up."""
+    groups: dict[Any, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def algorithms_of(problems: Iterable[Problem]) -> list[str]:
+    """Return the labels of all algorithms of some problems."""
+    return list(dict.fromkeys(name for problem in problems for name in problem.algorithms))
+
+
+def _mark_replaced(runs: Sequence[Run]) -> list[Run]:
     """Mark all but the newest run of every problem, algorithm and seed."""
-    newest: dict[Any, Run] = {}
-    for run in runs:
-        place = (_env(run), _name(run), group[run.folder], str(run.seed))
-        if place not in newest or run.modified >= newest[place].modified:
-            newest[place] = run
-    marked = []
-    for run in runs:
-        kept = newest[_env(run), _name(run), group[run.folder], str(run.seed)]
-        if kept is not run:
-            note = f"seed {run.seed} again in {kept.folder}, which is newer and {kept.status}"
-            run = replace(run, status=REPLACED, note=note)
-        marked.append(run)
-    return marked
-
-
-def _env(run: Run) -> str:
-    return str(run.config["env"]["name"])
-
-
-def _name(run: Run) -> str:
-    return str(run.config["algorithm"]["name"])
-
-
-def _problem_settings(run: Run) -> dict[str, Any]:
-    flat = _flatten(run.config["env"], "")
-    drop = (*_NOT_THE_PROBLEM, "name", "seed")
-    return {key: value for key, value in flat.items() if key not in drop}
-
-
-def _algorithm_settings(run: Run) -> dict[str, Any]:
-    flat = _flatten({key: run.config.get(key) for key in _SECTIONS}, "")
-    flat |= {f"env.{key}": run.config["env"].get(key) for key in _NOT_THE_PROBLEM}
-    return {key: value for key, value in flat.items() if key not in _NO_EFFECT}
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    marked = {id(run): run for run in runs}
+    for same in gather(
+        runs, lambda run: _text((run.env, run.problem, run.algorithm, run.training, run.seed))
+    ).values():
+        kept = max(reversed(same), key=lambda run: run.modified)
+        note = f"seed {kept.seed} again in {kept.folder}, which is newer and {kept.status}"
+        for run in same:
+            if run is not kept:
+                marked[id(run)] = replace(run, status=REPLACED, note=note)
+    return list(marked.values())
 
 
 def _text(value: Any) -> str:
@@ -214,83 +202,54 @@ def _text(value: Any) -> str:
 
 
 def _differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys whose values differ; tests that follow from other settings are left out."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    differing = [k for k in keys if len({_text(row.get(k, "unset")) for row in rows}) > 1]
-    shown = [key for key in differing if not key.startswith("evaluation.")]
-    for key in differing:
-        if key in shown:
-            continue
-        coarse = {_text([row.get(k, "unset") for k in shown]) for row in rows}
-        fine = {_text([row.get(k, "unset") for k in [*shown, key]]) for row in rows}
-        if len(fine) > len(coarse):
-            shown.append(key)
-    return shown
+    """Return the keys whose values differ."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [key for key in keys if len({_text(row.get(key, "unset")) for row in rows}) > 1]
 
 
-def _label(name: str, keys: Sequence[str], settings: Mapping[str, Any]) -> str:
+def _chosen(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: settings.get(key, "unset") for key in keys}
+
+
+def _label(name: str, settings: Mapping[str, Any]) -> str:
     words = [name]
-    for key in keys:
-        short = key
-        for section in ("algorithm.", "trainer.", "env."):
-            short = short.removeprefix(section)
-        words.append(f"{short}={settings.get(key, 'unset')}")
-    return " ".join(words).replace("|", "/").replace("\n", " ")
+    for key, value in settings.items():
+        section, _, short = key.partition(".")
+        words.append(f"{short if section in ('algorithm', 'trainer', 'collect') else key}={value}")
+    return " ".join(words).strip().replace("|", "/").replace("\n", " ")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _order(problem: Problem) -> tuple[Any, ...]:
     """Sort numbers as numbers."""
-    values = [
-        (0, value, "") if isinstance(value, (int, float)) else (1, 0.0, str(value))
-        for value in problem.settings.values()
-    ]
-    return (problem.env, values)
+    values = problem.settings.values()
+    return problem.env, [(0, v, "") if _is_number(v) else (1, 0.0, str(v)) for v in values]
 
 
 def _with_reference(problem: Problem) -> tuple[Problem, list[str]]:
     """Fill in what the runs know about the optimum; notes tell where they disagree."""
     runs = [run for members in problem.algorithms.values() for run in members]
     known = [run.summary for run in runs if run.status == FINISHED]
-    notes: list[str] = []
-
-    def agreed(key: str) -> float | None:
+    costs, notes = {}, []
+    for key in ("optimal_cost", "lower_bound", "upper_bound"):
         values = [summary[key] for summary in known if summary.get(key) is not None]
+        costs[key] = min(values, default=None)
         if values and max(values) - min(values) > _SAME * abs(max(values)):
             notes.append(
                 f"{problem.label}: the runs give {key} from {min(values):.6g} to "
                 f"{max(values):.6g}; the lowest is taken."
             )
-        return min(values) if values else None
-
-    reference, cost = None, None
-    for name, (key, column) in _GAPS.items():
-        cost = agreed(key)
-        # Unfinished runs know by their tests alone.
-        if cost is not None or any(column in row for run in runs for row in run.tests):
-            reference = name
-            break
     baselines: dict[str, float] = {}
     for summary in known:
         baselines |= summary.get("baseline_costs") or {}
-    filled = replace(
-        problem,
-        reference=reference,
-        reference_cost=cost,
-        upper_bound=agreed("upper_bound"),
-        baselines=baselines,
-    )
-    return filled, notes
-
-
-def _moving_settings(
-    runs: Sequence[Run], settings: Mapping[Any, Mapping[str, Any]], varied: Mapping[str, list[str]]
-) -> list[str]:
-    """Return notes on settings that change from problem to problem."""
-    notes = []
-    for name, shown in varied.items():
-        rows = [settings[run.folder] for run in runs if _name(run) == name]
-        for key in _differing(rows):
-            if key not in shown:
-                values = dict.fromkeys(str(row.get(key, "unset")) for row in rows)
-                notes.append(f"{name}: {key} changes with the problem ({', '.join(values)}).")
-    return notes
+    if costs["upper_bound"] is not None:
+        baselines["upper bound"] = costs["upper_bound"]
+    for name, (key, column) in _GAPS.items():
+        # Unfinished runs know by their tests alone.
+        if costs[key] is not None or any(column in row for run in runs for row in run.tests):
+            problem = replace(problem, reference=name, reference_cost=costs[key])
+            break
+    return replace(problem, baselines=baselines), notes

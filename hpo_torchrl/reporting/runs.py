@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hpo_torchrl.core.checks import first_line
+from hpo_torchrl.reporting.statistics import Estimate
+from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
 
 FINISHED, UNFINISHED, DAMAGED, REPLACED = "finished", "not finished", "damaged", "replaced"
-_CONFIG, _SUMMARY, _METRICS = "config.yaml", "summary.json", "metrics.csv"
-_GRADIENTS = "gradients.csv"
-_TESTED = ("update", "env_steps", "wall_seconds", "test_cost", "gap", "gap_to_lower_bound")
+# Settings of the env section that say on what machine a problem is simulated, not what it is.
+_NOT_THE_PROBLEM = ("name", "seed", "device", "dtype")
+# Sections that say how a run was trained, and settings there that change neither what is learned
+# nor how fast.
+_TRAINING = ("collect", "policy", "critic", "algorithm", "evaluation", "trainer", "device", "dtype")
+_NO_EFFECT = ("algorithm.name", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every")
+_NEEDED = ("test_cost", "updates", "env_steps", "wall_seconds")
+_OPTIONAL = ("optimal_cost", "lower_bound", "upper_bound")
+MEASURES = ("signal_to_noise", "alignment")
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,31 @@ class Run:
         return self.config["seed"]
 
     @property
-    def num_updates(self) -> Any:
-        """Number of updates that it was to make."""
-        return self.config["trainer"].get("num_updates")
+    def env(self) -> str:
+        """Name of the environment; that of its class where it has none."""
+        return _name(self.config["env"])
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm; that of its class where it has none."""
+        return _name(self.config["algorithm"])
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        """Settings of the environment, which say what problem is solved; nested keys by dots."""
+        flat = _flatten(self.config["env"])
+        return {key: value for key, value in flat.items() if key not in _NOT_THE_PROBLEM}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """All other settings, which say how it is solved; nested keys by dots."""
+        flat = _flatten({key: self.config.get(key) for key in _TRAINING})
+        return {key: value for key, value in flat.items() if key not in _NO_EFFECT}
+
+    @property
+    def learns(self) -> bool:
+        """Whether it makes updates; a rule is only tested."""
+        return self.summary.get("updates") != 0
 
     def time_to_target(self, target: float, gap: str) -> Mapping[str, float] | None:
         """Return the first of two tested rows in succession with a gap of at most ``target``.
@@ -78,12 +104,12 @@ class Run:
 
 @dataclass(frozen=True)
 class RunFolders:
-    """What was found in the folders searched.
+    """The runs under some folders.
 
     Attributes:
         runs: the runs, in the order of their paths.
-        unreadable: messages about folders whose configuration cannot be read.
-        gradients: by folder, the rows of a ``gradients.csv``.
+        unreadable: messages about folders whose configuration or gradient report cannot be read.
+        gradients: by folder, the rows of its gradient report, each measure as an estimate.
     """
 
     runs: Sequence[Run]
@@ -109,16 +135,16 @@ def read_runs(folders: Iterable[str | Path]) -> RunFolders:
         ValueError: nothing was found, or nothing that was found can be read.
 
     Examples:
-        >>> import tempfile, yaml
-        >>> from pathlib import Path
-        >>> from hpo_torchrl.reporting import read_runs
+        >>> import tempfile
+        >>> from hpo_torchrl.reporting.runs import read_runs
+        >>> from hpo_torchrl.training.run_folder import RunFolder
         >>> config = {"env": {"name": "inventory"}, "algorithm": {"name": "hpo"},
         ...     "trainer": {"num_updates": 100}, "seed": 0}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config))
+        ...     RunFolder(folder).write_config(config)
         ...     (run,) = read_runs([folder]).runs
-        >>> run.status, run.update, run.num_updates
-        ('not finished', 0, 100)
+        >>> run.status, run.update, run.env, run.seed
+        ('not finished', 0, 'inventory', 0)
     """
     roots = [Path(folder) for folder in folders]
     for root in roots:
@@ -126,34 +152,30 @@ def read_runs(folders: Iterable[str | Path]) -> RunFolders:
             raise FileNotFoundError(f"There is no folder {root}; name a folder that holds runs.")
         if not root.is_dir():
             raise NotADirectoryError(f"{root} is a file; name a folder that holds runs.")
-    runs, unreadable = [], []
-    for folder in _holding(_CONFIG, roots):
+    names = RunFolder("")
+    runs, unreadable, gradients = [], [], {}
+    for path in _find(names.config.name, roots):
         try:
-            runs.append(_read_run(folder))
-        except _DamagedError as error:
+            runs.append(_read_run(RunFolder(path)))
+        except RunFolderError as error:
             unreadable.append(str(error))
-    gradients = {}
-    for folder in _holding(_GRADIENTS, roots):
+    for path in _find(names.gradients.name, roots):
         try:
-            gradients[folder] = _read_gradients(folder / _GRADIENTS)
-        except _DamagedError as error:
+            gradients[path] = _read_gradients(RunFolder(path))
+        except RunFolderError as error:
             unreadable.append(str(error))
     if not runs and not gradients:
         where = ", ".join(map(str, roots))
         if unreadable:
             raise ValueError(f"No run under {where} can be read: {' '.join(unreadable)}")
         raise ValueError(
-            f"No run found under {where}: no folder there holds a {_CONFIG}. Train with hpo-train "
-            "output_dir=DIR, or name the folder that holds the runs."
+            f"No run found under {where}: no folder there holds a {names.config.name}. Train with "
+            "hpo-train output_dir=DIR, or name the folder that holds the runs."
         )
     return RunFolders(runs, unreadable, gradients)
 
 
-class _DamagedError(ValueError):
-    """A file of a run cannot be used; the message names it and says why."""
-
-
-def _holding(name: str, roots: Sequence[Path]) -> list[Path]:
+def _find(name: str, roots: Sequence[Path]) -> list[Path]:
     """Return the folders under ``roots`` that hold a file of this name."""
     found: dict[Path, Path] = {}
     for root in roots:
@@ -164,118 +186,87 @@ def _holding(name: str, roots: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _read_run(folder: Path) -> Run:
-    config = _read_config(folder / _CONFIG)
-    notes, status = [], UNFINISHED
+def _read_run(folder: RunFolder) -> Run:
+    config, notes = folder.read_config(), []
     summary: Mapping[str, Any] = {}
-    files = [folder / name for name in (_CONFIG, _METRICS, _SUMMARY)]
-    if files[-1].exists():
+    status = UNFINISHED
+    if folder.summary.exists():
         try:
-            summary, status = _read_summary(files[-1]), FINISHED
-        except _DamagedError as error:
+            summary, status = _read_summary(folder), FINISHED
+        except RunFolderError as error:
             status = DAMAGED
             notes.append(str(error))
-    tests: list[dict[str, float]] = []
+    tests: Sequence[Mapping[str, float]] = ()
     update = 0
+    never = "It counts as never reaching the target."
     try:
-        tests, update = _read_metrics(files[1])
-        if status == FINISHED and not tests:
-            notes.append(f"{files[1]} has no tested row: it counts as never reaching the target.")
-    except _DamagedError as error:
-        if status == FINISHED or files[1].exists():
-            notes.append(f"{error} It counts as never reaching the target.")
+        tests, update = _read_tests(folder)
+        if status == FINISHED and not tests and summary["updates"]:
+            notes.append(f"{folder.metrics} has no tested row. {never}")
+    except RunFolderError as error:
+        notes.append(f"{error} {never}")
+    files = (folder.config, folder.metrics, folder.summary)
     modified = max(path.stat().st_mtime for path in files if path.exists())
-    return Run(folder, config, summary, tests, status, " ".join(notes), update, modified)
+    return Run(folder.path, config, summary, tests, status, " ".join(notes), update, modified)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise _DamagedError(f"{path} cannot be read: {first_line(error)}.") from error
-    sections = ("env", "algorithm", "trainer")
-    lacking = [
-        name
-        for name in sections
-        if not isinstance(config, dict) or not isinstance(config.get(name), dict)
-    ]
-    lacking += [
-        f"{name}.name" for name in sections[:2] if not lacking and "name" not in config[name]
-    ]
-    if not lacking and "seed" not in config:
-        lacking = ["seed"]
-    if lacking:
-        raise _DamagedError(
-            f"{path} is not the configuration of a run: it lacks {', '.join(lacking)}."
+def _read_summary(folder: RunFolder) -> dict[str, Any]:
+    """Return a summary whose costs are finite numbers."""
+    summary = folder.read_summary()
+    baselines = summary.get("baseline_costs") or {}
+    if not isinstance(baselines, dict):
+        raise RunFolderError(
+            f"{folder.summary} cannot be used: baseline_costs must hold names and costs."
         )
-    return config
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _DamagedError(f"{path} cannot be read: {first_line(error)}.") from error
-    if not isinstance(summary, dict):
-        raise _DamagedError(f"{path} is damaged: it holds no names and values.")
-    needed = ("test_cost", "updates", "env_steps", "wall_seconds")
-    for key in (*needed, "optimal_cost", "lower_bound", "upper_bound"):
-        _check_finite(path, key, summary.get(key), optional=key not in needed)
-    baselines = summary.get("baseline_costs")
-    if baselines is not None and not isinstance(baselines, dict):
-        raise _DamagedError(f"{path} cannot be used: baseline_costs must hold names and costs.")
-    for name, cost in (baselines or {}).items():
-        _check_finite(path, f"baseline_costs[{name!r}]", cost, optional=False)
+    numbers: dict[str, Any] = {key: summary.get(key) for key in _NEEDED}
+    numbers |= {key: summary[key] for key in _OPTIONAL if summary.get(key) is not None}
+    numbers |= {f"baseline_costs[{name!r}]": cost for name, cost in baselines.items()}
+    for key, value in numbers.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise RunFolderError(
+                f"{folder.summary} cannot be used: {key} must be a finite number, got {value!r}."
+            )
     return summary
 
 
-def _check_finite(path: Path, key: str, value: Any, *, optional: bool) -> None:
-    if value is None and optional:
-        return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
-        raise _DamagedError(f"{path} cannot be used: {key} must be a finite number, got {value!r}.")
+def _read_tests(folder: RunFolder) -> tuple[list[dict[str, Any]], int]:
+    """Return the tested rows of the metrics, and the last update."""
+    rows = folder.read_metrics()
+    for row in rows:
+        tested = "test_cost" in row
+        for key in ("update", "env_steps", "wall_seconds") if tested else ("update",):
+            if not 0 < row.get(key, 0) < math.inf:
+                raise RunFolderError(
+                    f"{folder.metrics} is damaged: a row must have {key} above 0, got {row}."
+                )
+    tests = [row for row in rows if "test_cost" in row]
+    return tests, int(rows[-1]["update"]) if rows else 0
 
 
-def _read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
-    """Return the tested rows and the last update."""
+def _read_gradients(folder: RunFolder) -> list[dict[str, Any]]:
+    rows = folder.read_gradients()
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _DamagedError(f"{path} cannot be read: {first_line(error)}.") from error
-    tests, update = [], 0
-    for place, row in enumerate(rows):
-        last = place == len(rows) - 1
-        if last and None in row.values():
-            break  # a killed run may leave a half-written last row
-        try:
-            numbers = {key: float(row[key]) for key in _TESTED if row.get(key)}
-            update = int(numbers["update"])
-            if "test_cost" in numbers and min(numbers[key] for key in _TESTED[:3]) <= 0:
-                raise ValueError(f"{', '.join(_TESTED[:3])} must be positive, got {numbers}")
-        except (KeyError, ValueError, OverflowError) as error:
-            if last:
-                break
-            raise _DamagedError(
-                f"{path} is damaged in line {place + 2}: {first_line(error)}."
-            ) from error
-        if "test_cost" in numbers:
-            tests.append(numbers)
-    return tests, update
+        return [
+            {key: row[key] for key in ("group", "estimator", "whole")}
+            | {
+                name: Estimate(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
+                for name in MEASURES
+            }
+            for row in rows
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{folder.gradients} is damaged: {first_line(error)}.") from error
 
 
-def _read_gradients(path: Path) -> list[dict[str, Any]]:
-    measures = [
-        f"{name}{end}" for name in ("signal_to_noise", "alignment") for end in ("", "_low", "_high")
-    ]
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [
-                {"group": row["group"], "estimator": row["estimator"]}
-                | {"whole": row["whole"] == "True"}
-                | {measure: float(row[measure]) for measure in measures}
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise _DamagedError(f"{path} cannot be read: {first_line(error)}.") from error
+def _name(section: Mapping[str, Any]) -> str:
+    return str(section.get("name") or str(section.get("_target_", "unnamed")).rpartition(".")[2])
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
