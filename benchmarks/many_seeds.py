@@ -15,9 +15,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from hpo_torchrl.collectors.streams import Stream
 
 from hpo_torchrl.algorithms import HPOPopulation
-from hpo_torchrl.collectors.streams import Stream
 from hpo_torchrl.experiments.build import build_algorithm
 from hpo_torchrl.experiments.cli import compose_config
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from hpo_torchrl.problems.inventory.continuous import ContinuousInventoryEnv
 
 from hpo_torchrl.algorithms import DDPG, HPO, PPO
 from hpo_torchrl.algorithms.base import NonFiniteError
@@ -13,7 +14,6 @@ from hpo_torchrl.envs import ReplicatedEnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network, replicate
 from hpo_torchrl.objectives import CrossTermWeight
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
-from hpo_torchrl.problems.inventory.continuous import ContinuousInventoryEnv
 from hpo_torchrl.problems.inventory.features import ItemFixedCost
 
 SEEDS, UPDATES, DOUBLE = [3, 11, 4], 5, torch.float64

@@ -35,7 +35,6 @@ _SIZES = ("observation_dim", "num_discrete", "continuous_dim")
 _SAFE_ROOMS = ("algorithms", "envs", "modules", "objectives", "problems")
 
 
-
 def instantiate(section: str, settings: Mapping[str, Any], **given: Any) -> Any:
     """Build what a section names, after checking its keys.
 
