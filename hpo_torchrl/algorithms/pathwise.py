@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 from hpo_torchrl.algorithms.base import numbers
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.collectors import DifferentiableCollector
-from hpo_torchrl.collectors.engine import check_functional
+from hpo_torchrl.collectors.inputs import check_functional
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy

@@ -62,7 +62,7 @@ class Compiled:
         self._before = _CLOCK.listen().seconds
         self._length: int | None = None
         self._graphs = 0
-        options = {"triton.cudagraphs": True} if torch.cuda.is_available() else {}
+        options: dict[str, Any] = {"triton.cudagraphs": True} if torch.cuda.is_available() else {}
         self._compiled: Any = torch.compile(chunk, fullgraph=True, dynamic=False, options=options)
 
     @property
