@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hpo_torchrl.collectors.streams import Stream
+from hpo_torchrl.collectors.worlds import own_worlds
+from hpo_torchrl.modules.stacked import ModuleStack
 from shrunk import SMALL
 from tensordict.nn import TensorDictModule
 from test_cli import refused, run_train
@@ -20,15 +23,12 @@ from torchrl.objectives import ValueEstimators
 import hpo_torchrl.experiments.run
 import hpo_torchrl.experiments.seeds
 from hpo_torchrl.algorithms import HPO, HPOPopulation, NonFiniteError
-from hpo_torchrl.collectors.streams import Stream
-from hpo_torchrl.collectors.worlds import own_worlds
 from hpo_torchrl.envs import hybridize
 from hpo_torchrl.experiments.build import build_algorithm
 from hpo_torchrl.experiments.cli import compose_config
 from hpo_torchrl.experiments.run import evaluate_run, load_config, train_run
 from hpo_torchrl.experiments.seeds import train_seeds
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
-from hpo_torchrl.modules.stacked import ModuleStack
 from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.problems.inventory.features import FixedCost, IncrementalDiscount, ItemFixedCost
 from hpo_torchrl.reporting import read_runs

@@ -97,7 +97,7 @@ class ActionRange(nn.Module):
         return self._mapped(_INVERSES, value, index)
 
     def log_slope(self, raw: Tensor, index: Tensor | None = None) -> Tensor:
-        """Return the logarithm of the slope du/dz; 0 where both ends are equal."""
+        """Return log|du/dz|; it means nothing where both ends are equal."""
         return self._mapped(_LOG_SLOPES, raw, index)
 
     def fixed(self, index: Tensor | None = None) -> Tensor | None:
