@@ -444,7 +444,7 @@ def test_shutdown_closes_the_environment_once():
         ({"reset_fraction": 1.5}, ValueError, r"reset_fraction must be .* <= 1, got 1\.5"),
         ({"discount": 2.0}, ValueError, "discount must be a finite number > 0 and <= 1"),
         ({"route": "fast"}, ValueError, "route must be one of"),
-        ({"policy": HybridPolicy(HybridNetwork(2, 3, 1))}, ValueError, "policy has 3 discrete actions"),
+        ({"policy": HybridPolicy(HybridNetwork(2, 3, 1))}, ValueError, "policy has 3 discrete"),
     ],
 )
 def test_wrong_collector_arguments_are_named(arguments, error, message):
