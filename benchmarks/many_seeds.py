@@ -1,6 +1,6 @@
 """How much longer many seeds take as one computation than a single one.
 
-    python benchmarks/many_seeds.py [--seeds 16] [--pairs 25] [KEY=VALUE ...]
+    python benchmarks/many_seeds.py [--seeds 16] [--pairs 25] [--items 1] [--batch 64]
 
 Updates of both take turns in one process; printed are the medians of their processor time and of
 the ratio within a pair. Tests, checkpoints and pictures are not in it.
@@ -15,11 +15,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from hpo_torchrl.collectors.streams import Stream
 
-from hpo_torchrl.algorithms import HPOPopulation
-from hpo_torchrl.experiments.build import build_algorithm
-from hpo_torchrl.experiments.cli import compose_config
+from hpo_torchrl.algorithms import HPO
+from hpo_torchrl.envs import ReplicatedEnv
+from hpo_torchrl.modules import HybridPolicy, make_value_network, replicate
+from hpo_torchrl.problems import InventoryEnv
 
 # Updates of the single seed in a pair, so that both are measured for some time.
 _REPEATED = 3
@@ -28,17 +28,13 @@ _REPEATED = 3
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Many seeds as one computation, against one.")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as of hpo-train")
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=25)
-    given = parser.parse_intermixed_args()
+    parser.add_argument("--items", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=64, help="instances of each seed")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    single = _build(given.settings, 0)
-    members, streams = [], []
-    for seed in range(given.seeds):
-        members.append(_build(given.settings, seed))
-        streams.append(Stream(members[-1].env.device))
-    population = HPOPopulation(members, streams)
+    single, population = _build(given, 0), _build(given, range(given.seeds))
     for trained in (single, population):
         trained.anneal(0.0)
         trained.iterate()
@@ -52,8 +48,21 @@ def main() -> None:
     print(f"ratio            {median(ratios):.2f}")
 
 
-def _build(settings: list[str], seed: int) -> Any:
-    return build_algorithm(compose_config([*settings, f"seed={seed}"]))
+def _parts(given: argparse.Namespace, seed: int) -> tuple[Any, Any, Any]:
+    torch.manual_seed(seed)
+    env = InventoryEnv(
+        num_items=given.items, batch_size=given.batch, initial_state="random", seed=seed
+    )
+    return env, HybridPolicy.for_env(env), make_value_network(env)
+
+
+def _build(given: argparse.Namespace, seeds: int | range) -> Any:
+    """One learner: of a single seed, or of many."""
+    if isinstance(seeds, int):
+        return HPO(*_parts(given, seeds), seed=seeds)
+    envs, policies, critics = zip(*(_parts(given, seed) for seed in seeds), strict=True)
+    networks = replicate(policies), replicate(critics)
+    return HPO(ReplicatedEnv(envs), *networks, seed=seeds)
 
 
 def _seconds(action: Callable[[], Any], times: int) -> float:

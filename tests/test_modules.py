@@ -168,18 +168,12 @@ def test_the_parameters_given_are_not_changed():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"loc": torch.zeros(4, 2, 1)},
-            r"one branch per discrete action.*\(4, 3, 'n'\), got \(4, 2, 1\)",
-        ),
+        ({"loc": torch.zeros(4, 2, 1)}, r"one branch per .*\(4, 3, 'n'\), got \(4, 2, 1\)"),
         ({"scale": torch.tensor(-0.5)}, r"scale must be >= 0, got a minimum of -0\.5"),
         ({"scale": torch.ones(5)}, "scale"),
         ({"mask": torch.ones(4, 3)}, r"mask must be bool of shape \(4, 3\), got torch.float32"),
         ({"mask": torch.ones(4, 2).bool()}, r"mask must be bool of shape .* of shape \(4, 2\)"),
-        (
-            {"mask": torch.eye(4, 3).bool()},
-            "mask must allow at least one discrete action in every row",
-        ),
+        ({"mask": torch.eye(4, 3).bool()}, "mask must allow at least one discrete action"),
     ],
 )
 def test_wrong_parameters_are_named(changes, message):
@@ -191,9 +185,7 @@ def test_wrong_parameters_are_named(changes, message):
 def test_a_policy_refuses_a_row_without_an_allowed_option():
     policy = HybridPolicy(HybridNetwork(4, 3, 2), mask_key="allowed")
     allowed = torch.tensor([[True, True, True], [False, False, False]])
-    with pytest.raises(
-        ValueError, match="mask must allow at least one discrete action in every row"
-    ):
+    with pytest.raises(ValueError, match="mask must allow at least one discrete action"):
         policy(TensorDict({"observation": torch.zeros(2, 4), "allowed": allowed}, 2))
 
 
@@ -370,7 +362,7 @@ def test_means_lie_in_the_range_of_the_action(bounds, expected):
 
 
 def test_for_env_takes_range_unit_and_dtype_from_the_environment():
-    env = inventory(dtype=torch.float64, demand=[4.0, 25.0])
+    env = inventory(dtype=torch.float64, demand_mean=[4.0, 25.0])
     policy = HybridPolicy.for_env(env)
     loc = policy.get_dist(env.reset()).loc
     assert loc.dtype == torch.float64
@@ -382,9 +374,7 @@ def test_for_env_takes_range_unit_and_dtype_from_the_environment():
 def test_check_env_names_the_mismatch():
     policy = HybridPolicy.for_env(inventory())
     policy.check_env(inventory())
-    with pytest.raises(
-        ValueError, match=r"3 discrete actions .*asks for 2 discrete actions and .*\(2, 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"3 discrete actions .*asks for 2 .*\(2, 2\)"):
         HybridPolicy(HybridNetwork(4, 3, 2)).check_env(inventory())
     with pytest.raises(ValueError, match=r"shape \(2, 5\), but .*\(2, 2\)"):
         HybridPolicy(HybridNetwork(4, 2, 5)).check_env(inventory())

@@ -7,7 +7,8 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from hpo_torchrl.collectors.engine import check_functional, check_single_choice, expand_mask
+from hpo_torchrl.collectors.entries import expand_mask
+from hpo_torchrl.collectors.inputs import check_functional, check_single_choice
 from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
@@ -93,7 +94,7 @@ def branched_returns(
     every = torch.arange(number, device=forced.device).view(1, -1, *(1,) * time)
     every = every.expand(1, number, *batch)
 
-    # Rows are (time of branching, discrete action, *B); a row whose episode is over stays where it is.
+    # Rows are (time of branching, discrete action, *B); one whose episode is over stays as it is.
     rows: dict[str, Tensor] = {
         key: value.new_empty(0, number, *value.shape[1:]) for key, value in visited.items()
     }

@@ -11,7 +11,8 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl.collectors.engine import Rollout, check_functional, is_functional
+from hpo_torchrl.collectors.engine import Rollout
+from hpo_torchrl.collectors.inputs import check_functional, is_functional
 from hpo_torchrl.collectors.rollout import ROUTES, general_rollout
 from hpo_torchrl.collectors.straight_through import straight_through
 from hpo_torchrl.core.checks import check_bool, check_choice, check_float, check_int

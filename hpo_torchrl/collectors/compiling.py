@@ -62,7 +62,10 @@ class Compiled:
         self._before = _CLOCK.listen().seconds
         self._length: int | None = None
         self._graphs = 0
-        options = {"triton.cudagraphs": True} if torch.cuda.is_available() else {}
+        # A loss may go through the graph more than once. For good, because torch asks for it when
+        # gradients are taken, too.
+        torch._functorch.config.donated_buffer = False
+        options: dict[str, Any] = {"triton.cudagraphs": True} if torch.cuda.is_available() else {}
         self._compiled: Any = torch.compile(chunk, fullgraph=True, dynamic=False, options=options)
 
     @property
@@ -103,11 +106,7 @@ class Compiled:
         before = _CLOCK.seconds
         try:
             limits = {"recompile_limit": _ALL_GRAPHS, "accumulated_recompile_limit": _ALL_GRAPHS}
-            # A loss may go through the graph more than once.
-            with (
-                torch._dynamo.config.patch(limits),
-                torch._functorch.config.patch(donated_buffer=False),
-            ):
+            with torch._dynamo.config.patch(limits):
                 found = self._compiled(*given)
         except _REFUSALS as error:
             self._give_up(first_line(getattr(error, "inner_exception", error)))

@@ -2,72 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from torchrl.envs import EnvBase
 
 from hpo_torchrl.collectors.compiling import Compiled
+from hpo_torchrl.collectors.entries import (
+    NEXT,
+    discount_gradients,
+    entries_of,
+    expand_mask,
+    finished,
+)
+from hpo_torchrl.collectors.inputs import (
+    Entries,
+    Inputs,
+    check_counted,
+    check_functional,
+    fresh_states,
+    noise_of,
+    policy_noise,
+    steps_of,
+)
 from hpo_torchrl.core.checks import check_bool, check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
-from hpo_torchrl.modules import HybridNetwork, HybridPolicy
-from hpo_torchrl.modules.distribution import HybridDraw, Noise, check_mask
+from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.modules.sampling import HybridDraw, Noise
 
-Entries = Mapping[str, Tensor]
 # From the entries of a step, the environment's noise and the policy's to the draw, and to what
 # env.advance returns.
 Transition = Callable[
     [Entries, Tensor, "Noise | None"],
     tuple[HybridDraw, dict[str, Tensor], Tensor, "Tensor | None"],
 ]
-# States after a reset, nothing, or a function that draws them where it turns out that they are
-# needed.
-Fresh = Entries | Callable[[Tensor], Entries] | None
-NEXT = "next "  # prefix of what a step leads to
-_LOGITS, _LOC, _SCALE = _SCORED = ("draw logits", "draw loc", "draw scale")
-LOG_PROBS = ("action_log_prob", "discrete_log_prob")
-
-
-class Inputs(NamedTuple):
-    """All randomness of a rollout, drawn beforehand, time first.
-
-    Attributes:
-        noise: the environment's, ``(T, *B, *noise_shape)``.
-        policy: the policy's, or ``None`` where it does not sample.
-        fresh: for each step the states that instances go on from whose episode ends.
-    """
-
-    noise: Tensor
-    policy: Noise | None
-    fresh: Sequence[Fresh]
-
-    def part(self, which: slice) -> Inputs:
-        """Return some of the steps."""
-        own = self.policy
-        if own is not None:
-            own = Noise(*(None if value is None else value[which] for value in own))  # type: ignore[arg-type]
-        return Inputs(self.noise[which], own, self.fresh[which])
-
-
-def steps_of(noise: Noise | None, num_steps: int) -> Sequence[Noise | None]:
-    """Return the policy's noise of each step."""
-    if noise is None:
-        return [None] * num_steps
-    if noise.continuous is None:
-        return [Noise(row) for row in noise.discrete.unbind()]
-    return list(map(Noise, noise.discrete.unbind(), noise.continuous.unbind()))
 
 
 class Rollout:
     """A rollout of one policy in one environment, made once and called many times.
 
-    It is what :func:`differentiable_rollout` and :func:`straight_through_rollout` call. With ``compile`` or
-    ``checkpoint_steps`` the steps are taken in chunks: each is a pure function
+    It is what :func:`differentiable_rollout` and :func:`straight_through_rollout` call. With
+    ``compile`` or     ``checkpoint_steps`` the steps are taken in chunks: each is a pure function
     ``(state, inputs) -> (state, outputs)``, compiled by ``torch.compile``, wrapped in
     ``torch.utils.checkpoint``, or both.
 
@@ -204,6 +183,7 @@ class Rollout:
         asks = not env.counts_steps
         noise, own = inputs.noise.unbind(), steps_of(inputs.policy, len(inputs.noise))
         rows = []
+        new: Any
         for step, new in enumerate(inputs.fresh):
             draw, after, reward, over = transition(carried, noise[step], own[step])
             after |= env.show(after)
@@ -214,7 +194,7 @@ class Rollout:
             carried = discount_gradients(after, self.discount)
             if asks and new is not None:
                 ends = over is not None and bool(over.any())
-                new = new(over) if ends else None  # type: ignore[operator]
+                new = new(over) if ends else None
             if new is not None and over is not None:
                 carried = {
                     key: torch.where(expand_mask(over, value), new[key], value)
@@ -286,208 +266,3 @@ def policy_step(env: DifferentiableEnv, policy: HybridPolicy) -> Transition:
         return draw, *env.advance(carried, action, noise)
 
     return transition
-
-
-# -- random numbers ------------------------------------------------------------------------------
-
-
-def policy_noise(
-    env: EnvBase,
-    policy: HybridPolicy,
-    start: Any,
-    num_steps: int,
-    randomness: Randomness | None = None,
-) -> Noise | None:
-    """Draw a policy's random numbers of a whole rollout, time first; ``None`` if it does not sample.
-
-    They are drawn step by step, in the order in which ``env.rollout`` draws them.
-
-    Args:
-        env: the environment, whose specs give the shapes.
-        policy: the policy.
-        start: the entries of the first step.
-        num_steps: number of steps T.
-        randomness: where they come from; by default ``policy.randomness``.
-    """
-    if not policy.acts_randomly:
-        return None
-    randomness = policy.randomness if randomness is None else randomness
-    discrete = env.full_action_spec["action", "discrete"]
-    continuous = env.full_action_spec["action", "continuous"]
-    place: dict[str, Any] = {"dtype": continuous.dtype, "device": continuous.device}
-    logs = torch.empty(num_steps, *discrete.shape, discrete.space.n, **place)
-    own = None
-    if policy.stochastic and _has_scale(policy, start):
-        own = torch.empty(num_steps, *continuous.shape, **place)
-    kind = policy.continuous_distribution.noise
-    for step, row in enumerate(logs.unbind()):
-        randomness.fill("exponential", row)
-        if own is not None:
-            randomness.fill(kind, own[step])
-    return Noise(logs.log_(), own)
-
-
-@torch.no_grad()
-def _has_scale(policy: HybridPolicy, start: Any) -> bool:
-    """Whether a network answers with a scale; one of the user's own is checked by asking it."""
-    if isinstance(policy.network, HybridNetwork):
-        return True
-    observation = start[policy.observation_key]
-    return policy.distribution(observation, policy.mask_of(start)).scale is not None
-
-
-def noise_of(env: DifferentiableEnv, start: Any, num_steps: int, noise: Tensor | None) -> Tensor:
-    """Return the noise given for a rollout, checked, or draw it."""
-    if noise is None:
-        return env.sample_noise(num_steps, {key: start[key] for key in env.state_names})
-    expected = (*env.batch_size, num_steps, *env.noise_shape)
-    if tuple(noise.shape) != expected:
-        raise ValueError(
-            f"noise must have shape (*B, T, *noise_shape) = {expected}, got {tuple(noise.shape)}; "
-            f"draw it with env.sample_noise({num_steps})."
-        )
-    return noise
-
-
-@torch.no_grad()
-def start_states(env: DifferentiableEnv, over: Tensor | None = None) -> dict[str, Tensor]:
-    """Draw the entries that instances start an episode from; see ``env.fresh_state``."""
-    state = env.fresh_state(over)
-    state |= env.show(state)
-    return {key: state[key] for key in (*env.state_names, *env.shown_names)}
-
-
-def fresh_states(env: DifferentiableEnv, step: Tensor, num_steps: int) -> list[Fresh]:
-    """Draw the states that instances go on from whose episode ends, for each step of a rollout.
-
-    Which ones end is a matter of counting. Known beforehand, nothing within a rollout has to wait
-    for what a device has computed, and a step can be computed twice. For an environment that ends
-    episodes by itself, functions are returned that draw when they are called.
-    """
-    if not env.counts_steps:
-        return [*[lambda over: start_states(env, over)] * (num_steps - 1), None]
-    fresh: list[Fresh] = [None] * num_steps
-    if env.horizon is None:
-        return fresh
-    step = step.cpu()
-    for i in range(num_steps - 1):
-        step = step + 1
-        over = step >= env.horizon
-        if bool(over.any()):
-            drawn = fresh[i] = start_states(env, over)
-            step = torch.where(over, drawn["step"].cpu(), step)
-    return fresh
-
-
-# -- entries -------------------------------------------------------------------------------------
-
-
-def discount_gradients(entries: Entries, discount: float) -> dict[str, Tensor]:
-    """Return the entries with the gradients of those that have any multiplied by ``discount``.
-
-    Their values stay the same to the last bit; only an infinite one becomes NaN.
-    """
-    if discount == 1.0:
-        return dict(entries)
-    # Between a value and itself, of which one end has a gradient: two operations of torch's own
-    # take half the time of a function in Python, which could leave infinities alone.
-    return {
-        key: torch.lerp(value.detach(), value, discount) if value.requires_grad else value
-        for key, value in entries.items()
-    }
-
-
-def expand_mask(mask: Tensor, value: Tensor) -> Tensor:
-    """Append dimensions to a mask ``(*B, 1)`` until it broadcasts with an entry."""
-    return mask.reshape(*mask.shape, *(1,) * (value.ndim - mask.ndim))
-
-
-def entries_of(draw: HybridDraw, policy: HybridPolicy) -> dict[str, Tensor]:
-    """Return the entries of a draw: the action, and what it is scored by, once for all steps."""
-    entries = {"discrete": draw.discrete, "continuous": draw.continuous}
-    if policy.return_log_prob:
-        scored = zip(_SCORED, draw[2:], strict=True)
-        entries |= {key: value for key, value in scored if value is not None}
-    return entries
-
-
-def scored(
-    policy: HybridPolicy, stacked: dict[str, Tensor], noise: Noise | None
-) -> dict[str, Tensor]:
-    """Put log-probabilities in the place of what they follow from, time first."""
-    if _LOGITS not in stacked:
-        return stacked
-    own = [stacked.pop(key, None) for key in _SCORED]
-    draw = HybridDraw(stacked["discrete"], stacked["continuous"], *own)  # type: ignore[arg-type]
-    kept = None if noise is None else noise.continuous
-    found = draw.log_probs(kept, policy.continuous_distribution)
-    return stacked | dict(zip(LOG_PROBS, found, strict=True))
-
-
-def finished(
-    env: DifferentiableEnv, policy: HybridPolicy, stacked: dict[str, Tensor], noise: Noise | None
-) -> TensorDict:
-    """Build the tensordict that ``env.rollout`` would have built, from entries with time first."""
-    stacked = scored(policy, stacked, noise)
-    mask = policy.mask_of(stacked)
-    if mask is not None and mask.device.type == "cpu":  # elsewhere it would wait for the device
-        check_mask(mask)
-    time = len(env.batch_size)
-    stacked = {key: value.movedim(0, time) for key, value in stacked.items()}
-    over = stacked.pop("over")
-    shape, never = over.shape[:-1], torch.zeros_like(over)
-    terminated, truncated = (over, never) if env.horizon_terminates else (never, over)
-    after: dict[str, Any] = {
-        key.removeprefix(NEXT): stacked.pop(key) for key in list(stacked) if key.startswith(NEXT)
-    }
-    after |= {"reward": stacked.pop("reward"), "done": over}
-    after |= {"terminated": terminated, "truncated": truncated}
-    action = {key: stacked.pop(key) for key in ("discrete", "continuous")}
-    root: dict[str, Any] = {**stacked, "action": TensorDict(action, batch_size=shape)}
-    # Whoever was done has been reset, so no step starts in a state that is done.
-    root |= {"done": never, "terminated": never, "truncated": never}
-    root["next"] = TensorDict(after, batch_size=shape)
-    return TensorDict(root, batch_size=shape, device=env.device).refine_names(..., "time")
-
-
-# -- checks --------------------------------------------------------------------------------------
-
-
-def is_functional(env: EnvBase, policy: HybridPolicy) -> bool:
-    """Whether env and policy can be unrolled on plain tensors."""
-    return (
-        isinstance(env, DifferentiableEnv)
-        and isinstance(policy, HybridPolicy)
-        and type(policy).forward is HybridPolicy.forward
-        and policy.mask_key in (None, *env.shown_names[1:])
-        and policy.observation_key == "observation"
-    )
-
-
-def check_functional(name: str, env: EnvBase, policy: HybridPolicy, fix: str) -> None:
-    """Raise a ``TypeError`` if env and policy cannot be unrolled on plain tensors."""
-    if not is_functional(env, policy):
-        raise TypeError(
-            f"{name} needs a DifferentiableEnv and a HybridPolicy that reads 'observation' "
-            "without a mask or with the environment's own 'action_mask', got "
-            f"{type(env).__name__} and {type(policy).__name__}; {fix}."
-        )
-
-
-def check_counted(name: str, env: DifferentiableEnv) -> None:
-    """Raise a ``TypeError`` if an environment decides by itself when its episodes end."""
-    if not env.counts_steps:
-        raise TypeError(
-            f"{name} needs episodes that end at the horizon, but {type(env).__name__} has an "
-            "advance of its own, which may end them; leave it out."
-        )
-
-
-def check_single_choice(name: str, env: DifferentiableEnv) -> None:
-    """Raise a ``ValueError`` if a step has several discrete choices: they are enumerated."""
-    if env.num_heads is not None:
-        raise ValueError(
-            f"{name} takes every discrete action of a step in turn and needs a single discrete "
-            f"choice, but {type(env).__name__} has {env.num_heads} heads; use HPO's sampled score "
-            "function."
-        )

@@ -10,23 +10,20 @@ from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from hpo_torchrl.collectors.engine import (
-    LOG_PROBS,
-    Rollout,
+from hpo_torchrl.collectors.engine import Rollout
+from hpo_torchrl.collectors.entries import LOG_PROBS, discount_gradients, entries_of, scored
+from hpo_torchrl.collectors.inputs import (
     check_functional,
-    discount_gradients,
-    entries_of,
     is_functional,
     noise_of,
     policy_noise,
-    scored,
     steps_of,
 )
 from hpo_torchrl.core.checks import check_choice, check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.modules.distribution import check_mask
+from hpo_torchrl.modules.sampling import check_mask
 
 ROUTES = ("auto", "functional", "general")
 _PARAMETERS = ("logits", "loc", "scale")
@@ -107,7 +104,7 @@ def differentiable_rollout(
         check_functional("The functional route", env, policy, "use route='auto' or 'general'")
     if route != "general" and is_functional(env, policy):
         settings: dict[str, Any] = {"checkpoint_steps": checkpoint_steps, "randomness": randomness}
-        rollout = Rollout(env, policy, discount=discount, **settings)  # type: ignore[arg-type]
+        rollout = Rollout(env, policy, discount=discount, **settings)
         return rollout(num_steps, tensordict=tensordict, noise=noise)
     start = env.reset() if tensordict is None else tensordict.copy()
     return general_rollout(env, policy, num_steps, start, noise, discount, randomness)

@@ -10,18 +10,13 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from hpo_torchrl.collectors.engine import (
-    Entries,
-    Rollout,
-    Transition,
-    check_functional,
-    check_single_choice,
-)
+from hpo_torchrl.collectors.engine import Rollout, Transition
+from hpo_torchrl.collectors.inputs import Entries, check_functional, check_single_choice
 from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridPolicy
-from hpo_torchrl.modules.distribution import Noise
+from hpo_torchrl.modules.sampling import Noise
 
 
 def straight_through_rollout(
@@ -112,8 +107,11 @@ def straight_through(env: DifferentiableEnv, policy: HybridPolicy, temperature: 
 
 def _step(env: DifferentiableEnv, policy: HybridPolicy, temperature: float) -> Transition:
     def transition(carried: Entries, noise: Tensor, own: Noise | None) -> tuple:
+        logits, loc, scale = policy.network(carried["observation"])
         dist = HybridDistribution(
-            *policy.network(carried["observation"]),
+            logits,
+            loc,
+            scale,
             policy.mask_of(carried),
             validate_args=False,
             distribution=policy.continuous_distribution,

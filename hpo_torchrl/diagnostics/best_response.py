@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hpo_torchrl.collectors.engine import check_single_choice
+from hpo_torchrl.collectors.inputs import check_single_choice
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 

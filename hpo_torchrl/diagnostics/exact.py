@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hpo_torchrl.collectors.engine import check_single_choice, is_functional
+from hpo_torchrl.collectors.inputs import check_single_choice, is_functional
 from hpo_torchrl.core.checks import check_choice, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy

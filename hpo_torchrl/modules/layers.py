@@ -45,7 +45,9 @@ def direct(net: nn.Module) -> Callable[[Tensor], Tensor]:
     For small layers that search takes a good part of the time. A net that has hooks is returned
     itself.
     """
-    layers = list(net) if type(net) in (MLP, nn.Sequential) else [net]
+    layers: list[nn.Module] = [net]
+    if isinstance(net, nn.Sequential) and type(net) in (MLP, nn.Sequential):
+        layers = list(net)
     for layer in (net, *layers):
         hooks = (layer._forward_hooks, layer._forward_pre_hooks)
         if any(hooks) or layer._backward_hooks or layer._backward_pre_hooks:

@@ -1,0 +1,228 @@
+"""Distributions of the continuous action: a squashed normal, and one of your own."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, SigmoidTransform, TransformedDistribution
+
+from hpo_torchrl.algorithms import PPO
+from hpo_torchrl.collectors import Rollout, differentiable_rollout
+from hpo_torchrl.core.pieces import BranchBounds
+from hpo_torchrl.modules import (
+    ActionRange,
+    ContinuousDistribution,
+    HybridDistribution,
+    HybridNetwork,
+    HybridPolicy,
+    make_value_network,
+)
+from hpo_torchrl.modules.continuous import SquashedNormal
+from hpo_torchrl.problems import InventoryEnv
+
+DOUBLE = torch.float64
+UNIT = torch.tensor([0.5, 3.0], dtype=DOUBLE)
+INF = torch.inf
+RANGES = {
+    "free": ActionRange((None, None), UNIT),
+    "above": ActionRange((2.0, None), UNIT),
+    "below": ActionRange((None, -1.0), UNIT),
+    "between": ActionRange((-1.0, 4.0), UNIT),
+    "by coordinate": ActionRange(([0.0, -INF], [2.0, 5.0]), UNIT),
+    "by branch": ActionRange(
+        (None, None),
+        UNIT,
+        BranchBounds([[0.0], [-2.0], [1.0]], [[INF], [3.0], [1.0]]),
+        dtype=DOUBLE,
+    ),
+}
+
+
+class Kumaraswamy(ContinuousDistribution):
+    """A distribution on an interval, of two shapes that the network gives: u = F^-1(noise)."""
+
+    noise = "uniform"
+    outputs = 2
+
+    def parameters_of(self, raw, scale):
+        a, b = raw.chunk(2, -1)
+        return a.exp() + 1, b.exp() + 1
+
+    def mode(self, loc, scale, index=None):
+        return self._into(((loc - 1) / (loc * scale - 1)) ** (1 / loc))
+
+    def sample(self, loc, scale, noise, index=None):
+        return self._into((1 - (1 - noise) ** (1 / scale)) ** (1 / loc))
+
+    def log_prob(self, loc, scale, value, index=None):
+        x = (value - self.range.low) / (self.range.high - self.range.low)
+        density = (loc * scale).log() + (loc - 1) * x.log() + (scale - 1) * torch.log1p(-(x**loc))
+        return density - math.log(self.range.high - self.range.low)
+
+    def entropy(self, loc, scale):
+        harmonic = torch.digamma(scale + 1) + 0.5772156649015329
+        nats = 1 - 1 / scale + (1 - 1 / loc) * harmonic - (loc * scale).log()
+        return nats + math.log(self.range.high - self.range.low)
+
+    def _into(self, x):
+        return self.range.low + (self.range.high - self.range.low) * x
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_range_is_inverted_and_its_slope_is_that_of_autograd(name):
+    action_range = RANGES[name]
+    raw = (1.5 * torch.randn(50, 3, 2, dtype=DOUBLE)).requires_grad_()
+    value = action_range(raw)
+    (slope,) = torch.autograd.grad(value.sum(), raw)
+    free = slope != 0
+    assert free[:, :2].all()
+    torch.testing.assert_close(action_range.log_slope(raw)[free], slope.abs().log()[free])
+    torch.testing.assert_close(action_range.inverse(value)[free], raw[free], rtol=1e-6, atol=1e-6)
+    index = torch.randint(3, (50, 1, 1)).expand(50, 1, 2)
+    chosen = action_range(raw.gather(-2, index), index)
+    torch.testing.assert_close(chosen, value.gather(-2, index))
+
+
+def test_a_squashed_normal_is_torchs_transformed_one():
+    dist = SquashedNormal(ActionRange((0.0, 1.0), torch.ones(2, dtype=DOUBLE)))
+    loc, scale = torch.randn(20, 3, 2, dtype=DOUBLE), torch.rand(20, 3, 2, dtype=DOUBLE) + 0.2
+    noise = torch.randn(20, 3, 2, dtype=DOUBLE)
+    value = dist.sample(loc, scale, noise)
+    truth = TransformedDistribution(Normal(loc, scale), SigmoidTransform())
+    torch.testing.assert_close(dist.log_prob(loc, scale, value), truth.log_prob(value))
+    exact = dist.log_prob_of_sample(loc, scale, noise, value)
+    torch.testing.assert_close(exact, truth.log_prob(value))
+    z = loc[..., None] + scale[..., None] * torch.randn(100_000, dtype=DOUBLE)
+    surprise = -truth.base_dist.log_prob(z.movedim(-1, 0)).movedim(0, -1)
+    surprise = surprise + torch.nn.functional.logsigmoid(z) + torch.nn.functional.logsigmoid(-z)
+    error = surprise.std(-1) / math.sqrt(100_000)
+    assert ((surprise.mean(-1) - dist.entropy(loc, scale)).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_the_density_of_a_squashed_normal_integrates_to_one_and_is_safe(name):
+    dist = SquashedNormal(RANGES[name])
+    loc = torch.randn(3, 2, dtype=DOUBLE)
+    scale = torch.full((3, 2), 0.4, dtype=DOUBLE)
+    z = torch.linspace(-6, 6, 20_001, dtype=DOUBLE)[:, None, None] * scale + loc
+    value = dist.range(z)
+    density = dist.log_prob(loc, scale, value)
+    mass = torch.trapezoid(density.exp(), value, dim=0)
+    fixed = dist.range.fixed()
+    free = torch.ones(3, 2, dtype=torch.bool) if fixed is None else ~fixed.expand(3, 2)
+    torch.testing.assert_close(mass[free].abs(), torch.ones_like(mass[free]), rtol=1e-4, atol=0)
+    assert (density[:, ~free] == 0).all()
+    far = torch.tensor([-80.0, 80.0], dtype=DOUBLE)[:, None, None].expand(2, 3, 2)
+    wild = far.clone().requires_grad_()
+    extreme = dist.log_prob(wild, scale, dist.range(wild.detach()))
+    assert extreme.isfinite().all()
+    assert torch.autograd.grad(extreme.sum(), wild)[0].isfinite().all()
+
+
+def test_gradients_of_a_squashed_sample_are_finite_differences():
+    dist = SquashedNormal(RANGES["above"])
+    loc, scale = torch.randn(3, 2, dtype=DOUBLE), torch.rand(3, 2, dtype=DOUBLE) + 0.1
+    inputs = loc.requires_grad_(), scale.requires_grad_()
+    noise = torch.randn(3, 2, dtype=DOUBLE)
+    assert torch.autograd.gradcheck(lambda m, s: dist.sample(m, s, noise), inputs)
+    value = dist.sample(loc, scale, noise).detach()
+    assert torch.autograd.gradcheck(lambda m, s: dist.log_prob(m, s, value), inputs)
+    assert torch.autograd.gradcheck(dist.entropy, inputs)
+
+
+def bounded(**arguments):
+    given = {"num_items": 2, "initial_state": "random", "batch_size": 4, "dtype": DOUBLE}
+    env = InventoryEnv(**given | arguments)
+    env.continuous_bounds = (0.0, 60.0)
+    return env
+
+
+@pytest.mark.parametrize("distribution", ["squashed_normal", Kumaraswamy])
+def test_every_route_and_ppo_take_any_distribution(distribution):
+    env = bounded(seed=0)
+    policy = HybridPolicy.for_env(env, hidden=(8,), scale=0.5, distribution=distribution)
+    for parameter in policy.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    start, noise, found = env.reset(), env.sample_noise(5), []
+    roll = functools.partial(differentiable_rollout, env, policy, 5, tensordict=start, noise=noise)
+    env.load_noise(None)
+    for route in (
+        functools.partial(roll, route="functional"),
+        functools.partial(roll, route="general"),
+        functools.partial(roll, checkpoint_steps=2),
+    ):
+        torch.manual_seed(1)
+        found.append(route())
+    for other in found[1:]:
+        for key in ("action_log_prob", ("action", "continuous"), ("next", "reward")):
+            torch.testing.assert_close(other[key], found[0][key])
+    action = found[0]["action", "continuous"]
+    assert ((action > 0) & (action < 60)).all()
+    dist = policy.get_dist(found[0].detach())
+    torch.testing.assert_close(dist.log_prob(found[0]["action"]), found[0]["action_log_prob"])
+    gradients = [
+        torch.autograd.grad(
+            run["next", "reward"].sum(), list(policy.network.continuous.parameters())
+        )
+        for run in found
+    ]
+    for one, other in zip(gradients[0], gradients[2], strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other)
+    surprise = -dist.log_prob(dist.sample((20_000,)))
+    error = surprise.std(0) / math.sqrt(20_000)
+    assert ((surprise.mean(0) - dist.entropy()).abs() < 5 * error).all()
+    learner = PPO(env, policy, make_value_network(env, hidden=(8,)), window=5)
+    assert all(math.isfinite(value) for value in learner.iterate().values())
+    assert list(policy.parameter_groups()) == ["discrete", "continuous"]
+    Rollout(env, policy)
+
+
+class Plain(torch.nn.Module):
+    """A network that says nothing of itself."""
+
+    def __init__(self, observation_dim, num_discrete, continuous_dim, width=4, **others):
+        super().__init__()
+        self.choice = torch.nn.Linear(observation_dim, num_discrete, dtype=others["dtype"])
+        self.amount = torch.nn.Linear(observation_dim, 2 * continuous_dim, dtype=others["dtype"])
+
+    def forward(self, observation):
+        amount = self.amount(observation).exp().unflatten(-1, (2, -1))
+        return self.choice(observation), amount, None
+
+
+@pytest.mark.parametrize("given", ["class", "partial", "module"])
+def test_a_network_is_chosen_for_an_environment(given):
+    env = bounded()
+    sizes = {"observation_dim": 4, "num_discrete": 2, "continuous_dim": 2, "dtype": DOUBLE}
+    network = {
+        "class": Plain,
+        "partial": functools.partial(Plain, width=3),
+        "module": Plain(**sizes),
+    }
+    policy = HybridPolicy.for_env(env, network=network[given])
+    assert isinstance(policy.network, Plain)
+    groups = {name: list(group) for name, group in policy.parameter_groups().items()}
+    assert all("choice" in name for name in groups["discrete"])
+    assert all("amount" in name for name in groups["continuous"])
+    assert differentiable_rollout(env, policy, 3)["next", "reward"].requires_grad
+    with pytest.raises(TypeError, match="module already, so hidden cannot"):
+        HybridPolicy.for_env(env, network=network["module"], hidden=(8,))
+    with pytest.raises(TypeError, match="must be a module or a callable, got 3"):
+        HybridPolicy.for_env(env, network=3)
+
+
+def test_wrong_distributions_are_named():
+    with pytest.raises(ValueError, match="distribution must be one of 'normal', 'squashed_normal'"):
+        HybridNetwork(3, 2, 2, distribution="beta")
+    with pytest.raises(TypeError, match="subclass of ContinuousDistribution"):
+        HybridNetwork(3, 2, 2, distribution=lambda action_range: 3)
+    of_total = BranchBounds(torch.tensor([0.0, 1.0]), torch.tensor([1.0, INF]), of_total=True)
+    with pytest.raises(ValueError, match="limit the sum over coordinates; use"):
+        HybridNetwork(3, 2, 2, branch_bounds=of_total, distribution="squashed_normal")
+    with pytest.raises(ValueError, match="low <= high"):
+        ActionRange(([2.0, 0.0], 1.0), UNIT)
+    assert HybridDistribution(torch.zeros(3, 2), torch.zeros(3, 2, 1)).entropy().shape == (3,)
