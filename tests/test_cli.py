@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hpo_torchrl.reporting.cli import main as report
 from matplotlib.figure import Figure
 from shrunk import SMALL, TINY
 
 from hpo_torchrl.experiments.cli import _or_exit, evaluate, gradients, train
+from hpo_torchrl.reporting.report import main as report
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from hpo_torchrl.problems.inventory.continuous import ContinuousInventoryEnv
 
 from hpo_torchrl.algorithms import DDPG, HPO, PPO
 from hpo_torchrl.algorithms.base import NonFiniteError
@@ -25,7 +24,7 @@ def inventory(seed, **changes):
 
 
 def heads(seed):
-    return ContinuousInventoryEnv.hybrid(
+    return InventoryEnv(
         features=[ItemFixedCost(5.0)], num_items=3, batch_size=8, dtype=DOUBLE, seed=seed
     )
 

@@ -13,7 +13,7 @@ from torchrl.objectives import ValueEstimators
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.objectives import HPOLoss, HybridLossModule
-from hpo_torchrl.problems import ContinuousInventoryEnv, InventoryEnv
+from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory.features import ItemFixedCost
 
 STEPS, GAMMA, LMBDA = 6, 0.875, 0.75
@@ -484,7 +484,7 @@ class ScoreFunctionLoss(HybridLossModule):
 
 def test_heads_as_many_as_steps_and_rollouts_do_not_broadcast():
     torch.manual_seed(0)
-    env = ContinuousInventoryEnv.hybrid(
+    env = InventoryEnv(
         features=[ItemFixedCost(5.0)], num_items=10, batch_size=10, dtype=torch.float64, seed=0
     )
     policy = perturb(HybridPolicy.for_env(env, hidden=(8,)))
