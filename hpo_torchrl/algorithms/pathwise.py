@@ -14,7 +14,7 @@ from torchrl.objectives import LossModule
 
 from hpo_torchrl.algorithms.base import Metrics, build_loss
 from hpo_torchrl.algorithms.learner import Learner
-from hpo_torchrl.collectors.engine import check_functional
+from hpo_torchrl.collectors.inputs import check_functional
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy

@@ -17,7 +17,7 @@ from hpo_torchrl.collectors import (
     differentiable_rollout,
     straight_through_rollout,
 )
-from hpo_torchrl.collectors.engine import is_functional
+from hpo_torchrl.collectors.inputs import is_functional
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.objectives.base import leave_one_out
 

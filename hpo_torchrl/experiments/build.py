@@ -81,8 +81,8 @@ def build_algorithm(
     if seeds is None:
         parts = _build_parts(config, env)
     else:
-        from hpo_torchrl.envs import ReplicatedEnv  # type: ignore[attr-defined]  # until merged
-        from hpo_torchrl.modules import replicate  # type: ignore[attr-defined]  # until merged
+        from hpo_torchrl.envs import ReplicatedEnv  # until merged
+        from hpo_torchrl.modules import replicate  # until merged
 
         members = [_build_parts({**config, "seed": seed}) for seed in seeds]
         envs, policies, critics = zip(*members, strict=True)

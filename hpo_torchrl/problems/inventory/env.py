@@ -326,16 +326,18 @@ class InventoryEnv(DifferentiableEnv):
 
         Under recorded demand it is the (s, S) rule that was best in the training periods.
         """
-        if not self.ordering.simple:
+        if not self.ordering.simple or (self.recorded and not self.ordering.only_fixed_cost):
             return {}
+        by_total: dict[str, Callable[[], nn.Module]] = {
+            "s_S": partial(TotalDemandPolicy.best, self)
+        }
         if self.recorded:
-            return (
-                {"s_S": partial(TotalDemandPolicy.best, self)}
-                if self.ordering.only_fixed_cost
-                else {}
-            )
-        known = {"s_S": TotalDemandPolicy, "R_S": PeriodicPolicy, "order_up_to": OrderUpToPolicy}
-        return {name: partial(rule.best, self) for name, rule in known.items()}
+            return by_total
+        return {
+            **by_total,
+            "R_S": partial(PeriodicPolicy.best, self),
+            "order_up_to": partial(OrderUpToPolicy.best, self),
+        }
 
     def reference(self, test: Test) -> Reference:
         """Return the exact optimum, or bounds, or the cost of the best rule on a record."""
@@ -364,6 +366,3 @@ class InventoryEnv(DifferentiableEnv):
         self.__dict__.pop("original", None)
         super().to(device)
         return self
-
-    def _draw(self, sampler: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
-        return sampler(shape, generator=self.rng, dtype=self.float_dtype, device=self.device)

@@ -95,7 +95,7 @@ class TotalDemandPolicy(OrderUpToPolicy):
         (69.0, [62.0, 62.0], 38.2508)
         >>> round(TotalDemandPolicy(36, 62).cost(Items(10, 1, 9, 64, 2)), 4)  # s = 26, S = 62
         37.0644
-        >>> TotalDemandPolicy.optimum(RecordedItems([[2], [2], [2], [2], [2], [2], [2], [2]], 1, 9, 4, 0))
+        >>> TotalDemandPolicy.optimum(RecordedItems([[2]] * 8, 1, 9, 4, 0))
         Optimum(cost=2.5, policy=TotalDemandPolicy(Q=3, S=[4]), lower=None)
     """
 

@@ -255,9 +255,6 @@ class SwitchedLQREnv(DifferentiableEnv):
             return torch.zeros(shape, dtype=self.float_dtype, device=self.device)
         return self.process_noise * self._draw(torch.randn, shape)
 
-    def _draw(self, sampler, shape) -> Tensor:
-        return sampler(shape, generator=self.rng, dtype=self.float_dtype, device=self.device)
-
     def _tensor(self, matrix: Tensor) -> Tensor:
         tensor = torch.as_tensor(matrix, dtype=self.float_dtype, device=self.device)
         if not bool(torch.isfinite(tensor).all()):
