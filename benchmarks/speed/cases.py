@@ -74,7 +74,7 @@ class Workbench:
         )
         self.policy = HybridPolicy.for_env(self.env, hidden=hidden, scale=SCALE)
         self.critic = make_value_network(self.env, hidden=hidden)
-        self.hpo = HPO(self.env, self.policy, self.critic, window=case.horizon, target_kl=NEVER)
+        self.hpo = HPO(self.env, self.policy, self.critic, unroll_length=case.horizon, target_kl=NEVER)
         self.functional = self.hpo.collector.engine
         self.compiled: Rollout | None = None
         self.hand = HandWritten(
