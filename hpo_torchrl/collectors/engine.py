@@ -46,7 +46,7 @@ class Rollout:
     """A rollout of one policy in one environment, made once and called many times.
 
     It is what :func:`differentiable_rollout` and :func:`straight_through_rollout` call. With
-    ``compile`` or     ``checkpoint_steps`` the steps are taken in chunks: each is a pure function
+    ``compile`` or ``checkpoint_steps`` the steps are taken in chunks: each is a pure function
     ``(state, inputs) -> (state, outputs)``, compiled by ``torch.compile``, wrapped in
     ``torch.utils.checkpoint``, or both.
 
