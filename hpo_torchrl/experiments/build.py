@@ -158,8 +158,10 @@ def _collecting(config: Mapping[str, Any]) -> dict[str, Any]:
     if not getattr(target, "learns", True):
         return {}  # a rule collects nothing
     known = accepted(target)
+    # Settings of graphs, which only batches of the simulator's gradients have.
+    graph = () if getattr(target, "differentiable", True) else ("checkpoint_steps", "compile")
     for key, value in given.items():
-        if key not in known:
+        if key not in known or (value and key in graph):
             raise ValueError(
                 f"collect.{key}={value!r} cannot be given to algorithm="
                 f"{config['algorithm'].get('name')}, which takes no {key}; leave it null."
