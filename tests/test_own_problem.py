@@ -16,7 +16,7 @@ import hpo_torchrl
 from hpo_torchrl.experiments.build import build_algorithm, build_env
 from hpo_torchrl.experiments.cli import evaluate, gradients, train
 from hpo_torchrl.experiments.config import compose_config, load_config
-from hpo_torchrl.experiments.targets import accepted, check_targets, locate
+from hpo_torchrl.experiments.targets import check_targets
 
 TANK = '''
 """A tank that one of two pumps fills."""
@@ -165,8 +165,6 @@ def test_an_environment_without_yaml_trains_and_is_tested(folder, capsys):
 
 
 def test_a_trained_policy_acts_the_same_in_a_new_process(folder):
-    if not hasattr(hpo_torchrl, "load_policy"):  # until merged
-        pytest.skip("hpo_torchrl.load_policy is not there yet")
     train([*OWN, "output_dir=run"])
     code = (
         "import sys, torch, hpo_torchrl; sys.path.insert(0, '.'); "
@@ -265,8 +263,6 @@ def test_targets_in_arguments_and_lists_are_built_and_checked(folder):
 
 
 def test_a_loss_trains_in_an_algorithm_of_the_package(folder):
-    if "loss" not in accepted(locate("", "hpo_torchrl.algorithms.HPO")):  # until merged
-        pytest.skip("HPO takes no loss yet")
     train([*OWN, "algorithm.loss._target_=parts.MyLoss", "algorithm.loss.strength=2",
            "output_dir=run"])  # fmt: skip
     config = load_config("run", allow=["tank", "parts"])

@@ -22,6 +22,7 @@ from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.diagnostics import GradientSampler
 from hpo_torchrl.envs import ReplicatedEnv
 from hpo_torchrl.experiments.build import build_algorithm
+from hpo_torchrl.experiments.cli import train
 from hpo_torchrl.experiments.config import compose_config
 from hpo_torchrl.experiments.run import evaluate_run, gradients_run, restore_policy, train_run
 from hpo_torchrl.experiments.seeds import train_seeds
@@ -157,7 +158,11 @@ def test_reference_is_the_optimum_for_one_item_and_a_lower_bound_for_more():
     many = reference_cost(InventoryEnv(num_items=4))
     assert many.optimal_cost is None
     assert many.lower_bound == pytest.approx(37.0644, abs=1e-4)
-    assert reference_cost(InventoryEnv(lost_sales=True)) == Reference()
+    # Lost demand need not be made up for: with the same costs it is cheaper.
+    lost = reference_cost(InventoryEnv(lost_sales=True)).optimal_cost
+    assert lost == pytest.approx(36.8471, abs=1e-4)
+    recorded = InventoryEnv(demand=Traces(torch.full((2, 120, 1), 10.0)))
+    assert reference_cost(recorded) == Reference()
     assert one.gaps(2 * one.optimal_cost)["gap"] == pytest.approx(1.0)
 
 
@@ -289,26 +294,50 @@ def test_seeds_resume_at_the_newest_checkpoint_that_all_have(tmp_path):
         small_trainer(tmp_path / "run", several(5, 6), 2).resume()
 
 
-def test_each_seed_of_several_is_a_run_of_its_own(tmp_path):
-    """The folder of a seed is that of an ordinary run: same figures, and evaluated like one."""
-    config = compose_config([*SMALL, "trainer.num_updates=3", "seed=4", "dtype=float64"])
-    summaries = train_seeds(config, tmp_path / "all", 2)
-    assert RunFolder(tmp_path / "all").read_seeds() == [4, 5]
-    assert [summary["seed"] for summary in summaries] == [4, 5]
-    own = RunFolder(tmp_path / "all").of_seed(5)
-    alone = train_run(own.read_config(), tmp_path / "alone")
+@pytest.mark.parametrize("algorithm", ["hpo", "ppo"])
+def test_each_seed_of_several_is_a_run_of_its_own(tmp_path, algorithm):
+    """Same figures as of the seed alone, also after going on together or by itself."""
+
+    def cut_back(folder):
+        folder.summary.unlink()
+        max(folder.checkpoints.iterdir()).unlink()
+
+    def check(folder):
+        for row, other in zip(folder.read_metrics(), ordinary.read_metrics(), strict=True):
+            del row["wall_seconds"], other["wall_seconds"]
+            assert row == pytest.approx(other, rel=1e-6, abs=1e-9)
+        summary = folder.read_summary()
+        assert {key: summary[key] for key in shared} == pytest.approx(shared)
+
+    settings = [*SMALL, f"algorithm={algorithm}", "dtype=float64"]
+    settings += ["trainer.num_updates=4", "trainer.checkpoint_every=2", "trainer.log_every=1"]
+    train([*settings, "seed=5", f"output_dir={tmp_path / 'alone'}"])
     ordinary = RunFolder(tmp_path / "alone")
-    for row, other in zip(own.read_metrics(), ordinary.read_metrics(), strict=True):
-        del row["wall_seconds"], other["wall_seconds"]
-        assert row == pytest.approx(other, rel=1e-6, abs=1e-9)
+    alone = ordinary.read_summary()
+    shared = {key: value for key, value in alone.items() if isinstance(value, float)}
+    del shared["wall_seconds"]
+    train([*settings, "seed=4", "num_seeds=2", f"output_dir={tmp_path / 'all'}"])
+    whole = RunFolder(tmp_path / "all")
+    assert whole.read_seeds() == [4, 5]
+    first, own = whole.of_seed(4), whole.of_seed(5)
+    assert (first.read_summary()["seed"], own.read_summary()["seed"]) == (4, 5)
+    assert own.read_config() == ordinary.read_config()
     assert own.found == ordinary.found
-    shared = {key for key, value in alone.items() if isinstance(value, float)} - {"wall_seconds"}
-    for summary in (summaries[1], evaluate_run(own.path)):
-        assert {k: summary[k] for k in shared} == pytest.approx({k: alone[k] for k in shared})
+    check(own)
+    evaluated = evaluate_run(own.path)
+    assert {key: evaluated[key] for key in shared} == pytest.approx(shared)
+    for folder in (first, own):
+        cut_back(folder)
+    train([f"resume={whole.path}"])
+    check(own)
+    cut_back(own)
+    train([f"resume={own.path}"])
+    check(own)
+    config = first.read_config()
     with pytest.raises(FileExistsError, match=r"already holds a run \(seeds\.yaml\)"):
-        train_seeds(config, tmp_path / "all", 2)
+        train_seeds(config, whole.path, 2)
     with pytest.raises(ValueError, match=r"env\.seed=7"):
-        train_seeds(compose_config([*SMALL, "env.seed=7"]), tmp_path / "more", 2)
+        train_seeds({**config, "env": {**config["env"], "seed": 7}}, tmp_path / "more", 2)
 
 
 class Watch(Callback):

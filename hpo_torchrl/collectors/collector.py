@@ -125,7 +125,10 @@ class _SeedState:
         number = len(self.collector.env.members)
 
         def place(own: TensorDictBase) -> TensorDictBase:
-            rows = [own] * number if together is None else list(together.unbind(0))
+            # What a collector starts with lacks the entries of a step that has been taken.
+            keys = None if together is None else {*together.keys(True, True)}
+            alike = together is not None and keys == {*own.keys(True, True)}
+            rows = list(together.unbind(0)) if alike else [own] * number
             rows[self.index] = own
             return torch.stack(rows).contiguous()
 

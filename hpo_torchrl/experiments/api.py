@@ -289,7 +289,7 @@ def _full(key: str, config: Mapping[str, Any]) -> str:
     known = [name for section in (*sections.values(), *taken.values()) for name in section]
     raise ValueError(
         f"Unknown setting {key!r}.{did_you_mean(key, known)} Sections and their settings stand in "
-        "configs/; hpo-train --cfg job prints them all."
+        "configs/; hpo-train --cfg prints them all."
     )
 
 

@@ -16,6 +16,7 @@ from torchrl.modules import ValueOperator
 
 from hpo_torchrl.algorithms import Algorithm
 from hpo_torchrl.core.checks import check_choice, check_int, first_line
+from hpo_torchrl.envs import ReplicatedEnv
 from hpo_torchrl.experiments.targets import (
     BUILT,
     accepted,
@@ -23,6 +24,7 @@ from hpo_torchrl.experiments.targets import (
     instantiate,
     target_of,
 )
+from hpo_torchrl.modules import replicate
 from hpo_torchrl.training import Evaluation
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -81,9 +83,6 @@ def build_algorithm(
     if seeds is None:
         parts = _build_parts(config, env)
     else:
-        from hpo_torchrl.envs import ReplicatedEnv  # until merged
-        from hpo_torchrl.modules import replicate  # until merged
-
         members = [_build_parts({**config, "seed": seed}) for seed in seeds]
         envs, policies, critics = zip(*members, strict=True)
         parts = ReplicatedEnv(envs), replicate(policies), replicate(critics)
@@ -159,8 +158,10 @@ def _collecting(config: Mapping[str, Any]) -> dict[str, Any]:
     if not getattr(target, "learns", True):
         return {}  # a rule collects nothing
     known = accepted(target)
+    # Settings of graphs, which only batches of the simulator's gradients have.
+    graph = () if getattr(target, "differentiable", True) else ("checkpoint_steps", "compile")
     for key, value in given.items():
-        if key not in known:
+        if key not in known or (value and key in graph):
             raise ValueError(
                 f"collect.{key}={value!r} cannot be given to algorithm="
                 f"{config['algorithm'].get('name')}, which takes no {key}; leave it null."

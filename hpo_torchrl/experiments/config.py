@@ -146,6 +146,8 @@ def _absolute(value: Any) -> Any:
     """Name files by their full paths, so that a run can be resumed from another folder."""
     if isinstance(value, Mapping):
         return {key: _absolute(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_absolute(entry) for entry in value]
     is_file = isinstance(value, str) and Path(value).suffix and Path(value).is_file()
     return str(Path(value).absolute()) if is_file else value
 

@@ -124,6 +124,8 @@ def format_summary(summary: Row) -> str:
     """
     known = {key: value for key, value in summary.items() if value is not None}
     rows = {"test cost": _cost(summary, "test_cost") + "   per unit and period"}
+    if "test_reward" in known:
+        rows["test reward"] = f"{known['test_reward']:.4f}"
     rows |= {key.replace("_", " "): f"{known[key]:.4f}" for key in _REFERENCES if key in known}
     rows |= {name: f"{cost:.4f}" for name, cost in known.get("baseline_costs", {}).items()}
     gaps = {key: format_value(known[key], PERCENT) for key in _GAPS if key in known}
