@@ -264,12 +264,12 @@ REFUSED = {
     "too many steps to enumerate": (
         {"num_steps": 5, "max_leaves": 63},
         {},
-        r"2 initial states x \(2 options x 1 .* 5 steps = 64 rows, above max_leaves=63\. Take few",
+        r"2 initial states x \(2 discrete actions x 1 .* 5 steps = 64 rows, above max_leaves=63",
     ),
     "too many values to enumerate": (
         {"num_steps": 5, "num_nodes": 10, "max_leaves": 1000},
         {"scale": 0.3},
-        r"2 options x 10 values .* = 6\.4e\+06 rows",
+        r"2 discrete actions x 10 values .* = 6\.4e\+06 rows",
     ),
     "no steps": ({"num_steps": 0}, {}, "num_steps"),
     "noise of the wrong shape": (
