@@ -13,7 +13,7 @@ from torchrl.envs import TransformedEnv
 
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.diagnostics import exact_gradient
-from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.objectives import CrossTermWeight, HPOLoss
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 
@@ -157,6 +157,34 @@ def test_enumerated_noise_is_the_average_of_given_noise(name):
     exact = problem.exact()
     for term in TERMS:
         assert_near(problem.flat(getattr(exact, term)), expected[term])
+
+
+def test_any_distribution_of_u_is_integrated():
+    torch.manual_seed(0)
+    env = SwitchedLQREnv.from_recipe(2, 2, batch_size=3, dtype=DOUBLE, seed=0)
+    bounds = {"continuous_bounds": (-1.0, 2.0), "distribution": "squashed_normal"}
+    size = env.observation_spec["observation"].shape[-1]
+    policy = HybridPolicy(HybridNetwork(size, 2, 2, hidden=(4,), scale=0.4, dtype=DOUBLE, **bounds))
+    for parameter in policy.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    start, noise = env.reset(), env.sample_noise(1)
+    exact = exact_gradient(env, policy, 1, tensordict=start, noise=noise, num_nodes=30)
+    # The trapezoidal rule on a fine grid of the normal noise.
+    line = torch.linspace(-8.0, 8.0, 81, dtype=DOUBLE)
+    draws = torch.cartesian_prod(line, line).unsqueeze(1).expand(-1, 3, -1)
+    weights = (-0.5 * draws.square().sum(-1)).exp() * (0.2**2 / (2 * math.pi))
+    dist = policy.distribution(start["observation"])
+    objective = 0.0
+    for discrete in range(2):
+        u = dist.actions(draws)[..., discrete, :]
+        taken = {"discrete": torch.full(u.shape[:-1], discrete), "continuous": u}
+        state = {name: start[name].expand(len(u), *start[name].shape) for name in env.state_names}
+        reward = env.advance(state, taken, noise[:, 0].expand(len(u), *noise[:, 0].shape))[1]
+        objective = objective + (weights * reward.squeeze(-1)).sum(0) * dist.probs[:, discrete]
+    assert exact.objective == pytest.approx(objective.mean().item(), rel=1e-8)
+    found = torch.cat([part.flatten() for part in exact.total.values()])
+    named = dict(policy.named_parameters())
+    assert_near(found, gradient(objective.mean(), [named[name] for name in exact.total]), 1e-7)
 
 
 @pytest.mark.parametrize("nodes", [2, 5])
