@@ -369,7 +369,7 @@ def test_signal_and_power_estimate_the_squared_mean_without_and_with_its_noise(s
     parameter = torch.zeros(3, dtype=DOUBLE, requires_grad=True)
     mean, rows, steps = torch.tensor([1.0, -2.0, 0.5], dtype=DOUBLE), 6, 2
     draws = []
-    for _ in range(3000):
+    for _ in range(1000):
         shares = mean + spread * torch.randn(rows, steps, 3, dtype=DOUBLE)
         weight = observe(CrossTermWeight(decay=0.0), shares, parameter)
         draws.append(torch.stack([weight.signal, weight.power]))
