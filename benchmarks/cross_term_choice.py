@@ -20,7 +20,6 @@ import torch
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.cli import compose_config
 from hpo_torchrl.reporting import write_rows
-from hpo_torchrl.training import reference_cost
 
 CHOICES = (True, False, "adaptive")
 # Long-run cost per item of identical items, by value iteration on the inventory positions.
@@ -41,7 +40,7 @@ def problem(name: str) -> list[str]:
     return [
         "env=switched_lqr",
         f"env.dim={number}",
-        "env.batch_size=128",
+        "collect.batch_size=128",
     ]
 
 
@@ -50,15 +49,15 @@ def updates_to_gap(name: str, choice: bool | str, seed: int, target: float) -> d
     settings = [*problem(name), f"seed={seed}", f"algorithm.cross_term={choice}".lower()]
     config = compose_config(settings)
     algorithm = build_algorithm(config)
-    quick = build_tests(config["env"])[2]
-    best = INVENTORY.get(name) or reference_cost(quick.env, seed=quick.seed).optimal_cost
+    validation = build_tests(config)[2]
+    best = INVENTORY.get(name) or validation.reference().optimal_cost
     start, total, row, near = time.perf_counter(), config["trainer"]["num_updates"], 0, False
     for update in range(total):
         algorithm.anneal(update / total)
         algorithm.iterate()
         if not near and update % 5:
             continue
-        gap = quick.run(algorithm.policy).mean / best - 1
+        gap = validation.run(algorithm.policy).mean / best - 1
         near = near or gap < 0.1
         row = row + 1 if gap <= target else 0
         if row == IN_A_ROW:

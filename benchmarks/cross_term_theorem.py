@@ -26,14 +26,14 @@ HORIZON = 7
 TEMPERATURES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 
 
-def problem(seed: int, systems: int = 32) -> tuple[SwitchedLQREnv, HybridNetwork]:
+def problem(seed: int, instances: int = 32) -> tuple[SwitchedLQREnv, HybridNetwork]:
     """Return a system with two modes and a continuous policy that is near a sensible feedback."""
     env = SwitchedLQREnv.from_recipe(
         2,
         2,
         recipe_seed=seed,
         horizon=HORIZON,
-        batch_size=systems,
+        batch_size=instances,
         dtype=torch.float64,
         seed=seed,
     )
@@ -65,9 +65,9 @@ def ratio(env: SwitchedLQREnv, policy: HybridPolicy, start) -> float:
     return exact.norm("cross") / exact.norm("pathwise")
 
 
-def ratios(seed: int, temperature: float, systems: int = 32) -> tuple[float, float]:
+def ratios(seed: int, temperature: float, instances: int = 32) -> tuple[float, float]:
     """Return the ratio for the best response and for the rule that ignores values."""
-    env, network = problem(seed, systems)
+    env, network = problem(seed, instances)
     start = env.reset()
     best = BestResponse(
         env, network, horizon=HORIZON, temperature=temperature, state_of=state_of(env)

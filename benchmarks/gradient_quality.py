@@ -21,7 +21,6 @@ from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_re
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.cli import compose_config
 from hpo_torchrl.reporting import write_rows
-from hpo_torchrl.training import reference_cost
 
 SHOWN = ("pathwise", "cross", "mixed", "score function only")
 MEASURES = ("alignment", "noise", "signal")
@@ -39,13 +38,13 @@ def measure_gaps(given: argparse.Namespace) -> list[dict]:
     for seed in range(given.seeds):
         config = compose_config([*given.settings, f"seed={seed}"])
         algorithm = build_algorithm(config)
-        tests, headline, quick = build_tests(config["env"])
-        optimum = reference_cost(tests[headline].env).optimal_cost
+        tests, primary, validation = build_tests(config)
+        optimum = tests[primary].reference().optimal_cost
         total, visited = config["trainer"]["num_updates"], set()
         for update in range(given.updates):
             algorithm.anneal(update / total)
             algorithm.iterate()
-            gap = 100 * (quick.run(algorithm.policy).mean / optimum - 1)
+            gap = 100 * (validation.run(algorithm.policy).mean / optimum - 1)
             place = max(0, int(gap // 5)) if gap < 25 else 5 if gap < 50 else None
             if place is None or place in visited:
                 continue

@@ -34,15 +34,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="instances of each seed")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    single, population = _build(given, 0), _build(given, range(given.seeds))
-    for trained in (single, population):
+    single, many = _build(given, 0), _build(given, range(given.seeds))
+    for trained in (single, many):
         trained.anneal(0.0)
         trained.iterate()
     alone, together = [], []
     for _ in range(given.pairs):
         alone.append(_seconds(single.iterate, _REPEATED))
-        together.append(_seconds(population.iterate, 1))
-    ratios = [many / one for many, one in zip(together, alone, strict=True)]
+        together.append(_seconds(many.iterate, 1))
+    ratios = [several / one for several, one in zip(together, alone, strict=True)]
     print(f"one seed         {1e3 * median(alone):.0f} ms an update")
     print(f"{given.seeds} seeds".ljust(17) + f"{1e3 * median(together):.0f} ms")
     print(f"ratio            {median(ratios):.2f}")

@@ -18,6 +18,7 @@ from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
+from hpo_torchrl.problems.inventory import Traces
 from hpo_torchrl.training import Evaluation
 
 
@@ -92,8 +93,8 @@ CASES = {
     "no lead time": {"num_items": 3, "lead_time": 0, "dtype": torch.float64},
     "horizon": {"num_items": 2, "horizon": 3},
     "lost sales": {"horizon": 3, "dtype": torch.float64, "lost_sales": True, "demand": "normal"},
-    "traces": {"num_items": 2, "demand_traces": TRACES, "demand_mean": 8.0, "lead_time": 3},
-    "short traces": {"num_items": 2, "demand_traces": TRACES, "demand_mean": 8.0, "horizon": 3},
+    "traces": {"num_items": 2, "demand": Traces(TRACES, mean=8.0), "lead_time": 3},
+    "short traces": {"num_items": 2, "demand": Traces(TRACES, mean=8.0), "horizon": 3},
     "no batch": {"batch_size": (), "horizon": 4, "lead_time": 1},
     "two batch dims": {"batch_size": (2, 3), "initial_state": "stationary", "lost_sales": True},
 }
@@ -116,7 +117,7 @@ def test_both_routes_equal_env_rollout_bit_for_bit(case, scale, given_noise):
             noise = env.sample_noise(7, start) if given_noise else None
             options = {"tensordict": start, "noise": noise, "route": route}
             return differentiable_rollout(env, policy, 7, **options)
-        if env.demand_traces is None:
+        if not isinstance(env.demand, Traces):
             env.load_noise(env.sample_noise(7))
         options = {"tensordict": start, "auto_reset": False, "break_when_any_done": False}
         return env.rollout(7, policy, **options).exclude("logits", "loc", "scale")
@@ -456,7 +457,9 @@ def test_a_plain_environment_trains():
     """The whole algorithm on an environment that knows nothing of this library."""
     env = Drift()
     policy = HybridPolicy.for_env(env, hidden=(16,))
-    hpo = HPO(env, policy, make_value_network(env, hidden=(16,)), window=8, learning_rate=5e-3)
+    hpo = HPO(
+        env, policy, make_value_network(env, hidden=(16,)), unroll_length=8, learning_rate=5e-3
+    )
     test = Evaluation(Drift(), num_steps=40, seed=0)
     before = test.run(policy).mean
     for _ in range(60):

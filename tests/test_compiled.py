@@ -120,7 +120,7 @@ def test_training_is_the_same():
         torch.manual_seed(3)
         env = inventory()
         policy = policy_for(env)
-        hpo = HPO(env, policy, make_value_network(env, hidden=(8,)), window=2, **arguments)
+        hpo = HPO(env, policy, make_value_network(env, hidden=(8,)), unroll_length=2, **arguments)
         torch.manual_seed(7)
         metrics = [hpo.iterate() for _ in range(3)]
         return torch.cat([p.detach().flatten() for p in policy.parameters()]), metrics

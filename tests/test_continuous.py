@@ -175,7 +175,7 @@ def test_every_route_and_ppo_take_any_distribution(distribution):
     surprise = -dist.log_prob(dist.sample((20_000,)))
     error = surprise.std(0) / math.sqrt(20_000)
     assert ((surprise.mean(0) - dist.entropy()).abs() < 5 * error).all()
-    learner = PPO(env, policy, make_value_network(env, hidden=(8,)), window=5)
+    learner = PPO(env, policy, make_value_network(env, hidden=(8,)), unroll_length=5)
     assert all(math.isfinite(value) for value in learner.iterate().values())
     assert list(policy.parameter_groups()) == ["discrete", "continuous"]
     Rollout(env, policy)

@@ -13,7 +13,7 @@ from torchrl.envs import TransformedEnv
 
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.diagnostics import exact_gradient
-from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.objectives import CrossTermWeight, HPOLoss
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 
@@ -159,6 +159,34 @@ def test_enumerated_noise_is_the_average_of_given_noise(name):
         assert_near(problem.flat(getattr(exact, term)), expected[term])
 
 
+def test_any_distribution_of_u_is_integrated():
+    torch.manual_seed(0)
+    env = SwitchedLQREnv.from_recipe(2, 2, batch_size=3, dtype=DOUBLE, seed=0)
+    bounds = {"continuous_bounds": (-1.0, 2.0), "distribution": "squashed_normal"}
+    size = env.observation_spec["observation"].shape[-1]
+    policy = HybridPolicy(HybridNetwork(size, 2, 2, hidden=(4,), scale=0.4, dtype=DOUBLE, **bounds))
+    for parameter in policy.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    start, noise = env.reset(), env.sample_noise(1)
+    exact = exact_gradient(env, policy, 1, tensordict=start, noise=noise, num_nodes=30)
+    # The trapezoidal rule on a fine grid of the normal noise.
+    line = torch.linspace(-8.0, 8.0, 81, dtype=DOUBLE)
+    draws = torch.cartesian_prod(line, line).unsqueeze(1).expand(-1, 3, -1)
+    weights = (-0.5 * draws.square().sum(-1)).exp() * (0.2**2 / (2 * math.pi))
+    dist = policy.distribution(start["observation"])
+    objective = 0.0
+    for discrete in range(2):
+        u = dist.actions(draws)[..., discrete, :]
+        taken = {"discrete": torch.full(u.shape[:-1], discrete), "continuous": u}
+        state = {name: start[name].expand(len(u), *start[name].shape) for name in env.state_names}
+        reward = env.advance(state, taken, noise[:, 0].expand(len(u), *noise[:, 0].shape))[1]
+        objective = objective + (weights * reward.squeeze(-1)).sum(0) * dist.probs[:, discrete]
+    assert exact.objective == pytest.approx(objective.mean().item(), rel=1e-8)
+    found = torch.cat([part.flatten() for part in exact.total.values()])
+    named = dict(policy.named_parameters())
+    assert_near(found, gradient(objective.mean(), [named[name] for name in exact.total]), 1e-7)
+
+
 @pytest.mark.parametrize("nodes", [2, 5])
 def test_quadrature_is_the_closed_form_of_a_quadratic_reward(nodes):
     problem = shrunk("gaussian, linear, u of 2", steps=1, nodes=nodes)
@@ -264,12 +292,12 @@ REFUSED = {
     "too many steps to enumerate": (
         {"num_steps": 5, "max_leaves": 63},
         {},
-        r"2 initial states x \(2 options x 1 .* 5 steps = 64 rows, above max_leaves=63\. Take few",
+        r"2 initial states x \(2 discrete actions x 1 .* 5 steps = 64 rows, above max_leaves=63",
     ),
     "too many values to enumerate": (
         {"num_steps": 5, "num_nodes": 10, "max_leaves": 1000},
         {"scale": 0.3},
-        r"2 options x 10 values .* = 6\.4e\+06 rows",
+        r"2 discrete actions x 10 values .* = 6\.4e\+06 rows",
     ),
     "no steps": ({"num_steps": 0}, {}, "num_steps"),
     "noise of the wrong shape": (
@@ -341,7 +369,7 @@ def test_signal_and_power_estimate_the_squared_mean_without_and_with_its_noise(s
     parameter = torch.zeros(3, dtype=DOUBLE, requires_grad=True)
     mean, rows, steps = torch.tensor([1.0, -2.0, 0.5], dtype=DOUBLE), 6, 2
     draws = []
-    for _ in range(3000):
+    for _ in range(1000):
         shares = mean + spread * torch.randn(rows, steps, 3, dtype=DOUBLE)
         weight = observe(CrossTermWeight(decay=0.0), shares, parameter)
         draws.append(torch.stack([weight.signal, weight.power]))

@@ -117,7 +117,9 @@ def test_training_obeys_the_mask_and_gets_better(algorithm, heads):
     env = Shuttle(heads, seed=0)
     stochastic = {"scale": 0.3, "learn_scale": True} if algorithm is PPO else {}
     policy = policy_for(env, **stochastic)
-    learner = algorithm(env, policy, make_value_network(env, hidden=[8]), window=10, discount=0.9)
+    learner = algorithm(
+        env, policy, make_value_network(env, hidden=[8]), unroll_length=10, discount=0.9
+    )
     test = Shuttle(heads, batch_size=256, seed=9)
     start, noise = test.reset(), test.sample_noise(30)
 
@@ -186,7 +188,7 @@ def test_estimators_that_try_every_option_leave_out_what_is_not_allowed():
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     assert torch.equal(*gradients)
 
-    hpo = HPO(env, policy, make_value_network(env, hidden=[8]), window=6)
+    hpo = HPO(env, policy, make_value_network(env, hidden=[8]), unroll_length=6)
     found = GradientSampler.of(hpo).sample()
     assert {"mixed, expected options", "Gumbel straight-through", "score function only"} <= {*found}
     assert all(bool(g.isfinite().all()) for groups in found.values() for g in groups.values())

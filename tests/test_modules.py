@@ -362,7 +362,7 @@ def test_means_lie_in_the_range_of_the_action(bounds, expected):
 
 
 def test_for_env_takes_range_unit_and_dtype_from_the_environment():
-    env = inventory(dtype=torch.float64, demand_mean=[4.0, 25.0])
+    env = inventory(dtype=torch.float64, demand=[4.0, 25.0])
     policy = HybridPolicy.for_env(env)
     loc = policy.get_dist(env.reset()).loc
     assert loc.dtype == torch.float64

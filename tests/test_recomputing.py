@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl.algorithms import HPO, GumbelSoftmax
+from hpo_torchrl.algorithms import HPO, PPO, GumbelSoftmax
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.envs import hybridize
 from hpo_torchrl.modules import HybridPolicy, make_value_network
@@ -127,14 +127,15 @@ def test_what_is_kept_for_the_gradient_is_hardly_more_than_the_data():
     assert part < 1.1 * data < 0.2 * whole
 
 
-def test_training_is_the_same():
+@pytest.mark.parametrize("algorithm", [HPO, GumbelSoftmax])
+def test_training_is_the_same(algorithm):
     def train(size):
         env, policy = make("inventory")
         critic = make_value_network(env, hidden=(8,))
-        hpo = HPO(env, policy, critic, window=STEPS, checkpoint_steps=size)
+        learner = algorithm(env, policy, critic, unroll_length=STEPS, checkpoint_steps=size)
         torch.manual_seed(7)
         for _ in range(3):
-            hpo.iterate()
+            learner.iterate()
         return torch.cat([p.detach().flatten() for p in policy.parameters()])
 
     torch.testing.assert_close(train(None), train(5), rtol=1e-7, atol=1e-9)
@@ -177,5 +178,5 @@ def test_bad_arguments_are_refused():
         )
     with pytest.raises(TypeError, match="Impatient has an advance of its own"):
         roll(Impatient(batch_size=2), policy_for(Impatient(batch_size=2)), 5)
-    with pytest.raises(TypeError, match="checkpoint_steps"):
-        GumbelSoftmax(env, policy, make_value_network(env), checkpoint_steps=5)
+    with pytest.raises(ValueError, match="PPO rolls out without a graph: leave checkpoint_steps=5"):
+        PPO(env, make("inventory", scale=0.3)[1], make_value_network(env), checkpoint_steps=5)

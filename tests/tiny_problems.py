@@ -148,7 +148,7 @@ class Problem:
             costs = {name: value.tolist() for name, value in costs.items()}
             self.matrices = {
                 "num_items": dim,
-                "demand_mean": 1.0,
+                "demand": 1.0,
                 "fixed_cost_per_item": 0.8,
                 "dtype": DOUBLE,
                 **costs,

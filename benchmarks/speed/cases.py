@@ -74,7 +74,9 @@ class Workbench:
         )
         self.policy = HybridPolicy.for_env(self.env, hidden=hidden, scale=SCALE)
         self.critic = make_value_network(self.env, hidden=hidden)
-        self.hpo = HPO(self.env, self.policy, self.critic, unroll_length=case.horizon, target_kl=NEVER)
+        self.hpo = HPO(
+            self.env, self.policy, self.critic, unroll_length=case.horizon, target_kl=NEVER
+        )
         self.functional = self.hpo.collector.engine
         self.compiled: Rollout | None = None
         self.hand = HandWritten(
@@ -125,7 +127,7 @@ class Workbench:
         )
 
     def iterate(self, variant: str) -> dict[str, float]:
-        """Collect a window by one of the routes and update, as a trainer does."""
+        """Collect a batch by one of the routes and update, as a trainer does."""
         self.hpo.anneal(0.0)
         if variant == STOCK:
             return self.hpo.update(self.rollout(STOCK))

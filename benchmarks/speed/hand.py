@@ -6,7 +6,7 @@ computed twice that could be kept. What it learns is what the library learns: it
 random numbers in the same order, so that tests can hold rewards, log-probabilities, losses,
 gradients and trained parameters of the two against each other.
 
-Shapes: B systems, T steps, n items, lead time 2, so that a state is ``(B, n, 2)``: on hand, and
+Shapes: B instances, T steps, n items, lead time 2, so that a state is ``(B, n, 2)``: on hand, and
 what arrives next.
 """
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 DEMAND, HOLDING, SHORTAGE, PROCUREMENT, FIXED = 10.0, 1.0, 9.0, 0.0, 64.0  # per item
 DISCOUNT, LAMBDA, CLIP, MAX_NORM = 0.99, 0.95, 0.2, 0.5
 SHARPNESS, START = 4.0, 1.3  # of the softplus that keeps quantities positive
-LEARNING_RATE, FIRST_SHARE, LEAST_SHARE, FACTOR = 5e-3, 0.02, 1e-3, 1.5
+LEARNING_RATE, FIRST_MULTIPLIER, LEAST_MULTIPLIER, FACTOR = 5e-3, 0.02, 1e-3, 1.5
 DECAY = 0.99  # of the running moments of the reward
 
 
@@ -57,15 +57,15 @@ class HandWritten:
 
     Args:
         num_items: number of items n.
-        batch: number of systems B.
+        batch: number of instances B.
         horizon: number of steps T.
         hidden: width of each hidden layer.
         scale: standard deviation of a quantity, in units of its natural size; above 0.
         epochs: passes over the detached data in an update.
         num_minibatches: minibatches in a pass.
-        target_kl: divergence that ends the passes, and that the step size of the choice follows.
-        target_move: move of the mean quantity that the step size of the quantities follows.
-        reset_fraction: share of the systems that start a window afresh.
+        target_kl: divergence that ends the passes, and that the step size of the choice adapts to.
+        target_action_change: change of the mean quantity that their step size adapts to.
+        reset_fraction: share of the instances that start a batch afresh.
         max_norm: largest norm of a network's gradient.
         seed: seed of the demand.
         device: where the tensors live.
@@ -83,7 +83,7 @@ class HandWritten:
         epochs: int = 2,
         num_minibatches: int = 4,
         target_kl: float = 0.015,
-        target_move: float = 0.1,
+        target_action_change: float = 0.1,
         reset_fraction: float = 1.0,
         max_norm: float = MAX_NORM,
         seed: int = 0,
@@ -92,7 +92,7 @@ class HandWritten:
     ) -> None:
         self.num_items, self.batch, self.horizon, self.scale = num_items, batch, horizon, scale
         self.epochs, self.num_minibatches = epochs, num_minibatches
-        self.target_kl, self.target_move = target_kl, target_move
+        self.target_kl, self.target_action_change = target_kl, target_action_change
         self.reset_fraction, self.max_norm = reset_fraction, max_norm
         self.device, self.dtype = torch.device(device), dtype
         self.rng = torch.Generator(device=self.device).manual_seed(seed)
@@ -113,7 +113,7 @@ class HandWritten:
             [*self.continuous.parameters(), *self.skip.parameters()],
             list(self.value.parameters()),
         ]
-        self.shares = [FIRST_SHARE, FIRST_SHARE, 1.0]
+        self.multipliers = [FIRST_MULTIPLIER, FIRST_MULTIPLIER, 1.0]
         self.optimizer = torch.optim.Adam(
             [{"params": group} for group in self.groups],
             lr=LEARNING_RATE,
@@ -163,7 +163,7 @@ class HandWritten:
             after = torch.stack([level + inventory[..., 1], order], -1)
             kept.append((option, quantity, mean, log_prob, option_log_prob, -cost))
             inventory = scale_gradient(after, DISCOUNT)
-            # The last observation is that of the value beyond the window, discounted in the loss.
+            # The last observation is that of the value beyond the batch, discounted in the loss.
             seen = ((inventory if step < self.horizon - 1 else after) / DEMAND).flatten(1)
             observations.append(seen)
         columns = (torch.stack(column, 1) for column in zip(*kept, strict=True))
@@ -179,7 +179,7 @@ class HandWritten:
     # -- the update --------------------------------------------------------------------------------
 
     def collect(self) -> Trajectory:
-        """Roll on from where the last window ended, some systems afresh."""
+        """Roll on from where the last batch ended, some instances afresh."""
         start = self.carried
         if start is not None:
             fresh = torch.rand(self.batch, device=self.device) < self.reset_fraction
@@ -189,13 +189,13 @@ class HandWritten:
         return batch
 
     def iterate(self) -> dict[str, float]:
-        """Collect a window and update."""
+        """Collect a batch and update."""
         return self.update(self.collect())
 
     def update(self, batch: Trajectory) -> dict[str, float]:
         """One step on the graph, then passes over the detached data."""
-        for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
-            group["lr"] = share * LEARNING_RATE
+        for group, multiplier in zip(self.optimizer.param_groups, self.multipliers, strict=True):
+            group["lr"] = multiplier * LEARNING_RATE
         held = batch.observations[:, :-1].detach()
         final = batch.observations[:, -1]
         values = self.value(held).squeeze(-1)
@@ -244,10 +244,10 @@ class HandWritten:
             passes += 1
         with torch.no_grad():
             moved = (self.branch(held, batch.options) - batch.means) / self.unit
-        move = float(moved.square().mean().sqrt())
-        self.follow(0, (kl / self.target_kl) ** 0.5)
-        self.follow(1, move / self.target_move)
-        return metrics | {"cost": cost, "kl": kl, "move": move}
+        change = float(moved.square().mean().sqrt())
+        self.adapt(0, (kl / self.target_kl) ** 0.5)
+        self.adapt(1, change / self.target_action_change)
+        return metrics | {"cost": cost, "kl": kl, "action_change": change}
 
     def rescale(self, rewards: Tensor, values: Tensor, last: Tensor) -> tuple[Tensor, float]:
         """Divide rewards by their running deviation, and take the average off; mean cost too."""
@@ -264,7 +264,7 @@ class HandWritten:
         return reward - average, -float(raw.mean()) / self.num_items
 
     def advantages(self, rewards: Tensor, values: Tensor, last: Tensor) -> Tensor:
-        """Generalised advantages ``(B, T)`` of a system that goes on after the window."""
+        """Generalised advantages ``(B, T)`` of an instance that goes on after the batch."""
         after = torch.cat([values[:, 1:], last.unsqueeze(1)], 1)
         errors = (rewards + DISCOUNT * after - values).unbind(1)
         found = [errors[-1]]
@@ -302,11 +302,11 @@ class HandWritten:
         after = self.discrete(held).log_softmax(-1)
         return max(0.0, float((before.exp() * (before - after)).sum(-1).mean()))
 
-    def follow(self, component: int, moved: float) -> None:
-        """Let a share of the learning rate follow how far it moved the policy."""
-        share = self.shares[component]
-        share = share / FACTOR if moved > 2.0 else share * FACTOR if moved < 0.5 else share
-        self.shares[component] = min(1.0, max(LEAST_SHARE, share))
+    def adapt(self, component: int, moved: float) -> None:
+        """Adapt a learning-rate multiplier to how far the policy moved."""
+        now = self.multipliers[component]
+        now = now / FACTOR if moved > 2.0 else now * FACTOR if moved < 0.5 else now
+        self.multipliers[component] = min(1.0, max(LEAST_MULTIPLIER, now))
 
 
 def entropy_of(logits: Tensor) -> Tensor:

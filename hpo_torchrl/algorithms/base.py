@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import abc
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
+
+from hpo_torchrl.core.arguments import accepted
 
 Metrics = dict[str, float]
 
@@ -112,20 +113,3 @@ def build_loss(
     if loss.default_value_estimator is not None:
         loss.make_value_estimator(gamma=algorithm.discount, lmbda=algorithm.gae_lambda)
     return loss
-
-
-def accepted(factory: Callable) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a callable by name, following ``**kwargs`` up a class's bases."""
-    keywords = getattr(factory, "keywords", {})  # of a partial
-    function = getattr(factory, "func", factory)
-    chain: list[Callable] = [function]
-    if inspect.isclass(function):
-        # Read off __init__: TorchRL's metaclasses hide the signature.
-        chain = [vars(cls)["__init__"] for cls in function.__mro__ if "__init__" in vars(cls)]
-    found: dict[str, inspect.Parameter] = {}
-    for target in chain:
-        parameters = inspect.signature(target).parameters
-        found = {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD} | found
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            break
-    return {name: p for name, p in found.items() if name not in {"self", *keywords}}

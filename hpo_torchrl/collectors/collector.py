@@ -125,14 +125,18 @@ class _SeedState:
         number = len(self.collector.env.members)
 
         def place(own: TensorDictBase) -> TensorDictBase:
-            # What a collector starts with lacks the entries of a step that has been taken.
-            keys = None if together is None else {*together.keys(True, True)}
-            alike = together is not None and keys == {*own.keys(True, True)}
-            rows = list(together.unbind(0)) if alike else [own] * number
+            rows = [own] * number
+            # A fresh collector holds nothing, or other entries than a running one.
+            if together is not None and _names(together) == _names(own):
+                rows = list(together.unbind(0))
             rows[self.index] = own
             return torch.stack(rows).contiguous()
 
         self.collector._load(state, self.env, number * state["frames"], place)
+
+
+def _names(carried: TensorDictBase) -> set[Any]:
+    return set(carried.keys(include_nested=True, leaves_only=True))
 
 
 class DifferentiableCollector(_BatchCollector):

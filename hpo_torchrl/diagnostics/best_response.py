@@ -11,25 +11,26 @@ from torch.func import functional_call
 from hpo_torchrl.collectors.inputs import check_single_choice
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
+from hpo_torchrl.modules.sampling import NORMAL
 
 
 class BestResponse(nn.Module):
-    r"""Network whose options are chosen by their exact value, given how u is chosen.
+    r"""Network that chooses discrete actions by their exact value, given how u is chosen.
 
     .. math::
         \pi(d | s, t) \propto \exp(Q_t(s, d) / \tau), \qquad
         Q_t(s, d) = r(s, d, u_d) + \sum_{d'} \pi(d' | s', t + 1)\, Q_{t+1}(s', d')
 
-    up to the horizon, by walking the tree of all options. As :math:`\tau \to 0` this is the best
+    up to the horizon, by walking the tree of all of them. As :math:`\tau \to 0` this is the best
     response to the continuous policy; a negative :math:`\tau` chooses what is worst. Without
     noise, of the environment or of u, Q is exact.
 
     At a best response the expected cross term is zero (Alvo, Russo & Kanoria 2026): where a state
-    moves probability from one option to another, the two are worth the same.
+    moves probability from one discrete action to another, the two are worth the same.
 
     Args:
         env: the environment; its noise counts as zero.
-        network: gives ``loc`` of every option; its logits are not used.
+        network: gives ``loc`` of every branch; its logits are not used.
         horizon: steps in an episode.
         temperature: :math:`\tau`, in units of the return; not 0.
         state_of: recovers the state, with its ``"step"``, from an observation.
@@ -52,6 +53,7 @@ class BestResponse(nn.Module):
     ) -> None:
         super().__init__()
         self.env, self.network, self.state_of = env, network, state_of
+        self.distribution = getattr(network, "distribution", NORMAL)
         self.horizon = check_int("horizon", horizon, minimum=1)
         if env.float_dtype != torch.float64:
             raise ValueError(
@@ -66,29 +68,29 @@ class BestResponse(nn.Module):
         """Return logits ``(*B, M)`` and loc ``(*B, M, n)`` of the observations of one step."""
         loc = self.network(observation)[1]
         # The choice is a function of the state alone: it does not move with the parameters of u.
-        held = {name: value.detach() for name, value in self.network.named_parameters()}
-        value = self._action_values(self.state_of(observation), held)
+        detached = {name: value.detach() for name, value in self.network.named_parameters()}
+        value = self._action_values(self.state_of(observation), detached)
         return value / self.temperature, loc, None
 
-    def _action_values(self, state: Mapping[str, Tensor], held: dict[str, Tensor]) -> Tensor:
+    def _action_values(self, state: Mapping[str, Tensor], detached: dict[str, Tensor]) -> Tensor:
         observation = self.env.observe(state)
-        loc = functional_call(self.network, held, (observation,))[1]
-        options = self.env.num_discrete
-        shape = (*loc.shape[:-2], options)
+        loc = functional_call(self.network, detached, (observation,))[1]
+        number = self.env.num_discrete
+        shape = (*loc.shape[:-2], number)
         after, reward, _ = self.env.advance(
             {
                 name: value.unsqueeze(len(shape) - 1).expand(*shape, *value.shape[len(shape) - 1 :])
                 for name, value in state.items()
             },
             {
-                "discrete": torch.arange(options, device=loc.device).expand(shape),
-                "continuous": loc,
+                "discrete": torch.arange(number, device=loc.device).expand(shape),
+                "continuous": self.distribution.mode(loc, None),
             },
             loc.new_zeros(*shape, *self.env.noise_shape),
         )
         value = reward.squeeze(-1)
         if int(after["step"].flatten()[0]) < self.horizon:
-            future = self._action_values(after, held)
+            future = self._action_values(after, detached)
             chance = (future / self.temperature).softmax(-1)
             value = value + (chance * future).sum(-1)
         return value

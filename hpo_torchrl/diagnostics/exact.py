@@ -16,6 +16,7 @@ from hpo_torchrl.collectors.inputs import check_single_choice, is_functional
 from hpo_torchrl.core.checks import check_choice, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.modules.sampling import NORMAL
 
 Gradient = dict[str, Tensor]
 
@@ -27,9 +28,9 @@ class ExactGradient:
     Attributes:
         objective: the expected return itself.
         total: its gradient, by autograd through the exact expectation.
-        pathwise: through rewards and states, options held.
-        score_function: through the probabilities of the options, states held.
-        cross: through the states that the probabilities of the options depend on.
+        pathwise: through rewards and states, discrete actions fixed.
+        score_function: through the probabilities of the discrete actions, states detached.
+        cross: through the states that these probabilities depend on.
     """
 
     objective: float
@@ -62,9 +63,9 @@ def exact_gradient(
 ) -> ExactGradient:
     r"""Compute the gradient of :math:`\mathbb E \sum_{t<T} r_t` and its terms without sampling.
 
-    All :math:`M^T` sequences of options are walked as one tree, so that the expectation is a
-    finite sum that autograd differentiates in float64. With :math:`P` the probability of reaching
-    a node and :math:`Q`, :math:`V` the exact values of its branches and of itself,
+    All :math:`M^T` sequences of discrete actions are walked as one tree, so that the expectation
+    is a finite sum that autograd differentiates in float64. With :math:`P` the probability of
+    reaching a node and :math:`Q`, :math:`V` the exact values of its branches and of itself,
 
     .. math::
         \text{pathwise} &= \textstyle\sum P\, \tfrac{dr}{d\psi}, \qquad
@@ -72,8 +73,9 @@ def exact_gradient(
         \text{cross} &= \textstyle\sum P\,(Q - V)\, \partial_s \log \pi_\theta(d|s)\,
         \tfrac{ds}{d\psi},
 
-    and their sum equals the total, which is computed on its own. A Gaussian continuous action is
-    integrated by Gauss-Hermite quadrature, exact for polynomials of degree ``2 num_nodes - 1``.
+    and their sum equals the total, which is computed on its own. A continuous action that is
+    sampled is integrated over its noise by Gauss quadrature, exact for polynomials of degree
+    ``2 num_nodes - 1`` (for a normal distribution Gauss-Hermite).
 
     Args:
         env: the environment; its batch is a set of initial states that is averaged over.
@@ -84,7 +86,7 @@ def exact_gradient(
             gradient is exact for that draw.
         noise_support: instead of ``noise``, the values ``(K, *noise_shape)`` and probabilities
             ``(K,)`` of noise that is drawn anew at each step, enumerated too.
-        num_nodes: quadrature nodes per coordinate of a Gaussian continuous action.
+        num_nodes: quadrature nodes per coordinate of a sampled continuous action.
         max_leaves: largest number of rows at the last step.
 
     Returns:
@@ -94,7 +96,7 @@ def exact_gradient(
         TypeError: the environment is no :class:`DifferentiableEnv`, or the policy no
             :class:`HybridPolicy`.
         ValueError: the enumeration would be too large, a shape is wrong, the steps leave the
-            episode, or a Gaussian policy is given without ``num_nodes``.
+            episode, or a policy that samples u is given without ``num_nodes``.
 
     Examples:
         >>> from hpo_torchrl.diagnostics import exact_gradient
@@ -134,12 +136,13 @@ def exact_gradient(
     env = _in_double(env)
     # A frozen parameter has an exact gradient too.
     network = copy.deepcopy(policy.network).double().requires_grad_(True)
-    nodes, weights = _nodes(env, network, num_nodes)
+    distribution = getattr(network, "distribution", NORMAL)
+    nodes, weights = _nodes(env, network, num_nodes, distribution.noise)
     width = env.num_discrete * len(nodes) * (1 if noise_support is None else len(noise_support[0]))
     _check_size(env, width, num_steps, systems, max_leaves)
 
     parameters: dict[str, Tensor] = dict(network.named_parameters())
-    held = {name: value.detach() for name, value in parameters.items()}
+    detached = {name: value.detach() for name, value in parameters.items()}
     state = {
         name: _double(start.get(name)).reshape(systems, *start.get(name).shape[env.batch_dims :])
         for name in env.state_names
@@ -149,7 +152,7 @@ def exact_gradient(
         observation = env.observe(state)
         logits, loc, scale = functional_call(network, parameters, (observation,))
         theta = functional_call(network, parameters, (observation.detach(),))[0]
-        through_state = functional_call(network, held, (observation,))[0]
+        through_state = functional_call(network, detached, (observation,))[0]
         allowed = None if policy.mask_key is None else env.allowed(state)
         if allowed is not None:
             logits, theta, through_state = (
@@ -163,9 +166,12 @@ def exact_gradient(
             step_noise, chance = (part.double().to(loc.device) for part in noise_support)
             chance = chance / chance.sum()  # single-precision probabilities add up to about 1
             step_noise = step_noise.expand(len(loc), *step_noise.shape)
-        # The branches of a node: option x quadrature node x noise.
+        # The branches of a node: discrete action x quadrature node x noise.
         shape = (len(loc), env.num_discrete, len(nodes), len(chance))
-        action = loc[:, :, None] if scale is None else loc[:, :, None] + scale[:, :, None] * nodes
+        action = distribution.mode(loc, None)[:, :, None]
+        if scale is not None:
+            parameters_of_u = loc.unsqueeze(1), scale.unsqueeze(1)
+            action = distribution.sample(*parameters_of_u, nodes[:, None]).transpose(1, 2)
         rows = {
             "discrete": torch.arange(env.num_discrete, device=loc.device)[:, None, None],
             "continuous": action[:, :, :, None],
@@ -192,12 +198,12 @@ def exact_gradient(
 
 
 class _Level(NamedTuple):
-    """One step of the tree: R nodes, M options, G quadrature nodes, K values of the noise."""
+    """One step of the tree: R nodes, M branches, G quadrature nodes, K values of the noise."""
 
     probability: Tensor  # (R, M), attached to everything
     reward: Tensor  # (R, M, G, K)
-    theta: Tensor  # (R, M) log-probabilities, states held
-    through_state: Tensor  # (R, M) log-probabilities, parameters held
+    theta: Tensor  # (R, M) log-probabilities, states detached
+    through_state: Tensor  # (R, M) log-probabilities, parameters detached
     weight: Tensor  # (G, K)
 
 
@@ -241,25 +247,35 @@ def _differentiate(
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    # A masked option is never reached: finite, its logarithm adds 0 instead of NaN.
+    # A masked action is never reached: finite, its logarithm adds 0 instead of NaN.
     return logits.log_softmax(-1).clamp_min(torch.finfo(logits.dtype).min)
 
 
+# Gauss quadrature, by the kind of noise.
+_QUADRATURES = {
+    "normal": np.polynomial.hermite_e.hermegauss,
+    "uniform": np.polynomial.legendre.leggauss,
+    "exponential": np.polynomial.laguerre.laggauss,
+}
+
+
 def _nodes(
-    env: DifferentiableEnv, network: nn.Module, num_nodes: int | None
+    env: DifferentiableEnv, network: nn.Module, num_nodes: int | None, kind: str
 ) -> tuple[Tensor, Tensor]:
-    """Nodes ``(G, n)`` and weights ``(G,)`` of the standard normal; one zero without a scale."""
+    """Nodes ``(G, n)`` and weights ``(G,)`` of the noise of u; one zero without a scale."""
     device = env.device
     if not getattr(network, "stochastic", True):
         zero = torch.zeros(1, env.continuous_dim, dtype=torch.float64, device=device)
         return zero, torch.ones(1, dtype=torch.float64, device=device)
     if num_nodes is None:
         raise ValueError(
-            "The policy's continuous action is Gaussian: give num_nodes, the quadrature nodes per "
+            "The policy's continuous action is sampled: give num_nodes, the quadrature nodes per "
             "coordinate (5 to 10), or use a policy with scale=0."
         )
     check_int("num_nodes", num_nodes, minimum=1)
-    points, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(num_nodes))
+    points, weights = map(torch.from_numpy, _QUADRATURES[kind](num_nodes))
+    if kind == "uniform":  # from [-1, 1] to [0, 1]
+        points = (points + 1) / 2
     weights = weights / weights.sum()
     grid = torch.cartesian_prod(*[points] * env.continuous_dim).view(-1, env.continuous_dim)
     mass = torch.cartesian_prod(*[weights] * env.continuous_dim).view(len(grid), -1).prod(-1)
@@ -311,9 +327,10 @@ def _check_size(
     if leaves > max_leaves:
         raise ValueError(
             f"The enumeration would be too large: {systems} initial states x ({env.num_discrete} "
-            f"options x {width // env.num_discrete} values of action and noise) ** {num_steps} "
-            f"steps = {leaves:.3g} rows, above max_leaves={max_leaves}. Take fewer steps, initial "
-            "states, quadrature nodes or noise values, or raise max_leaves if memory allows."
+            f"discrete actions x {width // env.num_discrete} values of action and noise) ** "
+            f"{num_steps} steps = {leaves:.3g} rows, above max_leaves={max_leaves}. Take fewer "
+            "steps, initial states, quadrature nodes or noise values, or raise max_leaves if "
+            "memory allows."
         )
 
 

@@ -16,6 +16,7 @@ from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollo
 from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.diagnostics.estimators import ESTIMATORS, Draw, Estimator, Gradients
 from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.modules.sampling import NORMAL
 from hpo_torchrl.objectives import CrossTermWeight, HPOLoss
 
 
@@ -180,17 +181,18 @@ class GradientSampler:
 
 
 class _Exploring(nn.Module):
-    """A network whose continuous action is Gaussian, with the parameters of another."""
+    """A network whose continuous action is sampled, with the parameters of another."""
 
     stochastic = True
 
     def __init__(self, network: nn.Module, scale: float) -> None:
         super().__init__()
         self.network, self.scale = network, scale
+        self.distribution = getattr(network, "distribution", NORMAL)
+        self.num_heads = getattr(network, "num_heads", None)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, loc, scale = self.network(observation)
         if scale is None:
-            unit = getattr(self.network, "action_scale", torch.ones_like(loc[0]))
-            scale = (self.scale * unit).expand_as(loc)
+            scale = self.distribution.spread(torch.full_like(loc, self.scale))
         return logits, loc, scale

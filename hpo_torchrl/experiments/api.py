@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torchrl.envs import EnvBase
 
+from hpo_torchrl.core.arguments import accepted
 from hpo_torchrl.core.checks import did_you_mean
 from hpo_torchrl.envs.spaces import Spaces
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import NOT_SETTINGS, compose_config, load_config
 from hpo_torchrl.experiments.policy import TrainedPolicy
 from hpo_torchrl.experiments.run import Tests, make_trainer, restore_policy, start
-from hpo_torchrl.experiments.targets import accepted, locate
+from hpo_torchrl.experiments.targets import locate
 from hpo_torchrl.experiments.threads import set_threads
 from hpo_torchrl.training import Callback, Evaluation, RunFolder
 

@@ -18,15 +18,15 @@ from hpo_torchrl.core.checks import check_float
 class LearnedCriticLoss(LossModule):
     r"""Deterministic policy gradients (Lillicrap et al. 2016, DDPG) for hybrid actions.
 
-    The critic Q(s, u) answers with one value per option. With
-    :math:`V(s) = \sum_d \pi(d|s)\, Q_d(s, u_d(s))`, where :math:`u_d` is the mean of option d,
+    The critic Q(s, u) answers with one value per discrete action. With
+    :math:`V(s) = \sum_d \pi(d|s)\, Q_d(s, u_d(s))`, where :math:`u_d` is the mode of branch d,
 
     .. math::
         L_Q = \bigl(r + \gamma\, \bar V(s') - Q_d(s, u)\bigr)^2, \qquad
         L_\pi = -V(s) - c\, H(\pi(\cdot | s))
 
-    with :math:`\bar V` from target networks, and Q's parameters held in :math:`L_\pi`. As the sum
-    over options is taken exactly, no score function is needed: the discrete choice follows the
+    with :math:`\bar V` from target networks, and Q's parameters detached in :math:`L_\pi`. As the
+    sum over d is taken exactly, no score function is needed: the discrete choice follows the
     critic's values, the continuous action their slopes.
 
     Args:
@@ -120,7 +120,7 @@ class LearnedCriticLoss(LossModule):
         keys = self.tensor_keys
         after = tensordict.get("next")
         with torch.no_grad():
-            logits, values = self._options(after, target=True)
+            logits, values = self._branches(after, target=True)
             value = (logits.exp() * values).sum(-1)
             alive = 1.0 - after.get(keys.terminated).squeeze(-1).to(value.dtype)
             goal = after.get(keys.reward).squeeze(-1) + self.gamma * alive * value
@@ -128,7 +128,7 @@ class LearnedCriticLoss(LossModule):
         taken = self._q(tensordict, tensordict.get(keys.continuous_action), params)
         taken = taken.gather(-1, tensordict.get(keys.discrete_action).unsqueeze(-1)).squeeze(-1)
         error = taken - goal
-        logits, values = self._options(tensordict, target=False)
+        logits, values = self._branches(tensordict, target=False)
         probability = logits.exp()
         entropy = entropy_of(logits)
         # A bonus in standard deviations of the advantage serves every scale of rewards.
@@ -145,18 +145,19 @@ class LearnedCriticLoss(LossModule):
             }
         )
 
-    def _options(self, tensordict: TensorDictBase, *, target: bool) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and critic's values of all options at their own means, ``(*B, M)``."""
+    def _branches(self, tensordict: TensorDictBase, *, target: bool) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and critic's values of all discrete actions, ``(*B, M)``."""
         actor = self.target_actor_network_params if target else self.actor_network_params
         with actor.to_module(self.actor_network, preserve_module_state=False):
             dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
-        # Held here: the critic is taught by its own error alone. The frozen targets' slopes are
+        # Detached here: the critic is taught by its own error alone. The frozen targets' slopes are
         # never asked for.
         critic = self.target_qvalue_network_params if target else self.qvalue_network_params
         critic = critic.detach()
+        actions = dist.actions()
         values = [
-            self._q(tensordict, dist.loc[..., option, :], critic)[..., option]
-            for option in range(dist.num_discrete)
+            self._q(tensordict, actions[..., d, :], critic)[..., d]
+            for d in range(dist.num_discrete)
         ]
         return dist.logits, torch.stack(values, -1)
 
