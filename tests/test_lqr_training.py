@@ -24,7 +24,6 @@ SMALL = [
     "collect.batch_size=8",
     "policy.hidden=[8]",
     "critic.hidden=[8]",
-    "evaluation.validation.batch_size=16",
     "evaluation.tests.fixed_start.batch_size=16",
 ]
 
