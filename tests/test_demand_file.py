@@ -218,7 +218,7 @@ def test_a_run_keeps_the_policy_of_the_least_development_cost(tmp_path, monkeypa
         if not isinstance(policy, HybridPolicy):  # the rule
             return found
         weights = copy.deepcopy(policy.state_dict())
-        if self.env.batch_size[0] != 32:  # not the quick test
+        if self.env.batch_size[0] != 32:  # not the validation
             tested.append(weights)
             return found
         evaluated.append(weights)
@@ -226,8 +226,8 @@ def test_a_run_keeps_the_policy_of_the_least_development_cost(tmp_path, monkeypa
 
     monkeypatch.setattr(Evaluation, "run", run)
     folder = tmp_path / "run"
-    arguments = ["env=inventory_from_file", "env.path=mine.csv", "env.batch_size=8"]
-    arguments += ["algorithm.window=5", "trainer.num_updates=8", "trainer.eval_every=1"]
+    arguments = ["env=inventory_from_file", "env.path=mine.csv", "collect.batch_size=8"]
+    arguments += ["collect.unroll_length=5", "trainer.num_updates=8", "trainer.eval_every=1"]
     call(monkeypatch, train, *arguments, "trainer.progress=false", f"output_dir={folder}")
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["selected_update"], summary["updates"]) == (5, 8)
@@ -251,7 +251,7 @@ def test_a_run_compares_with_the_tuned_rule(tmp_path, capsys, monkeypatch):
     arguments = [
         "env=inventory_from_file",
         f"env.path={SAMPLE}",
-        "env.batch_size=8",
+        "collect.batch_size=8",
         "trainer.num_updates=2",
         "trainer.progress=false",
         "policy.hidden=[8]",

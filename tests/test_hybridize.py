@@ -152,11 +152,11 @@ def test_every_action_has_one_option_and_is_executed_as_it_is(
     alone = torch.zeros(len(values), n, dtype=dtype)
     alone[:, 0] = rounded
     actions = torch.cat([actions, alone, torch.zeros(1, n, dtype=dtype)])
-    option, continuous = pieces.encode(actions)
-    assert option.shape == ((len(actions), n) if pieces.per_item else (len(actions),))
-    assert torch.equal(pieces.project(option, continuous), actions)
-    # An action of another option is moved into that option's piece.
-    other = torch.randint(pieces.num_discrete, option.shape, generator=generator)
+    discrete, continuous = pieces.encode(actions)
+    assert discrete.shape == ((len(actions), n) if pieces.per_item else (len(actions),))
+    assert torch.equal(pieces.project(discrete, continuous), actions)
+    # An action of another discrete action is moved into its piece.
+    other = torch.randint(pieces.num_discrete, discrete.shape, generator=generator)
     moved = pieces.project(other, actions)
     assert torch.equal(pieces.encode(moved)[0], other)
 
@@ -324,22 +324,22 @@ def test_specs_routes_and_algorithms(name, n):
         )
     for key in (("next", "reward"), ("action", "discrete"), "action_log_prob"):
         assert torch.equal(runs[0][key], runs[1][key])
-    # What the policy does lies in the piece of its option.
+    # What the policy does lies in the piece of its discrete action.
     executed = env.pieces.project(
         runs[0]["action", "discrete"] % env.pieces.num_discrete, runs[0]["action", "continuous"]
     )
     torch.testing.assert_close(executed, runs[0]["action", "continuous"])
     critic = make_value_network(env, hidden=(8,))
-    assert HPO(env, policy, critic, window=5).iterate()["move"] > 0
+    assert HPO(env, policy, critic, unroll_length=5).iterate()["action_change"] > 0
     noisy = HybridPolicy.for_env(env, hidden=(8,), scale=0.1, learn_scale=True)
-    PPO(env, noisy, critic, window=5).iterate()
+    PPO(env, noisy, critic, unroll_length=5).iterate()
     for algorithm in (GumbelSoftmax, Pathwise, DDPG):
         arguments = (env, HybridPolicy.for_env(env, hidden=(8,)), critic)
         if env.num_heads is None:
-            algorithm(*arguments, window=5).iterate()
+            algorithm(*arguments, unroll_length=5).iterate()
         else:
             with pytest.raises(ValueError, match="single discrete choice"):
-                algorithm(*arguments, window=5).iterate()
+                algorithm(*arguments, unroll_length=5).iterate()
 
 
 def test_suppliers_deliver_after_their_own_lead_time():
@@ -454,7 +454,7 @@ class FullPower(RulePolicy):
         return torch.zeros(x.shape[:-1], dtype=torch.int64), torch.ones_like(x)
 
 
-def test_a_gap_needs_its_value_to_be_an_option():
+def test_a_gap_needs_its_value_to_be_a_piece():
     with pytest.raises(ValueError, match="same_as=0"):
         hybridize(Heater(batch_size=200, seed=0), [0.25], gaps=[Gap(0.0, 0.25, 0.0)])
 
@@ -508,7 +508,7 @@ def test_a_torchrl_environment_is_hybridized_by_a_transform():
     rollout["next", "reward"].mean().backward()
     assert policy.network.continuous[-1].bias.grad.abs().sum() > 0
     critic = make_value_network(env, hidden=(8,))
-    assert HPO(env, policy, critic, window=5).iterate()["move"] > 0
+    assert HPO(env, policy, critic, unroll_length=5).iterate()["action_change"] > 0
 
 
 def test_an_environment_without_a_continuous_action_is_refused():

@@ -21,11 +21,10 @@ from hpo_torchrl.training import Evaluation, reference_cost
 SMALL = [
     "trainer.num_updates=3",
     "trainer.progress=false",
-    "env.batch_size=8",
+    "collect.batch_size=8",
     "policy.hidden=[8]",
     "critic.hidden=[8]",
-    "env.evaluation.quick.batch_size=16",
-    "env.evaluation.tests.fixed_start.batch_size=16",
+    "evaluation.tests.fixed_start.batch_size=16",
 ]
 
 
@@ -42,7 +41,7 @@ def test_two_modes_are_compared_with_the_optimum(tmp_path, monkeypatch, capsys):
     assert summary["baseline_costs"]["best fixed mode"] > summary["optimal_cost"]
     assert sum(summary["mode_shares"]) == pytest.approx(1.0, abs=1e-3)
     assert "best fixed mode" in shown
-    assert summary["env_steps"] == 3 * 8 * 20  # a window is an episode
+    assert summary["env_steps"] == 3 * 8 * 20  # a batch is an episode
     assert not (tmp_path / "run" / "policy.png").exists()  # three dimensions have no plane
 
 
@@ -138,14 +137,14 @@ def test_settings_follow_the_episode():
     whole = build(make())
     assert (whole.collector.num_steps, whole.discount) == (6, 1.0)
     assert whole.collector.reset_at_each_iter
-    part = build(make(), window=3, discount=0.9)
+    part = build(make(), unroll_length=3, discount=0.9)
     assert (part.collector.num_steps, part.discount) == (3, 0.9)
     assert not part.collector.reset_at_each_iter
     endless = build(InventoryEnv(batch_size=4))
     assert (endless.collector.num_steps, endless.discount) == (30, 0.99)
     assert not endless.collector.reset_at_each_iter
-    with pytest.raises(ValueError, match="window must be an integer >= 1"):
-        build(make(), window=0)
+    with pytest.raises(ValueError, match="unroll_length must be an integer >= 1"):
+        build(make(), unroll_length=0)
 
 
 def test_one_mode_learns_the_riccati_feedback():

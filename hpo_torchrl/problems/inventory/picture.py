@@ -71,7 +71,7 @@ def view_inventory_policy(env, policy) -> InventoryPolicyView:
     usual = {key: fresh[key].mean(0).expand(len(position), *fresh[key].shape[1:]) for key in others}
     dist = policy.distribution(env.observe({"inventory": inventory, **usual}))
     order = torch.ones(len(position), dtype=torch.int64, device=env.device)
-    reached = inventory[..., 0] + dist.branch(order)[0]
+    reached = inventory[..., 0] + dist.mode_of(order)
 
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         run = env.rollout(_STEPS, policy, break_when_any_done=False)
