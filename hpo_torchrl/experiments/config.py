@@ -24,6 +24,8 @@ _PACKAGE = Path(__file__).parents[1]
 CONFIGS = next(
     path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()
 )
+# Sections whose keys are those of a constructor, which refuses unknown ones itself.
+_FREE = (*(f"{name}." for name in BUILT), "evaluation.validation.", "evaluation.tests.")
 # Keys of a command, not of a run: where it goes and what is said about it.
 NOT_SETTINGS = ("output_dir", "resume", "num_seeds", "sweep_dir", "sweep_estimate")
 
@@ -104,7 +106,7 @@ def prepare(overrides: Sequence[str], config_dir: str | None = None) -> list[str
 
 def free_key(override: str) -> str:
     """Let Hydra take a key that the YAML of its section does not list."""
-    return f"++{override}" if override.startswith(tuple(f"{name}." for name in BUILT)) else override
+    return f"++{override}" if override.startswith(_FREE) else override
 
 
 def compose_worded(overrides: Sequence[str]) -> DictConfig:
