@@ -160,11 +160,11 @@ def test_what_is_compiled_again_and_again_is_given_up(monkeypatch):
     rollout = Rollout(env, policy_for(env), compile=True, checkpoint_steps=None)
     rollout.compiled._length = 1
     rollout(1)
-    env.fixed_cost = 7.0
+    env.ordering._joint_cost = 7.0  # a number of the dynamics
     with pytest.warns(UserWarning, match=r"compiled 2 times.*numbers of the environment"):
         rollout(1)
     spent = rollout.compile_seconds
-    env.fixed_cost = 8.0
+    env.ordering._joint_cost = 8.0
     rollout(1)
     assert rollout.compile_seconds == spent
 

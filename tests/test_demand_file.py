@@ -238,7 +238,7 @@ def test_a_run_keeps_the_policy_of_the_least_development_cost(tmp_path, monkeypa
     before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
     capsys.readouterr()
     call(monkeypatch, evaluate, str(folder))
-    assert f"{summary['test_cost']:.3f}" in capsys.readouterr().out
+    assert f"{summary['test_cost']:.4f}" in capsys.readouterr().out
     assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
 
 

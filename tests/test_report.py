@@ -11,10 +11,11 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 import yaml
 from scipy import stats
 
-from hpo_torchrl.problems.inventory.picture import plot_inventory_policy
+from hpo_torchrl.problems.inventory.picture import InventoryPolicyView, plot_inventory_policy
 from hpo_torchrl.reporting import format_summary, plot_learning_curve
 from hpo_torchrl.reporting.compare import (
     compare_algorithms,
@@ -412,10 +413,15 @@ def test_learning_curve_is_drawn(tmp_path, errors, reference):
 
 
 def test_policy_is_drawn(tmp_path):
-    curves = {"position": [0.0, 20.0], "order_probability": [1.0, 0.1], "order_up_to": [60.0, 62.0]}
     for visited, optimal in (([], {}), ([20.0, 25.0], {"optimal_s": 26, "optimal_S": 62})):
-        points = {"visited_position": visited, "visited_order_up_to": [62.0] * len(visited)}
-        path = plot_inventory_policy(tmp_path / "policy.png", **curves, **points, **optimal)
+        view = InventoryPolicyView(
+            position=torch.tensor([0.0, 20.0]),
+            order_probability=torch.tensor([1.0, 0.1]),
+            order_up_to=torch.tensor([60.0, 62.0]),
+            visited_position=torch.tensor(visited),
+            visited_order_up_to=torch.full((len(visited),), 62.0),
+        )
+        path = plot_inventory_policy(tmp_path / "policy.png", view, **optimal)
         assert colours(path) > 10
 
 

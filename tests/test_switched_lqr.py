@@ -17,6 +17,7 @@ from torchrl.envs.utils import check_env_specs
 
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.experiments.build import build_env
+from hpo_torchrl.experiments.config import compose_config
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import SwitchedLQREnv
 from hpo_torchrl.problems.switched_lqr import fixed_mode_cost, switched_lqr_optimum
@@ -236,11 +237,11 @@ def test_recipe():
 
 
 def test_configuration_names():
-    small = {"name": "switched_lqr", "dim": 4, "num_modes": 3, "horizon": 7, "seed": 0}
-    assert build_env(small).num_discrete == 3
-    assert build_env({"name": "switched_lqr_matrices", **EXAMPLE}).continuous_dim == 1
+    small = ["env=switched_lqr", "env.dim=4", "env.num_modes=3", "env.horizon=7"]
+    assert build_env(compose_config(small)).num_discrete == 3
+    assert build_env(compose_config(["env=switched_lqr_2d"])).continuous_dim == 1
     with pytest.raises(ValueError, match=r"env\.modes=3"):
-        build_env({**small, "modes": 3})
+        compose_config([*small, "env.modes=3"])
 
 
 # -- the optimum ---------------------------------------------------------------------------------
