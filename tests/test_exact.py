@@ -292,7 +292,8 @@ REFUSED = {
     "too many steps to enumerate": (
         {"num_steps": 5, "max_leaves": 63},
         {},
-        r"2 initial states x \(2 discrete actions x 1 .* 5 steps = 64 rows, above max_leaves=63",
+        r"2 initial states x \(2 discrete actions x 1 .* 5 steps = 64 rows, above "
+        r"max_leaves=63\. Take few",
     ),
     "too many values to enumerate": (
         {"num_steps": 5, "num_nodes": 10, "max_leaves": 1000},
