@@ -135,7 +135,8 @@ def build_tests(config: Mapping[str, Any]) -> tuple[dict[str, Evaluation], str, 
     changes = dict(settings["validation"])
     like = check_choice("evaluation.validation.like", changes.pop("like", primary), tests)
     built = {name: build(name, {}, f"evaluation.tests.{name}") for name in tests}
-    return built, primary, build(like, changes, "evaluation.validation")
+    # The same test is one object: its reference, minutes of work on some problems, is found once.
+    return built, primary, build(like, changes, "evaluation.validation") if changes else built[like]
 
 
 def check_config(config: Mapping[str, Any]) -> None:
