@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# The same names for type checkers.
+# ruff: noqa: F401
 if TYPE_CHECKING:
     from hpo_torchrl.algorithms import HPO, PPO
     from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
@@ -17,25 +19,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "HPO",
-    "PPO",
-    "DifferentiableCollector",
-    "DifferentiableEnv",
-    "Evaluation",
-    "HPOLoss",
-    "HybridPolicy",
-    "Run",
-    "certify",
-    "differentiable_rollout",
-    "exact_gradient",
-    "hybridize",
-    "load_policy",
-    "load_run",
-    "make_value_network",
-    "train",
-]
-
 # Where a name comes from. It is imported when it is first used: torch takes seconds to load.
 _ROOMS = {
     "algorithms": ("HPO", "PPO"),
@@ -47,6 +30,8 @@ _ROOMS = {
     "objectives": ("HPOLoss",),
     "training": ("Evaluation",),
 }
+
+__all__ = sorted(name for names in _ROOMS.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:

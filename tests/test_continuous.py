@@ -11,7 +11,7 @@ from torch.distributions import Normal, SigmoidTransform, TransformedDistributio
 
 from hpo_torchrl.algorithms import PPO
 from hpo_torchrl.collectors import Rollout, differentiable_rollout
-from hpo_torchrl.core.pieces import BranchBounds
+from hpo_torchrl.core.categorical import BranchBounds
 from hpo_torchrl.modules import (
     ActionRange,
     ContinuousDistribution,

@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Categorical, Normal
 
 from hpo_torchrl.collectors import branched_returns, differentiable_rollout
-from hpo_torchrl.core.pieces import BranchBounds
+from hpo_torchrl.core.categorical import BranchBounds
 from hpo_torchrl.diagnostics import exact_gradient
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy

@@ -25,7 +25,7 @@ from hpo_torchrl.envs import (
     find_jumps,
     hybridize,
 )
-from hpo_torchrl.envs.action_pieces import ActionPieces
+from hpo_torchrl.envs.pieces import ActionPieces
 from hpo_torchrl.modules import HybridPolicy, RulePolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory.features import (

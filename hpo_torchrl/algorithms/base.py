@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from hpo_torchrl.core.arguments import accepted
+from hpo_torchrl.core.checks import accepted
 
 Metrics = dict[str, float]
 

@@ -1,12 +1,29 @@
-"""The entropy of a discrete choice, shared by the rooms of the ground floor."""
+"""Discrete choices: what may be chosen, the continuous action beside each, and their entropy."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 # Entry that says which discrete actions may be chosen; TorchRL's own name for it.
 ACTION_MASK = "action_mask"
+
+
+class BranchBounds(NamedTuple):
+    """Ends of the continuous action by discrete action, for a policy that is to stay between them.
+
+    Attributes:
+        low: lower ends; minus infinity where there is none. Of shape ``(M, n)``, ``(H, M, k)`` for
+            H heads, or ``(M,)`` for ends of the sum over all coordinates.
+        high: upper ends, of the same shape.
+        of_total: whether they are ends of the sum.
+    """
+
+    low: Any
+    high: Any
+    of_total: bool = False
 
 
 def entropy_of(logits: Tensor) -> Tensor:

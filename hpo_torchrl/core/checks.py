@@ -1,16 +1,23 @@
-"""Argument checks shared by every room: each error names the argument, the value and the fix."""
+"""What arguments a callable takes, and checks of their values, shared by every room.
+
+Each error names the argument, the value and the fix.
+"""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def check_int(name: str, value: Any, *, minimum: int) -> int:
@@ -50,8 +57,8 @@ def check_float(
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {expected}, got {value!r} of type {type(value).__name__}.")
     number = float(value)
-    too_low = number <= minimum if strict else number < minimum
-    if not math.isfinite(number) or too_low or number > maximum:
+    inside = minimum < number if strict else minimum <= number
+    if not (math.isfinite(number) and inside and number <= maximum):
         raise ValueError(f"{name} must be {expected}, got {value}.")
     return number
 
@@ -70,10 +77,8 @@ def check_sizes(name: str, value: Any) -> list[int]:
         TypeError: it is neither an integer nor a sequence of integers.
         ValueError: a size is below 1.
     """
-    sizes = list(value) if isinstance(value, (Sequence, torch.Size)) else [value]
-    if isinstance(value, str):
-        sizes = [value]
-    return [check_int(name, size, minimum=1) for size in sizes]
+    many = isinstance(value, Sequence) and not isinstance(value, str)
+    return [check_int(name, size, minimum=1) for size in (value if many else [value])]
 
 
 def check_range(name: str, value: Any) -> tuple[float, float]:
@@ -111,7 +116,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
 
 def per_item(
     name: str,
-    value: float | Sequence[float],
+    value: Any,
     num_items: int,
     *,
     dtype: torch.dtype,
@@ -119,7 +124,7 @@ def per_item(
     minimum: float = 0.0,
     strict: bool = False,
 ) -> Tensor:
-    """Expand a scalar, or check a sequence with one entry per item, to a tensor of shape ``(n,)``.
+    """Expand a number, or check a sequence with one entry per item, to a tensor of shape ``(n,)``.
 
     Raises:
         TypeError: an entry is not a number.
@@ -127,21 +132,15 @@ def per_item(
     """
     if isinstance(value, (Tensor, np.ndarray)):
         value = value.tolist()
-    if isinstance(value, Real):
-        value = [check_float(name, value, minimum=minimum, strict=strict)] * num_items
-    elif isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(
-            f"{name} must be a number or a sequence with one number per item, got {value!r} "
-            f"of type {type(value).__name__}."
-        )
-    if len(value) != num_items:
+    many = isinstance(value, Sequence) and not isinstance(value, str)
+    if many and len(value) != num_items:
         raise ValueError(
             f"{name} must be a number or hold one entry per item: expected num_items={num_items} "
             f"entries, got {len(value)}."
         )
     entries = [
-        check_float(f"{name}[{i}]", entry, minimum=minimum, strict=strict)
-        for i, entry in enumerate(value)
+        check_float(f"{name}[{i}]" if many else name, entry, minimum=minimum, strict=strict)
+        for i, entry in enumerate(value if many else [value] * num_items)
     ]
     return torch.tensor(entries, dtype=dtype, device=device)
 
@@ -156,3 +155,35 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def accepted(function: Callable) -> dict[str, inspect.Parameter]:
+    """Return the arguments that a function, class or class method takes, by name.
+
+    ``**kwargs`` stands for the arguments of the next constructor: a class's own of the next class
+    that it derives from, a class method's of its class.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for number, parameters in enumerate(signatures(function)):
+        named = [p for p in parameters if p.kind in NAMED and p.name not in found]
+        if number and inspect.ismethod(function):
+            # A class method that hands arguments on gives what the class requires itself.
+            named = [p for p in named if p.default is not p.empty]
+        found |= {p.name: p for p in named}
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            break
+    if isinstance(function, partial):
+        found = {name: p for name, p in found.items() if name not in function.keywords}
+    return found
+
+
+def signatures(function: Callable) -> Iterator[list[inspect.Parameter]]:
+    """Yield the parameters of a function, then of each constructor that ``**kwargs`` reach."""
+    function = function.func if isinstance(function, partial) else function
+    owner = function if inspect.isclass(function) else getattr(function, "__self__", None)
+    chain = [] if inspect.isclass(function) else [function]
+    if isinstance(owner, type):
+        # The constructors' own signatures: TorchRL's metaclass hides them.
+        chain += [vars(cls)["__init__"] for cls in owner.__mro__ if "__init__" in vars(cls)]
+    for target in chain:
+        yield [p for p in inspect.signature(target).parameters.values() if p.name != "self"]

@@ -41,17 +41,15 @@ class Randomness:
     def __init__(
         self, seeds: int | Sequence[int] | None = None, device: torch.device | str | None = None
     ) -> None:
-        several = isinstance(seeds, Sequence)
-        own: Sequence[Any] = seeds if isinstance(seeds, Sequence) else [seeds]
+        own = list(seeds) if isinstance(seeds, Sequence) else [seeds]
         if not own:
             raise ValueError("seeds must hold at least one seed, got an empty sequence.")
-        self.num_seeds = len(own) if several else None
-        self.generators: list[torch.Generator] | None = None
-        if seeds is not None:
-            self.generators = [
-                torch.Generator(device or "cpu").manual_seed(check_int("seed", seed, minimum=0))
-                for seed in own
-            ]
+        self.num_seeds = len(own) if isinstance(seeds, Sequence) else None
+        self.generators = [
+            torch.Generator(device or "cpu").manual_seed(check_int("seed", seed, minimum=0))
+            for seed in own
+            if seed is not None
+        ]
 
     def __deepcopy__(self, memo: dict) -> Randomness:
         """Return the object itself."""
@@ -72,10 +70,8 @@ class Randomness:
     def fill(self, kind: str, values: Tensor) -> Tensor:
         """Fill a tensor with draws of a kind: ``"exponential"``, ``"normal"`` or ``"uniform"``."""
         draw: Callable[..., Tensor] = getattr(torch.Tensor, f"{kind}_")
-        if self.generators is None:
-            return draw(values)
         if self.num_seeds is None:
-            return draw(values, generator=self.generators[0])
+            return draw(values, generator=next(iter(self.generators), None))
         if len(values) != self.num_seeds:
             raise ValueError(
                 f"A draw for {self.num_seeds} seeds needs a shape that begins with that number, "
@@ -87,7 +83,7 @@ class Randomness:
 
     def permutation(self, number: int, device: Any = None) -> Tensor:
         """Draw an order of 0, ..., number - 1: int64 ``(n,)``, or ``(S, n)``."""
-        if self.generators is None:
+        if not self.generators:
             return torch.randperm(number, device=device)
         orders = [torch.randperm(number, generator=g, device=g.device) for g in self.generators]
         return orders[0] if self.num_seeds is None else torch.stack(orders)
@@ -101,27 +97,23 @@ class Randomness:
         if (index is None) != (self.num_seeds is None):
             wanted = "no index" if self.num_seeds is None else f"an index below {self.num_seeds}"
             raise ValueError(f"The state of this Randomness needs {wanted}, got {index}.")
-        return _State(None if self.generators is None else self.generators[index or 0])
+        if self.generators:
+            return _State(self.generators[index or 0])
+        return _State(torch.default_generator, *torch.cuda.default_generators)
 
 
 class _State:
-    """The state of one generator; of torch's global ones for ``None``."""
+    """The state of generators."""
 
-    def __init__(self, generator: torch.Generator | None) -> None:
-        self.generator = generator
+    def __init__(self, *generators: torch.Generator) -> None:
+        self.generators = generators
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state."""
-        if self.generator is not None:
-            return {"generator": self.generator.get_state()}
-        devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"generator": torch.get_rng_state(), "devices": devices}
+        return {"generators": [generator.get_state() for generator in self.generators]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where :meth:`state_dict` was taken."""
-        if self.generator is not None:
-            self.generator.set_state(state["generator"].cpu())
-            return
-        torch.set_rng_state(state["generator"].cpu())
-        if state.get("devices"):
-            torch.cuda.set_rng_state_all(state["devices"])
+        # A checkpoint may be of a machine with other devices.
+        for generator, own in zip(self.generators, state["generators"], strict=False):
+            generator.set_state(own.cpu())

@@ -8,21 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
-from torchrl.envs import EnvBase
 
-from hpo_torchrl.core.categorical import ACTION_MASK
+from hpo_torchrl.core.categorical import ACTION_MASK, BranchBounds
 from hpo_torchrl.core.checks import check_dtype, check_int, check_sizes
-from hpo_torchrl.core.pieces import BranchBounds
 from hpo_torchrl.core.reference import Reference, Test
-from hpo_torchrl.envs.specs import set_hybrid_specs
+from hpo_torchrl.envs.shell import Shell
 
 State = Mapping[str, Tensor]
 Action = Mapping[str, Tensor]
 
+# Arguments of the constructor that are attributes of the same name.
+_KEPT = (
+    *("num_discrete", "num_heads", "continuous_dim", "continuous_bounds", "branch_bounds"),
+    *("action_scale", "state_shapes", "observation_dim", "noise_shape", "horizon"),
+    *("horizon_terminates", "batch_size", "device"),
+)
 
-class DifferentiableEnv(EnvBase):
+
+class DifferentiableEnv(Shell):
     r"""A batched simulator with hybrid actions that is differentiable given its discrete actions.
 
     A subclass is its equations: :meth:`dynamics`, a pure function
@@ -85,7 +89,7 @@ class DifferentiableEnv(EnvBase):
     """
 
     num_seeds: int | None = None
-    _supports_set_state = True
+    cost_units = 1.0
 
     def __init__(
         self,
@@ -97,7 +101,7 @@ class DifferentiableEnv(EnvBase):
         noise_shape: Sequence[int] = (),
         num_heads: int | None = None,
         branch_bounds: BranchBounds | None = None,
-        continuous_bounds: tuple[Any, Any] = (None, None),
+        continuous_bounds: Sequence[Any] = (None, None),
         action_scale: Tensor | Sequence[float] | float = 1.0,
         horizon: int | None = None,
         horizon_terminates: bool = True,
@@ -106,13 +110,8 @@ class DifferentiableEnv(EnvBase):
         dtype: torch.dtype = torch.float32,
         seed: int | None = None,
     ) -> None:
-        shape = check_sizes("batch_size", batch_size)
-        if horizon is not None:
-            check_int("horizon", horizon, minimum=1)
-        check_dtype(dtype)
-        if seed is not None:
-            check_int("seed", seed, minimum=0)
-        super().__init__(device=device, batch_size=torch.Size(shape))
+        shape = torch.Size(check_sizes("batch_size", batch_size))
+        super().__init__(device=device, batch_size=shape)
         self.num_discrete = check_int("num_discrete", num_discrete, minimum=1)
         self.continuous_dim = check_int("continuous_dim", continuous_dim, minimum=1)
         if num_heads is not None and continuous_dim % check_int("num_heads", num_heads, minimum=1):
@@ -120,11 +119,12 @@ class DifferentiableEnv(EnvBase):
                 f"num_heads must divide continuous_dim={continuous_dim}, got {num_heads}: each "
                 "head chooses for an equal part of the continuous action."
             )
+        if horizon is not None:
+            check_int("horizon", horizon, minimum=1)
         self.num_heads, self.branch_bounds = num_heads, branch_bounds
-        self.continuous_bounds = (continuous_bounds[0], continuous_bounds[1])
-        self.horizon = horizon
-        self.horizon_terminates = horizon_terminates
-        self.float_dtype = dtype
+        self.continuous_bounds = tuple(continuous_bounds)
+        self.horizon, self.horizon_terminates = horizon, horizon_terminates
+        self.float_dtype = check_dtype(dtype)
         scale = torch.as_tensor(action_scale).to(self.device, dtype)
         if scale.shape not in ((), (1,), (continuous_dim,)) or not bool((scale > 0).all()):
             raise ValueError(
@@ -132,14 +132,18 @@ class DifferentiableEnv(EnvBase):
                 f"each continuous action, got {action_scale}."
             )
         self.action_scale = scale.expand(continuous_dim).clone()
-        self.cost_units = 1.0
-        self.noise_shape = tuple(noise_shape)
-        self.state_names = (*state_shapes, "step")
-        set_hybrid_specs(self, state_shapes, observation_dim)
+        self.noise_shape, self.observation_dim = tuple(noise_shape), observation_dim
+        self.state_shapes, self.state_names = dict(state_shapes), (*state_shapes, "step")
+        self._set_specs()
         self.rng = torch.Generator(device=self.device or "cpu")
         if seed is None:
             seed = int(torch.randint(2**31 - 1, ()).item())
-        self.set_seed(seed)
+        self.set_seed(check_int("seed", seed, minimum=0))
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of this class's constructor that make such an environment."""
+        kept = {name: getattr(self, name) for name in _KEPT}
+        return {**kept, "dtype": self.float_dtype, "seed": 0}
 
     # -- the functional core -------------------------------------------------------------------
 
@@ -287,10 +291,8 @@ class DifferentiableEnv(EnvBase):
             Tensor of shape ``(*B, T, *noise_shape)``.
         """
         check_int("num_steps", num_steps, minimum=1)
-        if state is None:
-            state = {"step": self._step_zero()}
         with torch.no_grad():
-            noise = self.draw_noise(num_steps, state)
+            noise = self.draw_noise(num_steps, state or {"step": self._step_zero()})
         expected = (*self.batch_size, num_steps, *self.noise_shape)
         if tuple(noise.shape) != expected:
             raise ValueError(
@@ -299,25 +301,6 @@ class DifferentiableEnv(EnvBase):
                 "noise_shape in super().__init__."
             )
         return noise
-
-    def load_noise(self, noise: Tensor | None) -> None:
-        """Let the coming calls of :meth:`step` consume ``noise``; ``None`` forgets what is left.
-
-        Raises:
-            ValueError: the noise has another shape than :meth:`sample_noise` gives it.
-        """
-        if noise is None:
-            self._loaded_noise: list[Tensor] = []
-            return
-        batch, time = tuple(self.batch_size), len(self.batch_size)
-        found = tuple(noise.shape)
-        expected = (*batch, "T", *self.noise_shape)
-        if len(found) != len(expected) or (*found[:time], "T", *found[time + 1 :]) != expected:
-            raise ValueError(
-                f"noise must have shape (*B, T, *noise_shape) = {expected}, "
-                f"got {found}; draw it with env.sample_noise(T)."
-            )
-        self._loaded_noise = list(noise.unbind(time))[::-1]
 
     # -- one step, shared by both routes ---------------------------------------------------------
 
@@ -337,78 +320,3 @@ class DifferentiableEnv(EnvBase):
         next_state["step"] = state["step"] + 1
         over = None if self.horizon is None else next_state["step"] >= self.horizon
         return next_state, reward.unsqueeze(-1), over
-
-    # -- the TorchRL shell -----------------------------------------------------------------------
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        state = {key: tensordict.get(key) for key in self.state_names}
-        noise = self._loaded_noise.pop() if self._loaded_noise else self._one_step_noise(state)
-        next_state, reward, over = self.advance(state, tensordict.get("action"), noise)
-        if over is None:
-            over = torch.zeros_like(reward, dtype=torch.bool)
-        return self._pack({**next_state, "reward": reward}, over)
-
-    def _reset(
-        self, tensordict: TensorDictBase | None = None, *, set_state: bool = False, **kwargs
-    ) -> TensorDictBase:
-        if set_state:
-            state = self._given_state(tensordict)
-        else:
-            mask = None if tensordict is None else tensordict.get("_reset", None)
-            state = self.fresh_state(mask)
-        return self._pack(state, torch.zeros_like(state["step"], dtype=torch.bool))
-
-    def _set_seed(self, seed: int | None) -> None:
-        if seed is not None:
-            self.rng.manual_seed(seed)
-        self.load_noise(None)
-
-    def to(self, device: torch.device | str | int) -> DifferentiableEnv:
-        """Move the environment; its generator goes on from a seed drawn from the old one."""
-        device = torch.device(device)
-        if device == self.device:
-            return self
-        for name, value in list(vars(self).items()):
-            if isinstance(value, Tensor):
-                setattr(self, name, value.to(device))
-        seed = torch.randint(2**62, (), generator=self.rng, device=self.rng.device)
-        super().to(device)
-        self.rng = torch.Generator(device=device)
-        self.set_seed(int(seed))
-        return self
-
-    def _pack(self, entries: dict[str, Tensor], over: Tensor) -> TensorDictBase:
-        never = torch.zeros_like(over)
-        terminated, truncated = (over, never) if self.horizon_terminates else (never, over)
-        ends = {"done": over, "terminated": terminated, "truncated": truncated}
-        return TensorDict(
-            {**entries, **self.show(entries), **ends},
-            batch_size=self.batch_size,
-            device=self.device,
-        )
-
-    def _given_state(self, tensordict: TensorDictBase | None) -> dict[str, Tensor]:
-        state = {}
-        for key, spec in self.state_spec.items():
-            value = None if tensordict is None else tensordict.get(key, None)
-            if value is None and key == "step":
-                value = self._step_zero()
-            if value is None:
-                raise KeyError(
-                    f"reset(set_state=True) needs the state entry {key!r} of shape "
-                    f"{tuple(spec.shape)}; the tensordict does not hold it. Add it, or reset "
-                    "without set_state."
-                )
-            if value.shape != spec.shape or value.dtype != spec.dtype:
-                raise ValueError(
-                    f"reset(set_state=True): {key!r} must be {spec.dtype} of shape "
-                    f"{tuple(spec.shape)}, got {value.dtype} of shape {tuple(value.shape)}."
-                )
-            state[key] = value
-        return state
-
-    def _one_step_noise(self, state: State) -> Tensor:
-        return self.sample_noise(1, state).squeeze(len(self.batch_size))
-
-    def _step_zero(self) -> Tensor:
-        return torch.zeros((*self.batch_size, 1), dtype=torch.int64, device=self.device)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
-from hpo_torchrl.core.pieces import Breakpoint, Gap, Pieces
 from hpo_torchrl.core.reference import Reference, Test
-from hpo_torchrl.envs.action_pieces import ActionPieces
 from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
-from hpo_torchrl.envs.specs import set_hybrid_specs
+from hpo_torchrl.envs.pieces import ActionPieces, Breakpoint, Gap, Pieces
+from hpo_torchrl.envs.wrapped import WrappedEnv
 
 
 def hybridize(
@@ -42,8 +40,8 @@ def hybridize(
         env: the original. A :class:`DifferentiableEnv` stays one (its own discrete action, if it
             has several, is combined with the piece: discrete = own * pieces + piece); any other
             :class:`~torchrl.envs.EnvBase` gets a :class:`PiecewiseAction` transform.
-        breakpoints: where it jumps, ascending; see :class:`~hpo_torchrl.envs.Breakpoint` for
-            the side that a point belongs to (bare numbers: the right). ``None`` asks the
+        breakpoints: where it jumps; see :class:`~hpo_torchrl.envs.Breakpoint` for the
+            side that a point belongs to (bare numbers: the right). ``None`` asks the
             environment (``env.breakpoints()`` and ``env.gaps()``).
         intervals: the pieces themselves instead: numbers, and pairs ``(low, high)``; see
             :meth:`~hpo_torchrl.envs.Pieces.listed`.
@@ -54,8 +52,8 @@ def hybridize(
 
     Raises:
         TypeError: the environment's action is no continuous one.
-        ValueError: breakpoints are out of order or outside the action's range, intervals are empty
-            or overlap, reward or next state jump inside a piece, or the environment has pieces.
+        ValueError: breakpoints are outside the action's range, intervals are empty or overlap,
+            reward or next state jump inside a piece, or the environment has pieces.
 
     Examples:
         >>> from hpo_torchrl.problems import InventoryEnv
@@ -72,7 +70,8 @@ def hybridize(
             f"{type(env).__name__} is hybrid already, with the pieces {env.pieces}; hybridize its "
             "original form instead (env.original)."
         )
-    differentiable = isinstance(env, DifferentiableEnv)
+    if breakpoints is not None and intervals is not None:
+        raise ValueError("hybridize takes breakpoints or intervals, got both; leave one out.")
     if breakpoints is None and intervals is None:
         if not hasattr(env, "breakpoints"):
             raise ValueError(
@@ -80,24 +79,23 @@ def hybridize(
                 "not declare its own (a method breakpoints())."
             )
         breakpoints, gaps = env.breakpoints(), [*env.gaps(), *gaps]
-    if breakpoints is not None and intervals is not None:
-        raise ValueError("hybridize takes breakpoints or intervals, got both; leave one out.")
-    if differentiable:
-        low, high = env.continuous_bounds
-        n, dtype = env.continuous_dim, env.float_dtype
+    if isinstance(env, DifferentiableEnv):
+        (low, high), n, dtype = env.continuous_bounds, env.continuous_dim, env.float_dtype
     else:
         low, high, n, dtype = _box(env)
-    if per_item is None:
-        per_item = getattr(env, "cut_per_item", False)
     if intervals is not None:
         cut = Pieces.listed(intervals).without(gaps)
     else:
         cut = Pieces.cut(breakpoints or (), low=low, high=high, gaps=gaps)
-    choices = env.num_discrete if differentiable else 1
     pieces = ActionPieces(
-        [cut] * n if per_item else cut, n, dtype=dtype, device=env.device, choices=choices
+        cut,
+        n,
+        per_item=getattr(env, "cut_per_item", False) if per_item is None else per_item,
+        choices=getattr(env, "num_discrete", 1),
+        dtype=dtype,
+        device=env.device,
     )
-    if not differentiable:
+    if not isinstance(env, DifferentiableEnv):
         return TransformedEnv(env, PiecewiseAction(pieces))
     hybrid = HybridizedEnv(env, pieces)
     if check:
@@ -105,7 +103,7 @@ def hybridize(
     return hybrid
 
 
-class HybridizedEnv(DifferentiableEnv):
+class HybridizedEnv(WrappedEnv):
     """A :class:`DifferentiableEnv` whose discrete action picks a piece of its continuous action.
 
     Made by :func:`hybridize`. States, observations, noise and seeds are the original's.
@@ -125,61 +123,22 @@ class HybridizedEnv(DifferentiableEnv):
                 f"An environment with {original.num_heads} discrete choices in a step cannot be "
                 "hybridized; cut an environment with a single choice."
             )
-        batch = len(original.batch_size)
-        shapes = {
-            name: original.state_spec[name].shape[batch:]
-            for name in original.state_names
-            if name != "step"
-        }
-        observation_dim = original.observation_spec["observation"].shape[-1]
         super().__init__(
+            original,
             num_discrete=original.num_discrete * pieces.num_discrete,
             num_heads=pieces.num_heads,
-            continuous_dim=original.continuous_dim,
-            continuous_bounds=original.continuous_bounds,
             branch_bounds=pieces.bounds,
-            action_scale=original.action_scale,
-            state_shapes=shapes,
-            observation_dim=observation_dim,
-            noise_shape=original.noise_shape,
-            horizon=original.horizon,
-            horizon_terminates=original.horizon_terminates,
-            batch_size=original.batch_size,
-            device=original.device,
-            dtype=original.float_dtype,
-            seed=0,
         )
-        self.original, self.pieces = original, pieces
-        self.cost_units, self.rng = original.cost_units, original.rng
-        if self.has_action_mask:
-            set_hybrid_specs(self, shapes, observation_dim)
+        self.pieces, self.rng = pieces, original.rng
 
-    @property
-    def has_action_mask(self) -> bool:
-        """Whether the original's discrete actions depend on the state."""
-        original = getattr(self, "original", None)
-        return original is not None and original.has_action_mask
+    def executed(self, action: Action) -> Action:
+        """Return the original's choice, and its continuous action moved into the piece."""
+        return self.pieces.executed(action)
 
     def allowed(self, state: State) -> Tensor | None:
         """Return the original's mask, of its discrete action with every piece."""
         mask = self.original.allowed(state)
         return None if mask is None else mask.repeat_interleave(self.pieces.num_discrete, -1)
-
-    def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
-        """Take the original's step with the action moved into its piece."""
-        return self.original.dynamics(state, self.pieces.executed(action), noise)
-
-    def observe(self, state: State) -> Tensor:
-        """Return the original's observation."""
-        return self.original.observe(state)
-
-    def initial_state(self) -> dict[str, Tensor]:
-        """Draw the original's initial states."""
-        return self.original.initial_state()
-
-    def draw_noise(self, num_steps: int, state: State) -> Tensor:
-        """Draw the original's noise."""
-        return self.original.draw_noise(num_steps, state)
 
     def sample_noise(self, num_steps: int, state: State | None = None) -> Tensor:
         """Draw the original's noise of a whole rollout."""
@@ -191,20 +150,20 @@ class HybridizedEnv(DifferentiableEnv):
 
     def rules(self) -> dict[str, Callable[[], nn.Module]]:
         """Return the original's rules, in hybrid actions."""
-        return {
-            name: partial(_HybridRule, self.pieces, rule)
-            for name, rule in self.original.rules().items()
-        }
 
-    def describe(
-        self,
-        policy: Any,
-        tests: Mapping[str, Test],
-        reference: Reference,
-        folder: Path | None = None,
-    ) -> dict[str, Any]:
+        def encoded(discrete: Tensor, continuous: Tensor) -> tuple[Tensor, ...]:
+            action = {"discrete": discrete, "continuous": continuous}
+            return tuple(self.pieces.encoded(action).values())
+
+        def hybrid(rule: Callable[[], nn.Module]) -> nn.Module:
+            keys = [("action", "discrete"), ("action", "continuous")]
+            return TensorDictSequential(rule(), TensorDictModule(encoded, keys, keys))
+
+        return {name: partial(hybrid, rule) for name, rule in self.original.rules().items()}
+
+    def describe(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Let the original describe the policy, whose actions are hybrid."""
-        return self.original.describe(policy, tests, reference, folder)
+        return self.original.describe(*args, **kwargs)
 
     def heuristic_choice(self, observation: Tensor) -> Tensor:
         """Return the discrete action of what the original's ``heuristic_action`` does.
@@ -219,27 +178,10 @@ class HybridizedEnv(DifferentiableEnv):
 
     def to(self, device: torch.device | str | int) -> HybridizedEnv:
         """Move both environments, with one generator."""
-        self.original.to(device)
-        self.pieces.to(torch.device(device))
-        self.branch_bounds = self.pieces.bounds
         super().to(device)
+        self.branch_bounds = self.pieces.to(torch.device(device)).bounds
         self.original.rng = self.rng
         return self
-
-
-class _HybridRule(TensorDictModuleBase):
-    """A rule of the original, whose action is written as a hybrid one."""
-
-    def __init__(self, pieces: ActionPieces, rule: Callable[[], Any]) -> None:
-        super().__init__()
-        self.pieces, self.rule = pieces, rule()
-        self.in_keys, self.out_keys = self.rule.in_keys, self.rule.out_keys
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        acted = self.rule(tensordict)
-        for name, value in self.pieces.encoded(acted.get("action")).items():
-            acted.set(("action", name), value)
-        return acted
 
 
 class PiecewiseAction(Transform):
@@ -273,17 +215,14 @@ class PiecewiseAction(Transform):
     def transform_input_spec(self, input_spec: TensorSpec) -> TensorSpec:
         """Replace the continuous action by the hybrid one."""
         actions = input_spec["full_action_spec"]
-        continuous = actions["action"]
-        batch = continuous.shape[:-1]
-        heads = () if self.pieces.num_heads is None else (self.pieces.num_heads,)
-        discrete = Categorical(
-            self.pieces.num_discrete,
-            shape=(*batch, *heads),
-            dtype=torch.int64,
-            device=continuous.device,
-        )
+        continuous, heads = actions["action"], self.pieces.num_heads
+        batch, place = continuous.shape[:-1], {"device": continuous.device}
+        shape = batch if heads is None else (*batch, heads)
         actions["action"] = Composite(
-            discrete=discrete, continuous=continuous.clone(), shape=batch, device=continuous.device
+            discrete=Categorical(self.pieces.num_discrete, shape, dtype=torch.int64, **place),
+            continuous=continuous.clone(),
+            shape=batch,
+            **place,
         )
         return input_spec
 

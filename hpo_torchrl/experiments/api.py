@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torchrl.envs import EnvBase
 
-from hpo_torchrl.core.arguments import accepted
-from hpo_torchrl.core.checks import did_you_mean
-from hpo_torchrl.envs.spaces import Spaces
+from hpo_torchrl.core.checks import accepted, did_you_mean
+from hpo_torchrl.envs.wrapped import Spaces
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import NOT_SETTINGS, compose_config, load_config
 from hpo_torchrl.experiments.policy import TrainedPolicy

@@ -15,8 +15,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ValueOperator
 
 from hpo_torchrl.algorithms import Algorithm
-from hpo_torchrl.core.arguments import accepted
-from hpo_torchrl.core.checks import check_choice, check_int, first_line
+from hpo_torchrl.core.checks import accepted, check_choice, check_int, first_line
 from hpo_torchrl.envs import ReplicatedEnv
 from hpo_torchrl.experiments.targets import (
     BUILT,

@@ -9,8 +9,7 @@ from typing import Any
 
 from hydra._internal.utils import _locate
 
-from hpo_torchrl.core.arguments import NAMED, accepted, signatures
-from hpo_torchrl.core.checks import did_you_mean, first_line
+from hpo_torchrl.core.checks import NAMED, accepted, did_you_mean, first_line, signatures
 from hpo_torchrl.modules.network import HybridNetwork
 
 # Sections that build a class of anybody's, and what their builder hands over itself.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpo_torchrl.core.pieces import BranchBounds
+from hpo_torchrl.core.categorical import BranchBounds
 
 Bound = float | Sequence[float] | Tensor | None
 Bounds = tuple[Bound, Bound]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchrl.modules import MLP
 
+from hpo_torchrl.core.categorical import BranchBounds
 from hpo_torchrl.core.checks import check_bool, check_choice, check_float, check_sizes
-from hpo_torchrl.core.pieces import BranchBounds
 from hpo_torchrl.modules.action_range import ActionRange, Bounds
 from hpo_torchrl.modules.continuous import make_distribution
 from hpo_torchrl.modules.layers import ACTIVATIONS, direct, mlp

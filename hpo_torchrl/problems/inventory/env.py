@@ -18,10 +18,10 @@ from hpo_torchrl.core.checks import (
     check_int,
     per_item,
 )
-from hpo_torchrl.core.pieces import Breakpoint, Gap
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
+from hpo_torchrl.envs.pieces import Breakpoint, Gap
 from hpo_torchrl.problems.inventory.demand import Demand, make_demand
 from hpo_torchrl.problems.inventory.features import FEATURES, Feature
 from hpo_torchrl.problems.inventory.instances import from_file, heterogeneous

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int
-from hpo_torchrl.core.pieces import Breakpoint, Gap
+from hpo_torchrl.envs.pieces import Breakpoint, Gap
 
 
 class Feature:

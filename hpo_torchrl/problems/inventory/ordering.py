@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float
-from hpo_torchrl.core.pieces import Breakpoint, Gap, Pieces, merge_breakpoints
-from hpo_torchrl.envs.action_pieces import ActionPieces
 from hpo_torchrl.envs.differentiable import Action
+from hpo_torchrl.envs.pieces import ActionPieces, Breakpoint, Gap, Pieces
 from hpo_torchrl.problems.inventory.demand import from_mapping
 from hpo_torchrl.problems.inventory.features import (
     FEATURES,
@@ -54,8 +53,9 @@ class Ordering:
         self.num_discrete, self.simple = choices, False
         if hybrid:
             cut = Pieces.cut(self.breakpoints(), low=0.0, gaps=self.gaps())
-            cuts = [cut] * num_items if self.cut_per_item else cut
-            self.pieces = ActionPieces(cuts, num_items, choices=choices, **place)
+            self.pieces = ActionPieces(
+                cut, num_items, per_item=self.cut_per_item, choices=choices, **place
+            )
             self.num_discrete = choices * self.pieces.num_discrete
             jumping = {type(feature) for feature in features if feature.breakpoints()}
             self.simple = jumping == {FixedCost} and self.suppliers is None
@@ -77,7 +77,7 @@ class Ordering:
         return self.num_items > 1 and not all(f.joint or not f.breakpoints() for f in self.features)
 
     def breakpoints(self) -> list[Breakpoint]:
-        """Return the breakpoints of all features, merged."""
+        """Return the breakpoints of all features."""
         for feature in self.features if self.cut_per_item else ():
             # Whether anything is ordered follows from whether each item is; nothing else does.
             if feature.joint and any(at != 0.0 for at, _ in feature.breakpoints()):
@@ -86,7 +86,7 @@ class Ordering:
                     "each item's: their breakpoints make no common set of discrete actions. Use "
                     "one item, or leave one of them out."
                 )
-        return merge_breakpoints(*(feature.breakpoints() for feature in self.features))
+        return [point for feature in self.features for point in feature.breakpoints()]
 
     def gaps(self) -> list[Gap]:
         """Return the quantities that do what another one does."""

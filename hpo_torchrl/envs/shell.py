@@ -1,0 +1,148 @@
+"""What TorchRL asks of an environment: specs, steps, resets and a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from hpo_torchrl.core.categorical import ACTION_MASK
+
+# Random actions are drawn from the spec: a half-open range is cut this many action scales away.
+_HALF_OPEN_SPAN = 100.0
+
+
+class Shell(EnvBase):
+    """The TorchRL side of a :class:`DifferentiableEnv`, which has the functions that it calls."""
+
+    _supports_set_state = True
+    rng: torch.Generator
+
+    def _set_specs(self) -> None:
+        """Set the specs from sizes, bounds, device and dtype."""
+        real = {"dtype": self.float_dtype}
+        heads = () if self.num_heads is None else (self.num_heads,)
+        state = {key: Unbounded(tuple(shape), **real) for key, shape in self.state_shapes.items()}
+        state["step"] = Unbounded((1,), dtype=torch.int64)
+        observation = {**state, "observation": Unbounded((self.observation_dim,), **real)}
+        if self.has_action_mask:
+            observation[ACTION_MASK] = Binary(shape=(*heads, self.num_discrete), dtype=torch.bool)
+        action = {
+            "discrete": Categorical(self.num_discrete, shape=heads, dtype=torch.int64),
+            "continuous": self._continuous_spec(),
+        }
+        end = Categorical(2, shape=(1,), dtype=torch.bool)
+        specs = {
+            "state": state,
+            "observation": observation,
+            "action": {"action": Composite(action)},
+            "reward": {"reward": Unbounded((1,), **real)},
+            "done": {key: end.clone() for key in ("done", "terminated", "truncated")},
+        }
+        for name, entries in specs.items():
+            spec = Composite(entries).expand(self.batch_size)
+            setattr(
+                self, f"full_{name}_spec", spec if self.device is None else spec.to(self.device)
+            )
+
+    def _continuous_spec(self) -> Any:
+        span = _HALF_OPEN_SPAN * self.action_scale.cpu()
+        if self.continuous_bounds == (None, None):
+            return Unbounded(span.shape, dtype=span.dtype)
+        ends = zip(self.continuous_bounds, (-torch.inf, torch.inf), strict=True)
+        low, high = (torch.as_tensor(none if end is None else end).to(span) for end, none in ends)
+        low, high = low.expand_as(span), high.expand_as(span)
+        lower = torch.where(low.isfinite(), low, high.nan_to_num(posinf=0.0) - span)
+        upper = torch.where(high.isfinite(), high, low.nan_to_num(neginf=0.0) + span)
+        return Bounded(lower, upper, shape=span.shape, dtype=span.dtype)
+
+    def load_noise(self, noise: Tensor | None) -> None:
+        """Let the coming calls of :meth:`step` consume ``noise``; ``None`` forgets what is left.
+
+        Raises:
+            ValueError: the noise has another shape than ``sample_noise`` gives it.
+        """
+        self._loaded_noise: list[Tensor] = []
+        if noise is None:
+            return
+        time = len(self.batch_size)
+        expected = (*self.batch_size, "T", *self.noise_shape)
+        found = (*noise.shape[:time], *["T" for _ in noise.shape[time : time + 1]])
+        if (*found, *noise.shape[time + 1 :]) != expected:
+            raise ValueError(
+                f"noise must have shape (*B, T, *noise_shape) = {expected}, "
+                f"got {tuple(noise.shape)}; draw it with env.sample_noise(T)."
+            )
+        self._loaded_noise = list(noise.unbind(time))[::-1]
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        state = {key: tensordict.get(key) for key in self.state_names}
+        if self._loaded_noise:
+            noise = self._loaded_noise.pop()
+        else:
+            noise = self.sample_noise(1, state).squeeze(len(self.batch_size))
+        next_state, reward, over = self.advance(state, tensordict.get("action"), noise)
+        if over is None:
+            over = torch.zeros_like(reward, dtype=torch.bool)
+        return self._pack({**next_state, "reward": reward}, over)
+
+    def _reset(
+        self, tensordict: TensorDictBase | None = None, *, set_state: bool = False, **kwargs
+    ) -> TensorDictBase:
+        given = {} if tensordict is None else dict(tensordict.items())
+        state = self._checked_state(given) if set_state else self.fresh_state(given.get("_reset"))
+        return self._pack(state, torch.zeros_like(state["step"], dtype=torch.bool))
+
+    def _checked_state(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = {"step": self._step_zero(), **given}
+        for key, spec in self.state_spec.items():
+            if key not in given:
+                raise KeyError(
+                    f"reset(set_state=True) needs the state entry {key!r} of shape "
+                    f"{tuple(spec.shape)}; the tensordict does not hold it. Add it, or reset "
+                    "without set_state."
+                )
+            value = given[key]
+            if value.shape != spec.shape or value.dtype != spec.dtype:
+                raise ValueError(
+                    f"reset(set_state=True): {key!r} must be {spec.dtype} of shape "
+                    f"{tuple(spec.shape)}, got {value.dtype} of shape {tuple(value.shape)}."
+                )
+        return {key: given[key] for key in self.state_names}
+
+    def _step_zero(self) -> Tensor:
+        return torch.zeros((*self.batch_size, 1), dtype=torch.int64, device=self.device)
+
+    def _pack(self, entries: Mapping[str, Tensor], over: Tensor) -> TensorDictBase:
+        never = torch.zeros_like(over)
+        terminated, truncated = (over, never) if self.horizon_terminates else (never, over)
+        ends = {"done": over, "terminated": terminated, "truncated": truncated}
+        return TensorDict(
+            {**entries, **self.show(entries), **ends},
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            self.rng.manual_seed(seed)
+        self.load_noise(None)
+
+    def to(self, device: torch.device | str | int) -> Any:
+        """Move the environment; its generator goes on from a seed drawn from the old one."""
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        for name, value in list(vars(self).items()):
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+        seed = torch.randint(2**62, (), generator=self.rng, device=self.rng.device)
+        super().to(device)
+        self.rng = torch.Generator(device=device)
+        self.set_seed(int(seed))
+        return self
