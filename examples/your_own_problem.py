@@ -82,14 +82,14 @@ class PlainRoom(EnvBase):
         torch.manual_seed(seed or 0)
 
 
-def main(updates: int = 150, folder: str | None = None) -> dict[str, float]:
+def main(updates: int = 150, folder: str | None = None, batches: int = 20) -> dict[str, float]:
     jumps = {"breakpoints": [Breakpoint(0.0, "alone"), LEAST], "gaps": [Gap(0.0, LEAST, 0.0)]}
     env = hybridize(Room(batch_size=128, seed=0), **jumps)
     print(f"actions   {env.pieces}")
     print(f"certified {certify(env, 100_000).exact}")
     test = Evaluation(hybridize(Room(batch_size=256), **jumps), num_steps=300, skip=50, seed=1)
     settings = {"num_updates": updates, "unroll_length": 20, "discount": 0.95, "tests": test}
-    report = {"num_batches": 20, "num_reference": 40}
+    report = {"num_batches": batches, "num_reference": 2 * batches}
     run = train(env, folder=folder and f"{folder}/fast", gradients=report, **settings)
     first, last = (run.metrics[i]["test_cost"] for i in (0, -1))
     print(f"cost      {first:.4f} before, {last:.4f} after {updates} updates")

@@ -76,7 +76,8 @@ def original(features=(), **arguments):
     [
         ([], {}, "(-inf, inf)"),
         ([], {"low": 0.0}, "[0, inf)"),
-        ([1.0, 2.0], {}, "(-inf, 1) [1, 2) [2, inf)"),
+        ([2.0, 1.0], {}, "(-inf, 1) [1, 2) [2, inf)"),
+        ([(1.0, "left"), 1.0], {}, "(-inf, 1) {1} (1, inf)"),
         ([(0.0, "alone"), 50.0], {"low": 0.0}, "{0} (0, 50) [50, inf)"),
         ([(0.0, "left")], {"low": 0.0}, "{0} (0, inf)"),
         ([0.0], {"low": 0.0}, "[0, inf)"),
@@ -104,18 +105,16 @@ def test_options_may_be_listed(intervals, expected):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Pieces.cut([5.0, 3.0]), "ascending.*5 comes before 3"),
-        (lambda: Pieces.cut([3.0, 3.0]), "ascending"),
-        (lambda: Pieces.cut([-1.0], low=0.0), "within the range.*got -1"),
+        (lambda: Pieces.cut([-1.0], low=0.0), ">= 0, got -1"),
         (lambda: Pieces.cut([(1.0, "middle")]), "'middle'"),
         (lambda: Pieces.cut([float("nan")]), "finite"),
         (lambda: Pieces.cut(["ten"]), "'ten'"),
         (lambda: Pieces.cut([5.0], gaps=[Gap(0.0, 5.0, 5.0)]), "gap must be an interval"),
         (lambda: Pieces.cut([1.0, 5.0], gaps=[Gap(1.0, 5.0, 2.0)]), "same_as=2"),
-        (lambda: Pieces.listed([(0, 10), (5, 20)]), "overlap"),
-        (lambda: Pieces.listed([(5, 10), (0, 3)]), "out of order"),
-        (lambda: Pieces.listed([(10, 5)]), "empty"),
-        (lambda: Pieces.listed([(5, 5)]), "empty"),
+        (lambda: Pieces.listed([(0, 10), (5, 20)]), r"disjoint.*\[5, 20\) follows \[0, 10\)"),
+        (lambda: Pieces.listed([(5, 10), (0, 3)]), "ascending order"),
+        (lambda: Pieces.listed([5, 5]), "each value once"),
+        (lambda: Pieces.listed([(10, 5)]), "pairs.*in ascending order"),
         (lambda: Pieces.listed([]), "at least one"),
         (lambda: Pieces.listed([(1, 2, 3)]), "pairs"),
         (lambda: hybridize(original(), [1.0], intervals=[0]), "both"),
@@ -124,7 +123,7 @@ def test_options_may_be_listed(intervals, expected):
     ],
 )
 def test_pieces_that_are_none_are_refused(make, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         make()
 
 
@@ -146,19 +145,19 @@ def test_every_action_has_one_option_and_is_executed_as_it_is(
     if bool((rounded.diff() < 1e-3 * rounded[1:]).any()):  # a piece must hold a few numbers
         return
     cut = Pieces.cut([Breakpoint(at, side) for at in values], low=0.0)
-    pieces = ActionPieces([cut] * n if per_item else cut, n, dtype=dtype)
+    pieces = ActionPieces(cut, n, per_item=per_item, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     actions = 3e3 * torch.rand(200, n, generator=generator, dtype=dtype)
     alone = torch.zeros(len(values), n, dtype=dtype)
     alone[:, 0] = rounded
     actions = torch.cat([actions, alone, torch.zeros(1, n, dtype=dtype)])
-    discrete, continuous = pieces.encode(actions)
+    discrete, continuous = pieces.encoded({"continuous": actions}).values()
     assert discrete.shape == ((len(actions), n) if pieces.per_item else (len(actions),))
     assert torch.equal(pieces.project(discrete, continuous), actions)
     # An action of another discrete action is moved into its piece.
     other = torch.randint(pieces.num_discrete, discrete.shape, generator=generator)
     moved = pieces.project(other, actions)
-    assert torch.equal(pieces.encode(moved)[0], other)
+    assert torch.equal(pieces.encoded({"continuous": moved})["discrete"], other)
 
 
 def test_a_total_cannot_be_held_at_a_value():
@@ -171,8 +170,8 @@ def test_a_breakpoint_goes_to_its_side():
         pieces = ActionPieces(Pieces.cut([Breakpoint(0.7, side)], low=0.0), 1)
         at = torch.tensor(0.7)
         below, above = (torch.nextafter(at, torch.tensor(end)) for end in (0.0, 1.0))
-        beside = [below, at, above]
-        assert pieces.encode(torch.stack(beside).unsqueeze(-1))[0].tolist() == expected
+        beside = torch.stack([below, at, above]).unsqueeze(-1)
+        assert pieces.encoded({"continuous": beside})["discrete"].tolist() == expected
 
 
 def test_pieces_pass_gradients_inside_and_none_outside():
@@ -185,27 +184,21 @@ def test_pieces_pass_gradients_inside_and_none_outside():
 # -- the certificate -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "n"), [(torch.float32, 1), (torch.float64, 1), (torch.float32, 3)]
+)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_hybrid_form_of_a_feature_equals_the_original(name, dtype):
-    env = inventory(VARIANTS[name], batch_size=4_000, dtype=dtype)
-    actions = 1_000_000 if dtype == torch.float32 else 100_000
+def test_the_hybrid_form_of_a_feature_equals_the_original(name, dtype, n):
+    if name == "several" and n > 1:  # of the total and of the fleet
+        pytest.skip("the same kinds as truckloads and discounts of a total")
+    env = inventory(VARIANTS[name], num_items=n, batch_size=5_000, dtype=dtype)
+    actions = 200_000 if dtype == torch.float32 and n == 1 else 20_000
     certificate = certify(env, actions)
     assert certificate.exact, certificate
     assert certificate.num_actions == actions
-    assert certificate.num_skipped == 0
+    # More than the fleet holds does what a full fleet does, but for a total not to the last bit.
+    assert (certificate.num_skipped > 0) == (name == "truckloads" and n > 1)
     assert all(certificate.discrete)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_so_does_one_of_several_items(name):
-    if name == "several":  # of the total and of the fleet
-        pytest.skip("the same kinds as truckloads and discounts of a total")
-    env = inventory(VARIANTS[name], num_items=3, batch_size=5_000)
-    certificate = certify(env, 20_000)
-    assert certificate.exact, certificate
-    # More than the fleet holds does what a full fleet does, but not to the last bit.
-    assert (certificate.num_skipped > 0) == (name == "truckloads")
 
 
 def test_every_feature_is_certified():
@@ -271,14 +264,14 @@ def test_a_wrong_interval_map_is_caught(fault):
     assert certify(env, 5_000).exact
     pieces = env.pieces
     if fault == "shifted":
-        pieces.low = pieces.low + torch.tensor([[0.0, 0.0, 1.0]])
-        pieces.high = pieces.high + torch.tensor([[0.0, 1.0, 0.0]])
+        pieces.low = pieces.low + torch.tensor([0.0, 0.0, 1.0])
+        pieces.high = pieces.high + torch.tensor([0.0, 1.0, 0.0])
     elif fault == "scaled":
         right = pieces.project
         pieces.project = lambda piece, u: right(piece, u * (1 + 1e-6))
     else:
         pieces.low, pieces.high = pieces.low.clone(), pieces.high.clone()
-        pieces.high[0, 1], pieces.low[0, 2] = 50.0, 50.00001
+        pieces.high[1], pieces.low[2] = 50.0, 50.00001
     assert not certify(env, 20_000).exact
 
 
@@ -518,7 +511,8 @@ def test_an_environment_without_a_continuous_action_is_refused():
 
 def test_the_example_of_a_problem_of_ones_own(tmp_path, capsys):
     example = Path(__file__).parents[1] / "examples" / "your_own_problem.py"
-    costs = runpy.run_path(str(example))["main"](updates=40, folder=str(tmp_path / "run"))
+    main = runpy.run_path(str(example))["main"]
+    costs = main(updates=25, folder=str(tmp_path / "run"), batches=2)
     assert costs["last"] < costs["first"]
     assert costs["plain"] < costs["first"]
     assert "certified True" in capsys.readouterr().out

@@ -181,6 +181,22 @@ def test_a_shared_environment_gives_all_seeds_one_world():
         close(found[at], expected[at])
 
 
+def test_the_world_of_each_seed_follows_from_its_own_state():
+    """A shared environment whose noise depends on what a policy did."""
+    alone = inventory(batch_size=3, seed=0)
+    alone.draw_noise = lambda num_steps, state: (
+        state["inventory"][..., :1, 0, None] + torch.rand(3, num_steps, 2, generator=alone.rng)
+    ).double()
+    env, starts = ReplicatedEnv(alone, 2), [alone.reset() for _ in range(2)]
+    before = alone.rng.get_state()
+    found = env.sample_noise(4, torch.stack(starts))
+    after = alone.rng.get_state()
+    for at, start in enumerate(starts):
+        alone.rng.set_state(before)
+        assert torch.equal(found[at], alone.sample_noise(4, start))
+        assert torch.equal(alone.rng.get_state(), after)
+
+
 def run(env, policy):
     collector = DifferentiableCollector(
         env,

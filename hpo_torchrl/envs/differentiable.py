@@ -291,8 +291,10 @@ class DifferentiableEnv(Shell):
             Tensor of shape ``(*B, T, *noise_shape)``.
         """
         check_int("num_steps", num_steps, minimum=1)
+        if state is None:
+            state = {"step": self._step_zero()}
         with torch.no_grad():
-            noise = self.draw_noise(num_steps, state or {"step": self._step_zero()})
+            noise = self.draw_noise(num_steps, state)
         expected = (*self.batch_size, num_steps, *self.noise_shape)
         if tuple(noise.shape) != expected:
             raise ValueError(
