@@ -165,16 +165,15 @@ def accepted(function: Callable) -> dict[str, inspect.Parameter]:
     """
     found: dict[str, inspect.Parameter] = {}
     for number, parameters in enumerate(signatures(function)):
-        named = [p for p in parameters if p.kind in NAMED and p.name not in found]
-        if number and inspect.ismethod(function):
+        for p in parameters:
             # A class method that hands arguments on gives what the class requires itself.
-            named = [p for p in named if p.default is not p.empty]
-        found |= {p.name: p for p in named}
+            given = number > 0 and inspect.ismethod(function) and p.default is p.empty
+            if p.kind in NAMED and not given:
+                found.setdefault(p.name, p)
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             break
-    if isinstance(function, partial):
-        found = {name: p for name, p in found.items() if name not in function.keywords}
-    return found
+    bound = function.keywords if isinstance(function, partial) else ()
+    return {name: p for name, p in found.items() if name not in bound}
 
 
 def signatures(function: Callable) -> Iterator[list[inspect.Parameter]]:

@@ -96,18 +96,18 @@ def _along_lines(env: Any, generator: torch.Generator) -> list[Jump]:
     discrete = torch.arange(env.num_discrete, device=env.device)
     discrete = discrete.view(-1, *[1] * len((*env.batch_size, *heads))).expand(*lines, *heads)
 
-    reach, parts = _reach(env), env.continuous_dim if env.pieces.of_total else 1
-    low, high = (
-        (end.clamp(-reach, reach) / parts).repeat(env.pieces.choices).view(-1, *[1] * len(lines))
-        for end in (env.pieces.low, env.pieces.high)
-    )
-    uniform = torch.rand(2, *lines, env.continuous_dim, generator=generator, **place)
-    # Some lines begin and end in the ends themselves: what jumps only there is met by no other.
-    at_end = torch.rand(2, *lines, 1, generator=generator, device=env.device) < 0.5
-    ends = torch.tensor([0.0, 1.0], **place).view(2, *[1] * (uniform.ndim - 1))
-    u = low + (high - low) * torch.where(at_end, ends, uniform)
     both = discrete.expand(2, *discrete.shape)
-    start, end = env.pieces.executed({"discrete": both, "continuous": u})["continuous"]
+
+    def executed(u: Tensor) -> Tensor:
+        return env.pieces.executed({"discrete": both, "continuous": u})["continuous"]
+
+    shape = (2, *lines, env.continuous_dim)
+    ends = torch.tensor([0.0, 1.0], **place).view(2, *[1] * len(shape[1:]))
+    low, high = executed(((2 * ends - 1) * _reach(env)).expand(shape))
+    uniform = torch.rand(shape, generator=generator, **place)
+    # Some lines begin and end in the ends themselves: what jumps only there is met by no other.
+    at_end = torch.rand(*shape[:-1], 1, generator=generator, device=env.device) < 0.5
+    start, end = executed(torch.lerp(low, high, torch.where(at_end, ends, uniform)))
 
     def action(where: Tensor) -> Tensor:
         return start + where.unsqueeze(-1) * (end - start)

@@ -295,14 +295,7 @@ class DifferentiableEnv(Shell):
             state = {"step": self._step_zero()}
         with torch.no_grad():
             noise = self.draw_noise(num_steps, state)
-        expected = (*self.batch_size, num_steps, *self.noise_shape)
-        if tuple(noise.shape) != expected:
-            raise ValueError(
-                f"{type(self).__name__}.draw_noise must return the shape (*B, T, *noise_shape) = "
-                f"{expected}, got {tuple(noise.shape)}; return that, or declare another "
-                "noise_shape in super().__init__."
-            )
-        return noise
+        return self._checked_noise(noise, num_steps)
 
     # -- one step, shared by both routes ---------------------------------------------------------
 

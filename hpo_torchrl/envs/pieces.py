@@ -52,18 +52,9 @@ class Piece(NamedTuple):
     low: Cut
     high: Cut
 
-    @property
-    def is_point(self) -> bool:
-        """Whether it is a single value."""
-        return self.low.at == self.high.at
-
-    def holds(self, value: float) -> bool:
-        """Whether a value lies in it."""
-        return self.low <= Cut(value, False) and Cut(value, True) <= self.high
-
     def __str__(self) -> str:
         low, high = self
-        if self.is_point:
+        if low.at == high.at:
             return f"{{{low.at:g}}}"
         left = "(" if low.behind or math.isinf(low.at) else "["
         right = "]" if high.behind and math.isfinite(high.at) else ")"
@@ -174,7 +165,7 @@ class Pieces(NamedTuple):
             kept = (p for p in found.pieces if not low <= p.low.at < p.high.at <= high)
             found = Pieces(tuple(kept), self.gaps + gaps)
         for low, high, same_as in gaps:
-            if not any(piece.holds(same_as) for piece in found.pieces):
+            if not any(p.low <= Cut(same_as, False) < p.high for p in found.pieces):
                 raise ValueError(
                     f"A gap must do what some piece does, but same_as={same_as:g} of "
                     f"({low:g}, {high:g}) lies in none of {found}."
@@ -233,7 +224,7 @@ class ActionPieces:
                 f"Pieces of a total need coordinates that are 0 or more, got pieces {cut}; cut "
                 "each coordinate instead (per_item=True)."
             )
-        lone = [piece.low.at for piece in cut.pieces if piece.is_point and piece.low.at != 0.0]
+        lone = [low.at for low, high in cut.pieces if low.at == high.at != 0.0]
         if self.of_total and lone:
             raise ValueError(
                 f"A total can stand alone only at 0, got {lone[0]:g}: a sum of {continuous_dim} "

@@ -46,9 +46,7 @@ class Shell(EnvBase):
         }
         for name, entries in specs.items():
             spec = Composite(entries).expand(self.batch_size)
-            setattr(
-                self, f"full_{name}_spec", spec if self.device is None else spec.to(self.device)
-            )
+            setattr(self, f"full_{name}_spec", spec.to(self.device) if self.device else spec)
 
     def _continuous_spec(self) -> Any:
         span = _HALF_OPEN_SPAN * self.action_scale.cpu()
@@ -67,18 +65,20 @@ class Shell(EnvBase):
         Raises:
             ValueError: the noise has another shape than ``sample_noise`` gives it.
         """
-        self._loaded_noise: list[Tensor] = []
-        if noise is None:
-            return
         time = len(self.batch_size)
-        expected = (*self.batch_size, "T", *self.noise_shape)
-        found = (*noise.shape[:time], *["T" for _ in noise.shape[time : time + 1]])
-        if (*found, *noise.shape[time + 1 :]) != expected:
+        if noise is not None:
+            self._checked_noise(noise, noise.shape[time] if noise.ndim > time else "T")
+        self._loaded_noise = [] if noise is None else list(noise.unbind(time))[::-1]
+
+    def _checked_noise(self, noise: Tensor, num_steps: Any) -> Tensor:
+        expected = (*self.batch_size, num_steps, *self.noise_shape)
+        if tuple(noise.shape) != expected:
             raise ValueError(
-                f"noise must have shape (*B, T, *noise_shape) = {expected}, "
-                f"got {tuple(noise.shape)}; draw it with env.sample_noise(T)."
+                f"The noise of {type(self).__name__} must have shape (*B, T, *noise_shape) = "
+                f"{expected}, got {tuple(noise.shape)}; draw it with sample_noise(T), let "
+                "draw_noise return it, or declare another noise_shape in super().__init__."
             )
-        self._loaded_noise = list(noise.unbind(time))[::-1]
+        return noise
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         state = {key: tensordict.get(key) for key in self.state_names}
