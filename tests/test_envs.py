@@ -401,7 +401,7 @@ BAD = [
     ({"hybrid": 0}, TypeError, "hybrid must be true or false"),
     ({"holding_cost": [1.0, 2.0]}, ValueError, "holding_cost .*num_items=1 entries, got 2"),
     ({"holding_cost": UNIT[:, 0, 0], "num_items": 3}, ValueError, "holding_cost .*=3.* got 4"),
-    ({"shortage_cost": "9"}, TypeError, "shortage_cost must be a number"),
+    ({"shortage_cost": "9"}, TypeError, "shortage_cost must be a finite number"),
     ({"demand": "poison"}, ValueError, "demand must be one of 'poisson', 'normal', .*got 'poison'"),
     ({"initial_state": "full"}, ValueError, "initial_state must be one of 'empty', 'random'"),
     ({"lost_sales": 1}, TypeError, "lost_sales must be true or false, got 1"),

@@ -147,23 +147,23 @@ def test_gradients_page_names_what_there_is():
                 assert re.search(rf"\b{name.split('.')[-1]}\b", source) or "branch" in name, name
 
 
-@pytest.mark.parametrize("target", ["train", "test", "lint"])
-def test_make_targets_of_the_readme_exist(target):
-    listed = subprocess.run(
-        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    command = {"train": "hpo-train", "test": "pytest", "lint": "ruff"}[target]
-    assert command in listed
-
-
-def test_readme_names_the_two_commands_and_ci_runs_them():
+def test_the_readme_names_the_commands_that_make_and_ci_run():
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     assert "make train" in readme
     assert "make test" in readme
     assert {"make lint", "make test"} <= set(ci.splitlines())
+    listed = subprocess.run(
+        ["make", "--dry-run", "train", "test", "lint"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert all(command in listed for command in ("hpo-train", "pytest", "ruff"))
 
 
 def test_wheel_in_a_clean_folder_finds_its_configs(tmp_path):
+    """And its commands do not wait for what only pictures and comparisons need."""
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
     subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -172,8 +172,8 @@ def test_wheel_in_a_clean_folder_finds_its_configs(tmp_path):
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
     subprocess.run([*install, str(site), str(wheel)], check=True, capture_output=True)
     program = (
-        "from hpo_torchrl.experiments import cli, config; "
-        "print(cli.__file__); print(config.CONFIGS); cli.train(['--cfg'])"
+        "import sys; from hpo_torchrl.experiments import cli, config; "
+        "print(*sys.modules); print(cli.__file__); print(config.CONFIGS); cli.train(['--cfg'])"
     )
     shown = subprocess.run(
         [sys.executable, "-c", program],
@@ -183,17 +183,9 @@ def test_wheel_in_a_clean_folder_finds_its_configs(tmp_path):
         capture_output=True,
         text=True,
     ).stdout
-    module, configs, *printed = shown.splitlines()
+    loaded, module, configs, *printed = shown.splitlines()
     assert module.startswith(str(site))
     assert configs.startswith(str(site))
     assert "fixed_cost_per_item: 64.0" in "\n".join(printed)
-
-
-def test_commands_do_not_wait_for_what_only_pictures_and_comparisons_need():
-    code = "import sys, hpo_torchrl.experiments.cli; print(*sys.modules)"
-    shown = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
-    )
-    loaded = set(shown.stdout.split())
-    assert "hpo_torchrl.experiments.run" in loaded
-    assert not loaded & {"matplotlib", "scipy.stats", "pyarrow", "tensorboard"}
+    assert "hpo_torchrl.experiments.run" in loaded.split()
+    assert not {*loaded.split()} & {"matplotlib", "scipy.stats", "pyarrow", "tensorboard"}
