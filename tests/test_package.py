@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shrunk import TINY
+from shrunk import SMALL, TINY
 
 import hpo_torchrl
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
@@ -129,11 +129,16 @@ def test_every_config_line_is_explained(path):
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/gradients.md"])
-def test_python_of_the_documents_runs(page):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+def test_python_of_the_documents_runs(page, tmp_path, monkeypatch):
+    """As it is written, but with fewer updates, actions, and instances and steps of tests."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / page).read_text()
+    text = text.replace("num_updates=50", "num_updates=2, **small").replace("1_000_000", "10_000")
+    small = dict(entry.split("=") for entry in SMALL if entry.startswith("evaluation"))
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, page, "exec"), {})
+        exec(compile(block, page, "exec"), {"small": {k: int(v) for k, v in small.items()}})
 
 
 def test_gradients_page_names_what_there_is():

@@ -1,1 +1,1 @@
-"""What every room shares: checks, discrete choices, intervals of an action, references."""
+"""What every room shares: checks, discrete choices, randomness, references, style of pictures."""
