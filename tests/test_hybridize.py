@@ -83,11 +83,15 @@ def original(features=(), **arguments):
         ([0.0], {"low": 0.0}, "[0, inf)"),
         ([(5.0, "left"), (9.0, "left")], {"low": 0.0, "high": 9.0}, "[0, 5] (5, 9]"),
         ([9.0], {"low": 0.0, "high": 9.0}, "[0, 9) {9}"),
-        ([(0.0, "alone"), 20.0], {"low": 0.0, "gaps": [Gap(0.0, 20.0, 0.0)]}, "{0} [20, inf)"),
     ],
 )
 def test_a_range_is_cut_into_pieces(breakpoints, options, expected):
     assert str(Pieces.cut(breakpoints, **options)) == expected
+
+
+def test_gaps_are_left_out():
+    pieces = Pieces.cut([(0.0, "alone"), 20.0], low=0.0).without([Gap(0.0, 20.0, 0.0)])
+    assert str(pieces) == "{0} [20, inf)"
 
 
 @pytest.mark.parametrize(
@@ -109,8 +113,8 @@ def test_options_may_be_listed(intervals, expected):
         (lambda: Pieces.cut([(1.0, "middle")]), "'middle'"),
         (lambda: Pieces.cut([float("nan")]), "finite"),
         (lambda: Pieces.cut(["ten"]), "'ten'"),
-        (lambda: Pieces.cut([5.0], gaps=[Gap(0.0, 5.0, 5.0)]), "gap must be an interval"),
-        (lambda: Pieces.cut([1.0, 5.0], gaps=[Gap(1.0, 5.0, 2.0)]), "same_as=2"),
+        (lambda: Pieces.cut([5.0]).without([Gap(0.0, 5.0, 5.0)]), "gap must be an interval"),
+        (lambda: Pieces.cut([1.0, 5.0]).without([Gap(1.0, 5.0, 2.0)]), "same_as=2"),
         (lambda: Pieces.listed([(0, 10), (5, 20)]), r"disjoint.*\[5, 20\) follows \[0, 10\)"),
         (lambda: Pieces.listed([(5, 10), (0, 3)]), "ascending order"),
         (lambda: Pieces.listed([5, 5]), "each value once"),

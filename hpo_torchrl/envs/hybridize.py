@@ -84,11 +84,11 @@ def hybridize(
     else:
         low, high, n, dtype = _box(env)
     if intervals is not None:
-        cut = Pieces.listed(intervals).without(gaps)
+        cut = Pieces.listed(intervals)
     else:
-        cut = Pieces.cut(breakpoints or (), low=low, high=high, gaps=gaps)
+        cut = Pieces.cut(breakpoints or (), low=low, high=high)
     pieces = ActionPieces(
-        cut,
+        cut.without(gaps),
         n,
         per_item=getattr(env, "cut_per_item", False) if per_item is None else per_item,
         choices=getattr(env, "num_discrete", 1),

@@ -86,7 +86,6 @@ class Pieces(NamedTuple):
         *,
         low: float | None = None,
         high: float | None = None,
-        gaps: Iterable[Gap] = (),
     ) -> Pieces:
         """Cut a range at breakpoints.
 
@@ -95,12 +94,10 @@ class Pieces(NamedTuple):
                 that is given several times with different sides stands alone.
             low: lower end of the range, which belongs to it; ``None`` is none.
             high: upper end, which belongs to it; ``None`` is none.
-            gaps: open intervals to leave out; their ends must be breakpoints.
 
         Raises:
             TypeError: a breakpoint is not a number.
-            ValueError: a breakpoint is not in the range, a side is unknown, or a gap is not bounded
-                by breakpoints.
+            ValueError: a breakpoint is not in the range, or a side is unknown.
         """
         bottom = Cut(-math.inf if low is None else low, False)
         top = Cut(math.inf if high is None else high, True)
@@ -111,7 +108,7 @@ class Pieces(NamedTuple):
             side = check_choice("The side of a breakpoint", point.belongs, SIDES)
             cuts |= {Cut(at, behind) for behind in SIDES[side]}
         pieces = itertools.starmap(Piece, itertools.pairwise(sorted(cuts)))
-        return cls(tuple(pieces)).without(gaps)
+        return cls(tuple(pieces))
 
     @classmethod
     def listed(cls, intervals: Sequence[Any]) -> Pieces:
@@ -149,7 +146,7 @@ class Pieces(NamedTuple):
         return cls(tuple(pieces))
 
     def without(self, gaps: Iterable[Gap]) -> Pieces:
-        """Leave out the pieces that lie in gaps.
+        """Leave out the pieces that lie in gaps, whose ends must be breakpoints.
 
         Raises:
             ValueError: a gap does not end where pieces do, or ``same_as`` lies in no other piece.

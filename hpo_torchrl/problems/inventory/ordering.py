@@ -52,7 +52,7 @@ class Ordering:
         self.pieces: ActionPieces | None = None
         self.num_discrete, self.simple = choices, False
         if hybrid:
-            cut = Pieces.cut(self.breakpoints(), low=0.0, gaps=self.gaps())
+            cut = Pieces.cut(self.breakpoints(), low=0.0).without(self.gaps())
             self.pieces = ActionPieces(
                 cut, num_items, per_item=self.cut_per_item, choices=choices, **place
             )
