@@ -89,11 +89,6 @@ def test_a_range_is_cut_into_pieces(breakpoints, options, expected):
     assert str(Pieces.cut(breakpoints, **options)) == expected
 
 
-def test_gaps_are_left_out():
-    pieces = Pieces.cut([(0.0, "alone"), 20.0], low=0.0).without([Gap(0.0, 20.0, 0.0)])
-    assert str(pieces) == "{0} [20, inf)"
-
-
 @pytest.mark.parametrize(
     ("intervals", "expected"),
     [
@@ -121,9 +116,15 @@ def test_options_may_be_listed(intervals, expected):
         (lambda: Pieces.listed([(10, 5)]), "pairs.*in ascending order"),
         (lambda: Pieces.listed([]), "at least one"),
         (lambda: Pieces.listed([(1, 2, 3)]), "pairs"),
+        (lambda: ActionPieces(Pieces.cut([(5.0, "alone")], low=0.0), 2), "alone only at 0, got 5"),
+        (lambda: hybridize(Heater(), [0.25], gaps=[Gap(0.0, 0.25, 0.0)]), "same_as=0"),
         (lambda: hybridize(original(), [1.0], intervals=[0]), "both"),
         (lambda: hybridize(Heater()), "needs breakpoints"),
         (lambda: hybridize(InventoryEnv()), "hybrid already"),
+        (
+            lambda: hybridize(hybridize(PlainHeater(), intervals=[0.0, (0.25, 1.0)]), [0.5]),
+            "only action is a continuous one",
+        ),
     ],
 )
 def test_pieces_that_are_none_are_refused(make, words):
@@ -162,11 +163,6 @@ def test_every_action_has_one_option_and_is_executed_as_it_is(
     other = torch.randint(pieces.num_discrete, discrete.shape, generator=generator)
     moved = pieces.project(other, actions)
     assert torch.equal(pieces.encoded({"continuous": moved})["discrete"], other)
-
-
-def test_a_total_cannot_be_held_at_a_value():
-    with pytest.raises(ValueError, match="stand alone only at 0, got 5"):
-        ActionPieces(Pieces.cut([Breakpoint(5.0, "alone")], low=0.0), 2)
 
 
 def test_a_breakpoint_goes_to_its_side():
@@ -451,11 +447,6 @@ class FullPower(RulePolicy):
         return torch.zeros(x.shape[:-1], dtype=torch.int64), torch.ones_like(x)
 
 
-def test_a_gap_needs_its_value_to_be_a_piece():
-    with pytest.raises(ValueError, match="same_as=0"):
-        hybridize(Heater(batch_size=200, seed=0), [0.25], gaps=[Gap(0.0, 0.25, 0.0)])
-
-
 def test_a_bounded_action_of_the_users_own():
     env = hybridize(
         Heater(batch_size=200, seed=0), [(0.0, "alone"), 0.25], gaps=[Gap(0.0, 0.25, 0.0)]
@@ -506,11 +497,6 @@ def test_a_torchrl_environment_is_hybridized_by_a_transform():
     assert policy.network.continuous[-1].bias.grad.abs().sum() > 0
     critic = make_value_network(env, hidden=(8,))
     assert HPO(env, policy, critic, unroll_length=5).iterate()["action_change"] > 0
-
-
-def test_an_environment_without_a_continuous_action_is_refused():
-    with pytest.raises(TypeError, match="only action is a continuous one"):
-        hybridize(hybridize(PlainHeater(), intervals=[0.0, (0.25, 1.0)]), [0.5])
 
 
 def test_the_example_of_a_problem_of_ones_own(tmp_path, capsys):
