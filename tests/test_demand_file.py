@@ -127,7 +127,7 @@ def test_parquet_is_read_as_csv_is(tmp_path):
     one, other = read_demand(SAMPLE), read_demand(path)
     assert (one.items, one.periods) == (other.items, other.periods)
     assert np.array_equal(one.demand, other.demand)
-    assert one.holding_cost == other.holding_cost
+    assert one.costs == other.costs
 
     table = arrow_csv.read_csv(SAMPLE)
     bad = table.set_column(2, "demand", pyarrow.array([-1, *table["demand"].to_pylist()[1:]]))

@@ -166,9 +166,8 @@ def _read_version(path: Path, modified: int, size: int) -> DemandFile:
     _check_spacing(demand.index, lines.min(axis=1), problems)
     near = lines.ffill().bfill().where(lines.isna()).set_index(periods.rename("period"))
     gaps = near.melt(ignore_index=False, value_name="line").dropna().reset_index()
-    problems.add(
-        gaps.set_index("line"), "item {item!r} has no row for period {period}; this one is near"
-    )
+    text = "item {item!r} has no row for period {period}; this one of its rows is near"
+    problems.add(gaps.set_index("line"), text)
     problems.refuse()
     array = demand.to_numpy(copy=True)
     array.flags.writeable = False
@@ -195,7 +194,7 @@ class _Problems:
         """Raise what was added, if anything was."""
         if self.count:
             shown = sorted(self.found)[:_SHOWN]
-            text = [f"{self.path} cannot be read as it stands, {self.count} in all are wrong:"]
+            text = [f"{self.path} cannot be read as it stands, things wrong: {self.count}"]
             text += [f"  {self.unit} {line}: {words}" for line, words in shown]
             if self.count > len(shown):
                 text.append(f"  and {self.count - len(shown)} more")
@@ -219,9 +218,7 @@ def _parse(texts: pd.DataFrame, problems: _Problems) -> pd.DataFrame:
         elif name == "period":
             dates = texts[name].where(texts[name].str.fullmatch(_DATE))
             values[name] = pd.to_datetime(dates, format="ISO8601", errors="coerce")
-            expected = (
-                "a date or time such as 2024-01-31T06:00 (no zone), or a whole number in all rows"
-            )
+            expected = "a date or time such as 2024-01-31T06:00, or all must be whole numbers"
         bad = texts[values[name].isna() & ~empty]
         problems.add(bad, f"{name} must be {expected}, got {{{name}!r:.40}}")
     for name in texts.columns.intersection(_COSTS):
@@ -269,14 +266,14 @@ def _check_columns(path: Path, names: pd.Index) -> list[str]:
     wrong = [f"the column {name!r} is missing" for name in _REQUIRED if name not in found]
     for name in dict.fromkeys(found):
         if name not in known:
-            wrong.append(f"the column {name!r} is unknown.{did_you_mean(name, known)}")
+            wrong.append(f"the column {name!r} is unknown{did_you_mean(name, known)}")
         elif found.count(name) > 1:
             wrong.append(f"the column {name!r} is there {found.count(name)} times")
     if wrong:
         raise DemandFileError(
             f"{path}: {'; '.join(wrong)}. A demand file has {', '.join(_REQUIRED)} and, if you "
-            f"like, {', '.join(_COSTS)}; got {', '.join(map(repr, found)) or 'nothing'}. Rename columns, or "
-            "leave others out."
+            f"like, {', '.join(_COSTS)}; got {', '.join(map(repr, found)) or 'nothing'}. Rename "
+            "columns, or leave others out."
         )
     return found
 
