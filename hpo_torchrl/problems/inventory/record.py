@@ -285,10 +285,10 @@ def check_periods(name: str, periods: Any, length: int, history: int) -> tuple[i
 
 def _load(key: str, path: Path) -> Tensor:
     """Read numbers from a ``.npy`` or ``.pt`` file."""
-    if path.suffix not in (".npy", ".pt"):
-        raise ValueError(f"{key} must name a .npy or .pt file, got {str(path)!r}.")
-    if not path.is_file():
-        raise ValueError(f"{key}={str(path)!r} is not a file.")
+    if path.suffix not in (".npy", ".pt") or not path.is_file():
+        raise ValueError(
+            f"{key} must name a .npy or .pt file; {str(path)!r} is not a file of them."
+        )
     try:
         if path.suffix == ".npy":
             return torch.from_numpy(np.load(path, allow_pickle=False))
