@@ -82,10 +82,9 @@ class DemandFile:
             >>> DemandFile(Path("x.csv"), ("A",), tuple(range(10)), np.ones((10, 1))).split()
             {'train': (0, 6), 'dev': (6, 8), 'test': (8, 10)}
         """
-        shares = []
-        if np.shape(fractions) == (3,):
-            shares = [check_float("fractions", share, minimum=0.0) for share in fractions]
-        if abs(sum(shares) - 1.0) > 1e-6:
+        given = np.ravel(np.asarray(fractions, dtype=object))
+        shares = [check_float("fractions", share, minimum=0.0) for share in given]
+        if len(shares) != 3 or abs(sum(shares) - 1.0) > 1e-6:
             raise ValueError(
                 "fractions must be three numbers that add up to 1, the shares of training, "
                 f"development and test periods, such as [0.6, 0.2, 0.2]; got {fractions!r}."
@@ -292,17 +291,15 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         for values in reader:
             if len(values) > 1 or "".join(values).strip():
+                columns = next(iter(rows.values()), values)
+                if len(values) != len(columns):
+                    raise csv.Error(f"{len(values)} fields, but there are {len(columns)} columns")
                 rows[line] = values
             line = reader.line_num + 1  # a quoted name may run over several
     except csv.Error as error:
         raise DemandFileError(f"{path}, line {line}: {error}.") from error
-    columns = rows.pop(min(rows)) if rows else []
-    for line, values in rows.items():
-        if len(values) != len(columns):
-            raise DemandFileError(
-                f"{path}, line {line}: {len(values)} fields, but there are {len(columns)} columns."
-            )
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=str)
+    table = pd.DataFrame.from_dict(rows, orient="index", dtype=str)
+    return table.iloc[1:].set_axis(next(iter(rows.values()), []), axis=1)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -310,12 +307,10 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         import pyarrow.parquet as parquet
 
         table = parquet.ParquetFile(path).read().to_pandas(ignore_metadata=True)
-    except ImportError as error:
-        raise DemandFileError(
-            f'{path} is a Parquet file, which pyarrow reads: pip install "hpo_torchrl[parquet]", '
-            "or save it as CSV."
-        ) from error
     except Exception as error:
-        raise DemandFileError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
+        raise DemandFileError(
+            f"{path} cannot be read as Parquet: {first_line(error)}; it takes pyarrow: "
+            'pip install "hpo_torchrl[parquet]". Or save it as CSV.'
+        ) from error
     table.index += 1
     return table.astype(str).where(table.notna(), "")

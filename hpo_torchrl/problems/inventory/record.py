@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,6 @@ from typing_extensions import Self
 from hpo_torchrl.core.checks import check_choice, check_int, first_line
 from hpo_torchrl.envs.differentiable import DifferentiableEnv, State
 from hpo_torchrl.problems.inventory.demand import Demand
-
-START_PERIODS = ("random", "first")
 
 
 class Record(Demand, name="record"):
@@ -89,7 +88,7 @@ class Record(Demand, name="record"):
         labels: Sequence[Any] | None = None,
     ) -> None:
         self.history = check_int("history", history, minimum=0)
-        self.start_period = check_choice("start_period", start_period, START_PERIODS)
+        self.start_period = check_choice("start_period", start_period, ("random", "first"))
         self.season = None if season is None else check_int("season", season, minimum=1)
         self.record = check_record("record", record, 2, 3)
         length, self.num_items = self.record.shape[-2:]
@@ -150,8 +149,9 @@ class Record(Demand, name="record"):
 
     def state_shapes(self, num_items: int) -> dict[str, tuple[int, ...]]:
         """Recent demand, and the place in the record."""
-        recent = {"recent": (num_items, self.history)} if self.history else {}
-        return {**recent, "period": (num_items,)} if self.horizon is None else dict(recent)
+        shapes = {"recent": (num_items, self.history), "period": (num_items,)}
+        shown = {"recent": self.history > 0, "period": self.horizon is None}
+        return {name: shape for name, shape in shapes.items() if shown[name]}
 
     def observation_dim(self, num_items: int) -> int:
         """The recent demand of all items."""
@@ -164,11 +164,11 @@ class Record(Demand, name="record"):
         """
         period = self._first(env)
         if self.start_period == "random":
-            length, draw = self.num_periods, {"generator": env.rng, "device": env.rng.device}
+            draw = functools.partial(torch.randint, generator=env.rng, device=env.rng.device)
             # What holds no whole season is one season.
-            season = min(self.season or length, length)
-            period = period + torch.randint(season, (*period.shape[:-1], 1), **draw)
-            period = period + season * torch.randint(length // season, period.shape, **draw)
+            season = min(self.season or self.num_periods, self.num_periods)
+            period = period + draw(season, (*period.shape[:-1], 1))
+            period = period + season * draw(self.num_periods // season, period.shape)
         entries = {} if self.horizon is not None else {"period": period.to(self.record.dtype)}
         if self.history:
             before = torch.arange(-self.history, 0, device=period.device).unsqueeze(-1)
@@ -235,10 +235,7 @@ class Traces(Record, name="traces"):
         self.horizon = self.num_periods
 
 
-_SHAPES = {
-    2: "(T, n) = (periods, items)",
-    3: "(B, T, n) = (env instances, periods, items)",
-}
+_SHAPES = {2: "(T, n) = (periods, items)", 3: "(B, T, n) = (env instances, periods, items)"}
 
 
 def check_record(name: str, record: Any, *dimensions: int) -> Tensor:

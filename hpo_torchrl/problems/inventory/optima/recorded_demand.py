@@ -255,8 +255,8 @@ def _coordinate_search(record: RecordedItems, rule: Vector) -> Vector:
         helpful = moves[costs < cost]
         if len(helpful):
             together = np.maximum(rule + helpful.sum(axis=0), least)[None]
-            tried, costs = np.vstack([tried, together]), [*costs, *_costs(record, together)]
-            rule, cost = tried[np.argmin(costs)], min(costs)
+            tried, costs = np.vstack([tried, together]), np.append(costs, _costs(record, together))
+            rule, cost = tried[costs.argmin()], costs.min()
         elif (steps > 1).any():
             steps = np.maximum(1.0, np.floor(steps / 2))
         else:
