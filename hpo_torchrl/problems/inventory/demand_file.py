@@ -145,15 +145,14 @@ def read_demand(path: str | Path) -> DemandFile:
 
 @functools.lru_cache(maxsize=4)
 def _read_version(path: Path, modified: int, size: int) -> DemandFile:
-    parquet = path.suffix.lower() == ".parquet"
-    texts = _read_parquet(path) if parquet else _read_csv(path)
+    read = _read_parquet if path.suffix.lower() == ".parquet" else _read_csv
+    texts = read(path)
     texts.columns = pd.Index(_check_columns(path, texts.columns))
     if texts.empty:
         raise DemandFileError(f"{path} holds no rows below its header.")
     texts = texts.apply(lambda column: column.str.strip())
-    problems = _Problems(path, "row" if parquet else "line")
-    values = _parse(texts, problems)
-    problems.refuse()
+    values, problems = _parse(texts)
+    _refuse(path, problems)
     if values["period"].dtype.kind == "f":
         values["period"] = values["period"].astype("int64")
     items, values["line"] = values["item"].unique(), values.index
@@ -162,12 +161,11 @@ def _read_version(path: Path, modified: int, size: int) -> DemandFile:
         for name in ("demand", "line")
     )
     periods = demand.index if demand.index.dtype.kind == "i" else demand.index.astype(str)
-    _check_spacing(demand.index, lines.min(axis=1), problems)
     near = lines.ffill().bfill().where(lines.isna()).set_index(periods.rename("period"))
     gaps = near.melt(ignore_index=False, value_name="line").dropna().reset_index()
     text = "item {item!r} has no row for period {period}; this one of its rows is near"
-    problems.add(gaps.set_index("line"), text)
-    problems.refuse()
+    uneven = _check_spacing(demand.index, lines.min(axis=1))
+    _refuse(path, [_say(gaps.set_index("line"), text), *uneven])
     array = demand.to_numpy(copy=True)
     array.flags.writeable = False
     firsts = values.groupby("item").first().loc[items]
@@ -175,37 +173,29 @@ def _read_version(path: Path, modified: int, size: int) -> DemandFile:
     return DemandFile(path, tuple(items), tuple(periods.tolist()), array, costs)
 
 
-class _Problems:
-    """All that is wrong with the rows of a file: the first ten in words, the others counted."""
-
-    def __init__(self, path: Path, unit: str) -> None:
-        self.path, self.unit, self.count = path, unit, 0
-        self.found: list[tuple[int, str]] = []
-
-    def add(self, rows: pd.DataFrame, text: str) -> None:
-        """Add rows by line; the text says what is wrong, with their columns in braces."""
-        self.count += len(rows)
-        rows = rows.sort_index().head(_SHOWN)
-        for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
-            self.found.append((int(line), text.format(**row)))
-
-    def refuse(self) -> None:
-        """Raise what was added, if anything was."""
-        if self.count:
-            shown = sorted(self.found)[:_SHOWN]
-            text = [f"{self.path} cannot be read as it stands, things wrong: {self.count}"]
-            text += [f"  {self.unit} {line}: {words}" for line, words in shown]
-            if self.count > len(shown):
-                text.append(f"  and {self.count - len(shown)} more")
-            raise DemandFileError("\n".join([*text, _FIX]))
+def _say(rows: pd.DataFrame, text: str) -> pd.Series:
+    """Say of rows, by their line, what is wrong with them; the text has columns in braces."""
+    return pd.Series([text.format(**row) for row in rows.to_dict("records")], rows.index, object)
 
 
-def _parse(texts: pd.DataFrame, problems: _Problems) -> pd.DataFrame:
-    """Return numbers, and whole numbers or times as periods, one row per period and item."""
-    values = texts.copy()
+def _refuse(path: Path, problems: list[pd.Series]) -> None:
+    """Raise an error that says the first ten problems and counts the others, if there are any."""
+    found = pd.concat(problems).sort_index(kind="stable")
+    if len(found):
+        unit = "row" if path.suffix.lower() == ".parquet" else "line"
+        text = [f"{path} cannot be read as it stands, things wrong: {len(found)}"]
+        text += [f"  {unit} {line:.0f}: {words}" for line, words in found.head(_SHOWN).items()]
+        if len(found) > _SHOWN:
+            text.append(f"  and {len(found) - _SHOWN} more")
+        raise DemandFileError("\n".join([*text, _FIX]))
+
+
+def _parse(texts: pd.DataFrame) -> tuple[pd.DataFrame, list[pd.Series]]:
+    """Return the numbers, with periods as whole numbers or times, and all that is wrong."""
+    values, problems = texts.copy(), list[pd.Series]()
     for name in texts:
         empty = texts[name] == ""
-        problems.add(texts[empty], f"{name} is empty")
+        problems.append(_say(texts[empty], f"{name} is empty"))
         if name in ("demand", *_COSTS):
             number = pd.to_numeric(texts[name], errors="coerce").astype(float)
             values[name] = number.where((number >= 0) & (number < math.inf))
@@ -219,28 +209,27 @@ def _parse(texts: pd.DataFrame, problems: _Problems) -> pd.DataFrame:
             values[name] = pd.to_datetime(dates, format="ISO8601", errors="coerce")
             expected = "a date or time such as 2024-01-31T06:00, or all must be whole numbers"
         bad = texts[values[name].isna() & ~empty]
-        problems.add(bad, f"{name} must be {expected}, got {{{name}!r:.40}}")
+        problems.append(_say(bad, f"{name} must be {expected}, got {{{name}!r:.40}}"))
     for name in texts.columns.intersection(_COSTS):
         known = values.groupby("item")[name].transform("first")
         changed = texts.assign(known=known)[values[name].notna() & (values[name] != known)]
         text = f"{name} of item {{item!r}} is {{{name}}}, but {{known:g}} before; it must be the "
-        problems.add(changed, text + "same in all periods")
+        problems.append(_say(changed, text + "same in all periods"))
     line = pd.Series(texts.index, texts.index)
     first = line.groupby([values["period"], values["item"]]).transform("first")
     again = texts.assign(first=first)[first < line]
-    text = "period {period} of item {item!r} is there already, on "
-    problems.add(again, text + problems.unit + " {first:.0f}")
-    return values
+    text = "period {period} of item {item!r} is in line {first:.0f} already"
+    return values, [*problems, _say(again, text)]
 
 
-def _check_spacing(index: pd.Index, lines: pd.Series, problems: _Problems) -> None:
-    """Note each period that does not follow the one before, by the most frequent distance.
+def _check_spacing(index: pd.Index, lines: pd.Series) -> list[pd.Series]:
+    """Say of each period if it does not follow the one before, by the most frequent distance.
 
     Distances of dates are in months where they are uneven in days, but all on one day of the month
     or all on its last.
     """
     if len(index) == 1:
-        return
+        return []
     apart, offset = pd.Series(np.diff(index), lines[1:]), 1
     if index.dtype.kind == "M" and apart.nunique() > 1 and apart.min() >= pd.Timedelta(days=28):
         ends = index.is_month_end.all()
@@ -253,10 +242,9 @@ def _check_spacing(index: pd.Index, lines: pd.Series, problems: _Problems) -> No
     rows["before"] = index[:-1].astype(str)
     rows["absent"] = (index[:-1] + step * offset).astype(str)
     uneven = apart // step * step != apart
-    text = "period {period} is {apart} after {before}, where periods are "
-    problems.add(rows[uneven], f"{text}{step} apart")
-    skipped = rows[~uneven & (apart > step)]
-    problems.add(skipped, "before period {period} there is no period {absent}")
+    far = f"period {{period}} is {{apart}} after {{before}}, where periods are {step} apart"
+    skipped = "before period {period} there is no period {absent}"
+    return [_say(rows[uneven], far), _say(rows[~uneven & (apart > step)], skipped)]
 
 
 def _check_columns(path: Path, names: pd.Index) -> list[str]:

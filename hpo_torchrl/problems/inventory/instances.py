@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpo_torchrl.core.checks import check_bool, check_choice, check_int, check_range
+from hpo_torchrl.core.checks import check_choice, check_int, check_range
 from hpo_torchrl.problems.inventory.record import Record
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def heterogeneous(
 
 def from_file(
     cls: type[InventoryEnv],
-    path: str | Path | None = None,
+    path: str | Path,
     split: str = "train",
     fractions: Sequence[float] = (0.6, 0.2, 0.2),
     *,
@@ -121,11 +121,6 @@ def from_file(
 
     check_int("history", history, minimum=1)
     check_int("lead_time", lead_time, minimum=0)
-    if path is None:
-        raise ValueError(
-            "path must name a .csv or .parquet file of demand, got None; on the command line "
-            "env.path=FILE (a sample is examples/data/generated_demand.csv)."
-        )
     source = read_demand(path)
     # Beside its history, a part needs periods in which an order is placed and arrives.
     parts = source.split(fractions, history=history, least=lead_time + 2)
@@ -139,14 +134,13 @@ def from_file(
         items=source.items,
         labels=source.periods,
     )
-    defaults: dict[str, Any] = {"holding_cost": 1.0, "shortage_cost": 9.0, "procurement_cost": 0.0}
-    if check_bool("lost_sales", lost_sales):
-        defaults["shortage_cost"] = source.costs.get("price", 9.0)
-    for name, default in defaults.items():
-        if others.get(name) is None:
-            others[name] = source.costs.get(name, default)
-    others.update(demand=demand, lost_sales=lost_sales, initial_state=initial_state)
-    return cls(demand.num_items, lead_time, **others)
+    given: dict[str, Any] = dict(source.costs)
+    price = given.pop("price", None)
+    if lost_sales and price is not None:
+        given.setdefault("shortage_cost", price)
+    given.update({name: value for name, value in others.items() if value is not None})
+    given.update(lost_sales=lost_sales, initial_state=initial_state)
+    return cls(demand.num_items, lead_time, demand, **given)
 
 
 # How far items stray from their common level at a random start, in periods of demand.
