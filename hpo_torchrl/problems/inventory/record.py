@@ -213,11 +213,9 @@ class Record(Demand, name="record"):
 
     def _read(self, place: Tensor) -> Tensor:
         """Return the demand of each item at a place of its own: ``(..., n)`` of ``(..., n)``."""
-        item = torch.arange(place.shape[-1], device=place.device)
-        if self.record.ndim == 2:
-            return self.record[place, item]
-        row = torch.arange(len(self.record), device=place.device)
-        return self.record[row.reshape(-1, *[1] * (place.ndim - 1)), place, item]
+        record = self.record.reshape(-1, *self.record.shape[-2:])
+        row, item = (torch.arange(size, device=place.device) for size in record.shape[::2])
+        return record[row.reshape(-1, *[1] * (place.ndim - 1)), place, item]
 
 
 class Traces(Record, name="traces"):

@@ -100,6 +100,10 @@ class Items:
         """Return mean, h and p of item ``i``."""
         return float(self.mean[i]), float(self.holding[i]), float(self.shortage[i])
 
+    def alone(self, i: int) -> Items:
+        """Return item ``i`` by itself."""
+        return Items(*self.row(i), self.fixed_cost, self.lead_time)
+
     def distinct(self) -> tuple[Items, Vector, NDArray[np.intp]]:
         """Return items without repetitions, how often each occurs, where each original went."""
         rows = np.stack([self.mean, self.holding, self.shortage], axis=1)

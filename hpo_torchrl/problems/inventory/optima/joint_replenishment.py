@@ -12,18 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.core.reference import Optimum
 from hpo_torchrl.problems.inventory.optima import minor_costs as minor_cost_grid
 from hpo_torchrl.problems.inventory.optima import optimal_stopping
-from hpo_torchrl.problems.inventory.optima.items import (
-    Items,
-    Levels,
-    Vector,
-    vector,
-    visit_probabilities,
-)
+from hpo_torchrl.problems.inventory.optima.items import Items, Vector, vector, visit_probabilities
 from hpo_torchrl.problems.inventory.optima.joint_rules import best_total_demand
 from hpo_torchrl.problems.inventory.optima.s_S import find_s_S
 from hpo_torchrl.problems.inventory.rules import TablePolicy
@@ -153,7 +148,7 @@ def joint_replenishment_lower_bound(items: Items) -> tuple[float, tuple[float, .
     return float(costs.sum()), tuple(allocated.tolist())
 
 
-def _positions(lowest: Levels, sizes: tuple[int, ...]) -> Levels:
+def _positions(lowest: NDArray[np.int64], sizes: tuple[int, ...]) -> NDArray[np.int64]:
     """Return all positions from the lowest up, ``(*sizes, n)``."""
     return lowest + np.moveaxis(np.indices(sizes), 0, -1)
 

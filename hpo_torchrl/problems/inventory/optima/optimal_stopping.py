@@ -23,13 +23,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_torchrl.problems.inventory.optima.items import (
-    Items,
-    Levels,
-    Vector,
-    falls,
-    one_period_cost,
-)
+from hpo_torchrl.problems.inventory.optima.items import Items, Levels, Vector, falls
 
 # Values that change by less than this fraction of the costs have settled.
 _SETTLED = 1e-12
@@ -59,10 +53,10 @@ class PositionGrid:
         self.some = -math.expm1(-float(items.mean.sum()))
         self.falls, self.costs = list[Vector](), np.zeros(())
         for i, y in enumerate(map(np.arange, low, high + 1)):
-            mean, h, p = items.row(i)
-            costs = one_period_cost(y, (items.lead_time + 1) * mean, h, p)
+            alone = items.alone(i)
+            costs = alone.one_period_costs(y, items.lead_time + 1)[0]
             self.costs = np.add.outer(self.costs, costs)
-            self.falls.append(falls(mean, y.size))
+            self.falls.append(falls(float(alone.mean[0]), y.size))
 
     def after(self, falls: list[Vector], values: Vector) -> Vector:
         """Return ``E[V(x - D) | D != 0]``, from the distributions of falls along the axes."""
@@ -194,7 +188,7 @@ def _single(
     it is at least ``cost_above``, both by ``G_i(y) >= G`` of the mean demand. ``cost_below`` is at
     least g, so that ``V_i`` is 0 further down.
     """
-    alone = Items(*items.row(i), items.fixed_cost, items.lead_time)
+    alone = items.alone(i)
     horizon_mean = (items.lead_time + 1) * alone.mean
     low = np.floor(horizon_mean - cost_below / alone.shortage).astype(np.int64)
     high = np.ceil(horizon_mean + cost_above / alone.holding).astype(np.int64)
