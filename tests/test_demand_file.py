@@ -55,6 +55,14 @@ def test_the_sample_is_read_whole():
         ("period,item,demand\n1,a,3\n2,a,4\n4,a,1\n", "3"),
         ("period,item,demand\n1,a,3\n1,b,3\n2,a,4\n", "b"),
         ("", "demand"),
+        ("period,item,demand\n2024-01-01,a,3\n2024-01-08,a,4\n2024-01-16,a,1\n", "line 4.*8 days"),
+        ("period,item,demand\n2024-01-31,a,3\n2024-02-29,a,4\n2024-04-30,a,1\n", "4: .*2024-03-31"),
+        ("period,item,demand\n1,a,3\n2,a,4\n2024-01-01,a,1\n", "line 4.*whole number.*2024-01-01"),
+        (
+            "period,item,demand,price\n1,a,3,2\n2,a,4,2.5\n",
+            "line 3: price of item 'a' is 2.5, but 2",
+        ),
+        ('period,item,demand\n1,"a\nb",3\n2,"a\nb"\n', "line 4: 2 fields, but there are 3"),
     ],
 )
 def test_bad_files_say_where(tmp_path, text, words):

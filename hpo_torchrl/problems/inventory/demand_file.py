@@ -25,7 +25,7 @@ __all__ = ["DemandFile", "DemandFileError", "read_demand"]
 
 _REQUIRED = ("period", "item", "demand")
 _COSTS = ("price", "procurement_cost", "holding_cost", "shortage_cost")
-_WHOLE = r"[+-]?[0-9]{1,15}(\.0*)?"
+_WHOLE = r"[+-]?[0-9]{1,15}"
 _DATE = r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.0*)?)?)?"
 _SHOWN = 10
 _FIX = (
@@ -153,13 +153,9 @@ def _read_version(path: Path, modified: int, size: int) -> DemandFile:
     texts = texts.apply(lambda column: column.str.strip())
     values, problems = _parse(texts)
     _refuse(path, problems)
-    if values["period"].dtype.kind == "f":
-        values["period"] = values["period"].astype("int64")
-    items, values["line"] = values["item"].unique(), values.index
-    demand, lines = (
-        values.pivot(index="period", columns="item", values=name)[items]
-        for name in ("demand", "line")
-    )
+    items = values["item"].unique()
+    table = values.assign(line=values.index).pivot(index="period", columns="item")
+    demand, lines = table["demand"][items], table["line"][items]
     periods = demand.index if demand.index.dtype.kind == "i" else demand.index.astype(str)
     near = lines.ffill().bfill().where(lines.isna()).set_index(periods.rename("period"))
     gaps = near.melt(ignore_index=False, value_name="line").dropna().reset_index()
@@ -168,8 +164,8 @@ def _read_version(path: Path, modified: int, size: int) -> DemandFile:
     _refuse(path, [_say(gaps.set_index("line"), text), *uneven])
     array = demand.to_numpy(copy=True)
     array.flags.writeable = False
-    firsts = values.groupby("item").first().loc[items]
-    costs = {name: tuple(firsts[name].tolist()) for name in _COSTS if name in firsts}
+    names = [name for name in _COSTS if name in texts]
+    costs = {name: tuple(table[name][items].iloc[0].tolist()) for name in names}
     return DemandFile(path, tuple(items), tuple(periods.tolist()), array, costs)
 
 
@@ -294,7 +290,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         import pyarrow.parquet as parquet
 
-        table = parquet.ParquetFile(path).read().to_pandas(ignore_metadata=True)
+        table = parquet.ParquetFile(path).read().to_pandas(ignore_metadata=True).convert_dtypes()
     except Exception as error:
         raise DemandFileError(
             f"{path} cannot be read as Parquet: {first_line(error)}; it takes pyarrow: "

@@ -34,8 +34,8 @@ class Record(Demand, name="record"):
 
     A record is short, and a policy learns to know its periods by their recent demand. With
     ``season`` the items of an instance start at places of their own, multiples of a season apart:
-    each still meets its own record, in combinations too many to know. What items have in common
-    besides the season is lost.
+    each still meets its own record, in combinations too many to know. All that items have in
+    common besides the season is lost.
 
     Args:
         record: demand of all periods there are, ``(T, n)``; or ``(B, T, n)``, of its own for each
@@ -165,7 +165,7 @@ class Record(Demand, name="record"):
         period = self._first(env)
         if self.start_period == "random":
             draw = functools.partial(torch.randint, generator=env.rng, device=env.rng.device)
-            # What holds no whole season is one season.
+            # Periods that hold no whole season are one season.
             season = min(self.season or self.num_periods, self.num_periods)
             period = period + draw(season, (*period.shape[:-1], 1))
             period = period + season * draw(self.num_periods // season, period.shape)
