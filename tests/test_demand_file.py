@@ -60,7 +60,7 @@ def test_the_sample_is_read_whole():
         ("period,item,demand\n1,a,3\n2,a,4\n2024-01-01,a,1\n", "line 4.*whole number.*2024-01-01"),
         (
             "period,item,demand,price\n1,a,3,2\n2,a,4,2.5\n",
-            "line 3: price of item 'a' is 2.5, but 2",
+            "line 3: price .* 2.5, but 2",
         ),
         ('period,item,demand\n1,"a\nb",3\n2,"a\nb"\n', "line 4: 2 fields, but there are 3"),
     ],
