@@ -43,7 +43,7 @@ PAIRS = [
     ((0.2, 2.0), (0.5, 1.5), (3.0, 12.0), 5.0, 0),
     ((2.0, 2.0), (1.0, 1.0), (9.0, 9.0), 0.0, 2),
 ]
-TRIPLE = ((8.0, 10.0, 13.0), (0.8, 1.0, 1.2), (7.0, 9.0, 11.0), 192.0, 2)
+TRIPLE = ((1.0, 2.0, 3.5), (0.8, 1.0, 1.2), (7.0, 9.0, 11.0), 30.0, 1)
 
 
 def identical(n):
@@ -94,7 +94,7 @@ def slow_value_iteration(means, h, p, K, lead_time, low=-14, high=26):
     return change.min(), change.max()
 
 
-def play(policy, instance, start, periods=2200):
+def play(policy, instance, start, periods=660):
     """Costs per period of a policy, run order by order with an explicit pipeline."""
     means, h, p, K, lead_time = instance
 
@@ -120,17 +120,14 @@ def test_published_figures(n):
     bound, fixed_costs = joint_replenishment_lower_bound(identical(n))
     assert bound / n == pytest.approx(OPTIMUM[1], abs=6e-5)
     assert fixed_costs == pytest.approx([64.0] * n)
+    # The total demand of more items tells less than the time.
+    costs = [TotalDemandPolicy.optimum(identical(m)).cost / m for m in (1, n)]
+    assert costs[0] == pytest.approx(OPTIMUM[1], abs=6e-5)
+    assert costs[0] <= costs[1] <= PERIODIC[2] + 6e-5
+    assert n < 50 or costs[1] == pytest.approx(PERIODIC[2], abs=6e-5)
     found = PeriodicPolicy.optimum(identical(n))
     assert (found.policy.R, levels_of(found)) == (PERIODIC[0], [PERIODIC[1]] * n)
     assert found.cost / n == pytest.approx(PERIODIC[2], abs=6e-5)
-
-
-def test_the_total_demand_rule_tends_to_the_periodic_rule():
-    costs = [TotalDemandPolicy.optimum(identical(n)).cost / n for n in (1, 2, 3, 5, 10, 50)]
-    assert costs == sorted(costs)
-    assert costs[0] == pytest.approx(OPTIMUM[1], abs=6e-5)
-    assert costs[1] > OPTIMUM[2]
-    assert costs[-1] == pytest.approx(PERIODIC[2], abs=6e-5)
 
 
 def test_a_lead_time_one_period_short_is_seen():
@@ -200,11 +197,11 @@ def test_policies_cost_what_a_simulated_pipeline_costs(instance):
     assert abs(z_score(paid, optimum.cost)) < 4
     # The same run tells a lead time apart.
     longer = joint_replenishment_optimum(Items(*instance[:4], instance[4] + 1))
-    assert abs(z_score(paid, longer.cost)) > 20
+    assert abs(z_score(paid, longer.cost)) > 8
     found = TotalDemandPolicy.optimum(items)
     assert abs(z_score(play(found.policy, instance, levels_of(found)), found.cost)) < 4
     found = PeriodicPolicy.optimum(items)
-    paid = play(found.policy, instance, levels_of(found), periods=660 * found.policy.R)
+    paid = play(found.policy, instance, levels_of(found), periods=220 * found.policy.R)
     assert abs(z_score(paid, found.cost)) < 4
 
 
@@ -220,7 +217,7 @@ def test_the_optimum_runs_as_a_policy_of_the_environment():
 def test_rules_do_not_pay_for_empty_orders(mean):
     instance = ((mean, 2 * mean), (1.0, 1.0), (9.0, 5.0), 6.0, 1)
     for policy in (PeriodicPolicy(3, [2, 3]), TotalDemandPolicy(2, [2, 3])):
-        paid = play(policy, instance, (2, 3), periods=3300)
+        paid = play(policy, instance, (2, 3), periods=1100)
         assert abs(z_score(paid, policy.cost(Items(*instance)))) < 4
 
 
@@ -286,27 +283,25 @@ def test_parts_of_the_fixed_cost_are_near_the_best(seed):
     assert best * (1 - 2e-3) <= bound <= best * (1 + 2e-3)
 
 
-def test_an_item_rarely_demanded_gets_no_part():
-    bound, fixed_costs = joint_replenishment_lower_bound(Items([1e-3, 10, 10], 1, 9, 64, 2))
-    assert fixed_costs == pytest.approx((0, 32, 32), abs=0.5)
-    alone, _ = joint_replenishment_lower_bound(Items([10, 10], 1, 9, 64, 2))
-    assert bound >= alone + optimal_s_S(1e-3, 1, 9, 0, 2).cost - 1e-9
-
-
 def test_many_different_items():
-    n = 60
+    n = 24
     mean, h, p = np.random.default_rng(0).uniform([6, 0.7, 6.3], [14, 1.3, 11.7], (n, 3)).T
     items = Items(mean, h, p, 64 * n, 2)
     bound, fixed_costs = joint_replenishment_lower_bound(items)
     total, periodic = (kind.optimum(items) for kind in (TotalDemandPolicy, PeriodicPolicy))
     # With so many items, their total demand tells little more than the time.
     assert bound < total.cost < 1.06 * bound
-    assert total.cost == pytest.approx(periodic.cost, rel=1e-5)
+    assert total.cost == pytest.approx(periodic.cost, rel=1e-4)
     assert len(total.policy.S) == len(periodic.policy.S) == len(fixed_costs) == n
     parts = mean / mean.sum() * 64 * n
     alone = (optimal_s_S(*row, 2).cost for row in zip(mean, h, p, parts, strict=True))
     assert bound >= sum(alone)
     assert total.policy.cost(items) == pytest.approx(total.cost, rel=1e-10)
+    # An item rarely demanded gets no part.
+    bound, fixed_costs = joint_replenishment_lower_bound(Items([1e-3, 10, 10], 1, 9, 64, 2))
+    assert fixed_costs == pytest.approx((0, 32, 32), abs=0.5)
+    alone, _ = joint_replenishment_lower_bound(Items([10, 10], 1, 9, 64, 2))
+    assert bound >= alone + optimal_s_S(1e-3, 1, 9, 0, 2).cost - 1e-9
 
 
 pairs_of = st.tuples
@@ -319,7 +314,7 @@ PROBLEM = {
 }
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(**PROBLEM, factor=st.floats(0.01, 100))
 def test_bounds_are_in_order_scale_and_know_no_order_of_the_items(mean, h, p, K, L, factor):
     first = bounds(Items(mean, h, p, K, L))
@@ -380,6 +375,9 @@ def test_too_large_for_the_optimum():
     for kind in (PeriodicPolicy, TotalDemandPolicy):
         with pytest.raises(ValueError, match=r"lower fixed_cost .*fixed_cost=1e\+30"):
             kind.optimum(Items([10, 10], 1, 9, 1e30, 0))
+    for value in (0, math.nan):
+        with pytest.raises(ValueError, match="tolerance must be a finite number >= 1e-09, got"):
+            joint_replenishment_optimum(identical(2), tolerance=value)
 
 
 GOOD = {
@@ -396,7 +394,7 @@ GOOD = {
     [
         ("demand_mean", [10, 0], ValueError, r"\[1\] must be a finite number > 0, got 0"),
         ("demand_mean", [10, "8"], TypeError, r"\[1\] must be a finite number > 0, got '8'"),
-        ("demand_mean", [], ValueError, r" must be a number or hold one entry per item, got \[\]"),
+        ("demand_mean", [], ValueError, " must be a number or hold one entry per item: .* got 0"),
         ("demand_mean", "10", TypeError, " must be a number or a sequence .* got '10'"),
         ("holding_cost", [1, 1, 1], ValueError, None),
         ("holding_cost", 0, ValueError, " must be a finite number > 0, got 0"),
@@ -427,12 +425,6 @@ def test_bad_rule_is_named(arguments, error, expected):
     for kind in (PeriodicPolicy, TotalDemandPolicy):
         with pytest.raises(error, match=expected):
             kind(*arguments).cost(Items(**GOOD))
-
-
-def test_bad_tolerance_is_named():
-    for value in (0, -1, 1e-12, math.nan):
-        with pytest.raises(ValueError, match="tolerance must be a finite number >= 1e-09, got"):
-            joint_replenishment_optimum(Items(**GOOD), tolerance=value)
 
 
 def test_arrays_and_tensors_are_accepted():

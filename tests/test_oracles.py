@@ -77,7 +77,7 @@ def test_reference_table_which_tells_a_lead_time_one_period_short(monkeypatch):
 
 def test_stockpyl_agrees_without_lead_time():
     rng = np.random.default_rng(3)
-    for _ in range(6):
+    for _ in range(3):
         mean, h, p, K = rng.uniform([1, 0.2, 2, 1], [12, 2, 20, 40])
         found = optimal_s_S(mean, h, p, K, 0)
         s, S, cost = s_s_discrete_exact(h, p, K, True, mean)
@@ -85,7 +85,7 @@ def test_stockpyl_agrees_without_lead_time():
         assert s_S_cost(int(s), int(S), mean, h, p, K, 0) == pytest.approx(found.cost, rel=1e-6)
 
 
-@pytest.mark.parametrize("instance", [*INSTANCES, (500, 1.0, 9.0, 2000.0, 2)])
+@pytest.mark.parametrize("instance", [*INSTANCES, (200, 1.0, 9.0, 500.0, 2)])
 def test_cost_matches_the_stationary_distribution_and_none_on_a_grid_is_cheaper(instance):
     s, S, cost = solved(*instance)
     assert s_S_cost(s, S, *instance) == pytest.approx(cost, rel=1e-12)

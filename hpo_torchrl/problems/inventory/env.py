@@ -24,7 +24,7 @@ from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.envs.pieces import Breakpoint, Gap
 from hpo_torchrl.problems.inventory.demand import Demand, make_demand
 from hpo_torchrl.problems.inventory.features import FEATURES, Feature
-from hpo_torchrl.problems.inventory.instances import from_file, heterogeneous
+from hpo_torchrl.problems.inventory.instances import STARTS, from_file, heterogeneous
 from hpo_torchrl.problems.inventory.ordering import Ordering, make_features
 from hpo_torchrl.problems.inventory.picture import describe_inventory
 from hpo_torchrl.problems.inventory.record import Record
@@ -34,7 +34,6 @@ from hpo_torchrl.problems.inventory.rules import (
     PeriodicPolicy,
     TotalDemandPolicy,
 )
-from hpo_torchrl.problems.inventory.starts import STARTS
 
 # Where holding is almost free the economic interval has no end; a start has to have one.
 _LONGEST_INTERVAL = 100

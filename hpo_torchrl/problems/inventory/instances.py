@@ -1,4 +1,4 @@
-"""Other ways to make an inventory problem: items drawn at random, and demand from a file."""
+"""Inventory problems drawn at random or made of a file, and the stocks that they start with."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from hpo_torchrl.core.checks import check_bool, check_int, check_range
-from hpo_torchrl.problems.inventory.demand_file import read_record
+from hpo_torchrl.core.checks import check_choice, check_int, check_range
 from hpo_torchrl.problems.inventory.record import Record
 
 if TYPE_CHECKING:
@@ -75,25 +76,24 @@ def heterogeneous(
 
 def from_file(
     cls: type[InventoryEnv],
-    path: str | Path | None = None,
+    path: str | Path,
     split: str = "train",
     fractions: Sequence[float] = (0.6, 0.2, 0.2),
+    *,
     history: int = 14,
     start_period: str = "random",
     season: int | None = 7,
     lead_time: int = 2,
-    holding_cost: float | Sequence[float] | None = None,
-    shortage_cost: float | Sequence[float] | None = None,
-    procurement_cost: float | Sequence[float] | None = None,
     lost_sales: bool = False,
-    *,
     initial_state: str = "random",
     **others: Any,
 ) -> InventoryEnv:
     """Make an environment of the demand in a file; see :func:`read_demand` for its format.
 
     Costs that are not given are those of the file, else 1 (holding), 9 (shortage) and 0
-    (procurement); see :meth:`DemandFile.costs` for what a price in the file means.
+    (procurement). A price in the file matters with lost sales alone, where a unit short costs what
+    it would have sold for, unless a shortage cost is known. A sale that is only late earns its
+    price in any case.
 
     Args:
         cls: the class of the environment.
@@ -105,12 +105,10 @@ def from_file(
         start_period: ``"random"``, for training, or ``"first"``, for tests.
         season: periods of a season, by whose multiples items are apart at random starts.
         lead_time: periods L between placing an order and being able to use it.
-        holding_cost: one number, or one per item in the order of their first appearance.
-        shortage_cost: the same.
-        procurement_cost: the same.
-        lost_sales: whether unmet demand is lost; a price in the file is read with this alone.
+        lost_sales: whether unmet demand is lost.
         initial_state: stocks at the start, see the class.
-        others: further arguments, of the class.
+        others: further arguments of the class, such as costs: one number, or one per item in the
+            order of their first appearance; ``None`` is not given.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -118,33 +116,88 @@ def from_file(
         ValueError: the file cannot be read as it stands (``DemandFileError``: the message lists
             the lines), an argument is out of range, or a part of the record is too short.
     """
+    # Reading takes pandas, and most problems have no file: its import takes a second.
+    from hpo_torchrl.problems.inventory.demand_file import read_demand
+
     check_int("history", history, minimum=1)
     check_int("lead_time", lead_time, minimum=0)
-    check_bool("lost_sales", lost_sales)
+    source = read_demand(path)
     # Beside its history, a part needs periods in which an order is placed and arrives.
-    source, parts = read_record(path, split, fractions, history, lead_time + 2)
+    parts = source.split(fractions, history=history, least=lead_time + 2)
     demand = Record(
         source.demand,
-        getattr(parts, split),
-        parts.train,
+        parts[check_choice("split", split, parts)],
+        parts["train"],
         history=history,
         start_period=start_period,
         season=season,
         items=source.items,
         labels=source.periods,
     )
-    costs: dict[str, Any] = source.costs(
-        lost_sales,
-        holding_cost=holding_cost,
-        shortage_cost=shortage_cost,
-        procurement_cost=procurement_cost,
-    )
-    return cls(
-        demand.num_items,
-        lead_time,
-        demand,
-        lost_sales=lost_sales,
-        initial_state=initial_state,
-        **costs,
-        **others,
-    )
+    given: dict[str, Any] = dict(source.costs)
+    price = given.pop("price", None)
+    if lost_sales and price is not None:
+        given.setdefault("shortage_cost", price)
+    given.update({name: value for name, value in others.items() if value is not None})
+    given.update(lost_sales=lost_sales, initial_state=initial_state)
+    return cls(demand.num_items, lead_time, demand, **given)
+
+
+# How far items stray from their common level at a random start, in periods of demand.
+_SPREAD = 2.0
+
+
+def empty_inventory(env: InventoryEnv) -> Tensor:
+    """Nothing on hand and nothing ordered, ``(*B, n, max(L, 1))``."""
+    shape = env.state_spec["inventory"].shape
+    return torch.zeros(shape, dtype=env.float_dtype, device=env.device)
+
+
+def random_inventory(env: InventoryEnv) -> Tensor:
+    """Stocks for training, wide on purpose: rare states must be seen.
+
+    On hand from one period of backlog up to the rough S, and half the instances await an order
+    anywhere in the pipeline. Items are ordered together, so their levels rise and fall together, up
+    to a spread of their own: drawn one by one, a thousand items would never be short all at once.
+    """
+    inventory = empty_inventory(env)
+    batch, n, slots = env.batch_size, env.num_items, inventory.shape[-1]
+    own = n > 1
+    level = env._draw(torch.rand, (*batch, 1))
+    level = level * (env.order_up_to + env.demand_mean) - env.demand_mean
+    spread = own * _SPREAD * (2 * env._draw(torch.rand, (*batch, n)) - 1)
+    on_hand = level + spread * env.demand_mean
+    inventory[..., 0] = on_hand.clamp_min(0.0) if env.lost_sales else on_hand
+    if slots > 1:
+        spread = 1 + own * 0.25 * (2 * env._draw(torch.rand, (*batch, n)) - 1)
+        size = env._draw(torch.rand, (*batch, 1)) * spread * env.order_up_to
+        waiting = env._draw(torch.rand, (*batch, 1)) < 0.5
+        slot = 1 + (env._draw(torch.rand, (*batch, 1)) * (slots - 1)).long()
+        slot = slot.unsqueeze(-1).expand(*batch, n, 1)
+        inventory = inventory.scatter(-1, slot, (size * waiting).unsqueeze(-1))
+    return inventory
+
+
+def stationary_inventory(env: InventoryEnv) -> Tensor:
+    """Stocks that ordering up to a fixed level every economic order interval leaves.
+
+    Simulated for long enough to forget the start; each instance begins at its own point of the
+    cycle.
+    """
+    inventory = empty_inventory(env)
+    inventory[..., 0] = env.order_up_to
+    phase = (env._draw(torch.rand, env.batch_size) * env.order_interval).long()
+    for period in range(env.lead_time + 2 * env.order_interval):
+        ordering = ((period + phase) % env.order_interval == 0).to(env.float_dtype)
+        quantity = (env.order_up_to - inventory.sum(-1)).clamp_min(0.0)
+        order = env.ordering.delivered(ordering.unsqueeze(-1) * quantity)
+        demand = env.demand.draw_any(env)
+        inventory, _ = env.serve(inventory, (order, ordering, torch.zeros_like(phase)), demand)
+    return inventory
+
+
+STARTS = {
+    "empty": empty_inventory,
+    "random": random_inventory,
+    "stationary": stationary_inventory,
+}

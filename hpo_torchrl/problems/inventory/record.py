@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,6 @@ from typing_extensions import Self
 from hpo_torchrl.core.checks import check_choice, check_int, first_line
 from hpo_torchrl.envs.differentiable import DifferentiableEnv, State
 from hpo_torchrl.problems.inventory.demand import Demand
-
-START_PERIODS = ("random", "first")
 
 
 class Record(Demand, name="record"):
@@ -35,8 +34,8 @@ class Record(Demand, name="record"):
 
     A record is short, and a policy learns to know its periods by their recent demand. With
     ``season`` the items of an instance start at places of their own, multiples of a season apart:
-    each still meets its own record, in combinations too many to know. What items have in common
-    besides the season is lost.
+    each still meets its own record, in combinations too many to know. All that items have in
+    common besides the season is lost.
 
     Args:
         record: demand of all periods there are, ``(T, n)``; or ``(B, T, n)``, of its own for each
@@ -89,27 +88,25 @@ class Record(Demand, name="record"):
         labels: Sequence[Any] | None = None,
     ) -> None:
         self.history = check_int("history", history, minimum=0)
-        self.start_period = check_choice("start_period", start_period, START_PERIODS)
+        self.start_period = check_choice("start_period", start_period, ("random", "first"))
         self.season = None if season is None else check_int("season", season, minimum=1)
-        loaded = load_tensor("demand.record", record) if isinstance(record, (str, Path)) else record
-        self.record = torch.as_tensor(check_record("record", loaded))
+        self.record = check_record("record", record, 2, 3)
         length, self.num_items = self.record.shape[-2:]
         self.batch_size = self.record.shape[0] if self.record.ndim == 3 else None
         self.periods = check_periods("periods", periods or (0, length), length, history)
-        self.train_periods = check_periods(
-            "train_periods", train_periods or self.periods, length, 0
-        )
-        known = self.record[..., slice(*self.train_periods), :].reshape(-1, self.num_items)
-        self.items = [*items] if items is not None else [str(i) for i in range(self.num_items)]
-        silent = [item for item, total in zip(self.items, known.sum(0), strict=True) if total == 0]
+        known = train_periods or self.periods
+        self.train_periods = check_periods("train_periods", known, length, 0)
+        average = self.record[..., slice(*self.train_periods), :].flatten(0, -2).mean(0)
+        self.items = [str(item) for item in items or range(self.num_items)]
+        silent = [item for item, value in zip(self.items, average, strict=True) if value == 0]
         if silent and mean is None:
             raise ValueError(
                 f"No demand in train_periods={self.train_periods} for item {', '.join(silent)}: "
                 "nothing can be learned of it. Leave such items out, or give a longer record "
                 "(of a file, other fractions)."
             )
-        super().__init__(known.mean(0).tolist() if mean is None else mean)
-        self.labels = range(length) if labels is None else labels
+        super().__init__(average.tolist() if mean is None else mean)
+        self.labels = labels or range(length)
         # The earliest start that has ``history`` before it, and what is left from there.
         self.first_period = max(self.periods[0], history)
         self.num_periods = self.periods[1] - self.first_period
@@ -142,7 +139,7 @@ class Record(Demand, name="record"):
             place = self.first_period + (state["step"].unsqueeze(-2) + steps) % self.horizon
             return self._read(place.expand(*env.batch_size, -1, len(self.mean)))
         place = state["period"].long().unsqueeze(-2) + steps
-        return self._read(wrap(place, self.periods, self.season))
+        return self._read(self._wrap(place))
 
     def draw_any(self, env: DifferentiableEnv) -> Tensor:
         """Draw whole periods of ``train_periods``: items keep what they have in common."""
@@ -152,19 +149,26 @@ class Record(Demand, name="record"):
 
     def state_shapes(self, num_items: int) -> dict[str, tuple[int, ...]]:
         """Recent demand, and the place in the record."""
-        recent = {"recent": (num_items, self.history)} if self.history else {}
-        return {**recent, "period": (num_items,)} if self.horizon is None else dict(recent)
+        shapes = {"recent": (num_items, self.history), "period": (num_items,)}
+        shown = {"recent": self.history > 0, "period": self.horizon is None}
+        return {name: shape for name, shape in shapes.items() if shown[name]}
 
     def observation_dim(self, num_items: int) -> int:
         """The recent demand of all items."""
         return num_items * self.history
 
     def start(self, env: DifferentiableEnv) -> dict[str, Tensor]:
-        """Draw a place, with the demand before it."""
+        """Draw a place, with the demand before it.
+
+        Items of an instance are multiples of a season apart; without a season they are together.
+        """
         period = self._first(env)
         if self.start_period == "random":
-            starts = (self.first_period, self.periods[1])
-            period = draw_places(period.shape, starts, self.season, env.rng)
+            draw = functools.partial(torch.randint, generator=env.rng, device=env.rng.device)
+            # Periods that hold no whole season are one season.
+            season = min(self.season or self.num_periods, self.num_periods)
+            period = period + draw(season, (*period.shape[:-1], 1))
+            period = period + season * draw(self.num_periods // season, period.shape)
         entries = {} if self.horizon is not None else {"period": period.to(self.record.dtype)}
         if self.history:
             before = torch.arange(-self.history, 0, device=period.device).unsqueeze(-1)
@@ -186,7 +190,7 @@ class Record(Demand, name="record"):
         """Remember the demand and move on."""
         after = {}
         if "period" in state:  # stocks that are warmed up have no place in the record yet
-            after["period"] = wrap(state["period"] + 1, self.periods, self.season)
+            after["period"] = self._wrap(state["period"] + 1)
         if "recent" in state:
             after["recent"] = torch.cat([state["recent"][..., 1:], met.unsqueeze(-1)], -1)
         return after
@@ -201,13 +205,17 @@ class Record(Demand, name="record"):
         shape = (*env.batch_size, len(self.mean))
         return torch.full(shape, self.first_period, device=self.record.device)
 
+    def _wrap(self, place: Tensor) -> Tensor:
+        """Bring places beyond the end of ``periods`` back to their beginning, by whole seasons."""
+        first, end = self.periods
+        begin = first + (end - first) % min(self.season or 1, end - first)
+        return torch.where(place < end, place, begin + (place - begin) % (end - begin))
+
     def _read(self, place: Tensor) -> Tensor:
         """Return the demand of each item at a place of its own: ``(..., n)`` of ``(..., n)``."""
-        item = torch.arange(place.shape[-1], device=place.device)
-        if self.record.ndim == 2:
-            return self.record[place, item]
-        row = torch.arange(len(self.record), device=place.device)
-        return self.record[row.reshape(-1, *[1] * (place.ndim - 1)), place, item]
+        record = self.record.reshape(-1, *self.record.shape[-2:])
+        row, item = (torch.arange(size, device=place.device) for size in record.shape[::2])
+        return record[row.reshape(-1, *[1] * (place.ndim - 1)), place, item]
 
 
 class Traces(Record, name="traces"):
@@ -220,70 +228,35 @@ class Traces(Record, name="traces"):
     """
 
     def __init__(self, traces: Any, mean: float | Sequence[float] | None = None) -> None:
-        if traces is None:
-            raise ValueError(
-                "demand.traces must be an array or name a .npy or .pt file, got None; on the "
-                "command line env.demand.traces=FILE."
-            )
-        if isinstance(traces, (str, Path)):
-            traces = load_tensor("demand.traces", traces)
-        super().__init__(
-            check_record("traces", traces, ("B", "T", "n")), start_period="first", mean=mean
-        )
+        record = check_record("traces", traces, 3)
+        super().__init__(record, start_period="first", mean=mean)
         self.horizon = self.num_periods
 
 
-def wrap(place: Tensor, periods: tuple[int, int], season: int | None) -> Tensor:
-    """Bring places beyond the end of ``periods`` back to their beginning, by whole seasons.
-
-    Examples:
-        >>> wrap(torch.arange(8, 14), (0, 10), None).tolist()
-        [8, 9, 0, 1, 2, 3]
-        >>> wrap(torch.arange(8, 14), (0, 10), 4).tolist()
-        [8, 9, 2, 3, 4, 5]
-    """
-    first, end = periods
-    begin = first + (end - first) % _fitting(season or 1, end - first)
-    return torch.where(place < end, place, begin + (place - begin) % (end - begin))
+_SHAPES = {2: "(T, n) = (periods, items)", 3: "(B, T, n) = (env instances, periods, items)"}
 
 
-def draw_places(
-    shape: Sequence[int], periods: tuple[int, int], season: int | None, rng: torch.Generator
-) -> Tensor:
-    """Draw where each item of each env instance starts, int64 ``(*B, n)``.
-
-    Items of an instance are multiples of a season apart; without a season they are together.
-    """
-    first, end = periods
-    whole = _fitting(season or end - first, end - first)
-    place: dict[str, Any] = {"generator": rng, "device": rng.device}
-    phase = torch.randint(whole, (*shape[:-1], 1), **place)
-    return first + phase + whole * torch.randint((end - first) // whole, shape, **place)
-
-
-def check_record(name: str, record: Any, shape: Sequence[str] = ()) -> Any:
-    """Return a record of doubles: a tensor where it is one, else an array of its own.
+def check_record(name: str, record: Any, *dimensions: int) -> Tensor:
+    """Return a record as a tensor of doubles.
 
     Args:
         name: what to call it in errors.
-        record: demand, ``(T, n)``, or ``(B, T, n)`` by env instance.
-        shape: the only shape allowed, such as ``("T", "n")``.
+        record: demand, ``(T, n)``, or ``(B, T, n)`` by env instance; or the path of its file.
+        dimensions: how many it may have.
 
     Raises:
         ValueError: it has another shape, or holds NaN, infinity or negative numbers.
     """
-    given = isinstance(record, Tensor)  # else a copy: an array of a file is read-only
-    record = record.double() if given else np.array(record, dtype=np.float64)
-    if record.ndim not in ((len(shape),) if shape else (2, 3)) or 0 in record.shape:
-        axes = ", ".join(shape or ("T", "n"))
-        words = axes.replace("n", "items").replace("T", "periods").replace("B", "env instances")
-        raise ValueError(
-            f"{name} must have shape ({axes}) = ({words}){'' if shape else ', or (B, T, n)'}, got "
-            f"{tuple(record.shape)}."
-        )
+    if isinstance(record, (str, Path)):
+        record = _load(f"demand.{name}", Path(record))
+    if not isinstance(record, Tensor):
+        record = torch.as_tensor(np.array(record, dtype=np.float64))  # a copy: some are read-only
+    if record.ndim not in dimensions or record.numel() == 0:
+        shapes = " or ".join(_SHAPES[number] for number in dimensions)
+        raise ValueError(f"{name} must have shape {shapes}, got {tuple(record.shape)}.")
     if not bool(((record >= 0) & (record < math.inf)).all()):
         raise ValueError(f"{name} must be finite and >= 0; it holds NaN, inf or negatives.")
-    return record
+    return record.double()
 
 
 def check_periods(name: str, periods: Any, length: int, history: int) -> tuple[int, int]:
@@ -293,29 +266,24 @@ def check_periods(name: str, periods: Any, length: int, history: int) -> tuple[i
         TypeError: they are not whole numbers.
         ValueError: there are no such periods.
     """
-    if isinstance(periods, str) or not isinstance(periods, Sequence) or len(periods) != 2:
+    if np.shape(periods) != (2,):
         raise ValueError(f"{name} must be two whole numbers (first, end), got {periods!r}.")
-    first, end = (check_int(f"{name}[{i}]", at, minimum=0) for i, at in enumerate(periods))
+    first, end = (check_int(name, at, minimum=0) for at in periods)
     if not max(first, history) < end <= length:
-        words = f", one of them with history={history} periods before it" if history else ""
         raise ValueError(
-            f"{name} must be (first, end) within the {length} periods of the record{words}, got "
-            f"{(first, end)}; take other periods, a longer record or a shorter history."
+            f"{name} must be (first, end) within the {length} periods of the record, one of them "
+            f"with history={history} periods before it, got {(first, end)}; take other periods, a "
+            "longer record or a shorter history."
         )
     return first, end
 
 
-def load_tensor(key: str, path: str | Path) -> Tensor:
-    """Read numbers from a ``.npy`` or ``.pt`` file.
-
-    Raises:
-        ValueError: there is no such file, or it holds something else; the message names the key.
-    """
-    path = Path(path)
-    if path.suffix not in (".npy", ".pt"):
-        raise ValueError(f"{key} must name a .npy or .pt file, got {str(path)!r}.")
-    if not path.is_file():
-        raise ValueError(f"{key}={str(path)!r} is not a file.")
+def _load(key: str, path: Path) -> Tensor:
+    """Read numbers from a ``.npy`` or ``.pt`` file."""
+    if path.suffix not in (".npy", ".pt") or not path.is_file():
+        raise ValueError(
+            f"{key} must name a .npy or .pt file; {str(path)!r} is not a file of them."
+        )
     try:
         if path.suffix == ".npy":
             return torch.from_numpy(np.load(path, allow_pickle=False))
@@ -325,11 +293,6 @@ def load_tensor(key: str, path: str | Path) -> Tensor:
             f"{key}={str(path)!r} cannot be read as numbers: {first_line(error)}"
         ) from error
     if not isinstance(content, Tensor):
-        raise ValueError(
-            f"{key}={str(path)!r} must hold one tensor, got a {type(content).__name__}."
-        )
+        what = type(content).__name__
+        raise ValueError(f"{key}={str(path)!r} must hold one tensor, got a {what}.")
     return content
-
-
-def _fitting(season: int, length: int) -> int:
-    return min(season, length)  # what holds no whole season is one season

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import toeplitz
 from scipy.special import gammainc, gammaincc, gammaln
-from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int, per_item
 
@@ -60,16 +59,11 @@ class Items:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        names, num_items = ("demand_mean", "holding_cost", "shortage_cost"), 1
-        for name in names:
-            size = _length(value := getattr(self, name))
-            if size == 0:
-                raise ValueError(
-                    f"{name} must be a number or hold one entry per item, got {value!r}."
-                )
-            num_items = max(num_items, size or 1)
+        names = ("demand_mean", "holding_cost", "shortage_cost")
+        rows = {name: getattr(self, name) for name in names}
+        n = max(1, *(np.asarray(row, dtype=object).size for row in rows.values()))
         self.mean, self.holding, self.shortage = (
-            vector(name, getattr(self, name), num_items, strict=True) for name in names
+            vector(name, row, n, strict=True) for name, row in rows.items()
         )
         self.fixed_cost = check_float("fixed_cost", self.fixed_cost, minimum=0.0)
         self.lead_time = check_int("lead_time", self.lead_time, minimum=0)
@@ -118,15 +112,18 @@ class Items:
         items = Items(mean, holding, shortage, self.fixed_cost, self.lead_time)
         return items, counts.astype(np.float64), where.reshape(-1)
 
-    def one_period_cost(self, i: int, y: Levels, periods: int) -> Vector:
-        """Return ``G_i(y)`` of item ``i`` at levels ``y`` that meet ``periods`` of demand."""
-        mean, h, p = self.row(i)
-        return one_period_cost(y, periods * mean, h, p)
+    def one_period_costs(self, y: Levels, periods: int) -> Vector:
+        """Return ``G_i(y)`` of every item at levels that meet ``periods`` of demand.
 
-    def one_period_costs(self, size: int, periods: int) -> Vector:
-        """Return ``G_i(y)`` of every item at the levels ``y = 0, ..., size - 1``: ``(n, size)``."""
-        y = np.arange(size)
-        return np.stack([self.one_period_cost(i, y, periods) for i in range(self.mean.size)])
+        Args:
+            y: levels, ``(m,)`` or by item ``(n, m)``.
+            periods: number of periods.
+
+        Returns:
+            Costs, ``(n, m)``.
+        """
+        rows = (row[:, None] for row in (periods * self.mean, self.holding, self.shortage))
+        return one_period_cost(y, *rows)
 
     def newsvendor_bound(self, demand_means: Vector) -> int:
         """Return a level that no newsvendor level exceeds, ``demand_means`` being at most those.
@@ -140,13 +137,7 @@ class Items:
 
 
 def check_item(
-    demand_mean: float,
-    holding_cost: float,
-    shortage_cost: float,
-    lead_time: int,
-    *,
-    least_mean: float = 0.0,
-    free: bool = False,
+    mean: float, h: float, p: float, lead_time: int, *, least_mean: float = 0.0, free: bool = False
 ) -> tuple[float, float, float, int]:
     """Return the checked numbers of a single item; ``free`` lets h and p be 0.
 
@@ -154,9 +145,9 @@ def check_item(
         TypeError: an argument is not a number, or ``lead_time`` is not an integer.
         ValueError: an argument is out of range.
     """
-    mean = check_float("demand_mean", demand_mean, minimum=least_mean, strict=least_mean == 0)
-    h = check_float("holding_cost", holding_cost, minimum=0.0, strict=not free)
-    p = check_float("shortage_cost", shortage_cost, minimum=0.0, strict=not free)
+    mean = check_float("demand_mean", mean, minimum=least_mean, strict=least_mean == 0)
+    h = check_float("holding_cost", h, minimum=0.0, strict=not free)
+    p = check_float("shortage_cost", p, minimum=0.0, strict=not free)
     return mean, h, p, check_int("lead_time", lead_time, minimum=0)
 
 
@@ -166,18 +157,11 @@ def vector(name: str, value: Any, n: int, *, minimum: float = 0.0, strict: bool 
     return row.numpy()
 
 
-def _length(value: Any) -> int | None:
-    """Return the number of entries of a sequence; ``None`` for anything else."""
-    if isinstance(value, (Tensor, np.ndarray)):
-        value = value.tolist()
-    return len(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
-
-
 # -- Poisson demand ------------------------------------------------------------------------------
 
 
-def one_period_cost(y: Levels, mean: float, h: float, p: float) -> Vector:
-    """Return ``G(y) = E[h (y - X)^+ + p (X - y)^+]`` for X Poisson with the given mean."""
+def one_period_cost(y: Levels, mean: Any, h: Any, p: Any) -> Vector:
+    """Return ``G(y) = E[h (y - X)^+ + p (X - y)^+]`` for X Poisson; arguments broadcast."""
     # P(X <= k) = gammaincc(k + 1, mean) and P(X > k) = gammainc(k + 1, mean). Taking each part
     # from its own tail spares the cancellation of p (mean - y) + (h + p) E(y - X)^+ at large p.
     k = np.maximum(y, 0)
@@ -192,11 +176,15 @@ def newsvendor_level(mean: float, h: float, p: float) -> int:
     return bisect_left(range(2**53), True, key=lambda y: bool(gammainc(y + 1, mean) <= h / (h + p)))
 
 
+def poisson(k: Levels, mean: float) -> Vector:
+    """Return ``P(D = k)``."""
+    return np.exp(k * math.log(mean) - mean - gammaln(k + 1.0))
+
+
 def visit_probabilities(mean: float, n: int) -> Vector:
     """Return ``u(0), ..., u(n - 1)``: the probability that cumulative demand ever equals j."""
     # Skipping the periods without demand keeps the recursion regular as P(D = 0) nears 1.
-    i = np.arange(1, n)
-    pmf = np.exp(i * math.log(mean) - mean - gammaln(i + 1.0)) / -math.expm1(-mean)
+    pmf = poisson(np.arange(1, n), mean) / -math.expm1(-mean)
     # Only what underflows is cut off, so truncation costs no accuracy.
     backwards = np.trim_zeros(pmf, "b")[::-1].copy()
     u = np.ones(n)
@@ -208,7 +196,4 @@ def visit_probabilities(mean: float, n: int) -> Vector:
 
 def falls(mean: float, size: int) -> Vector:
     """Return ``P(D = x - y)`` at row x, column y."""
-    k = np.arange(size)
-    pmf = np.exp(k * math.log(mean) - mean - gammaln(k + 1.0))
-    fall = k[:, None] - k
-    return np.where(fall >= 0, pmf[np.maximum(fall, 0)], 0.0)
+    return toeplitz(poisson(np.arange(size), mean), np.zeros(size))

@@ -7,9 +7,12 @@ all that joins the items. Each item in an order may add a minor cost of its own.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.core.reference import Optimum
@@ -94,23 +97,19 @@ def joint_replenishment_optimum(
             "joint_replenishment_lower_bound bounds the optimum from below, "
             "TotalDemandPolicy.optimum and PeriodicPolicy.optimum from above."
         )
-    if n == 1:
-        items = Items(*items.row(0), items.fixed_cost + float(minor[0]), items.lead_time)
-    elif minor.any():
+    if n > 1 and minor.any():
         cost, lower, lowest, levels = minor_cost_grid.solve(items, minor, tolerance)
-        order = levels - lowest - np.moveaxis(np.indices(levels.shape[:-1]), 0, -1)
-        return Optimum(cost, TablePolicy(lowest, order), lower)
-    allocated, single_costs = _allocate(items)
-    start = best_total_demand(items)[2]
-    cost, lower, S, lowest, orders = optimal_stopping.solve(
-        items, allocated, single_costs, start, tolerance
-    )
-    # Below the lowest position at which it may wait, the policy orders.
-    lowest, orders = lowest - 1, np.pad(orders, [(1, 0)] * n, constant_values=True)
-    order = np.empty((*orders.shape, n), dtype=np.int64)
-    for i, size in enumerate(orders.shape):
-        missing = S[i] - lowest[i] - np.arange(size)
-        order[..., i] = orders * missing.reshape([size if axis == i else 1 for axis in range(n)])
+    else:
+        items = replace(items, fixed_cost=items.fixed_cost + float(minor.sum()))
+        allocated, single_costs = _allocate(items)
+        start = best_total_demand(items)[2]
+        cost, lower, S, lowest, orders = optimal_stopping.solve(
+            items, allocated, single_costs, start, tolerance
+        )
+        # Below the lowest position at which it may wait, the policy orders.
+        lowest, orders = lowest - 1, np.pad(orders, [(1, 0)] * n, constant_values=True)
+        levels = np.where(orders[..., None], S, _positions(lowest, orders.shape))
+    order = levels - _positions(lowest, levels.shape[:-1])
     return Optimum(cost, TablePolicy(lowest, order), lower)
 
 
@@ -149,13 +148,18 @@ def joint_replenishment_lower_bound(items: Items) -> tuple[float, tuple[float, .
     return float(costs.sum()), tuple(allocated.tolist())
 
 
+def _positions(lowest: NDArray[np.int64], sizes: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return all positions from the lowest up, ``(*sizes, n)``."""
+    return lowest + np.moveaxis(np.indices(sizes), 0, -1)
+
+
 def _allocate(every: Items) -> tuple[Vector, Vector]:
     """Shares ``k_i`` of the fixed cost for every item, and the items' costs alone with these."""
     items, counts, where = every.distinct()
-    K = every.fixed_cost
+    K, some = every.fixed_cost, -np.expm1(-items.mean)
     # Known per item: squared mean times between orders, by fraction of the fixed cost. Without a
     # fixed cost there is an order in every period with demand.
-    known = [{0.0: math.expm1(-mean) ** -2} for mean in items.mean.tolist()]
+    known = [{0.0: square} for square in (some**-2).tolist()]
     # The best fractions of deterministic demand.
     fractions = items.mean * items.slope
     fractions /= counts @ fractions
@@ -163,7 +167,9 @@ def _allocate(every: Items) -> tuple[Vector, Vector]:
     for _ in range(_MAX_ROUNDS):
         costs = np.zeros_like(fractions)
         for i, fraction in enumerate(fractions.tolist()):
-            costs[i], known[i][fraction] = _alone(items, i, fraction * K)
+            s, S, costs[i] = find_s_S(*items.row(i), fraction * K, items.lead_time)
+            visits = visit_probabilities(float(items.mean[i]), S - s)
+            known[i][fraction] = float(visits.sum() / some[i]) ** 2
         total = float(counts @ costs)
         rounds_lost = 0 if total > best_total * (1 + 1e-7) else rounds_lost + 1
         if total > best_total:
@@ -172,14 +178,6 @@ def _allocate(every: Items) -> tuple[Vector, Vector]:
             break
         fractions = _equal_frequencies(known, counts)
     return best[0][where] * K, best[1][where]
-
-
-def _alone(items: Items, i: int, fixed_cost: float) -> tuple[float, float]:
-    """The optimal cost of item i alone, and its squared mean time between orders."""
-    mean, h, p = items.row(i)
-    s, S, cost = find_s_S(mean, h, p, fixed_cost, items.lead_time)
-    cycle = float(visit_probabilities(mean, S - s).sum()) / -math.expm1(-mean)
-    return cost, cycle**2
 
 
 def _equal_frequencies(known: list[dict[float, float]], counts: Vector) -> Vector:
@@ -195,12 +193,7 @@ def _equal_frequencies(known: list[dict[float, float]], counts: Vector) -> Vecto
     def fractions_at(square: float) -> Vector:
         return np.asarray([np.interp(square, *curve) for curve in curves])
 
-    low, high = 0.0, max(squares[-1] for squares, _ in curves)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if float(counts @ fractions_at(middle)) < 1.0:
-            low = middle
-        else:
-            high = middle
-    found = fractions_at(high)
+    scale = max(squares[-1] for squares, _ in curves) / 2**60
+    place = bisect_left(range(2**60), 1.0, key=lambda k: float(counts @ fractions_at(k * scale)))
+    found = fractions_at(place * scale)
     return found / float(counts @ found)

@@ -17,6 +17,7 @@ Periods without any demand change nothing and are skipped: H becomes
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -48,26 +49,22 @@ class PositionGrid:
                 f"the costs given need {' x '.join(map(str, sizes))}; lower fixed_cost or measure "
                 f"demand in larger units, or {self.instead}."
             )
-        self.lowest = low
-        self.falls = [falls(float(m), size) for m, size in zip(items.mean, sizes, strict=True)]
         self.none = math.exp(-float(items.mean.sum()))
         self.some = -math.expm1(-float(items.mean.sum()))
-        levels = (np.arange(a, b + 1) for a, b in zip(low, high, strict=True))
-        self.costs = outer_sum(
-            [items.one_period_cost(i, y, items.lead_time + 1) for i, y in enumerate(levels)]
-        )
+        self.falls, self.costs = list[Vector](), np.zeros(())
+        for i, y in enumerate(map(np.arange, low, high + 1)):
+            alone = items.alone(i)
+            costs = alone.one_period_costs(y, items.lead_time + 1)[0]
+            self.costs = np.add.outer(self.costs, costs)
+            self.falls.append(falls(float(alone.mean[0]), y.size))
+
+    def after(self, falls: list[Vector], values: Vector) -> Vector:
+        """Return ``E[V(x - D) | D != 0]``, from the distributions of falls along the axes."""
+        return (along_axes(falls, values) - self.none * values) / self.some
 
 
 class _Stopping(PositionGrid):
     """The problem of when to stop; below the grid, the values of positions are 0."""
-
-    def expected(self, values: Vector) -> Vector:
-        """Return ``E[V(x - D) | D != 0]`` at every position x."""
-        return (along_axes(self.falls, values) - self.none * values) / self.some
-
-    def continuing(self, values: Vector, g: float) -> Vector:
-        """Return ``H(x)``: the value of waiting one period more, at every position x."""
-        return (self.costs - g) / self.some + self.expected(values)
 
     def solve(self, values: Vector, g: float) -> tuple[Vector, Vector, float]:
         """Iterate ``V = min(0, H)`` until it settles.
@@ -78,7 +75,7 @@ class _Stopping(PositionGrid):
         scale = g / self.some
         # Positions fall by a unit at least each time, so the iteration ends by itself.
         for _ in range(sum(values.shape) + 2):
-            old, H = values, self.continuing(values, g)
+            old, H = values, (self.costs - g) / self.some + self.after(self.falls, values)
             values = np.minimum(H, 0.0)
             if float(np.abs(values - old).max()) <= _SETTLED * scale:
                 break
@@ -92,12 +89,11 @@ class _Stopping(PositionGrid):
         """
         corner = tuple(slice(size) for size in order.shape)
         rises = [fall[:size, :size].T for fall, size in zip(self.falls, order.shape, strict=True)]
-        waits = ~order
         arrived = np.zeros(order.shape)
         arrived[(-1,) * order.ndim] = 1.0
         visits = arrived
         for _ in range(sum(order.shape)):
-            arrived = (along_axes(rises, arrived) - self.none * arrived) / self.some * waits
+            arrived = self.after(rises, arrived) * ~order
             visits = visits + arrived
             if float(arrived.sum()) < 1e-17:
                 break
@@ -126,7 +122,7 @@ def solve(
     sizes = np.asarray([v.size for v in values_1d])
     grid = _Stopping(items, lowest, lowest + sizes - 1)
     # The sum of the items' own values is at most V, and the iteration rises from it.
-    values = outer_sum(values_1d)
+    values = functools.reduce(np.add.outer, values_1d)
     upper, lower = math.inf, -math.inf
     while True:
         H, values, excess = grid.solve(values, g)
@@ -164,11 +160,9 @@ def _bounds(
     n = allocated.size
     parts = g * single_costs / single_costs.sum()
     slack = 1e-9 * (g + items.fixed_cost)
-    gains = np.zeros(n)
-    for i in range(n):
-        # Above these levels, H_i is higher than somewhere among them.
-        _, _, H = _single(items, i, parts[i], parts[i], parts[i])
-        gains[i] = -float(allocated[i] + H.min())
+    # Above these levels, H_i is higher than somewhere among them.
+    least = [_single(items, i, part, part, part)[2].min() for i, part in enumerate(parts)]
+    gains = -(allocated + least)
     lowest, values = [], []
     for i in range(n):
         others = np.arange(n) != i
@@ -194,28 +188,18 @@ def _single(
     it is at least ``cost_above``, both by ``G_i(y) >= G`` of the mean demand. ``cost_below`` is at
     least g, so that ``V_i`` is 0 further down.
     """
-    mean, h, p = items.row(i)
-    horizon_mean = (items.lead_time + 1) * mean
-    low = math.floor(horizon_mean - cost_below / p)
-    high = math.ceil(horizon_mean + cost_above / h)
-    grid = _Stopping(items.alone(i), np.asarray([low]), np.asarray([high]))
-    H, _, _ = grid.solve(np.zeros(high - low + 1), g)
-    V = np.minimum(H, 0.0)
+    alone = items.alone(i)
+    horizon_mean = (items.lead_time + 1) * alone.mean
+    low = np.floor(horizon_mean - cost_below / alone.shortage).astype(np.int64)
+    high = np.ceil(horizon_mean + cost_above / alone.holding).astype(np.int64)
+    grid = _Stopping(alone, low, high)
+    _, V, _ = grid.solve(np.zeros(high[0] - low[0] + 1), g)
     # Per period, as the sum over items needs it: their periods without demand differ.
-    return low, V, grid.costs - g + along_axes(grid.falls, V)
-
-
-def outer_sum(vectors: list[Vector]) -> Vector:
-    """``a[i] + b[j] + ...`` as an array with one axis per vector."""
-    total = vectors[0]
-    for vector in vectors[1:]:
-        total = total[..., None] + vector
-    return total
+    return int(low[0]), V, grid.costs - g + along_axes(grid.falls, V)
 
 
 def along_axes(matrices: list[Vector], values: Vector) -> Vector:
     """Apply one matrix to each axis; each product takes an axis from the front to the back."""
     for matrix in matrices:
-        shape = values.shape
-        values = (values.reshape(shape[0], -1).T @ matrix.T).reshape(*shape[1:], len(matrix))
+        values = np.tensordot(values, matrix, axes=(0, 1))
     return values

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.lib.stride_tricks import sliding_window_view
 
 from hpo_torchrl.core.checks import check_bool, check_float, check_int
-from hpo_torchrl.problems.inventory.optima.items import Vector, vector
+from hpo_torchrl.problems.inventory.optima.items import Levels, Vector, vector
+from hpo_torchrl.problems.inventory.record import check_record
 
 # Rules tried in one search, of Q alone and of s and Q.
 _MOST_RULES, _MOST_PAIRS = 2**12, 2**17
@@ -54,13 +57,7 @@ class RecordedItems:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        self.demand = demand = np.array(self.demand, dtype=np.float64)
-        if demand.ndim != 2 or demand.size == 0:
-            raise ValueError(
-                f"demand must have shape (T, n) = (periods, items), got {demand.shape}."
-            )
-        if not np.isfinite(demand).all() or (demand < 0).any():
-            raise ValueError("demand must be finite and >= 0; it holds NaN, inf or negatives.")
+        self.demand = demand = check_record("demand", self.demand, 2).numpy()
         check_int("lead_time", self.lead_time, minimum=0)
         check_int("warm_up", self.warm_up, minimum=0)
         if not max(self.warm_up, self.lead_time) < len(demand):
@@ -79,19 +76,12 @@ class RecordedItems:
 
         A lead time and an order interval, or a quarter of those periods if that is less, warm up.
         """
-        record = env.record[slice(*env.train_periods)]
+        record = env.record[slice(*env.train_periods)].double().cpu()
         rows = (env.holding_cost, env.shortage_cost, env.procurement_cost)
         holding, shortage, procurement = (row.double().tolist() for row in rows)
-        return cls(
-            record.double().cpu().numpy(),
-            holding,
-            shortage,
-            env.fixed_cost,
-            env.lead_time,
-            procurement_cost=procurement,
-            lost_sales=env.lost_sales,
-            warm_up=min(env.lead_time + env.order_interval, len(record) // 4),
-        )
+        warm_up = min(env.lead_time + env.order_interval, len(record) // 4)
+        joint = (env.fixed_cost, env.lead_time)
+        return cls(record, holding, shortage, *joint, procurement, env.lost_sales, warm_up)
 
     @property
     def unit(self) -> float:
@@ -106,35 +96,24 @@ class RecordedItems:
 
     def windows(self) -> Vector:
         """Return the demand of L + 1 periods from each on: ``(T - L, n)``."""
-        total = np.concatenate([np.zeros((1, self.demand.shape[1])), self.demand.cumsum(axis=0)])
-        return total[self.lead_time + 1 :] - total[: -self.lead_time - 1]
+        return sliding_window_view(self.demand, self.lead_time + 1, axis=0).sum(axis=-1)
 
     def simulate(self, Q: Vector, S: Vector) -> Vector:
         """Return the cost per period of m rules, ``(m,)``, from Q ``(m,)`` and S ``(m, n)``."""
-        L, size = self.lead_time, max(1, _MOST_HELD // S.shape[1] // (self.lead_time + 4))
-        if len(Q) > size:
-            parts = range(0, len(Q), size)
-            return np.concatenate([self.simulate(Q[i : i + size], S[i : i + size]) for i in parts])
-        on_hand, on_order, total = S.copy(), np.zeros(S.shape), np.zeros(len(Q))
-        pipeline = np.zeros((max(L, 1), *S.shape))
+        on_hand, total = S.copy(), np.zeros(len(Q))
+        pipeline = [np.zeros_like(S)] * self.lead_time
         for t, demand in enumerate(self.demand):
-            missing = S - on_hand - on_order
+            missing = S - on_hand - sum(pipeline)
             ordering = missing.sum(axis=1) >= Q
             order = np.maximum(missing, 0.0) * ordering[:, None]
-            if L == 0:
-                on_hand += order
-            on_hand -= demand
+            pipeline.append(order)
+            on_hand += pipeline.pop(0) - demand
             if t >= self.warm_up:
                 total += np.maximum(on_hand, 0.0) @ self.holding_cost
                 total += np.maximum(-on_hand, 0.0) @ self.shortage_cost
                 total += order @ self.procurement_cost + self.fixed_cost * ordering
             if self.lost_sales:
                 np.maximum(on_hand, 0.0, out=on_hand)
-            if L > 0:
-                pipeline[t % L] = order
-                arriving = pipeline[(t + 1) % L]
-                on_hand += arriving
-                on_order += order - arriving
         return total / (len(self.demand) - self.warm_up)
 
 
@@ -169,110 +148,116 @@ def best_rule(record: RecordedItems) -> tuple[float, Vector, float]:
     """
     if not record.demand.any():
         raise ValueError("demand must have an entry above 0: it is zero everywhere.")
-    Q, S = _best_backlogged(record)
+    rule = _best_backlogged(record)
     if record.lost_sales:
         search = _best_pair if record.demand.shape[1] == 1 else _coordinate_search
-        Q, S = search(record, Q, S)
-    return float(Q), S, float(record.simulate(np.array([Q]), S[None])[0])
+        rule = search(record, rule)
+    return float(rule[0]), rule[1:], float(_costs(record, rule[None])[0])
 
 
-def _best_backlogged(record: RecordedItems) -> tuple[float, Vector]:
-    """Search Q; the levels that go with it are quantiles."""
-    low, high, best = 1, record.most, (np.inf, 1.0, np.zeros(record.demand.shape[1]))
+def _costs(record: RecordedItems, rules: Vector) -> Vector:
+    """Return the cost per period of rules ``(m, 1 + n)``."""
+    return record.simulate(rules[:, 0], rules[:, 1:])
+
+
+def _grid_search(
+    low: Levels, high: Levels, most: int, try_all: Callable[[Levels], Vector]
+) -> Vector:
+    """Find the best rule on a grid of whole points, the finer the closer to the best one.
+
+    Args:
+        low: the first point, ``(k,)``.
+        high: the last point.
+        most: points that a grid may have.
+        try_all: from points ``(m, k)`` to cost, Q and S of a rule for each, ``(m, 2 + n)``.
+
+    Returns:
+        Cost, Q and S of the best rule, ``(2 + n,)``.
+    """
+    best, place = np.array([np.inf]), low
     while True:
-        stride = -(-(high - low + 1) // _MOST_RULES)
-        places = np.arange(low, high + 1, stride)
-        size = max(1, _MOST_HELD // record.demand.size)
-        for chunk in np.split(places, range(size, len(places), size)):
-            Q = chunk * record.unit
-            costs, levels = _backlogged(record, Q)
-            at = int(costs.argmin())
-            if costs[at] < best[0]:
-                best = float(costs[at]), float(Q[at]), levels[at]
+        sizes = high - low
+        stride = next(s for s in itertools.count(1) if np.prod(sizes // s + 1) <= most)
+        axes = [np.arange(a, b + 1, stride) for a, b in zip(low, high, strict=True)]
+        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(low))
+        rules = try_all(points)
+        at = int(rules[:, 0].argmin())
+        if rules[at, 0] < best[0]:
+            best, place = rules[at], points[at]
         if stride == 1:
-            return best[1:]
-        middle = round(best[1] / record.unit)
-        low, high = max(1, middle - stride), min(record.most, middle + stride)
+            return best
+        low, high = np.maximum(low, place - 2 * stride), np.minimum(high, place + 2 * stride)
 
 
-def _backlogged(record: RecordedItems, Q: NDArray[Any]) -> tuple[Vector, Vector]:
-    """Return the cost of each Q, ``(m,)``, at its best levels, ``(m, n)``; without procurement."""
-    D, L, skip = record.demand, record.lead_time, record.warm_up
-    lacking, orders = np.zeros((len(Q), D.shape[1])), np.zeros(len(Q))
-    taken = np.empty((len(D), *lacking.shape))
+def _best_backlogged(record: RecordedItems) -> Vector:
+    """Search Q; the levels that go with it are quantiles."""
+
+    def try_all(points: Levels) -> Vector:
+        parts = -(-len(points) * record.demand.size // _MOST_HELD)
+        Q = np.array_split(points[:, 0] * record.unit, parts)
+        return np.concatenate([_backlogged(record, part) for part in Q])
+
+    return _grid_search(np.array([1]), np.array([record.most]), _MOST_RULES, try_all)[1:]
+
+
+def _backlogged(record: RecordedItems, Q: Vector) -> Vector:
+    """Return for each Q the cost without procurement, Q and its best levels, ``(m, 2 + n)``."""
+    D, L, h, p = record.demand, record.lead_time, record.holding_cost, record.shortage_cost
+    lacking = np.zeros((len(Q), D.shape[1]))
+    ordering, taken = np.empty((len(D), len(Q))), np.empty((len(D), *lacking.shape))
+    for t, demand in enumerate(D):
+        ordering[t] = orders = lacking.sum(axis=1) >= Q
+        lacking[orders] = 0.0
+        taken[t] = lacking
+        lacking += demand
+    taken[L:] = taken[: len(D) - L] + record.windows()[:, None]
     # Until the first order arrives, the demand so far is what is taken.
     taken[:L] = D[:L].cumsum(axis=0)[:, None]
-    windows = record.windows()
-    for t, demand in enumerate(D):
-        ordering = lacking.sum(axis=1) >= Q
-        lacking[ordering] = 0.0
-        if t >= skip:
-            orders += ordering
-        if t + L < len(D):
-            taken[t + L] = lacking + windows[t]
-        lacking += demand
-    taken = taken[skip:]
-    levels, costs = np.empty(lacking.shape), record.fixed_cost * orders
-    for i, (h, p) in enumerate(zip(record.holding_cost, record.shortage_cost, strict=True)):
-        x = taken[:, :, i]
-        ratio = p / (h + p) if h + p > 0 else 1.0
-        place = max(0, int(np.ceil(len(x) * ratio)) - 1)
-        levels[:, i] = np.partition(x, place, axis=0)[place]
-        rest = levels[:, i] - x
-        costs += h * np.maximum(rest, 0.0).sum(axis=0) + p * np.maximum(-rest, 0.0).sum(axis=0)
-    return costs / len(taken), levels
+    taken = taken[record.warm_up :]
+    ratio = np.divide(p, h + p, out=np.ones_like(p), where=h + p > 0)
+    place = np.maximum(np.ceil(len(taken) * ratio).astype(np.int64) - 1, 0)
+    levels = np.take_along_axis(np.sort(taken, axis=0), place[None, None], axis=0)[0]
+    rest = levels - taken
+    costs = np.maximum(rest, 0.0).mean(axis=0) @ h + np.maximum(-rest, 0.0).mean(axis=0) @ p
+    costs += record.fixed_cost * ordering[record.warm_up :].mean(axis=0)
+    return np.column_stack([costs, Q, levels])
 
 
-def _best_pair(record: RecordedItems, Q: float, S: Vector) -> tuple[float, Vector]:
+def _best_pair(record: RecordedItems, rule: Vector) -> Vector:
     """Search s and Q of one item with lost sales on a grid, which shrinks around its best point."""
-    known = float(record.simulate(np.array([Q]), S[None])[0])
-    windows = record.windows()[max(0, record.warm_up - record.lead_time) :]
-    h = record.holding_cost[0]
-    limit = float(record.windows().max())
+    known, h = float(_costs(record, rule[None])[0]), record.holding_cost[0]
+    windows = record.windows()
+    limit = float(windows.max())
     if h > 0:
-        limit = min(limit, known / h + float(windows.mean()))
-    low, high = np.array([0, 1]), np.array([int(np.ceil(limit / record.unit)), record.most])
-    best = known, Q, S
-    while True:
-        stride = 1
-        while np.prod((high - low) // stride + 1) > _MOST_PAIRS:
-            stride *= 2
-        axes = (np.arange(a, b + 1, stride) for a, b in zip(low, high, strict=True))
-        pairs = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-        tried = pairs[:, 1] * record.unit
-        levels = pairs.sum(axis=1, keepdims=True) * record.unit
-        costs = record.simulate(tried, levels)
-        at = int(costs.argmin())
-        if costs[at] < best[0]:
-            best = float(costs[at]), float(tried[at]), levels[at]
-        if stride == 1:
-            return best[1:]
-        low = np.maximum(low, pairs[at] - 2 * stride)
-        high = np.minimum(high, pairs[at] + 2 * stride)
+        counted = windows[max(0, record.warm_up - record.lead_time) :]
+        limit = min(limit, known / h + float(counted.mean()))
+
+    def try_all(points: Levels) -> Vector:
+        rules = points @ np.array([[0, 1], [1, 1]]) * record.unit
+        return np.column_stack([_costs(record, rules), rules])
+
+    last = np.array([int(np.ceil(limit / record.unit)), record.most])
+    found = _grid_search(np.array([0, 1]), last, _MOST_PAIRS, try_all)
+    return found[1:] if found[0] < known else rule
 
 
-def _coordinate_search(record: RecordedItems, Q: float, S: Vector) -> tuple[float, Vector]:
-    n = len(S)
-    point = np.array([Q, *S])
-    cost = record.simulate(point[:1], point[None, 1:])[0]
-    units = np.full(n + 1, record.unit)
+def _coordinate_search(record: RecordedItems, rule: Vector) -> Vector:
+    n = rule.size - 1
+    cost = _costs(record, rule[None])[0]
     sizes = np.array([record.demand.sum(axis=1).mean(), *record.demand.mean(axis=0)]) / 2
-    steps = np.maximum(1.0, np.round(sizes / units))
+    steps = np.maximum(1.0, np.round(sizes / record.unit))
     signs = np.concatenate([np.eye(n + 1), -np.eye(n + 1)])
+    least = np.array([record.unit, *np.full(n, -np.inf)])
     while True:
-        moves = signs * steps * units
-        tried = point + moves
-        tried[:, 0] = np.maximum(tried[:, 0], record.unit)
-        costs = record.simulate(tried[:, 0], tried[:, 1:])
+        moves = signs * steps * record.unit
+        tried = np.maximum(rule + moves, least)
+        costs = _costs(record, tried)
         helpful = moves[costs < cost]
         if len(helpful):
-            together = point + helpful.sum(axis=0)
-            together[0] = max(together[0], record.unit)
-            tried = np.vstack([tried, together])
-            costs = np.append(costs, record.simulate(together[:1], together[None, 1:]))
-            at = int(costs.argmin())
-            point, cost = tried[at], costs[at]
+            together = np.maximum(rule + helpful.sum(axis=0), least)[None]
+            tried, costs = np.vstack([tried, together]), np.append(costs, _costs(record, together))
+            rule, cost = tried[costs.argmin()], costs.min()
         elif (steps > 1).any():
             steps = np.maximum(1.0, np.floor(steps / 2))
         else:
-            return float(point[0]), point[1:]
+            return rule

@@ -6,6 +6,7 @@ the reorder point ``s`` and lifts the position to the order-up-to level ``S``.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -13,7 +14,6 @@ import numpy as np
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.core.reference import Optimum
 from hpo_torchrl.problems.inventory.optima.items import (
-    Vector,
     check_item,
     newsvendor_level,
     one_period_cost,
@@ -28,11 +28,7 @@ _MAX_REACH = 2**16
 
 
 def optimal_s_S(
-    demand_mean: float,
-    holding_cost: float,
-    shortage_cost: float,
-    fixed_cost: float,
-    lead_time: int,
+    demand_mean: float, holding_cost: float, shortage_cost: float, fixed_cost: float, lead_time: int
 ) -> Optimum:
     """Find the (s, S) policy of least long-run average cost, optimal among all policies.
 
@@ -74,21 +70,45 @@ def find_s_S(
 ) -> tuple[int, int, float]:
     """Return s, S and the cost of :func:`optimal_s_S` for checked numbers."""
     horizon_mean, setup = (lead_time + 1) * mean, fixed_cost * -math.expm1(-mean)
-    newsvendor = newsvendor_level(horizon_mean, h, p)
-    reach = 64
-    while reach <= _MAX_REACH:
-        lowest = newsvendor - reach
-        G = one_period_cost(np.arange(lowest, newsvendor + reach + 1), horizon_mean, h, p)
-        found = _search(G, visit_probabilities(mean, 2 * reach), setup)
-        if found is not None:
-            s, S, cost = found
-            return lowest + s, lowest + S, cost
+    level, reach, G, best = newsvendor_level(horizon_mean, h, p), 32, np.zeros(1), 0.0
+    # c(s, y*) falls with s until G(s) exceeds it, so high enough edges hide no better s nor S.
+    while min(G[0], G[-1]) <= best:
         reach *= 2
-    raise ValueError(
-        f"the optimal s and S must lie within {_MAX_REACH} units of the newsvendor level, which "
-        f"takes a lower fixed_cost or higher other costs; got demand_mean={mean!r}, "
-        f"holding_cost={h!r}, shortage_cost={p!r}, fixed_cost={fixed_cost!r}"
-    )
+        if reach > _MAX_REACH:
+            raise ValueError(
+                f"the optimal s and S must lie within {_MAX_REACH} units of the newsvendor level, "
+                "which takes a lower fixed_cost or higher other costs; got "
+                f"demand_mean={mean!r}, holding_cost={h!r}, shortage_cost={p!r}, "
+                f"fixed_cost={fixed_cost!r}"
+            )
+        G = one_period_cost(np.arange(level - reach, level + reach + 1), horizon_mean, h, p)
+        visits = visit_probabilities(mean, 2 * reach)
+        total_visits = np.cumsum(visits)
+        by_depth = setup + np.cumsum(visits[:reach] * G[reach:0:-1])
+        by_depth /= total_visits[:reach]
+        best = float(by_depth.min())
+    backwards = visits[::-1].copy()
+
+    def cost(s: int, S: int) -> float:
+        return float((setup + backwards[s - S :] @ G[s + 1 : S + 1]) / total_visits[S - s - 1])
+
+    # Indices into G, whose minimum is in the middle.
+    best_S, s = reach, reach - 1 - int(by_depth.argmin())
+    # Where so little demand has no measurable probability, c(s, y*) is flat in s, and only the
+    # lowest of such s is safe to start from: it stays below those that larger S ask for.
+    while setup > 0 and G[s] < best:
+        s -= 1
+    best = cost(s, best_S)
+    for S in itertools.count(best_S + 1):
+        if G[S] > best:
+            break
+        if cost(s, S) < best:
+            best_S = S
+            # Without a fixed cost the two sides tie at s + 1 = S, up to rounding.
+            while s + 1 < S and cost(s, S) <= G[s + 1]:
+                s += 1
+            best = cost(s, S)
+    return level - reach + s, level - reach + best_S, best
 
 
 def s_S_cost(
@@ -143,38 +163,3 @@ def s_S_cost(
     visits = visit_probabilities(mean, S - s)
     G = one_period_cost(np.arange(S, s, -1), (L + 1) * mean, h, p)
     return float((setup + visits @ G) / visits.sum())
-
-
-def _search(G: Vector, visits: Vector, setup: float) -> tuple[int, int, float] | None:
-    """Return the indices of s and S in ``G``, whose minimum is in the middle, and their cost.
-
-    None if the search would leave ``G``.
-    """
-    total_visits = np.cumsum(visits)
-    backwards = visits[::-1].copy()
-
-    def cost(s: int, S: int) -> float:
-        return float((setup + backwards[s - S :] @ G[s + 1 : S + 1]) / total_visits[S - s - 1])
-
-    best_S = G.size // 2
-    by_depth = setup + np.cumsum(visits[:best_S] * G[best_S:0:-1])
-    by_depth /= total_visits[:best_S]
-    # c(s, y*) falls with s until G(s) exceeds it, so a high enough edge hides no better s.
-    if G[0] <= by_depth.min():
-        return None
-    s = best_S - 1 - int(by_depth.argmin())
-    # Where so little demand has no measurable probability, c(s, y*) is flat in s, and only the
-    # lowest of such s is safe to start from: it stays below those that larger S ask for.
-    while setup > 0 and G[s] < by_depth.min():
-        s -= 1
-    best = cost(s, best_S)
-    for S in range(best_S + 1, G.size):
-        if G[S] > best:
-            return s, best_S, best
-        if cost(s, S) < best:
-            best_S = S
-            # Without a fixed cost the two sides tie at s + 1 = S, up to rounding.
-            while s + 1 < S and cost(s, S) <= G[s + 1]:
-                s += 1
-            best = cost(s, S)
-    return None
