@@ -155,7 +155,6 @@ class LearnedCriticLoss(LossModule):
         network = self.qvalue_network
         params = getattr(self, f"{target}qvalue_network_params")
         inputs = tensordict.select(*(key for key in network.in_keys if key != "candidate"))
-        with (params.detach() if detach else params).to_module(
-            network, preserve_module_state=False
-        ):
+        params = params.detach() if detach else params
+        with params.to_module(network, preserve_module_state=False):
             return network(inputs.set("candidate", action)).get("action_value")
