@@ -13,7 +13,7 @@ import hpo_torchrl.modules
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy, make_value_network
-from hpo_torchrl.modules.distribution import HybridDraw
+from hpo_torchrl.modules.sampling import HybridDraw
 from hpo_torchrl.objectives import HPOLoss
 from hpo_torchrl.problems import InventoryEnv
 
@@ -73,7 +73,7 @@ def forced(options, normals=None):
         return HybridDraw(options[..., t], u, logits)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (hpo_torchrl.modules.policy, hpo_torchrl.modules.distribution):
+        for module in (hpo_torchrl.modules.policy, hpo_torchrl.modules.sampling):
             patch.setattr(module, "draw", draw)
         yield
 

@@ -19,7 +19,7 @@ from hpo_torchrl.collectors import (
 )
 from hpo_torchrl.collectors.inputs import is_functional
 from hpo_torchrl.envs import DifferentiableEnv
-from hpo_torchrl.objectives.base import leave_one_out
+from hpo_torchrl.objectives.advantages import leave_one_out
 
 if TYPE_CHECKING:
     from hpo_torchrl.diagnostics.sampler import GradientSampler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any
 
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 from hpo_torchrl.core.checks import check_choice
 from hpo_torchrl.modules.action_range import ActionRange
 
+# Which branch each row is of, of the shape of the row; ``None`` is all branches in order.
+Index = Tensor | None
 
-class ContinuousDistribution(nn.Module):
+
+class ContinuousDistribution(nn.Module, abc.ABC):
     r"""The distribution of u given the discrete action: what a new one has to say.
 
     It has two parameters for every branch and coordinate, ``loc`` and ``scale``, of whatever
@@ -21,8 +25,8 @@ class ContinuousDistribution(nn.Module):
     coordinate by itself. They are called on all branches, ``(*B, M, n)`` (with heads
     ``(*B, H, M, k)``), or on the chosen one of each row with 1 in the place of M; ``index`` then
     says which it is (for :class:`ActionRange`), else it is ``None``. ``scale`` may have 1 in the
-    place of M too, where all branches share it. A subclass overrides :meth:`sample`,
-    :meth:`log_prob`, :meth:`entropy` and, where they differ from these, the other methods.
+    place of M too, where all branches share it. A subclass writes :meth:`sample`,
+    :meth:`log_prob` and :meth:`entropy` and overrides, where they differ, the other methods.
 
     Args:
         action_range: the range of the action; by default all numbers, in units of 1.
@@ -31,7 +35,6 @@ class ContinuousDistribution(nn.Module):
         noise: kind of noise that a sample is made of, a method of
             :class:`~hpo_torchrl.core.randomness.Randomness`.
         outputs: raw outputs of the network for each branch and coordinate.
-        scored_by: parameters that :meth:`log_prob_of_sample` reads.
 
     Examples:
         A triangular distribution of the half width ``scale``:
@@ -52,13 +55,10 @@ class ContinuousDistribution(nn.Module):
 
     noise = "normal"
     outputs = 1
-    scored_by: tuple[str, ...] = ("loc", "scale")
 
     def __init__(self, action_range: ActionRange | None = None) -> None:
         super().__init__()
-        self.range = (
-            ActionRange((None, None), torch.ones(1)) if action_range is None else action_range
-        )
+        self.range = action_range or ActionRange((None, None), torch.ones(1))
 
     def spread(self, deviation: Tensor) -> Tensor:
         """Return ``scale`` of a standard deviation in action scales: once in a rollout."""
@@ -73,39 +73,26 @@ class ContinuousDistribution(nn.Module):
         """
         return self.range(raw), scale
 
-    def sample(
-        self, loc: Tensor, scale: Tensor, noise: Tensor, index: Tensor | None = None
-    ) -> Tensor:
+    @abc.abstractmethod
+    def sample(self, loc: Tensor, scale: Tensor, noise: Tensor, index: Index = None) -> Tensor:
         """Return a sample made of noise, differentiable in the parameters."""
-        raise NotImplementedError(f"{type(self).__name__} must say how it samples.")
 
-    def log_prob(
-        self, loc: Tensor, scale: Tensor, value: Tensor, index: Tensor | None = None
-    ) -> Tensor:
+    @abc.abstractmethod
+    def log_prob(self, loc: Tensor, scale: Tensor, value: Tensor, index: Index = None) -> Tensor:
         """Return the log-density of a value."""
-        raise NotImplementedError(f"{type(self).__name__} must say its log-density.")
 
+    @abc.abstractmethod
     def entropy(self, loc: Tensor, scale: Tensor) -> Tensor:
         """Return the entropy in nats of every branch."""
-        raise NotImplementedError(f"{type(self).__name__} must say its entropy.")
 
-    def mode(self, loc: Tensor, scale: Tensor | None, index: Tensor | None = None) -> Tensor:
+    def mode(self, loc: Tensor, scale: Tensor | None, index: Index = None) -> Tensor:
         """Return the action of a policy that does not sample; ``scale`` may be ``None``."""
         return loc
 
     def log_prob_of_sample(
-        self,
-        loc: Tensor | None,
-        scale: Tensor,
-        noise: Tensor,
-        value: Tensor,
-        index: Tensor | None = None,
+        self, loc: Tensor, scale: Tensor, noise: Tensor, value: Tensor, index: Index = None
     ) -> Tensor:
-        """Return the log-density of a sample, given the noise it was made of.
-
-        A parameter that is not in :attr:`scored_by` may be ``None``.
-        """
-        assert loc is not None
+        """Return the log-density of a sample, given the noise it was made of."""
         return self.log_prob(loc, scale, value, index)
 
 
@@ -116,39 +103,28 @@ class Normal(ContinuousDistribution):
     deterministic and adds nothing to log-densities and entropies.
     """
 
-    scored_by = ("scale",)
-
-    def sample(
-        self, loc: Tensor, scale: Tensor, noise: Tensor, index: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, loc: Tensor, scale: Tensor, noise: Tensor, index: Index = None) -> Tensor:
         """Return ``loc + scale * noise``."""
         return torch.addcmul(loc, scale, noise)
 
-    def log_prob(
-        self, loc: Tensor, scale: Tensor, value: Tensor, index: Tensor | None = None
-    ) -> Tensor:
+    def log_prob(self, loc: Tensor, scale: Tensor, value: Tensor, index: Index = None) -> Tensor:
         """Return log N(value; loc, scale^2)."""
-        return _normal_log_density((value - loc) / scale.masked_fill(scale == 0, 1.0), scale)
+        return _log_density((value - loc) / scale.masked_fill(scale == 0, 1.0), scale)
 
     def log_prob_of_sample(
-        self,
-        loc: Tensor | None,
-        scale: Tensor,
-        noise: Tensor,
-        value: Tensor,
-        index: Tensor | None = None,
+        self, loc: Tensor, scale: Tensor, noise: Tensor, value: Tensor, index: Index = None
     ) -> Tensor:
         """Return the same of ``loc + scale * noise``, without rounding of the difference."""
-        return _normal_log_density(noise, scale)
+        return _log_density(noise, scale)
 
     def entropy(self, loc: Tensor, scale: Tensor) -> Tensor:
         """Return log scale + log(2 pi e) / 2."""
-        positive = scale > 0
-        nats = scale.masked_fill(~positive, 1.0).log() + 0.5 * math.log(2 * math.pi * math.e)
-        return nats.masked_fill(~positive, 0.0)
+        zero = scale == 0
+        nats = scale.masked_fill(zero, 1.0).log() + 0.5 * math.log(2 * math.pi * math.e)
+        return nats.masked_fill(zero, 0.0)
 
 
-class SquashedNormal(ContinuousDistribution):
+class SquashedNormal(Normal):
     r"""A normal raw output, squashed into the range: :math:`u = g(z),\ z \sim N(loc, scale^2)`.
 
     g is the map of :class:`ActionRange`, so that every sample keeps to the range. With the
@@ -159,9 +135,6 @@ class SquashedNormal(ContinuousDistribution):
         ValueError: the range limits the sum over coordinates, which are then not independent.
     """
 
-    _nodes: Tensor
-    _weights: Tensor
-
     def __init__(self, action_range: ActionRange | None = None) -> None:
         super().__init__(action_range)
         if self.range.of_total:
@@ -169,9 +142,6 @@ class SquashedNormal(ContinuousDistribution):
                 "distribution='squashed_normal' needs bounds of each coordinate, but the branches "
                 "of this environment limit the sum over coordinates; use distribution='normal'."
             )
-        nodes, weights = np.polynomial.hermite_e.hermegauss(32)
-        for name, value in (("_nodes", nodes), ("_weights", weights / weights.sum())):
-            self.register_buffer(name, torch.as_tensor(value).to(self.range.unit), persistent=False)
 
     def spread(self, deviation: Tensor) -> Tensor:
         """Return the deviation itself: it is that of z."""
@@ -181,54 +151,43 @@ class SquashedNormal(ContinuousDistribution):
         """Return the raw outputs themselves: they are the means of z."""
         return raw, scale
 
-    def sample(
-        self, loc: Tensor, scale: Tensor, noise: Tensor, index: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, loc: Tensor, scale: Tensor, noise: Tensor, index: Index = None) -> Tensor:
         """Return g(loc + scale * noise)."""
-        return self.range(torch.addcmul(loc, scale, noise), index)
+        return self.range(super().sample(loc, scale, noise), index)
 
-    def mode(self, loc: Tensor, scale: Tensor | None, index: Tensor | None = None) -> Tensor:
+    def mode(self, loc: Tensor, scale: Tensor | None, index: Index = None) -> Tensor:
         """Return g(loc), the median of u."""
         return self.range(loc, index)
 
-    def log_prob(
-        self, loc: Tensor, scale: Tensor, value: Tensor, index: Tensor | None = None
-    ) -> Tensor:
+    def log_prob(self, loc: Tensor, scale: Tensor, value: Tensor, index: Index = None) -> Tensor:
         """Return the log-density; of a value at an end of the range, that of the nearest inside."""
         z = self.range.inverse(value, index)
-        noise = (z - loc) / scale.masked_fill(scale == 0, 1.0)
-        return self._log_density(z, scale, noise, index)
+        return self._squashed(super().log_prob(loc, scale, z), z, scale, index)
 
     def log_prob_of_sample(
-        self,
-        loc: Tensor | None,
-        scale: Tensor,
-        noise: Tensor,
-        value: Tensor,
-        index: Tensor | None = None,
+        self, loc: Tensor, scale: Tensor, noise: Tensor, value: Tensor, index: Index = None
     ) -> Tensor:
         """Return the same of g(loc + scale * noise), without inverting g."""
-        assert loc is not None
-        return self._log_density(torch.addcmul(loc, scale, noise), scale, noise, index)
+        z = super().sample(loc, scale, noise)
+        return self._squashed(_log_density(noise, scale), z, scale, index)
 
     def entropy(self, loc: Tensor, scale: Tensor) -> Tensor:
         """Return H(z) + E[log g'(z)], by Gauss-Hermite quadrature with 32 nodes."""
-        total = 0.5 * math.log(2 * math.pi * math.e) + scale.masked_fill(scale == 0, 1.0).log()
-        for node, weight in zip(self._nodes.unbind(), self._weights.unbind(), strict=True):
+        nodes, weights = np.polynomial.hermite_e.hermegauss(32)
+        total = super().entropy(loc, scale)
+        for node, weight in zip(nodes.tolist(), (weights / weights.sum()).tolist(), strict=True):
             total = total + weight * self.range.log_slope(loc + scale * node)
         return self._unless_fixed(total, scale, None)
 
-    def _log_density(self, z: Tensor, scale: Tensor, noise: Tensor, index: Tensor | None) -> Tensor:
-        density = _normal_log_density(noise, scale) - self.range.log_slope(z, index)
-        return self._unless_fixed(density, scale, index)
+    def _squashed(self, density: Tensor, z: Tensor, scale: Tensor, index: Index) -> Tensor:
+        return self._unless_fixed(density - self.range.log_slope(z, index), scale, index)
 
-    def _unless_fixed(self, value: Tensor, scale: Tensor, index: Tensor | None) -> Tensor:
-        fixed = self.range.fixed(index)
-        zero = scale == 0
+    def _unless_fixed(self, value: Tensor, scale: Tensor, index: Index) -> Tensor:
+        fixed, zero = self.range.fixed(index), scale == 0
         return value.masked_fill(zero if fixed is None else zero | fixed, 0.0)
 
 
-def _normal_log_density(noise: Tensor, scale: Tensor) -> Tensor:
+def _log_density(noise: Tensor, scale: Tensor) -> Tensor:
     """Log-density of ``scale * noise`` where the scale is positive, else 0."""
     zero = scale == 0
     density = -0.5 * noise.square() - scale.masked_fill(zero, 1.0).log()
@@ -245,10 +204,10 @@ def make_distribution(chosen: Any, action_range: ActionRange) -> ContinuousDistr
         ValueError: the name is not known.
         TypeError: it is nothing of these.
     """
+    if isinstance(chosen, str):
+        chosen = DISTRIBUTIONS[check_choice("distribution", chosen, DISTRIBUTIONS)]
     if isinstance(chosen, ContinuousDistribution):
         return chosen
-    if isinstance(chosen, str):
-        return DISTRIBUTIONS[check_choice("distribution", chosen, DISTRIBUTIONS)](action_range)
     made = chosen(action_range) if callable(chosen) else None
     if not isinstance(made, ContinuousDistribution):
         raise TypeError(

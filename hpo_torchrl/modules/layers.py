@@ -1,13 +1,18 @@
-"""Multilayer perceptrons."""
+"""Multilayer perceptrons, and the critics that are one each."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torchrl.modules import MLP
+from torchrl.envs import EnvBase
+from torchrl.modules import MLP, ValueOperator
+
+from hpo_torchrl.core.checks import check_choice, check_sizes
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
@@ -15,26 +20,32 @@ ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 def mlp(
     inputs: int,
     outputs: int,
-    hidden: Sequence[int],
+    hidden: int | Sequence[int],
     activation: str,
     gain: float,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
+    **place: Any,
 ) -> MLP:
-    """Build a TorchRL ``MLP``: orthogonal layers, zero biases, ``gain`` on the last layer."""
+    """Build a TorchRL ``MLP``: orthogonal layers, zero biases, ``gain`` on the last layer.
+
+    Args:
+        inputs: number of inputs.
+        outputs: number of outputs.
+        hidden: width of each hidden layer.
+        activation: a name of :data:`ACTIVATIONS`.
+        gain: size of the last layer's weights.
+        place: device and dtype.
+    """
+    cells = check_sizes("hidden", hidden)
     net = MLP(
         in_features=inputs,
         out_features=outputs,
-        num_cells=list(hidden),
-        depth=len(hidden),
-        activation_class=ACTIVATIONS[activation],
-        device=device,
-    ).to(dtype)
-    layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    for layer in layers:
-        last = layer is layers[-1]
-        nn.init.orthogonal_(layer.weight, gain=gain if last else math.sqrt(2))
+        num_cells=cells,
+        depth=len(cells),
+        activation_class=ACTIVATIONS[check_choice("activation", activation, ACTIVATIONS)],
+    ).to(**place)
+    *inner, last = (module for module in net if isinstance(module, nn.Linear))
+    for layer in (*inner, last):
+        nn.init.orthogonal_(layer.weight, gain=gain if layer is last else math.sqrt(2))
         nn.init.zeros_(layer.bias)
     return net
 
@@ -45,13 +56,10 @@ def direct(net: nn.Module) -> Callable[[Tensor], Tensor]:
     For small layers that search takes a good part of the time. A net that has hooks is returned
     itself.
     """
-    layers: list[nn.Module] = [net]
-    if isinstance(net, nn.Sequential) and type(net) in (MLP, nn.Sequential):
-        layers = list(net)
-    for layer in (net, *layers):
-        hooks = (layer._forward_hooks, layer._forward_pre_hooks)
-        if any(hooks) or layer._backward_hooks or layer._backward_pre_hooks:
-            return net
+    layers = list(net.children()) if type(net) in (MLP, nn.Sequential) else [net]
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    if any(getattr(layer, f"_{kind}") for layer in (net, *layers) for kind in kinds):
+        return net
     calls = [layer.forward for layer in layers if type(layer) is not nn.Identity]
 
     def call(value: Tensor) -> Tensor:
@@ -60,3 +68,85 @@ def direct(net: nn.Module) -> Callable[[Tensor], Tensor]:
         return value
 
     return calls[0] if len(calls) == 1 else call
+
+
+def make_value_network(
+    env: EnvBase,
+    *,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+    observation_key: str = "observation",
+) -> ValueOperator:
+    """Build the critic of an environment: ``observation`` to ``"state_value"``, ``(*B, 1)``.
+
+    Args:
+        env: the environment; its observation spec gives the input size, device and dtype.
+        hidden: width of each hidden layer.
+        activation: see :class:`HybridNetwork`. A critic that is linear far out (relu) invents
+            slopes where there is no data, and the gradient through its value drives the policy
+            there.
+        observation_key: entry that the critic reads.
+
+    Examples:
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> from hpo_torchrl.modules import make_value_network
+        >>> critic = make_value_network(InventoryEnv(batch_size=4))
+        >>> critic(InventoryEnv(batch_size=4).reset())["state_value"].shape
+        torch.Size([4, 1])
+    """
+    spec = env.observation_spec[observation_key]
+    # The head starts at zero: slopes that mean nothing would steer the policy at once, and the more
+    # the smaller each coordinate's own share of the reward is.
+    net = mlp(spec.shape[-1], 1, hidden, activation, 0.0, device=spec.device, dtype=spec.dtype)
+    return ValueOperator(net, in_keys=[observation_key])
+
+
+class QNetwork(nn.Module):
+    """Values of all discrete actions at an observation and a continuous action."""
+
+    unit: Tensor
+
+    def __init__(self, net: nn.Module, unit: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("unit", unit.clone())
+
+    def forward(self, observation: Tensor, candidate: Tensor) -> Tensor:
+        return self.net(torch.cat([observation, candidate / self.unit], -1))
+
+
+def make_q_network(
+    env: EnvBase, *, hidden: Sequence[int] = (64, 64), activation: str = "tanh"
+) -> TensorDictModule:
+    """Build a critic of actions: ``observation`` and ``candidate`` to ``"action_value"``.
+
+    Args:
+        env: the environment; its specs give the sizes, device and dtype.
+        hidden: width of each hidden layer.
+        activation: see :class:`HybridNetwork`.
+
+    Returns:
+        Module that reads ``"candidate"``, a continuous action ``(*B, n)``, and writes the values
+        of the M discrete actions, ``(*B, M)``, each with that action.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> from hpo_torchrl.modules import make_q_network
+        >>> env = InventoryEnv(num_items=3, batch_size=4)
+        >>> data = env.reset().set("candidate", torch.ones(4, 3))
+        >>> make_q_network(env)(data)["action_value"].shape
+        torch.Size([4, 2])
+    """
+    spec = env.observation_spec["observation"]
+    dimension = env.full_action_spec["action", "continuous"].shape[-1]
+    options = env.full_action_spec["action", "discrete"].space.n
+    place: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype}
+    net = mlp(spec.shape[-1] + dimension, options, hidden, activation, 0.0, **place)
+    unit = getattr(env, "action_scale", None)
+    unit = torch.ones(dimension) if unit is None else unit
+    return TensorDictModule(
+        QNetwork(net, unit.to(**place)),
+        in_keys=["observation", "candidate"],
+        out_keys=["action_value"],
+    )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchrl.modules import MLP
 
 from hpo_torchrl.core.categorical import BranchBounds
-from hpo_torchrl.core.checks import check_bool, check_choice, check_float, check_sizes
+from hpo_torchrl.core.checks import check_bool, check_float, check_sizes
 from hpo_torchrl.modules.action_range import ActionRange, Bounds
 from hpo_torchrl.modules.continuous import make_distribution
 from hpo_torchrl.modules.layers import ACTIVATIONS, direct, mlp
@@ -68,7 +68,6 @@ class HybridNetwork(nn.Module):
     """
 
     log_scale: Tensor
-    num_seeds: int | None = None
 
     def __init__(
         self,
@@ -91,66 +90,54 @@ class HybridNetwork(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        check_choice("activation", activation, ACTIVATIONS)
         check_float("scale", scale, minimum=0.0)
-        for name, flag in (
-            ("shared_trunk", shared_trunk),
-            ("linear_skip", linear_skip),
-            ("learn_scale", learn_scale),
-        ):
+        flags = {"shared_trunk": shared_trunk, "linear_skip": linear_skip}
+        for name, flag in (flags | {"learn_scale": learn_scale}).items():
             check_bool(name, flag)
         if learn_scale and scale == 0:
             raise ValueError("learn_scale=True needs scale > 0 as its start, got scale=0.")
-        hidden = check_sizes("hidden", hidden)
         self.num_discrete, self.continuous_dim = num_discrete, continuous_dim
-        place: dict[str, Any] = {"device": device, "dtype": dtype}
-
-        def net(inputs: int, outputs: int, cells: Sequence[int], gain: float) -> MLP:
-            return mlp(inputs, outputs, cells, activation, gain, **place)
-
         self.num_heads = num_heads
         # Shape of the branches: (M, n), or (H, M, k).
-        branches: tuple[int, ...] = (num_discrete, continuous_dim)
-        if num_heads is not None:
-            branches = (num_heads, num_discrete, continuous_dim // num_heads)
-        self._branches = branches
+        branches = (num_discrete, continuous_dim // (num_heads or 1))
+        self._branches = branches if num_heads is None else (num_heads, *branches)
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        net: Any = functools.partial(mlp, activation=activation, **place)
         unit = torch.ones(continuous_dim, **place) if action_scale is None else action_scale
-        ends = (continuous_bounds, unit, branch_bounds, num_heads)
-        self.distribution = make_distribution(distribution, ActionRange(*ends, **place))
+        ends = ActionRange(continuous_bounds, unit, branch_bounds, num_heads, **place)
+        self.distribution = make_distribution(distribution, ends)
         outputs = num_discrete * continuous_dim * self.distribution.outputs
-        if shared_trunk and hidden:
-            self.trunk: nn.Module = nn.Sequential(
-                net(observation_dim, hidden[-1], hidden[:-1], math.sqrt(2)),
-                ACTIVATIONS[activation](),
-            )
-            head_inputs, head_cells = hidden[-1], []
-        else:
-            self.trunk, head_inputs, head_cells = nn.Identity(), observation_dim, hidden
+        self.trunk: nn.Module = nn.Identity()
+        inputs, cells = observation_dim, check_sizes("hidden", hidden)
+        if shared_trunk and cells:
+            shared = net(inputs, cells[-1], cells[:-1], gain=math.sqrt(2))
+            self.trunk = nn.Sequential(shared, ACTIVATIONS[activation]())
+            inputs, cells = cells[-1], []
         # The discrete head starts exactly uniform: every action is tried before any is preferred.
-        self.discrete = net(head_inputs, num_discrete * (num_heads or 1), head_cells, 0.0)
-        self.continuous = net(head_inputs, outputs, head_cells, 0.01)
-        self.skip = (
-            nn.Linear(observation_dim, outputs, bias=False, **place) if linear_skip else None
-        )
-        if self.skip is not None:
+        self.discrete = net(inputs, num_discrete * (num_heads or 1), cells, gain=0.0)
+        self.continuous = net(inputs, outputs, cells, gain=0.01)
+        self.skip: nn.Module | None = None
+        if linear_skip:
+            self.skip = nn.Linear(observation_dim, outputs, bias=False, **place)
             nn.init.zeros_(self.skip.weight)
         # A distribution with outputs of its own for its scale needs none of these.
         self.stochastic = scale > 0 or self.distribution.outputs > 1
-        self._deviates, self._learns_scale = scale > 0, learn_scale
-        if learn_scale:
-            self.log_scale = nn.Parameter(torch.full(branches, math.log(scale), **place))
-        elif self._deviates:  # one for all branches
-            shared = torch.full((*branches[:-2], 1, branches[-1]), math.log(scale), **place)
-            self.register_buffer("log_scale", shared)
+        self._deviates = scale > 0
+        if scale > 0:  # one for all branches, unless it is learned
+            shape = (*self._branches[:-2], num_discrete if learn_scale else 1, branches[-1])
+            log_scale = torch.full(shape, math.log(scale), **place)
+            if learn_scale:
+                self.log_scale = nn.Parameter(log_scale)
+            else:
+                self.register_buffer("log_scale", log_scale)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
         features = self.trunk(observation)
-        raw = self.continuous(features)
-        if self.skip is not None:
-            raw = raw + self.skip(observation)
-        loc, scale = self._of_raw(raw, self.scale())
-        return self._logits(self.discrete(features)), loc, _like(scale, loc)
+        raw = _with_skip(self.continuous, self.skip, features, observation)
+        loc, scale = self._parameters_of(raw, self.scale())
+        scale = None if scale is None else scale.expand_as(loc)
+        return self._in_heads(self.discrete(features)), loc, scale
 
     def sampler(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]:
         """Return a function that computes what :meth:`forward` does, many times in a row.
@@ -161,33 +148,26 @@ class HybridNetwork(nn.Module):
         """
         trunk, discrete, continuous = map(direct, (self.trunk, self.discrete, self.continuous))
         skip = None if self.skip is None else direct(self.skip)
-        scale, of_raw, into_heads = self.scale(), self._of_raw, self._logits
+        scale, parameters_of, in_heads = self.scale(), self._parameters_of, self._in_heads
 
         def parameters(observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             features = trunk(observation)
             with torch.no_grad():
-                logits = into_heads(discrete(features))
-            raw = continuous(features)
-            if skip is not None:
-                raw = raw + skip(observation)
-            return logits, *of_raw(raw, scale)
+                logits = in_heads(discrete(features))
+            raw = _with_skip(continuous, skip, features, observation)
+            return logits, *parameters_of(raw, scale)
 
         return parameters
 
     def branches(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the parameters of u alone, those of every branch."""
-        raw = self.continuous(self.trunk(observation))
-        if self.skip is not None:
-            raw = raw + self.skip(observation)
-        return self._of_raw(raw, self.scale())
+        features = self.trunk(observation)
+        raw = _with_skip(self.continuous, self.skip, features, observation)
+        return self._parameters_of(raw, self.scale())
 
-    def _of_raw(self, raw: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        raw = raw.reshape(*raw.shape[:-1], *self._branches[:-1], -1)
-        if scale is not None and self.num_seeds is not None and self._learns_scale:
-            # The axis of seeds comes before the batch.
-            batch = (1,) * (raw.ndim - scale.ndim)
-            scale = scale.reshape(len(scale), *batch, *scale.shape[1:])
-        return self.distribution.parameters_of(raw, scale)
+    def logits(self, observation: Tensor) -> Tensor:
+        """Return the logits alone, ``(*B, M)`` or ``(*B, H, M)``."""
+        return self._in_heads(self.discrete(self.trunk(observation)))
 
     def scale(self) -> Tensor | None:
         """Return the scale of u, ``(M, n)`` or ``(H, M, k)``, or 1 for M if all branches share it.
@@ -196,15 +176,25 @@ class HybridNetwork(nn.Module):
         """
         return self.distribution.spread(self.log_scale.exp()) if self._deviates else None
 
-    def logits(self, observation: Tensor) -> Tensor:
-        """Return the logits alone, ``(*B, M)`` or ``(*B, H, M)``."""
-        return self._logits(self.discrete(self.trunk(observation)))
+    def _parameters_of(self, raw: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        raw = raw.reshape(*raw.shape[:-1], *self._branches[:-1], -1)
+        if scale is not None and scale.ndim > len(self._branches):
+            # The axis of seeds comes before the batch.
+            batch = (1,) * (raw.ndim - scale.ndim)
+            scale = scale.reshape(len(scale), *batch, *scale.shape[1:])
+        return self.distribution.parameters_of(raw, scale)
 
-    def _logits(self, outputs: Tensor) -> Tensor:
+    def _in_heads(self, outputs: Tensor) -> Tensor:
         if self.num_heads is None:
             return outputs
         return outputs.reshape(*outputs.shape[:-1], self.num_heads, -1)
 
 
-def _like(scale: Tensor | None, loc: Tensor) -> Tensor | None:
-    return None if scale is None else scale.expand_as(loc)
+def _with_skip(
+    continuous: Callable[[Tensor], Tensor],
+    skip: Callable[[Tensor], Tensor] | None,
+    features: Tensor,
+    observation: Tensor,
+) -> Tensor:
+    raw = continuous(features)
+    return raw if skip is None else raw + skip(observation)

@@ -1,13 +1,14 @@
-"""The hybrid policy: TorchRL's probabilistic modules around a hybrid network."""
+"""The hybrid policy: TorchRL's probabilistic modules around a hybrid network; and rules."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from tensordict import TensorDictBase
-from tensordict.nn import InteractionType, ProbabilisticTensorDictSequential
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.envs import EnvBase
@@ -15,19 +16,17 @@ from torchrl.envs import EnvBase
 from hpo_torchrl.core.categorical import ACTION_MASK
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.modules.continuous import ContinuousDistribution
-from hpo_torchrl.modules.distribution import HybridDistribution
 from hpo_torchrl.modules.network import HybridNetwork
-from hpo_torchrl.modules.sampler import HybridParameters, HybridSampler, is_stochastic
-from hpo_torchrl.modules.sampling import NORMAL, HybridDraw, Noise, draw, normalised
-
-
-class HybridAction(NamedTuple):
-    """A sampled action as plain tensors; the log-probabilities carry no graph."""
-
-    discrete: Tensor
-    continuous: Tensor
-    log_prob: Tensor | None
-    discrete_log_prob: Tensor | None
+from hpo_torchrl.modules.sampler import HybridAction, HybridParameters, HybridSampler
+from hpo_torchrl.modules.sampling import (
+    HybridDistribution,
+    HybridDraw,
+    Noise,
+    chosen_branch,
+    draw,
+    flat,
+    normalised,
+)
 
 
 class HybridPolicy(ProbabilisticTensorDictSequential):
@@ -54,8 +53,8 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         network: the network, for example a :class:`HybridNetwork`.
         observation_key: entry that the network reads.
         mask_key: entry with the discrete actions that may be chosen, bool ``(*B, M)``.
-        return_log_prob: whether log-probabilities are written.
-        default_interaction_type: what is done outside ``set_exploration_type``.
+        sampler: further arguments, of :class:`HybridSampler`: ``return_log_prob`` and
+            ``default_interaction_type``.
 
     Attributes:
         num_seeds: number S of seeds of a policy made by :func:`replicate`, else ``None``.
@@ -81,21 +80,15 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         *,
         observation_key: str = "observation",
         mask_key: str | None = None,
-        return_log_prob: bool = True,
-        default_interaction_type: InteractionType = InteractionType.RANDOM,
+        **sampler: Any,
     ) -> None:
-        super().__init__(
-            HybridParameters(network, observation_key),
-            HybridSampler(
-                mask_key=mask_key,
-                stochastic=is_stochastic(network),
-                heads=_has_heads(network),
-                distribution=getattr(network, "distribution", NORMAL),
-                return_log_prob=return_log_prob,
-                default_interaction_type=default_interaction_type,
-            ),
-        )
+        parameters = HybridParameters(network, observation_key)
+        super().__init__(parameters, HybridSampler(network, mask_key, **sampler))
         self.observation_key, self.mask_key = observation_key, mask_key
+        self.stochastic = "scale" in parameters.out_keys
+        self.return_log_prob: bool = self[-1].return_log_prob
+        # What a distribution is made with: whether there are heads, and the distribution of u.
+        self._kind: dict[str, Any] = self[-1].distribution_kwargs
 
     @classmethod
     def for_env(
@@ -127,38 +120,32 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             TypeError: ``network`` is neither, or arguments are given for one that is made already.
         """
         observation = env.observation_spec[observation_key]
-        continuous = env.full_action_spec["action", "continuous"]
-        discrete = env.full_action_spec["action", "discrete"]
-        heads = discrete.shape[len(continuous.shape) - 1 :]
         if mask_key is None and ACTION_MASK in env.observation_spec.keys():  # noqa: SIM118
             mask_key = ACTION_MASK
-        if isinstance(network, nn.Module):
-            if arguments:
-                raise TypeError(
-                    f"network is a module already, so {', '.join(sorted(arguments))} cannot be "
-                    "given to it; give its class instead, or leave the arguments out."
-                )
-        elif not callable(network):
+        if isinstance(network, nn.Module) and arguments:
+            raise TypeError(
+                f"network is a module already, so {', '.join(sorted(arguments))} cannot be "
+                "given to it; give its class instead, or leave the arguments out."
+            )
+        if not callable(network):
             raise TypeError(f"network must be a module or a callable, got {network!r}.")
-        else:
+        if not isinstance(network, nn.Module):
+            options, dimension, heads = _action_sizes(env)
+            continuous = env.full_action_spec["action", "continuous"]
             network = network(
                 observation_dim=observation.shape[-1],
-                num_discrete=discrete.space.n,
-                continuous_dim=continuous.shape[-1],
+                num_discrete=options,
+                continuous_dim=dimension,
                 continuous_bounds=getattr(env, "continuous_bounds", None) or _bounds(continuous),
                 branch_bounds=getattr(env, "branch_bounds", None),
-                num_heads=heads[0] if heads else None,
+                num_heads=heads,
                 action_scale=getattr(env, "action_scale", None),
                 device=observation.device,
                 dtype=observation.dtype,
                 **arguments,
             )
-        policy = cls(
-            network,
-            observation_key=observation_key,
-            mask_key=mask_key,
-            return_log_prob=return_log_prob,
-        )
+        keys: dict[str, Any] = {"observation_key": observation_key, "mask_key": mask_key}
+        policy = cls(network, return_log_prob=return_log_prob, **keys)
         policy._observation_size = observation.shape[-1]
         return policy
 
@@ -168,16 +155,6 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         return self[0].network
 
     @property
-    def return_log_prob(self) -> bool:
-        """Whether log-probabilities are written."""
-        return self[-1].return_log_prob
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether the continuous action is sampled."""
-        return is_stochastic(self.network)
-
-    @property
     def acts_randomly(self) -> bool:
         """Whether actions are sampled now, given ``set_exploration_type`` and the default."""
         return self[-1].acts_randomly
@@ -185,7 +162,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
     @property
     def continuous_distribution(self) -> ContinuousDistribution:
         """The distribution of u."""
-        return getattr(self.network, "distribution", NORMAL)
+        return self._kind["distribution"]
 
     @property
     def randomness(self) -> Randomness:
@@ -203,45 +180,36 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         if isinstance(part, nn.Module):
             discrete = {id(p) for p in part.parameters()}
         else:
-            discrete = self._only_discrete(named)
-        groups = {
-            "discrete": {name: p for name, p in named.items() if id(p) in discrete},
-            "continuous": {name: p for name, p in named.items() if id(p) not in discrete},
-        }
+            discrete = self._only_discrete([p for p in named.values() if p.requires_grad])
+        groups: dict[str, dict[str, nn.Parameter]] = {"discrete": {}, "continuous": {}}
+        for name, parameter in named.items():
+            groups["discrete" if id(parameter) in discrete else "continuous"][name] = parameter
         return {component: parameters for component, parameters in groups.items() if parameters}
 
-    def _only_discrete(self, named: Mapping[str, nn.Parameter]) -> set[int]:
+    def _only_discrete(self, learned: list[nn.Parameter]) -> set[int]:
         """Find the parameters that gradients of the logits reach, and those of u do not."""
-        size = self._observation_size
-        if size is None:
-            return set()
-        learned = [p for p in named.values() if p.requires_grad]
-        example = torch.zeros(self.num_seeds or 1, size).to(learned[0]) if learned else None
-        if example is None:
+        if self._observation_size is None or not learned:
             return set()
         with torch.enable_grad():
-            logits, loc, scale = self.network(example)
+            answer = self.network(self._example(self._observation_size, learned[0]))
         reached = []
-        for outputs in ([logits], [loc, scale]):
-            total = sum(value.sum() for value in outputs if value is not None)
+        for outputs in (answer[:1], answer[1:]):
+            sums = [part.sum() for part in outputs if part is not None and part.requires_grad]
             found: Any = [None] * len(learned)
-            if isinstance(total, Tensor) and total.requires_grad:
-                found = torch.autograd.grad(total, learned, retain_graph=True, allow_unused=True)
+            if sums:
+                found = torch.autograd.grad(sums, learned, retain_graph=True, allow_unused=True)
             pairs = zip(learned, found, strict=True)
             reached.append({id(p) for p, gradient in pairs if gradient is not None})
         return reached[0] - reached[1]
 
+    def _example(self, size: int, like: Any) -> Tensor:
+        """One observation for each seed, of the dtype and device of a tensor or a spec."""
+        return torch.zeros(self.num_seeds or 1, size, dtype=like.dtype, device=like.device)
+
     def distribution(self, observation: Tensor, mask: Tensor | None = None) -> HybridDistribution:
         """Return the action distribution at ``observation``, on plain tensors."""
         logits, loc, scale = self.network(observation)
-        return HybridDistribution(
-            logits,
-            loc,
-            scale,
-            mask,
-            heads=_has_heads(self.network),
-            distribution=self.continuous_distribution,
-        )
+        return HybridDistribution(logits, loc, scale, mask, **self._kind)
 
     def mask_of(self, entries: Mapping[str, Tensor]) -> Tensor | None:
         """Return the mask that the policy reads, out of a step's entries; ``None`` without one."""
@@ -249,28 +217,19 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
 
     def discrete_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return log pi(. | s), normalised and masked, ``(*B, M)``, without the continuous net."""
-        observation, network = tensordict.get(self.observation_key), self.network
-        told: Any = _agreeing(network, "logits")
-        logits = network(observation)[0] if told is None else told(observation)
-        return normalised(logits, self.mask_of(tensordict))
+        logits = self._shortcut("logits", lambda seen: self.network(seen)[0])
+        found = logits(tensordict.get(self.observation_key))
+        return normalised(found, self.mask_of(tensordict))
 
     def mean_action(self, tensordict: TensorDictBase, discrete: Tensor) -> Tensor:
         """Return u of the given discrete actions without sampling, ``(*B, n)``.
 
         That is the mode of the branch, for a normal its mean; the discrete net is not evaluated.
         """
-        observation, network = tensordict.get(self.observation_key), self.network
-        told: Any = _agreeing(network, "branches")
-        loc, scale = network(observation)[1:] if told is None else told(observation)
-        dist = HybridDistribution(
-            loc.detach()[..., 0],
-            loc,
-            scale,
-            validate_args=False,
-            heads=_has_heads(network),
-            distribution=self.continuous_distribution,
-        )
-        return dist.mode_of(discrete)
+        branches = self._shortcut("branches", lambda seen: self.network(seen)[1:])
+        loc, scale = branches(tensordict.get(self.observation_key))
+        mode = self.continuous_distribution.mode(*chosen_branch(loc, scale, discrete))
+        return flat(mode, self._kind["heads"])
 
     def act(self, observation: Tensor, mask: Tensor | None = None) -> HybridAction:
         """Sample an action on plain tensors: the arithmetic and random numbers of the module.
@@ -279,26 +238,17 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             ValueError: a row of the mask allows nothing, or the network's answer is of another
                 shape.
         """
-        dist = self.distribution(observation, mask)
-        noise = dist.sample_noise((), self.randomness) if self.acts_randomly else None
-        found = dist.draw(noise)
-        scores: tuple[Any, Any] = (None, None)
-        if self.return_log_prob:
-            own = None if noise is None else noise.continuous
-            scores = found.log_probs(own, dist.distribution)
-        return HybridAction(found.discrete, found.continuous, *scores)
+        return self[-1].act(self.distribution(observation, mask))
 
     def sampler(self) -> Callable[[Tensor, Tensor | None, Noise | None], HybridDraw]:
         """Return a function that samples as :meth:`act` does, with given random numbers.
 
         It takes the observation, the mask (which is not checked) and the noise, see
-        :func:`~hpo_torchrl.modules.distribution.draw`. It is for the parameters of now: what does
+        :func:`~hpo_torchrl.modules.sampling.draw`. It is for the parameters of now: what does
         not depend on the observation is computed once.
         """
-        network, heads = self.network, _has_heads(self.network)
-        distribution = self.continuous_distribution
-        own: Any = _agreeing(network, "sampler")
-        parameters = network if own is None else own()
+        distribution, heads = self.continuous_distribution, self._kind["heads"]
+        parameters = self._shortcut("sampler", lambda: self.network)()
 
         def sample(observation: Tensor, mask: Tensor | None, noise: Noise | None) -> HybridDraw:
             logits, loc, scale = parameters(observation)
@@ -307,6 +257,15 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
 
         return sample
 
+    def _shortcut(self, name: str, otherwise: Callable) -> Callable:
+        """Return a network's method, unless a subclass has overridden ``forward`` beside it."""
+        family = type(self.network).__mro__
+        owner, other = (
+            next((c for c in family if at in vars(c)), None) for at in (name, "forward")
+        )
+        agrees = owner is not None and other is not None and issubclass(owner, other)
+        return getattr(self.network, name) if agrees else otherwise
+
     def check_env(self, env: EnvBase) -> None:
         """Raise a ``ValueError`` if the policy's branches or dimensions are not the environment's.
 
@@ -314,36 +273,47 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             env: the environment that the policy is meant for.
         """
         spec = env.observation_spec[self.observation_key]
-        number = env.full_action_spec["action", "discrete"].space.n
-        dimension = env.full_action_spec["action", "continuous"].shape[-1]
-        heads = getattr(self.network, "num_heads", None)
-        shape = (number, dimension) if heads is None else (heads, number, dimension // heads)
-        example = torch.zeros(self.num_seeds or 1, spec.shape[-1]).to(spec.dtype).to(spec.device)
+        options, dimension, heads = _action_sizes(env)
+        shape = (options, dimension) if heads is None else (heads, options, dimension // heads)
         with torch.no_grad():
-            logits, loc, scale = self.network(example)
             # A distribution may have parameters of its own; its actions have the last word.
-            loc = self.continuous_distribution.mode(loc, scale)
-        if logits.shape[-1] != number or tuple(loc.shape[-len(shape) :]) != shape:
+            _, *parameters = self.network(self._example(spec.shape[-1], spec))
+            found = tuple(self.continuous_distribution.mode(*parameters).shape[1:])
+        if found != shape:
             raise ValueError(
-                f"The policy has {logits.shape[-1]} discrete actions and branches of shape "
-                f"{tuple(loc.shape[-len(shape) :])}, but the environment asks for {number} "
-                f"discrete actions and branches of shape {shape} (discrete actions, continuous "
-                "dimension). Build it with HybridPolicy.for_env(env) or correct the network's "
-                "outputs."
+                f"The policy has {found[-2]} discrete actions and branches of shape {found}, but "
+                f"the environment asks for {options} discrete actions and branches of shape "
+                f"{shape} (discrete actions, continuous dimension). Build it with "
+                "HybridPolicy.for_env(env) or correct the network's outputs."
             )
         self._observation_size = spec.shape[-1]
 
 
-def _agreeing(network: nn.Module, name: str) -> Callable | None:
-    """Return a method of a network, unless a subclass has overridden ``forward`` beside it."""
-    family = type(network).__mro__
-    owner, other = (next((c for c in family if at in vars(c)), None) for at in (name, "forward"))
-    agrees = owner is not None and other is not None and issubclass(owner, other)
-    return getattr(network, name) if agrees else None
+class RulePolicy(TensorDictModuleBase):
+    """A rule: reads the state, writes ``("action", "discrete")`` and ``("action", "continuous")``.
+
+    Rules are heuristics to compare with, and starting points.
+    """
+
+    out_keys = [("action", "discrete"), ("action", "continuous")]  # noqa: RUF012
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Decide for every env instance of the batch."""
+        discrete, continuous = self.decide(*(tensordict.get(key) for key in self.in_keys))
+        action = {"discrete": discrete, "continuous": continuous}
+        return tensordict.set("action", TensorDict(action, batch_size=tensordict.batch_size))
+
+    def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return discrete actions ``(*B,)`` and continuous actions ``(*B, n)``."""
+        raise NotImplementedError
 
 
-def _has_heads(network: nn.Module) -> bool:
-    return getattr(network, "num_heads", None) is not None
+def _action_sizes(env: EnvBase) -> tuple[int, int, int | None]:
+    """Return the numbers of discrete actions, of coordinates and, if there are any, of heads."""
+    discrete = env.full_action_spec["action", "discrete"]
+    continuous = env.full_action_spec["action", "continuous"].shape
+    heads = discrete.shape[len(continuous) - 1 :]
+    return discrete.space.n, continuous[-1], heads[0] if heads else None
 
 
 def _bounds(spec: Any) -> tuple[Any, Any]:
@@ -359,12 +329,8 @@ def _bounds(spec: Any) -> tuple[Any, Any]:
                 f"{end.tolist()}; give the environment an attribute continuous_bounds, or build "
                 "the HybridNetwork yourself."
             )
-        values = [value if abs(value) < 1e30 else None for value in rows[0].tolist()]
-        found.append(values)
-    if all(value is None for value in (*found[0], *found[1])):
-        return None, None
-    if all(len(set(values)) == 1 for values in found):
-        return found[0][0], found[1][0]
-    infinite = float("inf")
-    low = [-infinite if value is None else value for value in found[0]]
-    return low, [infinite if value is None else value for value in found[1]]
+        # The bounds of an unbounded spec are the largest numbers.
+        own = [math.copysign(math.inf, x) if abs(x) >= 1e30 else x for x in rows[0].tolist()]
+        shared = len(set(own)) == 1
+        found.append((None if math.isinf(own[0]) else own[0]) if shared else own)
+    return found[0], found[1]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torchrl.modules import MLP
 
-from hpo_torchrl.modules.critics import QNetwork
+from hpo_torchrl.modules.layers import QNetwork
 from hpo_torchrl.modules.network import HybridNetwork
 
 # Rows of each member up to which one product for all is faster on a CPU than one for each: beyond,
@@ -53,61 +53,43 @@ def replicate(modules: Sequence[nn.Module]) -> Any:
     if not modules:
         raise ValueError("replicate needs at least one module, got none.")
     together = copy.deepcopy(modules[0])
-    _stack_parameters(together, modules)
-    together = _vectorised(together, len(modules))
+    for name, parameter in together.named_parameters():
+        members = [module.get_parameter(name) for module in modules]
+        parameter.data = torch.stack([member.detach() for member in members])
+        for member, row in zip(members, parameter.data.unbind(0), strict=True):
+            member.data = row
+    together = _vectorised(together)
     together.num_seeds, together.members = len(modules), tuple(modules)
     return together
 
 
-def _stack_parameters(together: nn.Module, modules: Sequence[nn.Module]) -> None:
-    stacks: dict[int, nn.Parameter] = {}
-    for name, parameter in list(together.named_parameters(remove_duplicate=False)):
-        if id(parameter) not in stacks:  # one that is tied stands in several places
-            rows = [module.get_parameter(name) for module in modules]
-            stack = nn.Parameter(
-                torch.stack([row.detach() for row in rows]), requires_grad=parameter.requires_grad
-            )
-            for row, own in zip(stack.data.unbind(0), rows, strict=True):
-                own.data = row
-            stacks[id(parameter)] = stack
-        owner, _, last = name.rpartition(".")
-        setattr(together.get_submodule(owner), last, stacks[id(parameter)])
-
-
-def _vectorised(module: Any, number: int) -> Any:
+def _vectorised(module: Any) -> Any:
     """Let a module whose parameters are stacked take inputs with a leading axis."""
     if type(module) is nn.Linear:
-        return _Linear(module)
+        module.__class__ = _Linear  # the same parameters, applied side by side
+        return module
     if type(module) in _TRANSPARENT or isinstance(module, (TensorDictModuleBase, nn.ModuleList)):
         for name, child in list(module.named_children()):
-            setattr(module, name, _vectorised(child, number))
-        if isinstance(module, HybridNetwork):
-            module.num_seeds = number
+            setattr(module, name, _vectorised(child))
         return module
     return _Vectorised(module) if any(True for _ in module.parameters()) else module
 
 
-class _Linear(nn.Module):
+class _Linear(nn.Linear):
     """Linear layers side by side: weights ``(S, out, in)`` and biases ``(S, out)``."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-        self.in_features, self.out_features = layer.in_features, layer.out_features
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the answers ``(S, *B, out)`` to inputs ``(S, *B, in)``."""
         rows = inputs.flatten(1, -2) if inputs.ndim != 2 else inputs.unsqueeze(1)
-        weight = self.weight.mT
         if rows.shape[1] > _FEW_ROWS and rows.device.type == "cpu":
             biases = [None] * len(rows) if self.bias is None else self.bias.unbind(0)
             # Unbound once: gradients come back in one piece, not as sums of padded ones.
             members = zip(rows.unbind(0), self.weight.unbind(0), biases, strict=True)
             answers = torch.stack([nn.functional.linear(*member) for member in members])
         elif self.bias is None:
-            answers = torch.bmm(rows, weight)
+            answers = torch.bmm(rows, self.weight.mT)
         else:
-            answers = torch.baddbmm(self.bias.unsqueeze(1), rows, weight)
+            answers = torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight.mT)
         return answers.reshape(*inputs.shape[:-1], answers.shape[-1])
 
 
@@ -117,25 +99,16 @@ class _Vectorised(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        for name in ("stochastic", "num_heads", "distribution"):  # which a policy asks for
-            if hasattr(network, name):
-                setattr(self, name, getattr(network, name))
 
     def forward(self, *inputs: Tensor) -> Any:
         """Return each member's answer to its own inputs, stacked."""
         # Read anew: under ``functional_call`` the parameters are others.
         parameters: dict[str, Tensor] = dict(self.network.named_parameters())
-        absent: list[bool] = []
 
         def answer(own: dict[str, Tensor], *own_inputs: Tensor) -> Any:
             found = functional_call(self.network, own, own_inputs)
-            if not isinstance(found, tuple):
-                return found
-            absent[:] = [value is None for value in found]  # which vmap does not return
-            return tuple(value for value in found if value is not None)
+            # A policy's network may have no scale, and vmap returns no ``None``.
+            return found[:2] if isinstance(found, tuple) and found[-1] is None else found
 
         found = vmap(answer, randomness="different")(parameters, *inputs)
-        if not isinstance(found, tuple):
-            return found
-        values = iter(found)
-        return tuple(None if missing else next(values) for missing in absent)
+        return (*found, None) if isinstance(found, tuple) and len(found) == 2 else found

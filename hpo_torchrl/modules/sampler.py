@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
+
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import InteractionType, ProbabilisticTensorDictModule, TensorDictModuleBase
 from tensordict.nn.probabilistic import interaction_type
-from torch import nn
+from torch import Tensor, nn
 
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.modules.continuous import ContinuousDistribution
-from hpo_torchrl.modules.distribution import HybridDistribution
-from hpo_torchrl.modules.sampling import NORMAL
+from hpo_torchrl.modules.sampling import NORMAL, HybridDistribution
 
 DISCRETE_LOG_PROB = "discrete_log_prob"
-_PARAMETERS = ("logits", "loc", "scale")
 
 
-def is_stochastic(network: nn.Module) -> bool:
-    """Whether a network's answer has a scale."""
-    return getattr(network, "stochastic", True)
+def parameter_keys(network: nn.Module) -> list[str]:
+    """Return the entries of a network's answer; ``scale`` is that of a stochastic u."""
+    return ["logits", "loc", "scale"] if getattr(network, "stochastic", True) else ["logits", "loc"]
 
 
 class HybridParameters(TensorDictModuleBase):
@@ -29,14 +27,21 @@ class HybridParameters(TensorDictModuleBase):
         super().__init__()
         self.network = network
         self.in_keys = [observation_key]
-        self.out_keys = list(_PARAMETERS[: 3 if is_stochastic(network) else 2])
+        self.out_keys = parameter_keys(network)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        answer = self.network(tensordict.get(self.in_keys[0]))
-        for key, value in zip(_PARAMETERS, answer, strict=True):
-            if value is not None:
-                tensordict.set(key, value)
-        return tensordict
+        logits, loc, scale = self.network(tensordict.get(self.in_keys[0]))
+        tensordict.set("logits", logits).set("loc", loc)
+        return tensordict if scale is None else tensordict.set("scale", scale)
+
+
+class HybridAction(NamedTuple):
+    """A sampled action as plain tensors; the log-probabilities carry no graph."""
+
+    discrete: Tensor
+    continuous: Tensor
+    log_prob: Tensor | None = None
+    discrete_log_prob: Tensor | None = None
 
 
 class HybridSampler(ProbabilisticTensorDictModule):
@@ -48,11 +53,9 @@ class HybridSampler(ProbabilisticTensorDictModule):
     and ``"discrete_log_prob"``, each ``(*B,)`` and without a graph.
 
     Args:
+        network: the network that answers with them; see :class:`HybridPolicy` for what is read.
         mask_key: entry with the discrete actions that may be chosen, bool ``(*B, M)``; ``None``
             allows all.
-        stochastic: whether ``scale`` is read; without it u is deterministic.
-        heads: whether there are several discrete choices, see :class:`HybridDistribution`.
-        distribution: the distribution of u.
         return_log_prob: whether log-probabilities are written.
         default_interaction_type: what is done outside ``set_exploration_type``.
 
@@ -62,40 +65,43 @@ class HybridSampler(ProbabilisticTensorDictModule):
 
     def __init__(
         self,
-        *,
+        network: nn.Module,
         mask_key: str | None = None,
-        stochastic: bool = True,
-        heads: bool = False,
-        distribution: ContinuousDistribution = NORMAL,
         return_log_prob: bool = True,
         default_interaction_type: InteractionType = InteractionType.RANDOM,
     ) -> None:
-        in_keys = {key: key for key in _PARAMETERS[: 3 if stochastic else 2]}
+        in_keys = {key: key for key in parameter_keys(network)}
         if mask_key is not None:
             in_keys["mask"] = mask_key
+        own = {
+            "heads": getattr(network, "num_heads", None) is not None,
+            "distribution": getattr(network, "distribution", NORMAL),
+        }
         super().__init__(
             in_keys=in_keys,
             out_keys=["action"],
             distribution_class=HybridDistribution,
-            distribution_kwargs={"heads": heads, "distribution": distribution},
+            distribution_kwargs=own,
             return_log_prob=return_log_prob,
             default_interaction_type=default_interaction_type,
         )
+        if return_log_prob:
+            self._out_keys.append(DISCRETE_LOG_PROB)
         self.randomness = Randomness()
-
-    @property
-    def out_keys(self) -> list:
-        """Entries that are written."""
-        return [*super().out_keys, *([DISCRETE_LOG_PROB] if self.return_log_prob else [])]
-
-    @out_keys.setter
-    def out_keys(self, value: list) -> None:
-        self._out_keys = value
 
     @property
     def acts_randomly(self) -> bool:
         """Whether actions are sampled now, given ``set_exploration_type`` and the default."""
         return (interaction_type() or self.default_interaction_type) is InteractionType.RANDOM
+
+    def act(self, dist: HybridDistribution) -> HybridAction:
+        """Sample an action of a distribution, and score it."""
+        noise = dist.sample_noise((), self.randomness) if self.acts_randomly else None
+        draw = dist.draw(noise)
+        if not self.return_log_prob:
+            return HybridAction(draw.discrete, draw.continuous)
+        own = None if noise is None else noise.continuous
+        return HybridAction(*draw[:2], *draw.log_probs(own, dist.distribution))
 
     def forward(
         self,
@@ -103,25 +109,12 @@ class HybridSampler(ProbabilisticTensorDictModule):
         tensordict_out: TensorDictBase | None = None,
         _requires_sample: bool = True,
     ) -> TensorDictBase:
-        """Sample the action of ``tensordict`` (or score the one it holds) and write it."""
+        """Sample the action of ``tensordict`` and write it; TorchRL's last flag is always true."""
         out = tensordict if tensordict_out is None else tensordict_out
-        dist = self.get_dist(tensordict)
-        if _requires_sample:
-            noise = dist.sample_noise((), self.randomness) if self.acts_randomly else None
-            draw = dist.draw(noise)
-            action = {"discrete": draw.discrete, "continuous": draw.continuous}
-            out.set("action", TensorDict(action, batch_size=draw.continuous.shape[:-1]))
-            if self.return_log_prob:
-                own = None if noise is None else noise.continuous
-                joint, discrete = draw.log_probs(own, dist.distribution)
-        else:
-            action = tensordict.get("action")
-            with torch.no_grad():
-                discrete = dist.log_prob_discrete(action["discrete"])
-                joint = discrete + dist.log_prob_continuous(
-                    action["discrete"], action["continuous"]
-                )
+        found = self.act(self.get_dist(tensordict))
+        action = {"discrete": found.discrete, "continuous": found.continuous}
+        out.set("action", TensorDict(action, batch_size=found.continuous.shape[:-1]))
         if self.return_log_prob:
-            out.set("action_log_prob", joint)
-            out.set(DISCRETE_LOG_PROB, discrete)
+            out.set("action_log_prob", found.log_prob)
+            out.set(DISCRETE_LOG_PROB, found.discrete_log_prob)
         return out

@@ -1,8 +1,7 @@
 """Loss modules."""
 
 from hpo_torchrl.objectives.base import HybridLossModule
-from hpo_torchrl.objectives.cross_weight import CrossTermWeight
-from hpo_torchrl.objectives.hpo import HPOLoss
+from hpo_torchrl.objectives.hpo import CrossTermWeight, HPOLoss
 from hpo_torchrl.objectives.learned_critic import LearnedCriticLoss
 
 __all__ = ["CrossTermWeight", "HPOLoss", "HybridLossModule", "LearnedCriticLoss"]

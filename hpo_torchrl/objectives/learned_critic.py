@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
-from tensordict.utils import NestedKey
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.objectives import LossModule, ValueEstimators
 
@@ -97,72 +97,64 @@ class LearnedCriticLoss(LossModule):
         device = next(qvalue_network.parameters()).device
         self.register_coeff_buffer("entropy_coeff", entropy_coeff, device=device)
         self.out_keys = ["loss_actor", "loss_qvalue", "loss_entropy", "entropy", "td_error"]
+        self._set_in_keys()
 
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries that the loss reads."""
+    def _set_in_keys(self) -> None:
+        """Set the entries that the loss reads; TorchRL calls this where keys are renamed."""
         keys = self.tensor_keys
-        seen = [*self.actor_network.in_keys, *self.qvalue_network.in_keys]
-        seen = [key for key in dict.fromkeys(seen) if key != "candidate"]
-        after = [*seen, keys.reward, keys.terminated]
-        return [
-            *seen,
-            keys.discrete_action,
-            keys.continuous_action,
-            *(("next", key) if isinstance(key, str) else ("next", *key) for key in after),
-        ]
-
-    def _forward_value_estimator_keys(self, **kwargs) -> None:
-        """No value estimator is used: the target is one step of the critic's own."""
+        seen = dict.fromkeys([*self.actor_network.in_keys, *self.qvalue_network.in_keys])
+        seen.pop("candidate")
+        after = [unravel_key(("next", key)) for key in (*seen, keys.reward, keys.terminated)]
+        self.in_keys = [*seen, keys.discrete_action, keys.continuous_action, *after]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute the terms on detached transitions of any batch shape; the input is kept."""
-        keys = self.tensor_keys
-        after = tensordict.get("next")
+        keys, after = self.tensor_keys, tensordict.get("next")
         with torch.no_grad():
-            logits, values = self._branches(after, target=True)
+            logits, values = self._branches(after, "target_")
             value = (logits.exp() * values).sum(-1)
             alive = 1.0 - after.get(keys.terminated).squeeze(-1).to(value.dtype)
             goal = after.get(keys.reward).squeeze(-1) + self.gamma * alive * value
-        params = self.qvalue_network_params
-        taken = self._q(tensordict, tensordict.get(keys.continuous_action), params)
+        taken = self._q(tensordict, tensordict.get(keys.continuous_action))
         taken = taken.gather(-1, tensordict.get(keys.discrete_action).unsqueeze(-1)).squeeze(-1)
         error = taken - goal
-        logits, values = self._branches(tensordict, target=False)
+        logits, values = self._branches(tensordict)
         probability = logits.exp()
+        value = (probability * values).sum(-1)
         entropy = entropy_of(logits)
         # A bonus in standard deviations of the advantage serves every scale of rewards.
         with torch.no_grad():
-            spread = values - (probability * values).sum(-1, keepdim=True)
-            unit = (probability * spread.square()).sum(-1).mean().sqrt()
+            spread = (probability * (values - value.unsqueeze(-1)).square()).sum(-1).mean().sqrt()
         return TensorDict(
             {
-                "loss_actor": -(probability * values).sum(-1).mean(),
+                "loss_actor": -value.mean(),
                 "loss_qvalue": error.pow(2).mean(),
-                "loss_entropy": -self.entropy_coeff * unit * entropy.mean(),
+                "loss_entropy": -self.entropy_coeff * spread * entropy.mean(),
                 "entropy": entropy.mean().detach(),
                 "td_error": error.abs().mean().detach(),
             }
         )
 
-    def _branches(self, tensordict: TensorDictBase, *, target: bool) -> tuple[Tensor, Tensor]:
+    def _branches(self, tensordict: TensorDictBase, target: str = "") -> tuple[Tensor, Tensor]:
         """Log-probabilities and critic's values of all discrete actions, ``(*B, M)``."""
-        actor = self.target_actor_network_params if target else self.actor_network_params
-        with actor.to_module(self.actor_network, preserve_module_state=False):
-            dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
-        # Detached here: the critic is taught by its own error alone. The frozen targets' slopes are
+        actor = self.actor_network
+        params = getattr(self, f"{target}actor_network_params")
+        with params.to_module(actor, preserve_module_state=False):
+            dist = actor.get_dist(tensordict.select(*actor.in_keys))
+        # Detached: the critic is taught by its own error alone. The frozen targets' slopes are
         # never asked for.
-        critic = self.target_qvalue_network_params if target else self.qvalue_network_params
-        critic = critic.detach()
-        actions = dist.actions()
         values = [
-            self._q(tensordict, actions[..., d, :], critic)[..., d]
-            for d in range(dist.num_discrete)
+            self._q(tensordict, action, target, detach=True)[..., d]
+            for d, action in enumerate(dist.actions().unbind(-2))
         ]
         return dist.logits, torch.stack(values, -1)
 
-    def _q(self, tensordict: TensorDictBase, u: Tensor, params: TensorDictParams) -> Tensor:
+    def _q(
+        self, tensordict: TensorDictBase, action: Tensor, target: str = "", detach: bool = False
+    ) -> Tensor:
         network = self.qvalue_network
+        params = getattr(self, f"{target}qvalue_network_params")
         inputs = tensordict.select(*(key for key in network.in_keys if key != "candidate"))
+        params = params.detach() if detach else params
         with params.to_module(network, preserve_module_state=False):
-            return network(inputs.set("candidate", u)).get("action_value")
+            return network(inputs.set("candidate", action)).get("action_value")

@@ -1,0 +1,225 @@
+"""The data of a loss: its entries, its networks, and how it estimates advantages."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor
+from torchrl.objectives import LossModule, ValueEstimators
+from torchrl.objectives.utils import dispatch_value_estimator
+from torchrl.objectives.value.functional import reward2go
+
+from hpo_torchrl.core.checks import check_choice, check_float
+
+_ESTIMATORS = ("TD0", "TD1", "TDLambda", "GAE")
+
+
+class AdvantageLoss(LossModule):
+    """A TorchRL loss with an actor and, optionally, a critic, which says what an action is worth.
+
+    The arguments are those of :class:`HybridLossModule`.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """The configurable entries of the input, with their defaults.
+
+        Attributes:
+            discrete_action: the discrete actions taken, int64 ``(*B, T)``, with heads
+                ``(*B, T, H)``.
+            sample_log_prob: their log-probabilities when sampled, summed over heads; where absent,
+                today's are used.
+            advantage: the advantage; where absent, the value estimator computes it.
+            action_value: estimates of Q for every discrete action, float ``(*B, T, M)``; optional.
+            value_target: the critic's target.
+            value: the critic's output.
+            critic_value: the critic's values of these states, with a graph to its parameters alone,
+                for who has computed them already; optional.
+            reward: the reward, in ``"next"``.
+            done: end of an episode, in ``"next"``.
+            terminated: end of an episode with no value beyond it, in ``"next"``.
+        """
+
+        discrete_action: NestedKey = ("action", "discrete")
+        sample_log_prob: NestedKey = "discrete_log_prob"
+        advantage: NestedKey = "advantage"
+        action_value: NestedKey = "action_value"
+        value_target: NestedKey = "value_target"
+        value: NestedKey = "state_value"
+        critic_value: NestedKey = "critic_value"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+    default_value_estimator = ValueEstimators.GAE
+
+    actor_network: ProbabilisticTensorDictSequential
+    critic_network: TensorDictModule | None
+    actor_network_params: TensorDictParams | None
+    critic_network_params: TensorDictParams | None
+    target_actor_network_params: TensorDictParams | None
+    target_critic_network_params: TensorDictParams | None
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        critic_network: TensorDictModule | None,
+        baseline: str | None,
+        functional: bool,
+    ) -> None:
+        super().__init__()
+        for name, network in (("actor_network", actor_network), ("critic_network", critic_network)):
+            if functional and network is not None:
+                self.convert_to_functional(network, name)
+            else:
+                setattr(self, name, network)
+                setattr(self, f"{name}_params", None)
+        if baseline is not None and critic_network is not None:
+            raise ValueError(
+                f"baseline={baseline!r} takes the place of a critic; leave critic_network out."
+            )
+        if baseline is not None:
+            check_choice("baseline", baseline, ["leave_one_out"])
+        self.baseline = baseline
+        self._monte_carlo_gamma = 1.0
+        self._set_in_keys()
+
+    @property
+    def functional(self) -> bool:
+        """Whether parameters are kept apart from their modules."""
+        return self.actor_network_params is not None
+
+    def _set_in_keys(self) -> None:
+        """Set the entries that the loss reads; TorchRL calls this where keys are renamed."""
+        keys, networks = self.tensor_keys, list(self.actor_network.in_keys)
+        if self.critic_network is not None:
+            networks += [key for key in self.critic_network.in_keys if key not in networks]
+        after = [*networks, keys.reward, keys.done, keys.terminated]
+        after = [unravel_key(("next", key)) for key in after]
+        self.in_keys = [*networks, keys.discrete_action, keys.sample_log_prob, *after]
+
+    def entry(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+        """Return an entry of the data.
+
+        Raises:
+            KeyError: it is missing; the message names it, what is there, and the fix.
+        """
+        value = tensordict.get(key, None)
+        if value is None:
+            found = sorted(map(str, tensordict.keys(include_nested=True, leaves_only=True)))
+            raise KeyError(
+                f"{type(self).__name__} needs the entry {key!r}, which the data does not hold. Its "
+                f"entries are {', '.join(found)}. Collect it with differentiable_rollout, or name "
+                "your own entry by set_keys."
+            )
+        return value
+
+    @contextlib.contextmanager
+    def placed(self, name: str, data: TensorDictBase, detach: bool) -> Iterator[tuple[Any, Any]]:
+        """Give a network whose parameters, detached or not, are in place, and what it reads."""
+        network: Any = getattr(self, name)
+        for key in network.in_keys:
+            self.entry(data, key)
+        given = data.select(*network.in_keys)
+        if not self.functional and not detach:  # they are in place
+            yield network, given
+            return
+        weights = self.weights(name)
+        weights = weights.detach() if detach else weights
+        # Not preserved: a module that keeps its parameters' requires_grad would attach them again.
+        with weights.to_module(network, preserve_module_state=False):
+            yield network, given
+
+    def weights(self, name: str) -> TensorDictBase:
+        """Return the parameters of a network, nested as its modules are."""
+        params = getattr(self, f"{name}_params")
+        return TensorDict.from_module(getattr(self, name)) if params is None else params
+
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> AdvantageLoss:
+        """Choose how advantages are estimated; GAE by default.
+
+        Args:
+            value_type: a ``ValueEstimators`` entry, a value-estimator class or an instance.
+            hyperparams: its arguments, for example ``gamma`` and ``lmbda``.
+
+        Raises:
+            ValueError: the loss has no critic and something else than ``gamma`` is given.
+        """
+        if self.critic_network is None:
+            if value_type is not None or set(hyperparams) - {"gamma"}:
+                raise ValueError(
+                    f"{type(self).__name__} without a critic_network uses Monte-Carlo returns: "
+                    f"make_value_estimator takes only gamma, got {value_type=}, {hyperparams}."
+                )
+            gamma = float(hyperparams.get("gamma", 1.0))
+            self._monte_carlo_gamma = check_float("gamma", gamma, minimum=0.0, maximum=1.0)
+            return self
+        value_type, hyperparams = self._prepare_value_estimator_kwargs(value_type, **hyperparams)
+        if value_type is not None:
+            supported = [ValueEstimators[name] for name in _ESTIMATORS]
+            dispatch_value_estimator(self, value_type, supported=supported, **hyperparams)
+            self._forward_value_estimator_keys()
+        return self
+
+    @property
+    def discount(self) -> float:
+        """Discount of the value estimator, which the bootstrap of the pathwise term shares."""
+        if self.critic_network is None:
+            return self._monte_carlo_gamma
+        return float(self.value_estimator.gamma)
+
+    def advantages(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return a detached copy with advantages and value targets, computed where absent.
+
+        Only ``critic_value``, if the data hold it, keeps its graph.
+
+        Raises:
+            KeyError: an entry is missing.
+        """
+        keys, data = self.tensor_keys, tensordict.detach()
+        if (known := tensordict.get(keys.critic_value, None)) is not None:
+            data.set(keys.critic_value, known)
+        if data.get(keys.advantage, None) is not None:
+            return data
+        data = data.copy()
+        reward, done, _ = (
+            self.entry(data, ("next", key)) for key in (keys.reward, keys.done, keys.terminated)
+        )
+        if self.critic_network is None:
+            returns = reward2go(reward, done, self.discount)
+            if self.baseline == "leave_one_out":
+                returns = leave_one_out(returns)
+            return data.set(keys.advantage, returns)
+        for key in self.critic_network.in_keys:
+            self.entry(data, key)
+            self.entry(data, ("next", key))
+        # Always by parameters: left to itself, the estimator would unfreeze what the user froze.
+        params = self.weights("critic_network").detach()
+        with torch.no_grad():
+            self.value_estimator(data, params=params, target_params=params)
+        return data
+
+    def advantage(self, data: TensorDictBase) -> Tensor:
+        """Return the advantages of :meth:`advantages`, ``(*B, T)``."""
+        return self.entry(data, self.tensor_keys.advantage).squeeze(-1)
+
+
+def leave_one_out(returns: Tensor) -> Tensor:
+    """Return returns ``(*B, T, 1)`` less the mean of the other rollouts' at the same step."""
+    rows = returns.reshape(-1, *returns.shape[-2:])
+    if len(rows) < 2:
+        raise ValueError(
+            "baseline='leave_one_out' compares a rollout with the others of the batch, got a "
+            "single one; collect at least two at once."
+        )
+    others = (rows.sum(0) - rows) / (len(rows) - 1)
+    return (rows - others).reshape(returns.shape)
