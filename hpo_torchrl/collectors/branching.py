@@ -47,9 +47,9 @@ def straight_through_step(
                 branches = dist.actions(None if own is None else own.continuous).movedim(-2, 0)
                 number, *batch, _ = branches.shape
                 every = torch.arange(number, device=noise.device).view(-1, *(1,) * len(batch))
-                every = {"discrete": every.expand(number, *batch), "continuous": branches}
+                forced = {"discrete": every.expand(number, *batch), "continuous": branches}
                 copies = {k: value.expand(number, *value.shape) for k, value in carried.items()}
-                others, rewards, _ = env.advance(copies, every, noise.expand(number, *noise.shape))
+                others, rewards, _ = env.advance(copies, forced, noise.expand(number, *noise.shape))
             reward = _StraightThrough.apply(reward, soft, rewards)
             after = {
                 key: _StraightThrough.apply(value, soft, others[key])
