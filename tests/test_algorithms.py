@@ -15,7 +15,7 @@ from torchrl.objectives import HardUpdate
 
 import hpo_torchrl.algorithms
 from hpo_torchrl.algorithms import DDPG, HPO, PPO, GumbelSoftmax, Learner, Pathwise, Rule
-from hpo_torchrl.algorithms.reward_scale import RewardScaler
+from hpo_torchrl.algorithms.optimization import RewardScaler
 from hpo_torchrl.collectors import SampleCollector, differentiable_rollout, straight_through_rollout
 from hpo_torchrl.modules import HybridPolicy, make_q_network, make_value_network
 from hpo_torchrl.objectives import HPOLoss, HybridLossModule, LearnedCriticLoss
@@ -418,8 +418,8 @@ def test_a_nets_step_follows_how_far_it_moved(component):
     learner.anneal(0.0)
     groups = learner.optimization.groups
     rates = dict(zip(groups, learner.optimization.optimizers[0].param_groups, strict=True))
-    assert rates[component]["lr"] == 0.25 * learner.optimization.learning_rate
-    assert rates["critic"]["lr"] == learner.optimization.learning_rate
+    assert rates[component]["lr"] == 0.25 * learner.learning_rate
+    assert rates["critic"]["lr"] == learner.learning_rate
 
 
 def test_many_items_start_in_small_steps():

@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from hpo_torchrl.algorithms import HPO, NonFiniteError
-from hpo_torchrl.algorithms.optimization import clip_gradients
-from hpo_torchrl.algorithms.reward_scale import RewardScaler
+from hpo_torchrl.algorithms.optimization import RewardScaler, clip_gradients
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.diagnostics import GradientSampler
 from hpo_torchrl.envs import ReplicatedEnv

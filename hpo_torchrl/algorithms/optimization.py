@@ -53,8 +53,10 @@ class Optimization:
         betas = learner.adam_betas
         if isinstance(betas, str) or not isinstance(betas, Sequence) or len(betas) != 2:
             raise ValueError(f"adam_betas must be two numbers such as [0.9, 0.95], got {betas!r}.")
-        for i, beta in enumerate(betas):
+        first, second = (
             check_float(f"adam_betas[{i}]", beta, minimum=0.0, maximum=0.9999)
+            for i, beta in enumerate(betas)
+        )
         self.groups = _groups(learner.policy, learner.critic)
         # A group holds its learning-rate multiplier, so that a checkpoint has it.
         self.optimizers = [
@@ -64,7 +66,7 @@ class Optimization:
                     for named in _groups(*member).values()
                 ],
                 lr=learner.learning_rate,
-                betas=tuple(betas),
+                betas=(first, second),
                 eps=1e-5,
                 fused=True,
             )
