@@ -23,8 +23,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
 }
-# The warm-up: the learning-rate multiplier of a policy's nets at first, its least, and its steps.
-_FIRST_MULTIPLIER, _LEAST_MULTIPLIER, _FACTOR = 0.02, 1e-3, 1.5
+_LEAST_MULTIPLIER, _FACTOR = 1e-3, 1.5  # the least learning-rate multiplier, and its steps
 
 
 class Optimization:
@@ -102,15 +101,6 @@ class Optimization:
         for group in groups if value is not None else ():
             group["lr_multiplier"] = value
         return [group["lr_multiplier"] for group in groups]
-
-    def warm_up(self) -> None:
-        """Let the policy's nets begin with a small learning-rate multiplier.
-
-        Where the observation has many entries, the same step of every weight changes a policy much
-        more than where it has few.
-        """
-        for component in self.learner.policy.parameter_groups():
-            self.lr_multiplier(component, _FIRST_MULTIPLIER)
 
     def adapt_lr(self, component: str, ratio: Tensor | float) -> None:
         """Let a component's learning-rate multiplier follow how far it changed the policy.
@@ -196,13 +186,8 @@ def clip_gradients(
             sizes = [torch.linalg.vector_norm(g.reshape(*lead, -1), dim=-1) for g in own.values()]
             norms[component] = torch.linalg.vector_norm(torch.stack(sizes), dim=0)
             gradients[component] = own
-    label = "The gradient of the {} network".format
-    check_finite(
-        {label(component): norm for component, norm in norms.items()},
-        seeds=seeds,
-        active=active,
-        parts={label(component): own for component, own in gradients.items()},
-    )
+    place: dict[str, Any] = {"seeds": seeds, "active": active, "parts": gradients}
+    check_finite(norms, label="The gradient of the {} network", **place)
     for component, norm in norms.items():
         factor = (max_norm / (norm + 1e-6)).clamp_max(1.0)
         for gradient in gradients[component].values():
@@ -215,6 +200,7 @@ def check_finite(
     *,
     seeds: Sequence[int] | None = None,
     active: Sequence[int] | None = None,
+    label: str = "{}",
     parts: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Raise a :class:`NonFiniteError` that names the first entry that is NaN or infinite.
@@ -223,6 +209,7 @@ def check_finite(
         values: what is checked, by name; with seeds ``(S, ...)``.
         seeds: the seeds on the leading axis; ``None`` without one.
         active: places of the seeds that count; ``None`` counts all.
+        label: what an entry is called in the message.
         parts: what an entry is made of, by name: the message lists the bad ones.
     """
     if not len(values) or bool(torch.stack([v.isfinite().all() for v in values.values()]).all()):
@@ -237,7 +224,7 @@ def check_finite(
             members = {} if parts is None else parts[key]
             bad = [name for name, part in members.items() if not part[at].isfinite().all()]
             what = ", ".join(bad) or value[at].detach().mean().item()
-            text = f"{key} is not finite: {what}."
+            text = f"{label.format(key)} is not finite: {what}."
             raise (
                 NonFiniteError(text)
                 if seeds is None

@@ -18,6 +18,8 @@ from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import HybridLossModule
 
+_FIRST_MULTIPLIER = 0.02  # of the learning rate of a policy's nets
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PassLearner(Learner):
@@ -37,7 +39,10 @@ class PassLearner(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.optimization.warm_up()
+        # Multipliers begin small: where the observation has many entries, the same step of every
+        # weight changes a policy much more than where it has few.
+        for component in self.policy.parameter_groups():
+            self.optimization.lr_multiplier(component, _FIRST_MULTIPLIER)
 
     def passes(
         self,
@@ -185,7 +190,7 @@ class PPOLoss(HybridLossModule):
         shared: further arguments, of :class:`HybridLossModule`.
     """
 
-    own_keys = ("loss_objective", "kl_approx", "clip_fraction", "ESS", "max_ratio", "mean_ratio")
+    own_keys = ("loss_objective", "kl_approx", "clip_fraction", "ESS")
 
     def __init__(
         self,
@@ -233,8 +238,6 @@ class PPOLoss(HybridLossModule):
             "kl_approx": -self.mean(log_ratio, data),
             "clip_fraction": self.mean(beyond.to(ratio.dtype), data),
             "ESS": effective.exp() / size,
-            "max_ratio": ratio.amax(-1),
-            "mean_ratio": self.mean(ratio, data),
         }
 
 

@@ -136,8 +136,7 @@ def branched_returns(
     Examples:
         >>> from hpo_torchrl.collectors import branched_returns, differentiable_rollout
         >>> from hpo_torchrl.problems import InventoryEnv
-        >>> from hpo_torchrl.modules import HybridDistribution, HybridPolicy
-    from hpo_torchrl.modules.sampling import Noise
+        >>> from hpo_torchrl.modules import HybridPolicy
         >>> env = InventoryEnv(batch_size=4, initial_state="random")
         >>> policy = HybridPolicy.for_env(env)
         >>> noise = env.sample_noise(10)
@@ -175,13 +174,11 @@ def branched_returns(
     weight = forced.new_ones(returns.shape)
     running = torch.ones_like(returns, dtype=torch.bool)
     for step, step_noise in enumerate(noise.unbind(time)):
-        action = {"discrete": every, "continuous": forced[step].movedim(-2, 0).unsqueeze(0)}
-        if step > 0:
-            later = policy.act(rows["observation"], policy.mask_of(rows))
-            action = {
-                "discrete": torch.cat([later.discrete, every]),
-                "continuous": torch.cat([later.continuous, action["continuous"]]),
-            }
+        later = policy.act(rows["observation"], policy.mask_of(rows))
+        action = {
+            "discrete": torch.cat([later.discrete, every]),
+            "continuous": torch.cat([later.continuous, forced[step].movedim(-2, 0).unsqueeze(0)]),
+        }
         for key, value in visited.items():
             fresh = value[step].expand(1, number, *value.shape[1:])
             rows[key] = torch.cat([rows[key], fresh])

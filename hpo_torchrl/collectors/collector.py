@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.modules import HybridPolicy
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class _BatchCollector:
     """The arguments, restarts and state that both collectors share.
 
@@ -27,36 +29,29 @@ class _BatchCollector:
         carried: the running instances, in which the next batch starts; ``None`` before the first.
     """
 
-    frames = 0
-    carried: TensorDictBase | None = None
+    env: EnvBase = field(kw_only=False)
+    policy: HybridPolicy = field(kw_only=False)
+    frames_per_batch: int
+    reset_at_each_iter: bool = False
+    reset_fraction: float = 0.0
+    randomness: Randomness = None  # type: ignore[assignment]
 
-    def __init__(
-        self,
-        env: EnvBase,
-        policy: HybridPolicy,
-        *,
-        frames_per_batch: int,
-        reset_at_each_iter: bool = False,
-        reset_fraction: float = 0.0,
-        randomness: Randomness | None = None,
-    ) -> None:
-        instances = env.batch_size.numel()
-        if check_int("frames_per_batch", frames_per_batch, minimum=1) % instances:
+    def __post_init__(self) -> None:
+        instances = self.env.batch_size.numel()
+        if check_int("frames_per_batch", self.frames_per_batch, minimum=1) % instances:
             raise ValueError(
                 f"frames_per_batch must be a multiple of the {instances} instances of the "
-                f"environment, got {frames_per_batch}; a batch of T steps holds T * {instances}."
+                f"environment, got {self.frames_per_batch}; a batch of T steps holds "
+                f"T * {instances}."
             )
-        self.reset_at_each_iter = check_bool("reset_at_each_iter", reset_at_each_iter)
-        self.reset_fraction = check_float(
-            "reset_fraction", reset_fraction, minimum=0.0, maximum=1.0
-        )
-        if hasattr(policy, "check_env"):
-            policy.check_env(env)
-        self.env, self.policy, self.frames_per_batch = env, policy, frames_per_batch
-        self.num_steps = frames_per_batch // instances
-        if randomness is None:
-            randomness = getattr(policy, "randomness", None) or Randomness()
-        self.randomness = randomness
+        check_bool("reset_at_each_iter", self.reset_at_each_iter)
+        check_float("reset_fraction", self.reset_fraction, minimum=0.0, maximum=1.0)
+        if hasattr(self.policy, "check_env"):
+            self.policy.check_env(self.env)
+        if self.randomness is None:
+            self.randomness = getattr(self.policy, "randomness", None) or Randomness()
+        self.num_steps, self.frames = self.frames_per_batch // instances, 0
+        self.carried: TensorDictBase | None = None
 
     def restarted(self, carried: TensorDictBase) -> TensorDictBase:
         """Return running instances, a share of them restarted."""
@@ -119,6 +114,7 @@ class _BatchCollector:
         return (env, 1) if index is None else (env.members[index], len(env.members))
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DifferentiableCollector(_BatchCollector):
     """Iterate over differentiable rollouts: tensordicts of shape ``(*B, T)`` with their graph.
 
@@ -136,11 +132,14 @@ class DifferentiableCollector(_BatchCollector):
         reset_at_each_iter: start every batch from fresh initial states.
         reset_fraction: share of the instances, drawn anew for each batch, that starts it from a
             fresh initial state: it keeps rare states in the data.
-        exploration_type: how the policy acts.
         randomness: where the policy's random numbers and the restarts come from; ``None`` is
             ``policy.randomness``.
-        settings: ``discount``, ``route``, ``temperature``, ``checkpoint_steps`` and ``compile`` of
-            the :class:`Rollout` that makes the batches.
+        exploration_type: how the policy acts.
+        discount: of the :class:`Rollout` that makes the batches, like the settings below.
+        route: likewise.
+        temperature: likewise.
+        checkpoint_steps: likewise.
+        compile: likewise.
 
     Raises:
         TypeError: a number of frames is not an integer.
@@ -157,31 +156,19 @@ class DifferentiableCollector(_BatchCollector):
         [(torch.Size([4, 10]), True), (torch.Size([4, 10]), True)]
     """
 
-    def __init__(
-        self,
-        env: EnvBase,
-        policy: HybridPolicy,
-        *,
-        frames_per_batch: int,
-        total_frames: int = -1,
-        reset_at_each_iter: bool = False,
-        reset_fraction: float = 0.0,
-        exploration_type: ExplorationType = ExplorationType.RANDOM,
-        randomness: Randomness | None = None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(
-            env,
-            policy,
-            frames_per_batch=frames_per_batch,
-            reset_at_each_iter=reset_at_each_iter,
-            reset_fraction=reset_fraction,
-            randomness=randomness,
-        )
-        self.total_frames = check_int("total_frames", total_frames, minimum=-1)
-        self.exploration_type = exploration_type
-        self.engine = Rollout(env, policy, randomness=self.randomness, **settings)
-        self.discount, self.route = self.engine.discount, self.engine.route
+    total_frames: int = -1
+    exploration_type: ExplorationType = ExplorationType.RANDOM
+    discount: float = 1.0
+    route: str = "auto"
+    temperature: float | None = None
+    checkpoint_steps: int | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int("total_frames", self.total_frames, minimum=-1)
+        own = {known.name: getattr(self, known.name) for known in fields(Rollout) if known.init}
+        self.engine = Rollout(**own)
         self._compile_seconds = 0.0
 
     def __iter__(self) -> Iterator[TensorDict]:
@@ -224,6 +211,7 @@ class DifferentiableCollector(_BatchCollector):
             self.env.close()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class SampleCollector(_BatchCollector):
     """Collect rollouts without a graph by TorchRL's ``Collector``.
 
@@ -255,12 +243,12 @@ class SampleCollector(_BatchCollector):
         (torch.Size([4, 10]), False)
     """
 
-    def __init__(self, env: EnvBase, policy: HybridPolicy, **settings: Any) -> None:
-        super().__init__(env, policy, **settings)
-        policy.randomness = self.randomness
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.policy.randomness = self.randomness
         self._collector = Collector(
-            env,
-            policy,
+            self.env,
+            self.policy,
             frames_per_batch=self.frames_per_batch,
             total_frames=-1,
             reset_at_each_iter=self.reset_at_each_iter,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -51,7 +51,7 @@ def policy_step(env: DifferentiableEnv, policy: HybridPolicy) -> Transition:
     return transition
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Engine:
     """Takes the steps of rollouts: on plain tensors, in chunks, or with any environment.
 
@@ -59,15 +59,15 @@ class Engine:
         env: the environment.
         policy: the policy.
         discount: factor on the gradient through each transition.
-        make_step: makes what takes one step, of an environment and a policy.
         randomness: where the policy's random numbers come from; ``None`` is ``policy.randomness``.
+        make_step: makes what takes one step, of an environment and a policy.
     """
 
     env: Any
     policy: Any
-    discount: float
-    make_step: Callable[[Any, Any], Transition]
-    randomness: Randomness | None
+    discount: float = field(default=1.0, kw_only=True)
+    randomness: Randomness | None = field(default=None, kw_only=True)
+    make_step: Callable[[Any, Any], Transition] = field(init=False)
 
     def chunk(
         self, carried: Entries, inputs: Inputs, once: bool

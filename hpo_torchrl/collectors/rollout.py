@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,11 +26,11 @@ from hpo_torchrl.collectors.inputs import (
     policy_noise,
 )
 from hpo_torchrl.core.checks import check_bool, check_choice, check_float, check_int
-from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Rollout(Engine):
     r"""A rollout of one policy in one environment, made once and called many times.
 
@@ -78,29 +79,24 @@ class Rollout(Engine):
         >>> (-batch["next", "reward"].mean()).backward()
     """
 
-    def __init__(
-        self,
-        env: Any,
-        policy: Any,
-        *,
-        discount: float = 1.0,
-        route: str = "auto",
-        temperature: float | None = None,
-        checkpoint_steps: int | None = None,
-        compile: bool = False,
-        randomness: Randomness | None = None,
-    ) -> None:
-        check_float("discount", discount, minimum=0.0, maximum=1.0, strict=True)
-        self.route = check_choice("route", route, ("auto", "functional", "general"))
+    route: str = "auto"
+    temperature: float | None = None
+    checkpoint_steps: int | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        env, policy = self.env, self.policy
+        check_float("discount", self.discount, minimum=0.0, maximum=1.0, strict=True)
+        check_choice("route", self.route, ("auto", "functional", "general"))
         asked = {
-            "temperature of a straight_through_rollout": temperature is not None,
-            "checkpoint_steps": checkpoint_steps is not None,
-            "compile": check_bool("compile", compile),
-            "route='functional'": route == "functional",
+            "temperature of a straight_through_rollout": self.temperature is not None,
+            "checkpoint_steps": self.checkpoint_steps is not None,
+            "compile": check_bool("compile", self.compile),
+            "route='functional'": self.route == "functional",
         }
         for name in (name for name, needed in asked.items() if needed):
             check_functional(name, env, policy, "leave it out")
-            if route == "general":
+            if self.route == "general":
                 raise ValueError(
                     f"{name} needs the functional route, got route='general'; leave one out."
                 )
@@ -109,18 +105,16 @@ class Rollout(Engine):
                     f"{name} needs episodes that end at the horizon, but {type(env).__name__} has "
                     "an advance of its own, which may end them; leave it out."
                 )
-        if checkpoint_steps is not None:
-            check_int("checkpoint_steps", checkpoint_steps, minimum=1)
-        make_step: Any = policy_step
-        if temperature is not None:
-            check_float("temperature", temperature, minimum=0.0, strict=True)
+        if self.checkpoint_steps is not None:
+            check_int("checkpoint_steps", self.checkpoint_steps, minimum=1)
+        self.make_step = policy_step
+        if self.temperature is not None:
+            check_float("temperature", self.temperature, minimum=0.0, strict=True)
             check_single_choice("straight_through_rollout", env)
-            make_step = partial(straight_through_step, temperature=temperature)
-        super().__init__(env, policy, discount, make_step, randomness)
-        self.checkpoint_steps = checkpoint_steps
-        self.functional = route != "general" and is_functional(env, policy)
-        self.compiled: Compiled | None = None
-        if compile:
+            self.make_step = partial(straight_through_step, temperature=self.temperature)
+        self.functional = self.route != "general" and is_functional(env, policy)
+        self.compiled = None
+        if self.compile:
             self.compiled = Compiled(self.chunk, f"{type(env).__name__} and its policy")
 
     @property
