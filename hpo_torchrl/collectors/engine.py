@@ -98,7 +98,7 @@ class Engine:
             carried = {key: _discounted(value, self.discount) for key, value in after.items()}
             if over is None:
                 continue
-            if callable(fresh):
+            if fresh is not None and not env.counts_steps:
                 fresh = fresh(over) if bool(over.any()) else None
             if fresh is not None:
                 carried = {
