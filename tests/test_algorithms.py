@@ -406,15 +406,16 @@ def test_restarts_are_annealed():
 @pytest.mark.parametrize("component", ["discrete", "continuous"])
 def test_a_nets_step_follows_how_far_it_moved(component):
     learner = make(HPO)
-    (start,) = learner.optimization.lr_multiplier(component)
+    (group,) = learner.optimization.param_groups(component)
+    start = group["lr_multiplier"]
     learner.optimization.adapt_lr(component, 10.0)
-    assert learner.optimization.lr_multiplier(component)[0] < start
+    assert group["lr_multiplier"] < start
     for _ in range(50):
         learner.optimization.adapt_lr(component, 0.0)
-    assert learner.optimization.lr_multiplier(component)[0] == 1.0
+    assert group["lr_multiplier"] == 1.0
     learner.optimization.adapt_lr(component, 1.0)
-    assert learner.optimization.lr_multiplier(component)[0] == 1.0
-    learner.optimization.lr_multiplier(component, 0.25)
+    assert group["lr_multiplier"] == 1.0
+    group["lr_multiplier"] = 0.25
     learner.anneal(0.0)
     groups = learner.optimization.groups
     rates = dict(zip(groups, learner.optimization.optimizers[0].param_groups, strict=True))
@@ -428,7 +429,7 @@ def test_many_items_start_in_small_steps():
     for share in (None, 1.0):
         learner = make(HPO, num_items=100)
         if share is not None:
-            learner.optimization.lr_multiplier("continuous", share)
+            learner.optimization.param_groups("continuous")[0]["lr_multiplier"] = share
         learner.anneal(0.0)
         moves[share] = learner.iterate()["action_change"]
     assert moves[1.0] > 0.5
@@ -440,7 +441,7 @@ def test_an_update_measures_how_far_the_choice_moved():
     batch = learner.collector.collect()
     states = batch["observation"].detach().clone()
     before = Categorical(logits=learner.policy.network.logits(states).detach())
-    learner.optimization.lr_multiplier("discrete", 1.0)
+    learner.optimization.param_groups("discrete")[0]["lr_multiplier"] = 1.0
     learner.anneal(0.0)
     metrics = learner.update(batch)
     after = Categorical(logits=learner.policy.network.logits(states).detach())
@@ -487,12 +488,13 @@ def test_hpo_trains_a_network_without_named_parts():
 def test_the_aims_of_a_step_follow_the_schedule():
     """A share that grew while the schedule falls would keep the steps as long as they were."""
     learner = make(HPO, learning_rate_final=0.01)
-    learner.optimization.lr_multiplier("continuous", 0.5)
+    (group,) = learner.optimization.param_groups("continuous")
+    group["lr_multiplier"] = 0.5
     learner.anneal(1.0)
     learner.optimization.adapt_lr("continuous", 0.01)  # as much as the schedule leaves of the aim
-    assert learner.optimization.lr_multiplier("continuous")[0] == 0.5
+    assert group["lr_multiplier"] == 0.5
     learner.optimization.adapt_lr("continuous", 0.1)  # ten times that
-    assert learner.optimization.lr_multiplier("continuous")[0] < 0.5
+    assert group["lr_multiplier"] < 0.5
 
 
 def test_gumbel_softmax_needs_a_temperature():

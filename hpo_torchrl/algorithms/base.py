@@ -69,10 +69,13 @@ class Algorithm(abc.ABC):
 
 
 class SeedState:
-    """The buffers of one seed in a module whose buffers are ``(S, ...)``, for its checkpoint."""
+    """The buffers of one seed in a module whose buffers are ``(S, ...)``, for its checkpoint.
 
-    def __init__(self, module: nn.Module, seed_index: int) -> None:
-        self._module, self._index = module, seed_index
+    In an ordinary run, for an index of ``None``, all of them.
+    """
+
+    def __init__(self, module: nn.Module, seed_index: int | None) -> None:
+        self._module, self._index = module, ... if seed_index is None else seed_index
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the seed's buffers."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -101,8 +100,6 @@ class DDPG(Learner):
 
     def _average_reward(self, batch: TensorDictBase, reward: Tensor) -> Tensor:
         """The running mean: all transitions of the buffer share it, so it must not jump."""
-        if not self.continuing or self.discount == 1.0:
-            return torch.zeros_like(reward.mean())
         return (self.scaler.mean / self.scaler.scale).to(reward.dtype)
 
 

@@ -107,7 +107,7 @@ class Learner(Algorithm):
     learning_rate_schedule: str = "cosine"
     learning_rate_final: float = setting(0.01, maximum=1.0)
     entropy_coeff: float = setting(1.0)
-    entropy_final: float = setting(0.0)
+    entropy_final: float = 0.0
     entropy_until: float = setting(0.6, maximum=1.0, strict=True)
     max_grad_norm: float = setting(0.5, strict=True)
 
@@ -116,7 +116,7 @@ class Learner(Algorithm):
             value = getattr(self, known.name)
             if "check" in known.metadata and (value, known.default) != (None, None):
                 setattr(self, known.name, known.metadata["check"](known.name, value))
-        check_float("entropy_final", self.entropy_final, maximum=self.entropy_coeff)
+        check_float("entropy_final", self.entropy_final, minimum=0.0, maximum=self.entropy_coeff)
         env = self.env
         self.seeds = None if self.seed is None or isinstance(self.seed, int) else list(self.seed)
         self.num_seeds = None if self.seeds is None else len(self.seeds)
@@ -133,7 +133,8 @@ class Learner(Algorithm):
         if self.reset_at_each_iter is None:
             self.reset_at_each_iter = self.unroll_length == episode
         # Only an environment known never to terminate may have a constant taken off its rewards.
-        self.continuing = isinstance(env, DifferentiableEnv) and episode is None
+        continuing = isinstance(env, DifferentiableEnv) and episode is None
+        self.centers_rewards = continuing and self.discount < 1.0
         self.entropy_bonus = self.entropy_coeff
         self.randomness = Randomness(self.seed, env.device)
         self.scaler = RewardScaler(num_seeds=self.num_seeds).to(env.device or "cpu")
@@ -207,7 +208,10 @@ class Learner(Algorithm):
     def reward_units(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Return the scale and shift by which a batch is learned: ``reward / scale - shift``."""
         reward = batch.get(("next", "reward")).detach()
-        return self.scaler.scale.to(reward.dtype), self._average_reward(batch, self.scaler(reward))
+        scale = self.scaler.scale.to(reward.dtype)
+        if not self.centers_rewards:
+            return scale, torch.zeros_like(scale)
+        return scale, self._average_reward(batch, self.scaler(reward))
 
     @torch.no_grad()
     def _average_reward(self, batch: TensorDictBase, reward: Tensor) -> Tensor:
@@ -217,8 +221,6 @@ class Learner(Algorithm):
         chase as the policy improves. Taking off the average temporal difference instead (Naik et
         al. 2024, value-based reward centering) leaves the critic its level, whatever that is.
         """
-        if not self.continuing or self.discount == 1.0:
-            return torch.zeros_like(self.mean(reward))
         if batch.get(("next", "state_value"), None) is None:
             batch = batch.copy()
             self.add_values(batch)
@@ -297,15 +299,13 @@ class Learner(Algorithm):
             seed_index: which of the seeds; ``None`` in an ordinary run. The names and contents are
                 those of an ordinary run of that seed.
         """
-        at = seed_index or 0
-        many = self.num_seeds is not None
-        policy, critic = self.members()[at]
+        policy, critic = self.members()[seed_index or 0]
         return {
             "policy": policy,
             "critic": critic,
-            "optimizer": self.optimization.optimizers[at],
-            "reward_scaler": SeedState(self.scaler, at) if many else self.scaler,
-            "collector": self.collector.state(at) if many else self.collector,
+            "optimizer": self.optimization.optimizers[seed_index or 0],
+            "reward_scaler": SeedState(self.scaler, seed_index),
+            "collector": self.collector.state(seed_index),
             "randomness": self.randomness.state(seed_index),
         }
 

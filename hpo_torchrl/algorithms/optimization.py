@@ -81,7 +81,7 @@ class Optimization:
             for group in optimizer.param_groups:
                 group["lr"] = group["lr_multiplier"] * self.learner.learning_rate * self.factor
 
-    def of_seeds(self, component: str) -> list[dict[str, Any]]:
+    def param_groups(self, component: str) -> list[dict[str, Any]]:
         """Return the parameter group of a component in the optimizer of each seed."""
         place = list(self.groups).index(component)
         return [optimizer.param_groups[place] for optimizer in self.optimizers]
@@ -89,18 +89,11 @@ class Optimization:
     def learning_rates(self) -> dict[str, Tensor]:
         """Return each component's learning rate of now, a scalar or ``(S,)``, by its log name."""
         lead = () if self.seeds is None else (len(self.seeds),)
-        rates = {name: [group["lr"] for group in self.of_seeds(name)] for name in self.groups}
+        rates = {name: [group["lr"] for group in self.param_groups(name)] for name in self.groups}
         return {
             f"learning_rate/{name}": torch.tensor(own, dtype=torch.float64).reshape(lead)
             for name, own in rates.items()
         }
-
-    def lr_multiplier(self, component: str, value: float | None = None) -> list[float]:
-        """Return a component's learning-rate multiplier by seed; set it first if one is given."""
-        groups = self.of_seeds(component)
-        for group in groups if value is not None else ():
-            group["lr_multiplier"] = value
-        return [group["lr_multiplier"] for group in groups]
 
     def adapt_lr(self, component: str, ratio: Tensor | float) -> None:
         """Let a component's learning-rate multiplier follow how far it changed the policy.
@@ -115,7 +108,7 @@ class Optimization:
         if component not in self.groups:  # a network of the user's own may have no such part
             return
         ratios = (torch.as_tensor(ratio).double() / self.factor).reshape(-1).tolist()
-        for group, own in zip(self.of_seeds(component), ratios, strict=True):
+        for group, own in zip(self.param_groups(component), ratios, strict=True):
             factor = 1.0 / _FACTOR if own > 2.0 else _FACTOR if own < 0.5 else 1.0
             multiplier = max(_LEAST_MULTIPLIER, group["lr_multiplier"] * factor)
             group["lr_multiplier"] = min(1.0, multiplier)

@@ -42,7 +42,8 @@ class PassLearner(Learner):
         # Multipliers begin small: where the observation has many entries, the same step of every
         # weight changes a policy much more than where it has few.
         for component in self.policy.parameter_groups():
-            self.optimization.lr_multiplier(component, _FIRST_MULTIPLIER)
+            for group in self.optimization.param_groups(component):
+                group["lr_multiplier"] = _FIRST_MULTIPLIER
 
     def passes(
         self,
@@ -225,20 +226,15 @@ class PPOLoss(HybridLossModule):
             dist = self.clipped.dist
             spread = dist.entropy() - dist.entropy_discrete()
             terms["loss_entropy"] = terms["loss_entropy"] - self.scale_entropy_coeff * spread
-        return self.reduce(terms, metrics | self._ratio_metrics(data), data)
-
-    @torch.no_grad()
-    def _ratio_metrics(self, data: TensorDictBase) -> dict[str, Tensor]:
         log_ratio = self.clipped.log_ratio
-        ratio = log_ratio.exp()
-        size = log_ratio.shape[-1]
         effective = 2 * log_ratio.logsumexp(-1) - (2 * log_ratio).logsumexp(-1)
-        beyond = (ratio - 1.0).abs() > self.clip_epsilon
-        return {
+        beyond = (log_ratio.exp() - 1.0).abs() > self.clip_epsilon
+        metrics |= {
             "kl_approx": -self.mean(log_ratio, data),
-            "clip_fraction": self.mean(beyond.to(ratio.dtype), data),
-            "ESS": effective.exp() / size,
+            "clip_fraction": self.mean(beyond.to(log_ratio.dtype), data),
+            "ESS": effective.exp() / log_ratio.shape[-1],
         }
+        return self.reduce(terms, metrics, data)
 
 
 class _ClippedRatio(ClipPPOLoss):
