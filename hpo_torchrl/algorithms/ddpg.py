@@ -66,11 +66,10 @@ class DDPG(Learner):
         widths, activation = _shape(self.critic)
         self.critic = make_q_network(env, hidden=widths, activation=activation)
         super().__post_init__()
+        size = self.buffer_batches * self.collector.frames_per_batch
         self.buffer = TensorDictReplayBuffer(
             # On the environment's device, where the networks are: TorchRL's default is the CPU.
-            storage=LazyTensorStorage(
-                self.buffer_batches * self.collector.frames_per_batch, device=env.device or "cpu"
-            ),
+            storage=LazyTensorStorage(size, device=env.device or "cpu"),
             batch_size=self.minibatch_size,
         )
         self.loss = LearnedCriticLoss(

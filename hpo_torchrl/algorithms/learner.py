@@ -123,9 +123,7 @@ class Learner(Algorithm):
         self._check_seeds()
         # The episode, where one ends for good. By attribute, so that an environment behind
         # TorchRL's transforms is found too.
-        episode = (
-            getattr(env, "horizon", None) if getattr(env, "horizon_terminates", False) else None
-        )
+        episode = env.horizon if getattr(env, "horizon_terminates", False) else None
         if self.unroll_length is None:
             self.unroll_length = episode or 30
         if self.discount is None:

@@ -153,14 +153,9 @@ class PPO(PassLearner):
                 "function has nothing to score. Set policy.scale, for example to 0.3."
             )
         super().__post_init__()
-        self.loss = PPOLoss(
-            self.policy,
-            self.critic,
-            clip_epsilon=self.clip_epsilon,
-            critic_coeff=self.critic_coeff,
-            entropy_coeff=self.entropy_bonus,
-            scale_entropy_coeff=self.scale_entropy_coeff,
-        )
+        names = ("clip_epsilon", "critic_coeff", "entropy_coeff", "scale_entropy_coeff")
+        chosen = {name: getattr(self, name) for name in names}
+        self.loss = PPOLoss(self.policy, self.critic, **chosen)
 
     def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Do one update; the batch's rewards are rescaled, and advantages are added to it."""
