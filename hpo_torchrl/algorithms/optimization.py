@@ -218,11 +218,9 @@ def check_finite(
             bad = [name for name, part in members.items() if not part[at].isfinite().all()]
             what = ", ".join(bad) or value[at].detach().mean().item()
             text = f"{label.format(key)} is not finite: {what}."
-            raise (
-                NonFiniteError(text)
-                if seeds is None
-                else NonFiniteError(f"Seed {seeds[at]}: {text}", at)
-            )
+            if seeds is None:
+                raise NonFiniteError(text)
+            raise NonFiniteError(f"Seed {seeds[at]}: {text}", at)
 
 
 def _groups(policy: Any, critic: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
@@ -252,7 +250,7 @@ class RewardScaler(nn.Module):
 
     def __init__(self, decay: float = 0.99, *, num_seeds: int | None = None) -> None:
         super().__init__()
-        self.decay, self.num_seeds = decay, num_seeds
+        self.decay = decay
         shape = () if num_seeds is None else (num_seeds,)
         for name in ("mean", "variance", "weight"):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
