@@ -105,7 +105,8 @@ class Engine:
                     key: torch.where(expand_mask(over, value), fresh[key], value)
                     for key, value in carried.items()
                 }
-        return carried, {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        # Popped, so that what is stacked already is not held twice.
+        return carried, {key: torch.stack([row.pop(key) for row in rows]) for key in list(rows[0])}
 
     def finished(
         self, begin: Entries, pieces: list[dict[Any, Tensor]], noise: Noise | None, once: bool
@@ -118,7 +119,7 @@ class Engine:
             noise: the policy's random numbers.
             once: see :meth:`chunk`.
         """
-        # Entries are popped, so that what is joined already is not held twice.
+        # Popped here too.
         stacked: dict[Any, Tensor] = {}
         for name in begin if once else ():
             values = [piece.pop(("next", name)) for piece in pieces]
