@@ -278,14 +278,11 @@ class Learner(Algorithm):
     def numbers(self, found: Mapping[str, Any]) -> Metrics | list[Metrics]:
         """Return metrics, scalars or ``(S,)``, as numbers; the host waits for all of them once."""
         values = {name: torch.as_tensor(value).detach() for name, value in found.items()}
-        kinds = [float if value.is_floating_point() else int for value in values.values()]
-        columns = [
-            v.double().cpu().reshape(-1).expand(self.num_seeds or 1) for v in values.values()
-        ]
-        rows = [
-            {name: kind(number) for name, kind, number in zip(values, kinds, row, strict=True)}
-            for row in torch.stack(columns, -1).tolist()
-        ]
+        columns = [value.double().cpu().expand(self.num_seeds or 1) for value in values.values()]
+        rows = []
+        for numbers in torch.stack(columns, -1).tolist():
+            pairs = zip(values.items(), numbers, strict=True)
+            rows.append({name: x if v.is_floating_point() else int(x) for (name, v), x in pairs})
         return rows[0] if self.num_seeds is None else rows
 
     # -- seeds and checkpoints -----------------------------------------------------------------

@@ -17,7 +17,6 @@ from hpo_torchrl.objectives.base import unsqueeze_like
 if TYPE_CHECKING:
     from hpo_torchrl.algorithms.learner import Learner
 
-Groups = Mapping[str, Mapping[str, nn.Parameter]]
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
@@ -88,12 +87,9 @@ class Optimization:
 
     def learning_rates(self) -> dict[str, Tensor]:
         """Return each component's learning rate of now, a scalar or ``(S,)``, by its log name."""
-        lead = () if self.seeds is None else (len(self.seeds),)
-        rates = {name: [group["lr"] for group in self.param_groups(name)] for name in self.groups}
-        return {
-            f"learning_rate/{name}": torch.tensor(own, dtype=torch.float64).reshape(lead)
-            for name, own in rates.items()
-        }
+        rates = [[group["lr"] for group in self.param_groups(name)] for name in self.groups]
+        table = zip(self.groups, torch.tensor(rates, dtype=torch.float64), strict=True)
+        return {f"learning_rate/{n}": row[0] if self.seeds is None else row for n, row in table}
 
     def adapt_lr(self, component: str, ratio: Tensor | float) -> None:
         """Let a component's learning-rate multiplier follow how far it changed the policy.
@@ -151,7 +147,7 @@ class Optimization:
 
 
 def clip_gradients(
-    groups: Groups,
+    groups: Mapping[str, Mapping[str, nn.Parameter]],
     max_norm: float,
     *,
     seeds: Sequence[int] | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import torch
@@ -173,14 +172,14 @@ class Pathwise(GraphLearner):
         super().__post_init__()
 
     def _rule(self, number: int) -> Any:
-        """Return the rule, from an observation to the discrete action."""
+        """Return the rule: from an observation to the discrete action, or always the same one."""
         if self.discrete_action is not None:
             if check_int("discrete_action", self.discrete_action, minimum=0) >= number:
                 raise ValueError(
                     f"discrete_action must be one of the {number} discrete actions 0 to "
                     f"{number - 1}, got {self.discrete_action}."
                 )
-            return partial(_always, self.discrete_action)
+            return self.discrete_action
         rule: Any = getattr(self.env, "heuristic_choice", None)
         if getattr(rule, "__func__", None) in (None, DifferentiableEnv.heuristic_choice):
             raise ValueError(
@@ -198,9 +197,7 @@ class _FixedRule(nn.Module):
         self.rule, self.num_discrete = rule, num_discrete
 
     def forward(self, observation: Tensor) -> Tensor:
-        chosen = nn.functional.one_hot(self.rule(observation.detach()), self.num_discrete)
-        return _CERTAIN * chosen.to(observation.dtype)
-
-
-def _always(discrete_action: int, observation: Tensor) -> Tensor:
-    return torch.full(observation.shape[:-1], discrete_action, device=observation.device)
+        choice = self.rule(observation.detach()) if callable(self.rule) else self.rule
+        choice = torch.as_tensor(choice, device=observation.device)
+        chosen = nn.functional.one_hot(choice, self.num_discrete).to(observation.dtype)
+        return _CERTAIN * chosen.expand(*observation.shape[:-1], -1)

@@ -10,12 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from hpo_torchrl.collectors.engine import Transition, expand_mask
-from hpo_torchrl.collectors.inputs import (
-    Entries,
-    check_functional,
-    check_single_choice,
-    noise_of,
-)
+from hpo_torchrl.collectors.inputs import Entries, check_functional, check_single_choice, noise_of
 from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridPolicy

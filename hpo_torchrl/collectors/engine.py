@@ -30,10 +30,7 @@ _SCORED = ("draw logits", "draw loc", "draw scale")
 
 # From the entries of a step, the environment's noise and the policy's to the draw, and to what
 # env.advance returns.
-Transition = Callable[
-    [Entries, Tensor, "Noise | None"],
-    tuple[HybridDraw, dict[str, Tensor], Tensor, "Tensor | None"],
-]
+Transition = Callable[..., tuple[HybridDraw, dict[str, Tensor], Tensor, "Tensor | None"]]
 
 
 def policy_step(env: DifferentiableEnv, policy: HybridPolicy) -> Transition:
