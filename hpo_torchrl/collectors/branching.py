@@ -169,16 +169,17 @@ def branched_returns(
     weight = forced.new_ones(returns.shape)
     running = torch.ones_like(returns, dtype=torch.bool)
     for step, step_noise in enumerate(noise.unbind(time)):
-        later = policy.act(rows["observation"], policy.mask_of(rows))
-        action = {
-            "discrete": torch.cat([later.discrete, every]),
-            "continuous": torch.cat([later.continuous, forced[step].movedim(-2, 0).unsqueeze(0)]),
-        }
+        discrete, continuous = every, forced[step].movedim(-2, 0).unsqueeze(0)
+        if step > 0:  # networks take no empty batch
+            later = policy.act(rows["observation"], policy.mask_of(rows))
+            discrete = torch.cat([later.discrete, discrete])
+            continuous = torch.cat([later.continuous, continuous])
         for key, value in visited.items():
             fresh = value[step].expand(1, number, *value.shape[1:])
             rows[key] = torch.cat([rows[key], fresh])
         begun = slice(step + 1)
         copies = step_noise.expand(step + 1, number, *step_noise.shape)
+        action = {"discrete": discrete, "continuous": continuous}
         after, reward, over = env.advance(rows, action, copies)
         after |= env.show(after)
         moving = running[begun]
