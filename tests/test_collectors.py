@@ -458,10 +458,10 @@ def test_a_plain_environment_trains():
     env = Drift()
     policy = HybridPolicy.for_env(env, hidden=(16,))
     hpo = HPO(
-        env, policy, make_value_network(env, hidden=(16,)), unroll_length=8, learning_rate=5e-3
+        env, policy, make_value_network(env, hidden=(16,)), unroll_length=8, learning_rate=1e-2
     )
     test = Evaluation(Drift(), num_steps=40, seed=0)
     before = test.run(policy).mean
-    for _ in range(60):
+    for _ in range(30):
         hpo.iterate()
-    assert test.run(policy).mean < 0.7 * before
+    assert test.run(policy).mean < 0.8 * before

@@ -213,7 +213,7 @@ def test_what_does_not_go_together_is_refused():
         DifferentiableCollector(env, policy, frames_per_batch=60, compile=True, route="general")
     with pytest.raises(TypeError, match="compile must be"):
         DifferentiableCollector(env, policy, frames_per_batch=60, compile=3)
-    with pytest.raises(TypeError, match="Rollout needs a DifferentiableEnv"):
+    with pytest.raises(TypeError, match="compile needs a DifferentiableEnv"):
         Rollout(env, HybridPolicy(policy.network, observation_key="x"), compile=True)
     impatient = Impatient(batch_size=2)
     with pytest.raises(TypeError, match="compile needs episodes that end at the horizon"):

@@ -51,7 +51,7 @@ def scalar(rollout):
     return total
 
 
-@pytest.mark.parametrize("size", [1, 5, STEPS, 100])
+@pytest.mark.parametrize("size", [1, 5, 100])
 @pytest.mark.parametrize("scale", [0.0, 0.3])
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_the_whole_graph(case, scale, size):

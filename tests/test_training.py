@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from hpo_torchrl.algorithms import HPO, NonFiniteError
-from hpo_torchrl.algorithms.optimization import clip_gradients
-from hpo_torchrl.algorithms.reward_scale import RewardScaler
+from hpo_torchrl.algorithms.optimization import RewardScaler, clip_gradients
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.diagnostics import GradientSampler
 from hpo_torchrl.envs import ReplicatedEnv
@@ -209,10 +208,9 @@ def test_anneal_ends_with_no_bonus_and_a_small_step():
     assert float(hpo.loss.entropy_coeff) == float(hpo.detached_loss.entropy_coeff) == 0.0
     optimization = hpo.optimization
     (optimizer,) = optimization.optimizers
-    rates = dict(zip(optimization.groups, (g["lr"] for g in optimizer.param_groups), strict=True))
-    for component, rate in rates.items():
-        assert rate == pytest.approx(1e-4 * optimization.lr_multiplier(component)[0])
-    assert optimization.lr_multiplier("critic") == [1.0]
+    for group in optimizer.param_groups:
+        assert group["lr"] == pytest.approx(1e-4 * group["lr_multiplier"])
+    assert optimization.param_groups("critic")[0]["lr_multiplier"] == 1.0
 
 
 def test_reward_offset_does_not_change_a_continuing_update():

@@ -78,6 +78,7 @@ class Workbench:
             self.env, self.policy, self.critic, unroll_length=case.horizon, target_kl=NEVER
         )
         self.functional = self.hpo.collector.engine
+        self.general = Rollout(self.env, self.policy, discount=DISCOUNT, route="general")
         self.compiled: Rollout | None = None
         self.hand = HandWritten(
             case.items,
@@ -131,8 +132,8 @@ class Workbench:
         self.hpo.anneal(0.0)
         if variant == STOCK:
             return self.hpo.update(self.rollout(STOCK))
-        # A collector without an engine takes the general route.
-        collector, engines = self.hpo.collector, {FUNCTIONAL: self.functional, GENERAL: None}
+        collector = self.hpo.collector
+        engines = {FUNCTIONAL: self.functional, GENERAL: self.general}
         collector.engine = self._compiled() if variant == COMPILED else engines[variant]
         return self.hpo.iterate()
 

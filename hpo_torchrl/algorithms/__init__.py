@@ -1,12 +1,11 @@
 """Algorithms: each collects and updates in one small class."""
 
-from hpo_torchrl.algorithms.base import Algorithm, NonFiniteError
+from hpo_torchrl.algorithms.base import Algorithm, NonFiniteError, Rule
 from hpo_torchrl.algorithms.ddpg import DDPG
 from hpo_torchrl.algorithms.hpo import HPO
 from hpo_torchrl.algorithms.learner import Learner
 from hpo_torchrl.algorithms.pathwise import GumbelSoftmax, Pathwise
 from hpo_torchrl.algorithms.ppo import PPO
-from hpo_torchrl.algorithms.rule import Rule
 
 __all__ = [
     "DDPG",

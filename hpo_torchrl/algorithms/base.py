@@ -1,16 +1,17 @@
-"""What every algorithm is to the trainer."""
+"""What every algorithm is to the trainer; and rules, which need no training."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torchrl.objectives import LossModule
+from torchrl.envs import EnvBase
 
-from hpo_torchrl.core.checks import accepted
+from hpo_torchrl.core.checks import did_you_mean
 
 Metrics = dict[str, float]
 
@@ -68,10 +69,13 @@ class Algorithm(abc.ABC):
 
 
 class SeedState:
-    """The buffers of one seed in a module whose buffers are ``(S, ...)``, for its checkpoint."""
+    """The buffers of one seed in a module whose buffers are ``(S, ...)``, for its checkpoint.
 
-    def __init__(self, module: nn.Module, seed_index: int) -> None:
-        self._module, self._index = module, seed_index
+    In an ordinary run, for an index of ``None``, all of them.
+    """
+
+    def __init__(self, module: nn.Module, seed_index: int | None) -> None:
+        self._module, self._index = module, ... if seed_index is None else seed_index
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the seed's buffers."""
@@ -83,33 +87,46 @@ class SeedState:
             value[self._index] = state[name]
 
 
-def build_loss(
-    algorithm: Any,
-    factory: Callable[..., LossModule],
-    chosen: Mapping[str, Any],
-    **others: Any,
-) -> LossModule:
-    """Build an algorithm's loss of policy and critic from the coefficients that it takes.
+class Rule(Algorithm):
+    """A rule of the environment's own: its best numbers, computed, and no training.
 
     Args:
-        algorithm: has ``policy``, ``critic``, ``discount`` and ``gae_lambda``.
-        factory: a loss class, or any callable ``(policy, critic, **coefficients)``.
-        chosen: coefficients that are arguments of the algorithm, by their names.
-        others: further coefficients.
+        env: the environment; its :meth:`~hpo_torchrl.envs.DifferentiableEnv.rules` has the rules.
+        policy: not used; it is taken so that every algorithm is built alike.
+        critic: not used.
+        rule: name of the rule.
 
     Raises:
-        ValueError: the loss does not take a coefficient that was changed from its default.
+        ValueError: the environment has no such rule, or the instance is beyond its formulas.
+
+    Examples:
+        >>> from hpo_torchrl.algorithms import Rule
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> rule = Rule(InventoryEnv(batch_size=4), rule="s_S").policy
+        >>> rule.Q, rule.S.tolist()
+        (36.0, [62.0])
     """
-    known = accepted(factory)
-    for name, value in chosen.items():
-        default = accepted(type(algorithm))[name].default
-        if name not in known and value != default:
+
+    learns = False
+
+    def __init__(self, env: EnvBase, policy: Any = None, critic: Any = None, *, rule: str) -> None:
+        self.env, self.collector = env, SimpleNamespace(frames=0, shutdown=lambda: None)
+        known = env.rules() if hasattr(env, "rules") else {}
+        if rule not in known:
+            has = f"its rules are {', '.join(map(repr, known))}" if known else "it has no rules"
             raise ValueError(
-                f"The loss {getattr(factory, '__name__', factory)} takes no {name}, got "
-                f"{name}={value!r}; leave it at {default!r}, or let the loss take it."
+                f"{type(env).__name__} has no rule {rule!r}: {has}.{did_you_mean(rule, known)} "
+                "Choose one of these, or another algorithm or environment."
             )
-    given = {name: value for name, value in {**others, **chosen}.items() if name in known}
-    loss = factory(algorithm.policy, algorithm.critic, **given)
-    if loss.default_value_estimator is not None:
-        loss.make_value_estimator(gamma=algorithm.discount, lmbda=algorithm.gae_lambda)
-    return loss
+        self.policy = known[rule]()
+
+    def update(self, batch: TensorDictBase) -> dict[str, float]:
+        """Do nothing: a rule does not learn."""
+        return {}
+
+    def anneal(self, progress: float) -> None:
+        """Do nothing."""
+
+    def components(self, seed_index: int | None = None) -> dict[str, Any]:
+        """Return the rule."""
+        return {"policy": self.policy}

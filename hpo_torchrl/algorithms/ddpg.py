@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
 from hpo_torchrl.algorithms.base import Metrics
-from hpo_torchrl.algorithms.learner import Learner
-from hpo_torchrl.core.checks import check_float, check_int
-from hpo_torchrl.modules import HybridPolicy, make_q_network
+from hpo_torchrl.algorithms.learner import Learner, setting
+from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.modules import make_q_network
 from hpo_torchrl.modules.layers import ACTIVATIONS
 from hpo_torchrl.objectives import LearnedCriticLoss
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DDPG(Learner):
     """Deterministic policy gradients with a learned critic, for hybrid actions.
 
@@ -51,42 +50,32 @@ class DDPG(Learner):
         True
     """
 
-    def __init__(
-        self,
-        env: EnvBase,
-        policy: HybridPolicy,
-        critic: TensorDictModule,
-        *,
-        updates_per_batch: int = 20,
-        minibatch_size: int = 512,
-        buffer_batches: int = 10,
-        target_decay: float = 0.99,
-        learning_rate: float = 1e-3,
-        **learner,
-    ) -> None:
-        self.updates_per_batch = check_int("updates_per_batch", updates_per_batch, minimum=1)
+    updates_per_batch: int = setting(20, check_int, minimum=1)
+    minibatch_size: int = setting(512, check_int, minimum=1)
+    buffer_batches: int = setting(10, check_int, minimum=1)
+    target_decay: float = setting(0.99, maximum=1.0)
+    learning_rate: float = setting(1e-3, strict=True)
+
+    def __post_init__(self) -> None:
+        env = self.env
         if getattr(env, "num_heads", None) is not None:
             raise ValueError(
                 "algorithm=ddpg needs a single discrete choice, whose actions its critic "
                 f"compares; the environment has {env.num_heads} heads. Use algorithm=hpo."
             )
-        check_int("minibatch_size", minibatch_size, minimum=1)
-        check_int("buffer_batches", buffer_batches, minimum=1)
-        check_float("target_decay", target_decay, minimum=0.0, maximum=1.0)
-        widths, activation = _shape(critic)
-        q_network = make_q_network(env, hidden=widths, activation=activation)
-        super().__init__(env, policy, q_network, learning_rate=learning_rate, **learner)
+        widths, activation = _shape(self.critic)
+        self.critic = make_q_network(env, hidden=widths, activation=activation)
+        super().__post_init__()
+        size = self.buffer_batches * self.collector.frames_per_batch
         self.buffer = TensorDictReplayBuffer(
             # On the environment's device, where the networks are: TorchRL's default is the CPU.
-            storage=LazyTensorStorage(
-                buffer_batches * self.collector.frames_per_batch, device=env.device or "cpu"
-            ),
-            batch_size=minibatch_size,
+            storage=LazyTensorStorage(size, device=env.device or "cpu"),
+            batch_size=self.minibatch_size,
         )
         self.loss = LearnedCriticLoss(
-            policy, q_network, entropy_coeff=self.entropy_bonus, gamma=self.discount
+            self.policy, self.critic, entropy_coeff=self.entropy_bonus, gamma=self.discount
         )
-        self.targets = SoftUpdate(self.loss, eps=target_decay)
+        self.targets = SoftUpdate(self.loss, eps=self.target_decay)
 
     def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Add a batch to the buffer and take gradient steps; its rewards are rescaled."""
@@ -100,14 +89,9 @@ class DDPG(Learner):
         for _ in range(self.updates_per_batch):
             part = self.buffer.sample()
             part["next", "reward"] = part["next", "reward"] / scale - shift
-            terms = self.loss(part)
-            norms = self.optimization.step(terms)
+            last = self.optimization.step(self.loss(part))
             self.targets.step()
-        return self.numbers(metrics | norms | dict(terms.items()))
-
-    def losses(self) -> list[LearnedCriticLoss]:
-        """The one loss."""
-        return [self.loss]
+        return self.numbers(metrics | last)
 
     def components(self, seed_index: int | None = None) -> dict[str, Any]:
         """Return the components of a learner, the target networks and the buffer."""
@@ -115,8 +99,6 @@ class DDPG(Learner):
 
     def _average_reward(self, batch: TensorDictBase, reward: Tensor) -> Tensor:
         """The running mean: all transitions of the buffer share it, so it must not jump."""
-        if not self.continuing or self.discount == 1.0:
-            return torch.zeros_like(reward.mean())
         return (self.scaler.mean / self.scaler.scale).to(reward.dtype)
 
 
@@ -127,21 +109,14 @@ class _BufferState:
         self._buffer = buffer
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the transitions and the place of the next one; nothing of an empty buffer."""
-        if not len(self._buffer):
-            return {"transitions": None, "cursor": 0}
-        transitions = self._buffer[:].flatten_keys(".")
-        rows = {key: value.clone() for key, value in transitions.items() if key != "index"}
-        return {"transitions": rows, "cursor": int(self._buffer.writer._cursor)}
+        """Return the buffer's own state; nothing of an empty one."""
+        return self._buffer.state_dict() if len(self._buffer) else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Fill the buffer again."""
         self._buffer.empty()
-        if state["transitions"] is not None:
-            count = len(next(iter(state["transitions"].values())))
-            transitions = TensorDict(state["transitions"], batch_size=[count])
-            self._buffer.extend(transitions.unflatten_keys("."))
-            self._buffer.writer._cursor = state["cursor"]
+        if state:
+            self._buffer.load_state_dict(state)
 
 
 def _shape(critic: nn.Module) -> tuple[list[int], str]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule
 from torch import Tensor
-from torchrl.envs import EnvBase
-from torchrl.objectives import LossModule
 
-from hpo_torchrl.algorithms.base import Metrics, SeedState, build_loss
-from hpo_torchrl.algorithms.learner import Learner
+from hpo_torchrl.algorithms.base import Metrics, SeedState
+from hpo_torchrl.algorithms.learner import setting
+from hpo_torchrl.algorithms.pathwise import GraphLearner
+from hpo_torchrl.algorithms.ppo import PassLearner
 from hpo_torchrl.core.categorical import divergence_of, finite
-from hpo_torchrl.core.checks import check_float, check_int
-from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.objectives import HPOLoss
+from hpo_torchrl.core.checks import check_int
 
 
-class HPO(Learner):
+@dataclass(kw_only=True, eq=False, repr=False)
+class HPO(GraphLearner, PassLearner):
     r"""Hybrid Policy Optimization (Alvo, Russo & Kanoria 2026, arXiv 2605.14297).
 
     An update of one batch of differentiable rollouts:
@@ -70,42 +68,22 @@ class HPO(Learner):
         ['action_change', 'clip_fraction', 'cost']
     """
 
-    differentiable = True
-    trains_many_seeds = True
+    cross_term: bool | str = True
+    clip_epsilon: float | None = 0.2
+    epochs: int = setting(2, check_int)
+    target_kl: float = setting(0.015, strict=True)
+    target_action_change: float = setting(0.1, strict=True)
 
-    def __init__(
-        self,
-        env: EnvBase,
-        policy: HybridPolicy,
-        critic: TensorDictModule,
-        *,
-        loss: Callable[..., LossModule] = HPOLoss,
-        cross_term: bool | str = True,
-        critic_coeff: float = 1.0,
-        clip_epsilon: float | None = 0.2,
-        epochs: int = 2,
-        num_minibatches: int = 4,
-        target_kl: float = 0.015,
-        target_action_change: float = 0.1,
-        **learner,
-    ) -> None:
-        self.epochs = check_int("epochs", epochs, minimum=0)
-        self.num_minibatches = check_int("num_minibatches", num_minibatches, minimum=1)
-        self.target_kl = check_float("target_kl", target_kl, minimum=0.0, strict=True)
-        self.target_action_change = check_float(
-            "target_action_change", target_action_change, minimum=0.0, strict=True
-        )
-        super().__init__(env, policy, critic, **learner)
-        self.optimization.warm_up()
-        scale = getattr(env, "action_scale", None)
-        self.action_scale = 1.0 if scale is None else scale
-        chosen = {"clip_epsilon": clip_epsilon, "critic_coeff": critic_coeff}
-        # functional=False: the nets themselves, so that nothing is swapped in and out.
-        others: dict[str, Any] = {"entropy_coeff": self.entropy_bonus, "functional": False}
-        self.loss = build_loss(self, loss, {**chosen, "cross_term": cross_term}, **others)
-        self.detached_loss = build_loss(
-            self, loss, chosen, pathwise=False, cross_term=False, **others
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        scale = getattr(self.env, "action_scale", None)
+        self.action_scale: Any = 1.0 if scale is None else scale
+
+    def build_losses(self) -> None:
+        """Build the loss of the differentiable step and that of the detached passes."""
+        names = ("clip_epsilon", "critic_coeff")
+        self.detached_loss = self.build_loss(*names, pathwise=False, cross_term=False)
+        self.loss = self.build_loss(*names, "cross_term")
 
     def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Do one update.
@@ -113,28 +91,21 @@ class HPO(Learner):
         The batch's graph is consumed, its rewards are rescaled, and advantages and value targets
         are added to it.
         """
-        self.add_values(batch)
-        metrics = self.rescale(batch)
-        data = self.add_advantages(batch)
+        metrics, data = self.prepare(batch)
         # A deterministic action is its own mean.
         mean = self._mean_action(data) if self.policy.stochastic else data["action", "continuous"]
         before = self._log_probabilities(data)
-        terms = self.loss(batch)
-        metrics |= self.optimization.step(terms) | dict(terms.items())
+        metrics |= self.optimization.step(self.loss(batch))
 
         def descend(part: TensorDictBase, active: Tensor) -> dict[str, Tensor]:
-            found = self.detached_loss(part)
-            self.optimization.step(found, active)
+            found = self.optimization.step(self.detached_loss(part), active)
             return {key: found[key] for key in ("clip_fraction",) if key in found}
 
         metrics |= self.passes(
-            self.flat(data.select(*self._needed(data))),
+            data.exclude("next"),
             descend,
-            epochs=self.epochs,
-            num_minibatches=self.num_minibatches,
-            target_kl=self.target_kl,
-            metrics=metrics | {"kl": self._divergence(data, before)},
-            kl_after=lambda steps: self._divergence(data, before),
+            metrics | {"kl": self._divergence(data, before)},
+            lambda steps: self._divergence(data, before),
         )
         change = (self._mean_action(data) - mean) / self.action_scale
         metrics["action_change"] = self.mean(change.square()).sqrt()
@@ -147,23 +118,15 @@ class HPO(Learner):
             metrics["compile_seconds"] = seconds
         return self.numbers(metrics)
 
-    def losses(self) -> list[LossModule]:
-        """The loss of the differentiable step and that of the detached passes."""
-        return [self.loss, self.detached_loss]
-
     def components(self, seed_index: int | None = None) -> dict[str, Any]:
         """Return the components of a learner, and the weight of an adaptive cross term."""
         found = super().components(seed_index)
         weight = getattr(self.loss, "cross_term_weight", None)
-        if weight is not None:
-            found["cross_term_weight"] = (
-                weight if seed_index is None else SeedState(weight, seed_index)
-            )
-        return found
-
-    def _needed(self, data: TensorDictBase) -> list[Any]:
-        """What the detached passes read: everything but the next step's entries."""
-        return [key for key in data.keys() if key != "next"]  # noqa: SIM118
+        return (
+            found
+            if weight is None
+            else found | {"cross_term_weight": SeedState(weight, seed_index)}
+        )
 
     @torch.no_grad()
     def _mean_action(self, data: TensorDictBase) -> Tensor:

@@ -1,9 +1,10 @@
-"""What all algorithms that train networks share: optimizers, schedules, reward units, passes."""
+"""What all algorithms that train networks share: settings, reward units, advantages, passes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.envs import EnvBase
+from torchrl.objectives import LossModule
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
-from hpo_torchrl.algorithms.optimization import Optimization, check_finite
-from hpo_torchrl.algorithms.reward_scale import RewardScaler
+from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, check_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
@@ -24,6 +25,14 @@ from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives.base import unsqueeze_like, values_where
 
 
+def setting(
+    default: Any, check: Callable[..., Any] = check_float, *, minimum: float = 0, **limits: Any
+) -> Any:
+    """Return a field of an algorithm whose value is checked, unless it is a default of ``None``."""
+    return field(default=default, metadata={"check": partial(check, minimum=minimum, **limits)})
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
 class Learner(Algorithm):
     """An algorithm that trains networks by Adam on batches of rollouts.
 
@@ -31,6 +40,9 @@ class Learner(Algorithm):
     :func:`~hpo_torchrl.modules.replicate` in a :class:`~hpo_torchrl.envs.ReplicatedEnv`. Each seed
     keeps its own random numbers, reward scale, optimizer and learning-rate multipliers, and comes,
     up to rounding, to what it would come to alone.
+
+    An algorithm is a dataclass: its settings are its fields, those of :func:`setting` are checked,
+    and ``__post_init__`` builds what they say.
 
     Args:
         env: the training environment.
@@ -76,104 +88,106 @@ class Learner(Algorithm):
     """
 
     trains_many_seeds = False
-    temperature: float | None = None  # of straight-through rollouts
 
-    def __init__(
-        self,
-        env: EnvBase,
-        policy: HybridPolicy,
-        critic: TensorDictModule,
-        *,
-        seed: int | Sequence[int] | None = None,
-        unroll_length: int | None = None,
-        reset_at_each_iter: bool | None = None,
-        reset_fraction: float = 1.0,
-        reset_fraction_final: float = 0.5,
-        reset_until: float = 0.5,
-        checkpoint_steps: int | None = None,
-        compile: bool = False,
-        discount: float | None = None,
-        gae_lambda: float = 0.95,
-        learning_rate: float = 5e-3,
-        adam_betas: Sequence[float] = (0.9, 0.95),
-        learning_rate_schedule: str = "cosine",
-        learning_rate_final: float = 0.01,
-        entropy_coeff: float = 1.0,
-        entropy_final: float = 0.0,
-        entropy_until: float = 0.6,
-        max_grad_norm: float = 0.5,
-    ) -> None:
-        self.env, self.policy, self.critic = env, policy, critic
-        self.seeds = None if seed is None or isinstance(seed, int) else list(seed)
-        self._check_seeds()
+    env: EnvBase = field(kw_only=False)
+    policy: HybridPolicy = field(kw_only=False)
+    critic: TensorDictModule = field(kw_only=False)
+    seed: int | Sequence[int] | None = None
+    unroll_length: int = setting(None, check_int, minimum=1)
+    reset_at_each_iter: bool | None = None
+    reset_fraction: float = setting(1.0, maximum=1.0)
+    reset_fraction_final: float = setting(0.5, maximum=1.0)
+    reset_until: float = setting(0.5, maximum=1.0, strict=True)
+    checkpoint_steps: int | None = None
+    compile: bool = False
+    discount: float = setting(None, maximum=1.0)
+    gae_lambda: float = setting(0.95, maximum=1.0)
+    learning_rate: float = setting(5e-3, strict=True)
+    adam_betas: Sequence[float] = (0.9, 0.95)
+    learning_rate_schedule: str = "cosine"
+    learning_rate_final: float = setting(0.01, maximum=1.0)
+    entropy_coeff: float = setting(1.0)
+    entropy_final: float = 0.0
+    entropy_until: float = setting(0.6, maximum=1.0, strict=True)
+    max_grad_norm: float = setting(0.5, strict=True)
+
+    def __post_init__(self) -> None:
+        for known in fields(self):
+            value = getattr(self, known.name)
+            if "check" in known.metadata and (value, known.default) != (None, None):
+                setattr(self, known.name, known.metadata["check"](known.name, value))
+        check_float("entropy_final", self.entropy_final, minimum=0.0, maximum=self.entropy_coeff)
+        env = self.env
+        self.seeds = None if self.seed is None or isinstance(self.seed, int) else list(self.seed)
         self.num_seeds = None if self.seeds is None else len(self.seeds)
-        episode = _episode(env)
-        unroll_length = (episode or 30) if unroll_length is None else unroll_length
-        self.unroll_length = check_int("unroll_length", unroll_length, minimum=1)
-        discount = (0.99 if episode is None else 1.0) if discount is None else discount
-        self.discount = check_float("discount", discount, minimum=0.0, maximum=1.0)
-        self.gae_lambda = check_float("gae_lambda", gae_lambda, minimum=0.0, maximum=1.0)
+        self._check_seeds()
+        # The episode, where one ends for good. By attribute, so that an environment behind
+        # TorchRL's transforms is found too.
+        episode = env.horizon if getattr(env, "horizon_terminates", False) else None
+        if self.unroll_length is None:
+            self.unroll_length = episode or 30
+        if self.discount is None:
+            self.discount = 0.99 if episode is None else 1.0
+        if self.reset_at_each_iter is None:
+            self.reset_at_each_iter = self.unroll_length == episode
         # Only an environment known never to terminate may have a constant taken off its rewards.
-        self.continuing = isinstance(env, DifferentiableEnv) and episode is None
-        check_float("entropy_coeff", entropy_coeff, minimum=0.0)
-        check_float("entropy_final", entropy_final, minimum=0.0, maximum=entropy_coeff)
-        self._entropy = _Annealed("entropy_until", entropy_coeff, entropy_final, entropy_until)
-        for name, value in {"": reset_fraction, "_final": reset_fraction_final}.items():
-            check_float(f"reset_fraction{name}", value, minimum=0.0, maximum=1.0)
-        self._resets = _Annealed("reset_until", reset_fraction, reset_fraction_final, reset_until)
-        policy.check_env(env)
-        self.randomness = Randomness(seed if self.seeds is None else self.seeds, env.device)
+        continuing = isinstance(env, DifferentiableEnv) and episode is None
+        self.centers_rewards = continuing and self.discount < 1.0
+        self.entropy_bonus = self.entropy_coeff
+        self.randomness = Randomness(self.seed, env.device)
         self.scaler = RewardScaler(num_seeds=self.num_seeds).to(env.device or "cpu")
-        self.optimization = Optimization(
-            self._members(),
-            policy,
-            critic,
-            seeds=self.seeds,
-            learning_rate=learning_rate,
-            adam_betas=adam_betas,
-            schedule=learning_rate_schedule,
-            final=learning_rate_final,
-            max_grad_norm=max_grad_norm,
-        )
-        self.entropy_bonus = entropy_coeff
+        self.collector = self._make_collector()
+        self.optimization = Optimization(self)
+
+    def _make_collector(self) -> DifferentiableCollector | SampleCollector:
         collecting: dict[str, Any] = {
-            "frames_per_batch": self.unroll_length * env.batch_size.numel(),
-            "reset_at_each_iter": self.unroll_length == episode
-            if reset_at_each_iter is None
-            else reset_at_each_iter,
-            "reset_fraction": reset_fraction,
+            "frames_per_batch": self.unroll_length * self.env.batch_size.numel(),
+            "reset_at_each_iter": self.reset_at_each_iter,
+            "reset_fraction": self.reset_fraction,
             "randomness": self.randomness,
         }
-        graph = {"checkpoint_steps": checkpoint_steps, "compile": compile}
-        self.collector: Any
+        graph: dict[str, Any] = {"checkpoint_steps": self.checkpoint_steps, "compile": self.compile}
         if self.differentiable:
-            collecting |= graph | {"discount": self.discount, "temperature": self.temperature}
-            self.collector = DifferentiableCollector(env, policy, **collecting)
-        else:
-            for name, asked in graph.items():
-                if asked:
-                    raise ValueError(
-                        f"{type(self).__name__} rolls out without a graph: leave {name}={asked!r} "
-                        "out, or choose an algorithm that uses the simulator's gradients."
-                    )
-            self.collector = SampleCollector(env, policy, **collecting)
-
-    # -- schedules -----------------------------------------------------------------------------
+            graph |= {"temperature": getattr(self, "temperature", None), "discount": self.discount}
+            return DifferentiableCollector(self.env, self.policy, **collecting, **graph)
+        if any(graph.values()):
+            asked = ", ".join(f"{name}={value!r}" for name, value in graph.items() if value)
+            raise ValueError(
+                f"{type(self).__name__} rolls out without a graph: leave {asked} out, or choose an "
+                "algorithm that uses the simulator's gradients."
+            )
+        return SampleCollector(self.env, self.policy, **collecting)
 
     def anneal(self, progress: float) -> None:
         """Anneal learning rate, entropy bonus (of the losses too) and restarts."""
+
+        def value(first: float, final: float, until: float) -> float:
+            return final + (first - final) * max(0.0, 1.0 - progress / until)
+
         self.optimization.anneal(progress)
-        self.entropy_bonus = self._entropy.at(progress)
+        self.entropy_bonus = value(self.entropy_coeff, self.entropy_final, self.entropy_until)
         for loss in self.losses():
             if getattr(loss, "entropy_coeff", None) is not None:
                 loss.entropy_coeff = self.entropy_bonus
-        self.collector.reset_fraction = self._resets.at(progress)
+        self.collector.reset_fraction = value(
+            self.reset_fraction, self.reset_fraction_final, self.reset_until
+        )
 
     def losses(self) -> list[Any]:
-        """Losses whose ``entropy_coeff`` is annealed."""
-        return []
+        """Return the algorithm's losses: all attributes that are one."""
+        return [value for value in vars(self).values() if isinstance(value, LossModule)]
 
     # -- rewards, values, advantages -------------------------------------------------------------
+
+    def prepare(self, batch: TensorDictBase) -> tuple[dict[str, Any], TensorDictBase]:
+        """Add values, scaled rewards and advantages to a batch.
+
+        Returns:
+            Metrics, and the batch without its graph.
+        """
+        with torch.set_grad_enabled(self.differentiable):
+            self.add_values(batch)
+        return self.rescale(batch), self.add_advantages(batch)
 
     def rescale(self, batch: TensorDictBase) -> dict[str, Any]:
         """Bring the rewards of a batch to the scale of learning; return the cost that they meant.
@@ -192,7 +206,10 @@ class Learner(Algorithm):
     def reward_units(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Return the scale and shift by which a batch is learned: ``reward / scale - shift``."""
         reward = batch.get(("next", "reward")).detach()
-        return self.scaler.scale.to(reward.dtype), self._average_reward(batch, self.scaler(reward))
+        scale = self.scaler.scale.to(reward.dtype)
+        if not self.centers_rewards:
+            return scale, torch.zeros_like(scale)
+        return scale, self._average_reward(batch, self.scaler(reward))
 
     @torch.no_grad()
     def _average_reward(self, batch: TensorDictBase, reward: Tensor) -> Tensor:
@@ -202,8 +219,6 @@ class Learner(Algorithm):
         chase as the policy improves. Taking off the average temporal difference instead (Naik et
         al. 2024, value-based reward centering) leaves the critic its level, whatever that is.
         """
-        if not self.continuing or self.discount == 1.0:
-            return torch.zeros_like(self.mean(reward))
         if batch.get(("next", "state_value"), None) is None:
             batch = batch.copy()
             self.add_values(batch)
@@ -254,63 +269,7 @@ class Learner(Algorithm):
             place.update({"advantage": advantage, "value_target": target})
         return data
 
-    # -- steps ---------------------------------------------------------------------------------
-
-    def passes(
-        self,
-        data: TensorDictBase,
-        descend: Callable[[TensorDictBase, Tensor], dict[str, Tensor]],
-        *,
-        epochs: int,
-        num_minibatches: int,
-        target_kl: float,
-        metrics: Mapping[str, Tensor],
-        kl_after: Callable[[list[dict[str, Tensor]]], Tensor],
-    ) -> dict[str, Tensor]:
-        """Make passes of minibatch steps over detached data until the policy has changed enough.
-
-        A seed whose KL divergence is above its target makes no more steps and waits for the others.
-
-        Args:
-            data: the data, ``(N,)`` or ``(S, N)``.
-            descend: makes the step of one minibatch, for the seeds that are active, and returns its
-                metrics.
-            epochs: passes at most.
-            num_minibatches: minibatches in a pass.
-            target_kl: KL divergence beyond which no further pass is made.
-            metrics: metrics before the first pass, among them the divergence ``"kl"``.
-            kl_after: gives it after a pass, from the metrics of its steps.
-
-        Returns:
-            ``metrics`` with those of the last step, ``"kl"`` and ``"epochs"``, the passes made.
-        """
-        # All orders are drawn beforehand: stopping early leaves no trace in the random numbers.
-        orders = [self.randomness.permutation(data.shape[-1], data.device) for _ in range(epochs)]
-        known = dict(metrics)
-        known["epochs"] = torch.zeros_like(known["kl"], dtype=torch.int64)
-        for order in orders:
-            active = known["kl"] <= target_kl
-            if not bool(active.any()):
-                break
-            steps = [
-                descend(self._select(data, rows), active)
-                for rows in order.chunk(num_minibatches, -1)
-            ]
-            found = {**steps[-1], "kl": kl_after(steps), "epochs": known["epochs"] + 1}
-            known |= {
-                name: torch.where(active, value.detach(), known.get(name, value).detach())
-                for name, value in found.items()
-            }
-        return known
-
-    def _select(self, data: TensorDictBase, rows: Tensor) -> TensorDictBase:
-        if self.seeds is None:
-            return data[rows]
-        return data[torch.arange(len(rows), device=rows.device).unsqueeze(-1), rows]
-
-    def flat(self, data: TensorDictBase) -> TensorDictBase:
-        """Return the steps of a batch in one row, ``(N,)``, with seeds ``(S, N)``."""
-        return data.reshape(-1) if self.num_seeds is None else data.reshape(self.num_seeds, -1)
+    # -- metrics -------------------------------------------------------------------------------
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of a batch's entry, a scalar, with seeds ``(S,)``."""
@@ -318,17 +277,13 @@ class Learner(Algorithm):
 
     def numbers(self, found: Mapping[str, Any]) -> Metrics | list[Metrics]:
         """Return metrics, scalars or ``(S,)``, as numbers; the host waits for all of them once."""
-        lead = () if self.num_seeds is None else (self.num_seeds,)
-        values = [
-            torch.as_tensor(value).detach().double().cpu().expand(lead) for value in found.values()
-        ]
-        rows = torch.stack(values).reshape(len(values), -1).T.tolist()
-        counts = [
-            name for name, v in found.items() if isinstance(v, Tensor) and not v.is_floating_point()
-        ]
-        named = [dict(zip(found, row, strict=True)) for row in rows]
-        named = [row | {name: int(row[name]) for name in counts} for row in named]
-        return named[0] if self.num_seeds is None else named
+        values = {name: torch.as_tensor(value).detach() for name, value in found.items()}
+        columns = [value.double().cpu().expand(self.num_seeds or 1) for value in values.values()]
+        rows = []
+        for numbers in torch.stack(columns, -1).tolist():
+            pairs = zip(values.items(), numbers, strict=True)
+            rows.append({name: x if v.is_floating_point() else int(x) for (name, v), x in pairs})
+        return rows[0] if self.num_seeds is None else rows
 
     # -- seeds and checkpoints -----------------------------------------------------------------
 
@@ -339,58 +294,34 @@ class Learner(Algorithm):
             seed_index: which of the seeds; ``None`` in an ordinary run. The names and contents are
                 those of an ordinary run of that seed.
         """
-        at = seed_index or 0
-        many = self.num_seeds is not None
-        policy, critic = self._members()[at]
+        policy, critic = self.members()[seed_index or 0]
         return {
             "policy": policy,
             "critic": critic,
-            "optimizer": self.optimization.optimizers[at],
-            "reward_scaler": SeedState(self.scaler, at) if many else self.scaler,
-            "collector": self.collector.state(at) if many else self.collector,
+            "optimizer": self.optimization.optimizers[seed_index or 0],
+            "reward_scaler": SeedState(self.scaler, seed_index),
+            "collector": self.collector.state(seed_index),
             "randomness": self.randomness.state(seed_index),
         }
 
-    def _members(self) -> list[tuple[Any, Any]]:
+    def members(self) -> list[tuple[Any, Any]]:
+        """Return the policy and the critic of each seed; in an ordinary run, the one pair."""
         if self.num_seeds is None:
             return [(self.policy, self.critic)]
         networks: Any = (self.policy, self.critic)
         return list(zip(*(module.members for module in networks), strict=True))
 
     def _check_seeds(self) -> None:
-        expected = None if self.seeds is None else len(self.seeds)
-        if expected is not None and not self.trains_many_seeds:
+        if self.seeds is not None and not self.trains_many_seeds:
             raise ValueError(
                 f"{type(self).__name__} trains one seed at a time, got seed={self.seeds}; train "
                 "them one after another, or use HPO or PPO."
             )
         for name in ("policy", "critic", "env"):
             found = getattr(getattr(self, name), "num_seeds", None)
-            if found != expected:
+            if found != self.num_seeds:
                 raise ValueError(
                     f"seed={self.seeds} and {name} must be of the same seeds, but the {name} has "
                     f"num_seeds={found}. Several seeds need modules.replicate(policies), "
                     "modules.replicate(critics), ReplicatedEnv(envs) and as many seeds."
                 )
-
-
-@dataclass(frozen=True)
-class _Annealed:
-    """A value that goes linearly from one number to another and stays there."""
-
-    name: str
-    first: float
-    final: float
-    until: float
-
-    def __post_init__(self) -> None:
-        check_float(self.name, self.until, minimum=0.0, maximum=1.0, strict=True)
-
-    def at(self, progress: float) -> float:
-        return self.final + (self.first - self.final) * max(0.0, 1.0 - progress / self.until)
-
-
-def _episode(env: EnvBase) -> int | None:
-    """Length of episodes that end for good, or ``None``."""
-    # By attribute, so that an environment behind TorchRL's transforms is found too.
-    return env.horizon if getattr(env, "horizon_terminates", False) else None

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 
-from hpo_torchrl.algorithms.base import Metrics, build_loss
-from hpo_torchrl.algorithms.learner import Learner
+from hpo_torchrl.algorithms.base import Metrics
+from hpo_torchrl.algorithms.learner import Learner, setting
 from hpo_torchrl.collectors.inputs import check_functional
-from hpo_torchrl.core.checks import check_float, check_int
+from hpo_torchrl.core.arguments import accepted
+from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.envs import DifferentiableEnv
-from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import HPOLoss
 
 # Logit of the discrete action that a rule takes; the others have 0. The rest of the probability,
@@ -25,37 +23,65 @@ from hpo_torchrl.objectives import HPOLoss
 _CERTAIN = 30.0
 
 
-class _PathwiseLearner(Learner):
-    """A learner whose whole update is one step down the pathwise loss of each batch."""
+@dataclass(kw_only=True, eq=False, repr=False)
+class GraphLearner(Learner):
+    """A learner whose update is one step down a loss of each batch, with the batch's graph.
+
+    Args:
+        loss: loss class, or callable ``(policy, critic, **coefficients)``, see :class:`HPO`; the
+            object that it makes takes its place.
+        critic_coeff: weight of the critic's loss.
+    """
 
     differentiable = True
-    loss: LossModule
 
-    def _prepare(self, loss: Callable[..., LossModule], critic_coeff: float) -> None:
-        check_float("critic_coeff", critic_coeff, minimum=0.0)
-        self.loss = build_loss(
-            self,
-            loss,
-            {"critic_coeff": critic_coeff},
-            score_function=False,
-            entropy_coeff=self.entropy_bonus,
-            functional=False,
-        )
+    loss: Any = HPOLoss
+    critic_coeff: float = setting(1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.build_losses()
+
+    def build_losses(self) -> None:
+        """Build the loss of the pathwise terms."""
+        self.loss = self.build_loss("critic_coeff", score_function=False)
+
+    def build_loss(self, *names: str, **others: Any) -> LossModule:
+        """Build a loss of policy and critic from the coefficients that it takes.
+
+        Args:
+            names: settings of this algorithm that are coefficients.
+            others: further coefficients.
+
+        Raises:
+            ValueError: the loss does not take a setting that was changed from its default.
+        """
+        known = accepted(self.loss)
+        defaults = {own.name: own.default for own in fields(self)}
+        for name in names:
+            value = getattr(self, name)
+            if name not in known and value != defaults[name]:
+                raise ValueError(
+                    f"The loss {getattr(self.loss, '__name__', self.loss)} takes no {name}, got "
+                    f"{name}={value!r}; leave it at {defaults[name]!r}, or let the loss take it."
+                )
+            others[name] = value
+        # functional=False: the nets themselves, so that nothing is swapped in and out.
+        others |= {"entropy_coeff": self.entropy_bonus, "functional": False}
+        given = {name: value for name, value in others.items() if name in known}
+        loss = self.loss(self.policy, self.critic, **given)
+        if loss.default_value_estimator is not None:
+            loss.make_value_estimator(gamma=self.discount, lmbda=self.gae_lambda)
+        return loss
 
     def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Do one update; the batch's graph is consumed and its rewards are rescaled."""
-        self.add_values(batch)
-        metrics = self.rescale(batch)
-        self.add_advantages(batch)
-        terms = self.loss(batch)
-        return self.numbers(metrics | self.optimization.step(terms) | dict(terms.items()))
-
-    def losses(self) -> list[LossModule]:
-        """The one loss."""
-        return [self.loss]
+        metrics, _ = self.prepare(batch)
+        return self.numbers(metrics | self.optimization.step(self.loss(batch)))
 
 
-class GumbelSoftmax(_PathwiseLearner):
+@dataclass(kw_only=True, eq=False, repr=False)
+class GumbelSoftmax(GraphLearner):
     r"""Pathwise gradients through a straight-through Gumbel-softmax (Jang et al. 2017).
 
     The discrete choice is exact when acting; its gradient is that of its soft weights, see
@@ -86,24 +112,17 @@ class GumbelSoftmax(_PathwiseLearner):
         True
     """
 
-    def __init__(
-        self,
-        env: EnvBase,
-        policy: HybridPolicy,
-        critic: TensorDictModule,
-        *,
-        loss: Callable[..., LossModule] = HPOLoss,
-        temperature: float = 0.5,
-        critic_coeff: float = 1.0,
-        **learner,
-    ) -> None:
-        self.temperature = check_float("temperature", temperature, minimum=0.0, strict=True)
-        check_functional("algorithm=gumbel_softmax", env, policy, "choose another algorithm")
-        super().__init__(env, policy, critic, **learner)
-        self._prepare(loss, critic_coeff)
+    temperature: float = setting(0.5, strict=True)
+
+    def __post_init__(self) -> None:
+        check_functional(
+            "algorithm=gumbel_softmax", self.env, self.policy, "choose another algorithm"
+        )
+        super().__post_init__()
 
 
-class Pathwise(_PathwiseLearner):
+@dataclass(kw_only=True, eq=False, repr=False)
+class Pathwise(GraphLearner):
     """Pathwise gradients with the discrete choice made by a fixed rule.
 
     The rule is the environment's heuristic (:meth:`DifferentiableEnv.heuristic_choice`), or always
@@ -134,71 +153,51 @@ class Pathwise(_PathwiseLearner):
         True
     """
 
-    def __init__(
-        self,
-        env: EnvBase,
-        policy: HybridPolicy,
-        critic: TensorDictModule,
-        *,
-        loss: Callable[..., LossModule] = HPOLoss,
-        discrete_action: int | None = None,
-        critic_coeff: float = 1.0,
-        **learner,
-    ) -> None:
-        network: Any = policy.network
+    discrete_action: int | None = None
+
+    def __post_init__(self) -> None:
+        network: Any = self.policy.network
         if not isinstance(getattr(network, "trunk", None), nn.Identity):
             raise ValueError(
                 "algorithm=pathwise replaces the discrete net by a rule that reads the "
                 "observation, and needs a HybridNetwork without a shared trunk; set "
                 "policy.shared_trunk=false."
             )
-        if getattr(env, "num_heads", None) is not None:
+        if getattr(self.env, "num_heads", None) is not None:
             raise ValueError(
                 "algorithm=pathwise needs a single discrete choice for its rule, but the "
-                f"environment has {env.num_heads} heads; use algorithm=hpo."
+                f"environment has {self.env.num_heads} heads; use algorithm=hpo."
             )
-        network.discrete = FixedRule(env, network.num_discrete, discrete_action)
-        super().__init__(env, policy, critic, **learner)
-        self._prepare(loss, critic_coeff)
+        network.discrete = _FixedRule(self._rule(network.num_discrete), network.num_discrete)
+        super().__post_init__()
 
-
-class FixedRule(nn.Module):
-    """Logits of a rule that takes one discrete action for certain, ``(*B, M)``; no parameters.
-
-    Args:
-        env: the environment whose heuristic is followed.
-        num_discrete: number M of discrete actions.
-        discrete_action: the one to take always; ``None`` follows the heuristic.
-
-    Raises:
-        ValueError: there is no such discrete action, or no heuristic.
-    """
-
-    def __init__(self, env: EnvBase, num_discrete: int, discrete_action: int | None = None) -> None:
-        super().__init__()
-        self.num_discrete, self.discrete_action = num_discrete, discrete_action
-        rule: Any = getattr(env, "heuristic_choice", None)
-        known = getattr(rule, "__func__", None) is not DifferentiableEnv.heuristic_choice
-        self._rule: Any = rule if known else None
-        if discrete_action is not None:
-            if check_int("discrete_action", discrete_action, minimum=0) >= num_discrete:
+    def _rule(self, number: int) -> Any:
+        """Return the rule: from an observation to the discrete action, or always the same one."""
+        if self.discrete_action is not None:
+            if check_int("discrete_action", self.discrete_action, minimum=0) >= number:
                 raise ValueError(
-                    f"discrete_action must be one of the {num_discrete} discrete actions 0 to "
-                    f"{num_discrete - 1}, got {discrete_action}."
+                    f"discrete_action must be one of the {number} discrete actions 0 to "
+                    f"{number - 1}, got {self.discrete_action}."
                 )
-        elif self._rule is None:
+            return self.discrete_action
+        rule: Any = getattr(self.env, "heuristic_choice", None)
+        if getattr(rule, "__func__", None) in (None, DifferentiableEnv.heuristic_choice):
             raise ValueError(
-                f"{type(env).__name__} has no heuristic_choice for its discrete choice; give one "
-                "discrete action to take always, algorithm.discrete_action=0 for example."
+                f"{type(self.env).__name__} has no heuristic_choice for its discrete choice; give "
+                "one discrete action to take always, algorithm.discrete_action=0 for example."
             )
+        return rule
+
+
+class _FixedRule(nn.Module):
+    """Logits of a rule that takes one discrete action for certain, ``(*B, M)``; no parameters."""
+
+    def __init__(self, rule: Any, num_discrete: int) -> None:
+        super().__init__()
+        self.rule, self.num_discrete = rule, num_discrete
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Return the logits of the rule at an observation."""
-        if self.discrete_action is None:
-            choice = self._rule(observation.detach())
-        else:
-            choice = torch.full(
-                observation.shape[:-1], self.discrete_action, device=observation.device
-            )
-        chosen = nn.functional.one_hot(choice, self.num_discrete)
-        return _CERTAIN * chosen.to(observation.dtype)
+        choice = self.rule(observation.detach()) if callable(self.rule) else self.rule
+        choice = torch.as_tensor(choice, device=observation.device)
+        chosen = nn.functional.one_hot(choice, self.num_discrete).to(observation.dtype)
+        return _CERTAIN * chosen.expand(*observation.shape[:-1], -1)

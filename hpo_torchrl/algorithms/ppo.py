@@ -2,23 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
-from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 
 from hpo_torchrl.algorithms.base import Metrics
-from hpo_torchrl.algorithms.learner import Learner
-from hpo_torchrl.core.checks import check_float, check_int
+from hpo_torchrl.algorithms.learner import Learner, setting
+from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import HybridLossModule
 
+_FIRST_MULTIPLIER = 0.02  # of the learning rate of a policy's nets
 
-class PPO(Learner):
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class PassLearner(Learner):
+    """A learner that makes passes over each batch until the policy has changed enough.
+
+    Args:
+        epochs: passes over a batch at most.
+        num_minibatches: minibatches in a pass.
+        target_kl: KL divergence beyond which no further pass is made.
+    """
+
+    trains_many_seeds = True
+
+    epochs: int = setting(10, check_int, minimum=1)
+    num_minibatches: int = setting(4, check_int, minimum=1)
+    target_kl: float = setting(0.1, strict=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Multipliers begin small: where the observation has many entries, the same step of every
+        # weight changes a policy much more than where it has few.
+        for component in self.policy.parameter_groups():
+            for group in self.optimization.param_groups(component):
+                group["lr_multiplier"] = _FIRST_MULTIPLIER
+
+    def passes(
+        self,
+        data: TensorDictBase,
+        descend: Callable[[TensorDictBase, Tensor], dict[str, Tensor]],
+        metrics: Mapping[str, Tensor],
+        kl_after: Callable[[list[dict[str, Tensor]]], Tensor],
+    ) -> dict[str, Tensor]:
+        """Make passes of minibatch steps over detached data until the policy has changed enough.
+
+        A seed whose KL divergence is above its target makes no more steps and waits for the others.
+
+        Args:
+            data: the data, ``(*B, T)`` or ``(S, *B, T)``.
+            descend: makes the step of one minibatch, for the seeds that are active, and returns its
+                metrics.
+            metrics: metrics before the first pass, among them the divergence ``"kl"``.
+            kl_after: gives it after a pass, from the metrics of its steps.
+
+        Returns:
+            ``metrics`` with those of the last step, ``"kl"`` and ``"epochs"``, the passes made.
+        """
+        seeds: tuple[Any, ...] = ()
+        if self.num_seeds is not None:
+            seeds = (torch.arange(self.num_seeds, device=data.device).unsqueeze(-1),)
+        data = data.reshape(*map(len, seeds), -1)
+        # All orders are drawn beforehand: stopping early leaves no trace in the random numbers.
+        orders = [
+            self.randomness.permutation(data.shape[-1], data.device) for _ in range(self.epochs)
+        ]
+        known = dict(metrics)
+        known["epochs"] = torch.zeros_like(known["kl"], dtype=torch.int64)
+        for order in orders:
+            active = known["kl"] <= self.target_kl
+            if not bool(active.any()):
+                break
+            parts = order.chunk(self.num_minibatches, -1)
+            steps = [descend(data[(*seeds, rows)], active) for rows in parts]
+            found = {**steps[-1], "kl": kl_after(steps), "epochs": known["epochs"] + 1}
+            known |= {
+                name: torch.where(active, value.detach(), known.get(name, value).detach())
+                for name, value in found.items()
+            }
+        return known
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class PPO(PassLearner):
     r"""PPO (Schulman et al. 2017, arXiv 1707.06347) on the joint log-probability of hybrid actions.
 
     Everything that decides is TorchRL's: its ``Collector`` gathers the rollouts, its GAE gives the
@@ -66,78 +139,38 @@ class PPO(Learner):
         ['ESS', 'clip_fraction', 'cost']
     """
 
-    trains_many_seeds = True
+    critic_coeff: float = setting(1.0)
+    clip_epsilon: float = setting(0.2, maximum=1.0, strict=True)
+    scale_entropy_coeff: float = setting(0.0)
+    learning_rate: float = setting(1e-3, strict=True)
+    entropy_coeff: float = setting(0.1)
+    reset_fraction_final: float = setting(1.0, maximum=1.0)
 
-    def __init__(
-        self,
-        env: EnvBase,
-        policy: HybridPolicy,
-        critic: TensorDictModule,
-        *,
-        critic_coeff: float = 1.0,
-        clip_epsilon: float = 0.2,
-        scale_entropy_coeff: float = 0.0,
-        epochs: int = 10,
-        num_minibatches: int = 4,
-        target_kl: float = 0.1,
-        learning_rate: float = 1e-3,
-        entropy_coeff: float = 0.1,
-        reset_fraction_final: float = 1.0,
-        **learner,
-    ) -> None:
-        self.epochs = check_int("epochs", epochs, minimum=1)
-        self.num_minibatches = check_int("num_minibatches", num_minibatches, minimum=1)
-        self.target_kl = check_float("target_kl", target_kl, minimum=0.0, strict=True)
-        check_float("scale_entropy_coeff", scale_entropy_coeff, minimum=0.0)
-        check_float("clip_epsilon", clip_epsilon, minimum=0.0, maximum=1.0, strict=True)
-        if not policy.stochastic:
+    def __post_init__(self) -> None:
+        if not self.policy.stochastic:
             raise ValueError(
                 "algorithm=ppo needs a stochastic continuous action, got policy.scale=0: a score "
                 "function has nothing to score. Set policy.scale, for example to 0.3."
             )
-        learner |= {"learning_rate": learning_rate, "entropy_coeff": entropy_coeff}
-        super().__init__(env, policy, critic, reset_fraction_final=reset_fraction_final, **learner)
-        self.optimization.warm_up()
-        self.loss = PPOLoss(
-            policy,
-            critic,
-            clip_epsilon=clip_epsilon,
-            critic_coeff=critic_coeff,
-            entropy_coeff=self.entropy_bonus,
-            scale_entropy_coeff=scale_entropy_coeff,
-        )
+        super().__post_init__()
+        names = ("clip_epsilon", "critic_coeff", "entropy_coeff", "scale_entropy_coeff")
+        chosen = {name: getattr(self, name) for name in names}
+        self.loss = PPOLoss(self.policy, self.critic, **chosen)
 
     def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Do one update; the batch's rewards are rescaled, and advantages are added to it."""
-        with torch.no_grad():
-            self.add_values(batch)
-        metrics = self.rescale(batch)
-        data = self.add_advantages(batch)
-
-        def descend(part: TensorDictBase, active: Tensor) -> dict[str, Tensor]:
-            terms = self.loss(part)
-            norms = self.optimization.step(terms, active)
-            return {key: value.detach() for key, value in terms.items()} | norms
-
+        metrics, data = self.prepare(batch)
         metrics |= self.passes(
-            self.flat(data.exclude("next")),
-            descend,
-            epochs=self.epochs,
-            num_minibatches=self.num_minibatches,
-            target_kl=self.target_kl,
-            metrics={"kl": torch.zeros_like(metrics["cost"])},
-            kl_after=lambda steps: torch.stack([step["kl_approx"] for step in steps]).mean(0),
+            data.exclude("next"),
+            lambda part, active: self.optimization.step(self.loss(part), active),
+            {"kl": torch.zeros_like(metrics["cost"])},
+            lambda steps: torch.stack([step["kl_approx"] for step in steps]).mean(0),
         )
+        # A divergence grows with the square of a step.
+        change = (metrics["kl"].clamp_min(0.0) / self.target_kl).sqrt()
         for component in self.policy.parameter_groups():
-            # A divergence grows with the square of a step.
-            self.optimization.adapt_lr(
-                component, (metrics["kl"].clamp_min(0.0) / self.target_kl).sqrt()
-            )
+            self.optimization.adapt_lr(component, change)
         return self.numbers(metrics)
-
-    def losses(self) -> list[HybridLossModule]:
-        """The one loss."""
-        return [self.loss]
 
 
 class PPOLoss(HybridLossModule):
@@ -153,7 +186,7 @@ class PPOLoss(HybridLossModule):
         shared: further arguments, of :class:`HybridLossModule`.
     """
 
-    own_keys = ("loss_objective", "kl_approx", "clip_fraction", "ESS", "max_ratio", "mean_ratio")
+    own_keys = ("loss_objective", "kl_approx", "clip_fraction", "ESS")
 
     def __init__(
         self,
@@ -188,22 +221,15 @@ class PPOLoss(HybridLossModule):
             dist = self.clipped.dist
             spread = dist.entropy() - dist.entropy_discrete()
             terms["loss_entropy"] = terms["loss_entropy"] - self.scale_entropy_coeff * spread
-        return self.reduce(terms, metrics | self._ratio_metrics(data), data)
-
-    @torch.no_grad()
-    def _ratio_metrics(self, data: TensorDictBase) -> dict[str, Tensor]:
         log_ratio = self.clipped.log_ratio
-        ratio = log_ratio.exp()
-        size = log_ratio.shape[-1]
         effective = 2 * log_ratio.logsumexp(-1) - (2 * log_ratio).logsumexp(-1)
-        beyond = (ratio - 1.0).abs() > self.clip_epsilon
-        return {
+        beyond = (log_ratio.exp() - 1.0).abs() > self.clip_epsilon
+        metrics |= {
             "kl_approx": -self.mean(log_ratio, data),
-            "clip_fraction": self.mean(beyond.to(ratio.dtype), data),
-            "ESS": effective.exp() / size,
-            "max_ratio": ratio.amax(-1),
-            "mean_ratio": self.mean(ratio, data),
+            "clip_fraction": self.mean(beyond.to(log_ratio.dtype), data),
+            "ESS": effective.exp() / log_ratio.shape[-1],
         }
+        return self.reduce(terms, metrics, data)
 
 
 class _ClippedRatio(ClipPPOLoss):

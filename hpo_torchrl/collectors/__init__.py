@@ -2,9 +2,7 @@
 
 from hpo_torchrl.collectors.branching import branched_returns
 from hpo_torchrl.collectors.collector import DifferentiableCollector, SampleCollector
-from hpo_torchrl.collectors.engine import Rollout
-from hpo_torchrl.collectors.rollout import differentiable_rollout
-from hpo_torchrl.collectors.straight_through import straight_through_rollout
+from hpo_torchrl.collectors.rollout import Rollout, differentiable_rollout, straight_through_rollout
 
 __all__ = [
     "DifferentiableCollector",

@@ -1,17 +1,84 @@
-"""What every discrete action would have led to, by simulation."""
+"""What every discrete action leads to, by simulation: straight-through steps, estimates of Q."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from hpo_torchrl.collectors.entries import expand_mask
-from hpo_torchrl.collectors.inputs import check_functional, check_single_choice
+from hpo_torchrl.collectors.engine import Transition, expand_mask
+from hpo_torchrl.collectors.inputs import Entries, check_functional, check_single_choice, noise_of
 from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.envs import DifferentiableEnv
-from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.modules import HybridDistribution, HybridPolicy
+from hpo_torchrl.modules.sampling import Noise
+
+
+def straight_through_step(
+    env: DifferentiableEnv, policy: HybridPolicy, temperature: float
+) -> Transition:
+    """Return what takes one step of a :func:`straight_through_rollout`, whose formulas it is."""
+
+    def transition(carried: Entries, noise: Tensor, own: Noise | None) -> tuple:
+        logits, loc, scale = policy.network(carried["observation"])
+        dist = HybridDistribution(
+            logits,
+            loc,
+            scale,
+            policy.mask_of(carried),
+            validate_args=False,
+            distribution=policy.continuous_distribution,
+        )
+        draw = dist.draw(own)
+        action = {"discrete": draw.discrete, "continuous": draw.continuous}
+        after, reward, over = env.advance(carried, action, noise)
+        perturbed = dist.logits if own is None else dist.logits - own.discrete
+        soft = (perturbed / temperature).softmax(-1)
+        if soft.requires_grad:
+            with torch.no_grad():  # what every action leads to, of batch (M, *B)
+                branches = dist.actions(None if own is None else own.continuous).movedim(-2, 0)
+                number, *batch, _ = branches.shape
+                every = torch.arange(number, device=noise.device).view(-1, *(1,) * len(batch))
+                forced = {"discrete": every.expand(number, *batch), "continuous": branches}
+                copies = {k: value.expand(number, *value.shape) for k, value in carried.items()}
+                others, rewards, _ = env.advance(copies, forced, noise.expand(number, *noise.shape))
+            reward = _StraightThrough.apply(reward, soft, rewards)
+            after = {
+                key: _StraightThrough.apply(value, soft, others[key])
+                if value.is_floating_point()
+                else value
+                for key, value in after.items()
+            }
+        return draw, after, reward, over
+
+    return transition
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The executed action's value, with the gradient of the sum of weight times value.
+
+    A function of its own, because adding (soft - soft) * values would not be exact: it turns -0
+    into 0, and the infinite value of an action not taken into NaN.
+    """
+
+    @staticmethod
+    def forward(value: Tensor, soft: Tensor, values: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, soft, values = inputs
+        ctx.leading = soft.ndim
+        ctx.save_for_backward(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        (values,) = ctx.saved_tensors
+        slopes = (gradient * values).flatten(ctx.leading).sum(-1)
+        return gradient, slopes.movedim(0, -1), None
 
 
 @torch.no_grad()
@@ -83,9 +150,9 @@ def branched_returns(
         )
     check_float("gamma", gamma, minimum=0.0, maximum=1.0)
     _check_critic(critic)
-    _check_data(env, rollout, noise)
     batch, time = tuple(env.batch_size), len(env.batch_size)
     names = (*env.state_names, *env.shown_names)
+    _check_data(env, rollout, noise, names)
     visited = {key: rollout.get(key).movedim(time, 0) for key in names}
     here = policy.distribution(visited["observation"], policy.mask_of(visited))
     drawn = here.sample_noise((), policy.randomness) if policy.acts_randomly else None
@@ -102,18 +169,17 @@ def branched_returns(
     weight = forced.new_ones(returns.shape)
     running = torch.ones_like(returns, dtype=torch.bool)
     for step, step_noise in enumerate(noise.unbind(time)):
-        action = {"discrete": every, "continuous": forced[step].movedim(-2, 0).unsqueeze(0)}
-        if step > 0:
+        discrete, continuous = every, forced[step].movedim(-2, 0).unsqueeze(0)
+        if step > 0:  # networks take no empty batch
             later = policy.act(rows["observation"], policy.mask_of(rows))
-            action = {
-                "discrete": torch.cat([later.discrete, every]),
-                "continuous": torch.cat([later.continuous, action["continuous"]]),
-            }
+            discrete = torch.cat([later.discrete, discrete])
+            continuous = torch.cat([later.continuous, continuous])
         for key, value in visited.items():
             fresh = value[step].expand(1, number, *value.shape[1:])
             rows[key] = torch.cat([rows[key], fresh])
         begun = slice(step + 1)
         copies = step_noise.expand(step + 1, number, *step_noise.shape)
+        action = {"discrete": discrete, "continuous": continuous}
         after, reward, over = env.advance(rows, action, copies)
         after |= env.show(after)
         moving = running[begun]
@@ -135,45 +201,38 @@ def branched_returns(
 
 
 def _check_critic(critic: TensorDictModuleBase | None) -> None:
-    if critic is None:
-        return
-    if not isinstance(critic, TensorDictModuleBase):
+    if critic is not None and not isinstance(critic, TensorDictModuleBase):
         raise TypeError(
             "critic must be a TensorDictModule from 'observation' to 'state_value', or None, got "
             f"{type(critic).__name__}; build one with make_value_network(env)."
         )
-    if list(critic.in_keys) != ["observation"] or "state_value" not in critic.out_keys:
+    if critic is not None and [*critic.in_keys, *critic.out_keys] != ["observation", "state_value"]:
         raise ValueError(
             "critic must read 'observation' alone and write 'state_value', got "
             f"in_keys={critic.in_keys} and out_keys={critic.out_keys}."
         )
 
 
-def _check_data(env: DifferentiableEnv, rollout: TensorDictBase, noise: Tensor) -> None:
+def _check_data(
+    env: DifferentiableEnv, rollout: TensorDictBase, noise: Tensor, names: tuple[str, ...]
+) -> None:
     if not isinstance(rollout, TensorDictBase):
         raise TypeError(
             f"rollout must be a tensordict of shape (*B, T), got {type(rollout).__name__}; make "
             "it with differentiable_rollout(env, policy, T, noise=noise)."
         )
     batch = tuple(env.batch_size)
-    if rollout.ndim != len(batch) + 1 or tuple(rollout.shape[:-1]) != batch:
+    if rollout.shape[:-1] != batch or rollout.ndim != len(batch) + 1:
         raise ValueError(
             f"rollout must have shape (*B, T) = {(*batch, 'T')}, got {tuple(rollout.shape)}."
         )
-    names = (*env.state_names, *env.shown_names)
-    missing = [key for key in names if rollout.get(key, None) is None]
-    if missing:
+    if missing := [key for key in names if rollout.get(key, None) is None]:
         raise KeyError(
             f"rollout lacks {missing}: it must hold the state and observation of every step, as "
             "differentiable_rollout returns them."
         )
-    expected = (*rollout.shape, *env.noise_shape)
     if not isinstance(noise, Tensor):
         raise TypeError(
             f"noise must be the tensor that the rollout was given, got {type(noise).__name__}."
         )
-    if tuple(noise.shape) != expected:
-        raise ValueError(
-            "noise must be what the rollout was given, of shape (*B, T, *noise_shape) = "
-            f"{expected}, got {tuple(noise.shape)}."
-        )
+    noise_of(env, rollout, rollout.shape[-1], noise)

@@ -1,8 +1,11 @@
-"""A collector whose batches keep the graph."""
+"""Collectors of batches: with the simulator's graph, and without it by TorchRL's own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,50 +14,44 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl.collectors.engine import Rollout
-from hpo_torchrl.collectors.inputs import check_functional, is_functional
-from hpo_torchrl.collectors.rollout import ROUTES, general_rollout
-from hpo_torchrl.collectors.straight_through import straight_through
-from hpo_torchrl.core.checks import check_bool, check_choice, check_float, check_int
+from hpo_torchrl.collectors.rollout import Rollout
+from hpo_torchrl.core.checks import check_bool, check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.modules import HybridPolicy
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class _BatchCollector:
-    """The arguments, restarts and state that both collectors share."""
+    """The arguments, restarts and state that both collectors share.
 
-    def __init__(
-        self,
-        env: EnvBase,
-        policy: HybridPolicy,
-        frames_per_batch: int,
-        reset_fraction: float,
-        randomness: Randomness | None,
-    ) -> None:
-        instances = env.batch_size.numel()
-        if check_int("frames_per_batch", frames_per_batch, minimum=1) % instances:
+    Attributes:
+        frames: environment steps so far.
+        carried: the running instances, in which the next batch starts; ``None`` before the first.
+    """
+
+    env: EnvBase = field(kw_only=False)
+    policy: HybridPolicy = field(kw_only=False)
+    frames_per_batch: int
+    reset_at_each_iter: bool = False
+    reset_fraction: float = 0.0
+    randomness: Randomness = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        instances = self.env.batch_size.numel()
+        if check_int("frames_per_batch", self.frames_per_batch, minimum=1) % instances:
             raise ValueError(
                 f"frames_per_batch must be a multiple of the {instances} instances of the "
-                f"environment, got {frames_per_batch}; a batch of T steps holds T * {instances}."
+                f"environment, got {self.frames_per_batch}; a batch of T steps holds "
+                f"T * {instances}."
             )
-        self.reset_fraction = check_float(
-            "reset_fraction", reset_fraction, minimum=0.0, maximum=1.0
-        )
-        self.env, self.policy, self.frames_per_batch = env, policy, frames_per_batch
-        self.num_steps = frames_per_batch // instances
-        if randomness is None:
-            randomness = getattr(policy, "randomness", None) or Randomness()
-        self.randomness = randomness
-        self.frames = 0
-
-    @property
-    def carried(self) -> TensorDictBase | None:
-        """The running instances, in which the next batch starts; ``None`` before the first."""
-        raise NotImplementedError
-
-    @carried.setter
-    def carried(self, value: TensorDictBase | None) -> None:
-        raise NotImplementedError
+        check_bool("reset_at_each_iter", self.reset_at_each_iter)
+        check_float("reset_fraction", self.reset_fraction, minimum=0.0, maximum=1.0)
+        if hasattr(self.policy, "check_env"):
+            self.policy.check_env(self.env)
+        if self.randomness is None:
+            self.randomness = getattr(self.policy, "randomness", None) or Randomness()
+        self.num_steps, self.frames = self.frames_per_batch // instances, 0
+        self.carried: TensorDictBase | None = None
 
     def restarted(self, carried: TensorDictBase) -> TensorDictBase:
         """Return running instances, a share of them restarted."""
@@ -72,73 +69,52 @@ class _BatchCollector:
         Args:
             index: number of the seed; ``None`` is the collector itself.
         """
-        return self if index is None else _SeedState(self, index)
+        return SimpleNamespace(
+            state_dict=partial(self.state_dict, index),
+            load_state_dict=partial(self.load_state_dict, index=index),
+        )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, index: int | None = None) -> dict[str, Any]:
         """Return the frames so far, the running instances and the environment's generator.
 
         It does not include the policy's random numbers, which ``randomness.state()`` holds.
+
+        Args:
+            index: number of the seed, in the form of a collector of that seed alone.
         """
-        return self._state(self.env, self.carried, self.frames)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where :meth:`state_dict` was taken."""
-        self._load(state, self.env, state["frames"], lambda carried: carried)
-
-    def _state(self, env: EnvBase, carried: TensorDictBase | None, frames: int) -> dict[str, Any]:
-        state: dict[str, Any] = {"frames": frames, "carried": None, "rng": None}
-        if carried is not None:
-            leaves = carried.flatten_keys(".")
+        env, number = self._member(index)
+        state: dict[str, Any] = {"frames": self.frames // number, "carried": None, "rng": None}
+        if self.carried is not None:
+            own = self.carried if index is None else self.carried[index]
+            leaves = own.flatten_keys(".")
             state["carried"] = {key: value.clone() for key, value in leaves.items()}
         # By attribute, so that a generator behind TorchRL's transforms is found too.
         if isinstance(rng := getattr(env, "rng", None), torch.Generator):
             state["rng"] = rng.get_state()
         return state
 
-    def _load(self, state: dict[str, Any], env: EnvBase, frames: int, place: Any) -> None:
-        self.frames, carried = frames, None
+    def load_state_dict(self, state: dict[str, Any], index: int | None = None) -> None:
+        """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all."""
+        env, number = self._member(index)
+        self.frames, carried = number * state["frames"], None
         if state["carried"] is not None:
-            own = {"batch_size": env.batch_size, "device": env.device}
-            carried = place(TensorDict(state["carried"], **own).unflatten_keys("."))
+            place = {"batch_size": env.batch_size, "device": env.device}
+            carried = TensorDict(state["carried"], **place).unflatten_keys(".")
+            if index is not None:
+                rows = [carried] * number if self.carried is None else list(self.carried.unbind(0))
+                rows[index] = carried
+                carried = torch.stack(rows).contiguous()
         self.carried = carried
         if state["rng"] is not None:
             env.rng.set_state(state["rng"].cpu())
 
-
-class _SeedState:
-    """What a collector of many seeds holds of one, in the form of an ordinary collector's."""
-
-    def __init__(self, collector: _BatchCollector, index: int) -> None:
-        self.collector, self.index = collector, index
-        self.env: Any = collector.env.members[index]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the seed."""
-        carried = self.collector.carried
-        own = None if carried is None else carried[self.index]
-        frames = self.collector.frames // len(self.collector.env.members)
-        return self.collector._state(self.env, own, frames)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; all seeds have to be loaded."""
-        together = self.collector.carried
-        number = len(self.collector.env.members)
-
-        def place(own: TensorDictBase) -> TensorDictBase:
-            rows = [own] * number
-            # A fresh collector holds nothing, or other entries than a running one.
-            if together is not None and _names(together) == _names(own):
-                rows = list(together.unbind(0))
-            rows[self.index] = own
-            return torch.stack(rows).contiguous()
-
-        self.collector._load(state, self.env, number * state["frames"], place)
+    def _member(self, index: int | None) -> tuple[Any, int]:
+        """Return the environment of a seed, and the number of seeds."""
+        env: Any = self.env
+        return (env, 1) if index is None else (env.members[index], len(env.members))
 
 
-def _names(carried: TensorDictBase) -> set[Any]:
-    return set(carried.keys(include_nested=True, leaves_only=True))
-
-
+@dataclass(kw_only=True, eq=False, repr=False)
 class DifferentiableCollector(_BatchCollector):
     """Iterate over differentiable rollouts: tensordicts of shape ``(*B, T)`` with their graph.
 
@@ -156,15 +132,14 @@ class DifferentiableCollector(_BatchCollector):
         reset_at_each_iter: start every batch from fresh initial states.
         reset_fraction: share of the instances, drawn anew for each batch, that starts it from a
             fresh initial state: it keeps rare states in the data.
-        discount: see :func:`differentiable_rollout`.
-        exploration_type: how the policy acts.
-        route: see :func:`differentiable_rollout`.
-        temperature: of a :func:`straight_through_rollout`, which is then what a batch is; ``None``
-            takes an ordinary differentiable rollout.
-        checkpoint_steps: see :func:`differentiable_rollout`.
-        compile: see :class:`Rollout`.
         randomness: where the policy's random numbers and the restarts come from; ``None`` is
             ``policy.randomness``.
+        exploration_type: how the policy acts.
+        discount: of the :class:`Rollout` that makes the batches, like the settings below.
+        route: likewise.
+        temperature: likewise.
+        checkpoint_steps: likewise.
+        compile: likewise.
 
     Raises:
         TypeError: a number of frames is not an integer.
@@ -181,58 +156,20 @@ class DifferentiableCollector(_BatchCollector):
         [(torch.Size([4, 10]), True), (torch.Size([4, 10]), True)]
     """
 
-    def __init__(
-        self,
-        env: EnvBase,
-        policy: HybridPolicy,
-        *,
-        frames_per_batch: int,
-        total_frames: int = -1,
-        reset_at_each_iter: bool = False,
-        reset_fraction: float = 0.0,
-        discount: float = 1.0,
-        exploration_type: ExplorationType = ExplorationType.RANDOM,
-        route: str = "auto",
-        temperature: float | None = None,
-        checkpoint_steps: int | None = None,
-        compile: bool = False,
-        randomness: Randomness | None = None,
-    ) -> None:
-        super().__init__(env, policy, frames_per_batch, reset_fraction, randomness)
-        self.total_frames = check_int("total_frames", total_frames, minimum=-1)
-        check_float("discount", discount, minimum=0.0, maximum=1.0, strict=True)
-        self.route = check_choice("route", route, ROUTES)
-        self.reset_at_each_iter = check_bool("reset_at_each_iter", reset_at_each_iter)
-        if hasattr(policy, "check_env"):
-            policy.check_env(env)
-        self.discount, self.exploration_type = discount, exploration_type
-        asked = {
-            "temperature": temperature,
-            "checkpoint_steps": checkpoint_steps,
-            "compile": check_bool("compile", compile) or None,
-            "route='functional'": True if route == "functional" else None,
-        }
-        for name, value in asked.items():
-            if value is not None:
-                check_functional(name, env, policy, "leave it out")
-                if route == "general":
-                    raise ValueError(
-                        f"{name} needs the functional route, got route='general'; leave one out."
-                    )
-        self.engine: Rollout | None = None
-        if route != "general" and is_functional(env, policy):
-            functional: Any = env
-            self.engine = Rollout(
-                functional,
-                policy,
-                discount=discount,
-                checkpoint_steps=checkpoint_steps,
-                compile=compile,
-                step=None if temperature is None else straight_through(env, policy, temperature),
-                randomness=self.randomness,
-            )
+    total_frames: int = -1
+    exploration_type: ExplorationType = ExplorationType.RANDOM
+    discount: float = 1.0
+    route: str = "auto"
+    temperature: float | None = None
+    checkpoint_steps: int | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int("total_frames", self.total_frames, minimum=-1)
+        own = {known.name: getattr(self, known.name) for known in fields(Rollout) if known.init}
+        self.engine = Rollout(**own)
         self._compile_seconds = 0.0
-        self._carried: TensorDictBase | None = None
 
     def __iter__(self) -> Iterator[TensorDict]:
         """Yield batches until ``total_frames`` are collected."""
@@ -247,51 +184,26 @@ class DifferentiableCollector(_BatchCollector):
 
     def collect(self) -> TensorDict:
         """Collect one batch of shape ``(*B, T)`` and carry the state over."""
-        start = self.start(self._carried)
+        if self.carried is None or self.reset_at_each_iter:
+            start = self.env.reset()
+        else:
+            start = self.restarted(self.carried)
         with set_exploration_type(self.exploration_type):
-            if self.engine is not None:
-                batch = self.engine(self.num_steps, tensordict=start)
-            else:
-                batch = general_rollout(
-                    self.env,
-                    self.policy,
-                    self.num_steps,
-                    start.copy(),
-                    None,
-                    self.discount,
-                    self.randomness,
-                )
+            batch = self.engine(self.num_steps, tensordict=start)
         last = batch.detach()[(..., -1)]
         # ``maybe_reset`` restarts the instances whose episode ended with the batch.
-        self._carried = self.env.maybe_reset(self.env.step_mdp(last.copy()))
+        self.carried = self.env.maybe_reset(self.env.step_mdp(last.copy()))
         self.frames += self.frames_per_batch
         return batch
 
-    def start(self, carried: TensorDictBase | None) -> TensorDictBase:
-        """Return the start of a batch: ``carried``, with the restarts that are asked for."""
-        if carried is None or self.reset_at_each_iter:
-            return self.env.reset()
-        return self.restarted(carried)
-
     def compile_seconds(self) -> float:
         """Return the time spent on compiling since this was last asked."""
-        if self.engine is None:
-            return 0.0
         before, self._compile_seconds = self._compile_seconds, self.engine.compile_seconds
         return self._compile_seconds - before
 
-    @property
-    def carried(self) -> TensorDictBase | None:
-        """The running instances, in which the next batch starts; ``None`` before the first."""
-        return self._carried
-
-    @carried.setter
-    def carried(self, value: TensorDictBase | None) -> None:
-        self._carried = value
-
     def reset(self) -> None:
         """Forget the running instances: the next batch starts from fresh initial states."""
-        self._carried = None
+        self.carried = None
 
     def shutdown(self) -> None:
         """Close the environment."""
@@ -299,6 +211,7 @@ class DifferentiableCollector(_BatchCollector):
             self.env.close()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class SampleCollector(_BatchCollector):
     """Collect rollouts without a graph by TorchRL's ``Collector``.
 
@@ -330,24 +243,15 @@ class SampleCollector(_BatchCollector):
         (torch.Size([4, 10]), False)
     """
 
-    def __init__(
-        self,
-        env: EnvBase,
-        policy: HybridPolicy,
-        *,
-        frames_per_batch: int,
-        reset_at_each_iter: bool = False,
-        reset_fraction: float = 0.0,
-        randomness: Randomness | None = None,
-    ) -> None:
-        super().__init__(env, policy, frames_per_batch, reset_fraction, randomness)
-        policy.randomness = self.randomness
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.policy.randomness = self.randomness
         self._collector = Collector(
-            env,
-            policy,
-            frames_per_batch=frames_per_batch,
+            self.env,
+            self.policy,
+            frames_per_batch=self.frames_per_batch,
             total_frames=-1,
-            reset_at_each_iter=check_bool("reset_at_each_iter", reset_at_each_iter),
+            reset_at_each_iter=self.reset_at_each_iter,
             auto_register_policy_transforms=False,
             trust_policy=True,
             track_traj_ids=False,
@@ -355,21 +259,13 @@ class SampleCollector(_BatchCollector):
 
     def collect(self) -> TensorDictBase:
         """Collect one batch of shape ``(*B, T)``, detached; the instances run on afterwards."""
-        if self.frames > 0 and not self._collector.reset_at_each_iter:
-            self.carried = self.restarted(self.carried)
+        if self.carried is not None and not self.reset_at_each_iter:
+            self._collector._carrier = self.restarted(self.carried)
         batch = self._collector.rollout()
+        self.carried = self._collector._carrier
         self.frames += self.frames_per_batch
         # A copy: TorchRL reuses the buffers of a batch for the next one.
         return batch.exclude("logits", "loc", "scale").clone()
-
-    @property
-    def carried(self) -> TensorDictBase:
-        """The running instances, which TorchRL's own state leaves out."""
-        return self._collector._carrier
-
-    @carried.setter
-    def carried(self, value: TensorDictBase) -> None:
-        self._collector._carrier = value
 
     def shutdown(self) -> None:
         """Close the environment."""

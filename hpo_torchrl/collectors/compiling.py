@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import calculate_time_spent
 
+from hpo_torchrl.collectors.inputs import Inputs
 from hpo_torchrl.core.checks import first_line
 
 # Steps of a chunk, the better first: one that leaves no rest is taken.
@@ -17,33 +18,12 @@ _LENGTHS = (5, 6, 4, 7, 8, 3)
 # Graphs that one object may compile, and that all of a process may: torch counts them per function.
 _OWN_GRAPHS, _ALL_GRAPHS = 8, 1024
 # What torch raises where it does not compile, whatever the reason.
-_REFUSALS = (
-    torch._dynamo.exc.TorchDynamoException,
-    torch._dynamo.exc.FailOnRecompileLimitHit,
-)
+_REFUSALS = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
 
 
-class _Clock:
-    """Adds up the time that torch spends on compiling in this process, forward and backward."""
-
-    def __init__(self) -> None:
-        self.seconds, self._start = 0.0, 0.0
-
-    def listen(self) -> _Clock:
-        """Let torch call it from now on, unless it does so already."""
-        if self._begin not in torch._dynamo.callback.callback_handler.start_callbacks:
-            torch._dynamo.on_compile_start(self._begin)
-            torch._dynamo.on_compile_end(self._end)
-        return self
-
-    def _begin(self, *_: Any) -> None:
-        self._start = time.perf_counter()
-
-    def _end(self, *_: Any) -> None:
-        self.seconds += time.perf_counter() - self._start
-
-
-_CLOCK = _Clock()  # one for all: torch calls it for as long as the process lives
+def _seconds() -> float:
+    """Return the time that this process has spent on compiling, forward and backward."""
+    return calculate_time_spent()["total_wall_time"]
 
 
 class Compiled:
@@ -59,9 +39,8 @@ class Compiled:
 
     def __init__(self, chunk: Callable[..., Any], name: str) -> None:
         self.chunk, self.name = chunk, name
-        self._before = _CLOCK.listen().seconds
+        self._before, self._graphs = _seconds(), 0
         self._length: int | None = None
-        self._graphs = 0
         # A loss may go through the graph more than once. For good, because torch asks for it when
         # gradients are taken, too.
         torch._functorch.config.donated_buffer = False
@@ -71,7 +50,7 @@ class Compiled:
     @property
     def seconds(self) -> float:
         """Time spent on compiling in this process since this object was made."""
-        return _CLOCK.seconds - self._before
+        return _seconds() - self._before
 
     def length(self, num_steps: int, given: int | None) -> int:
         """Return the steps of a chunk: those given, or about five that divide the first rollout."""
@@ -80,16 +59,19 @@ class Compiled:
             self._length = given or min(num_steps, next(dividing, _LENGTHS[0]))
         return self._length
 
-    def prepare(self, begin: Mapping[str, Tensor], inputs: Any) -> tuple[dict[str, Tensor], Any]:
+    def prepare(
+        self, begin: Mapping[str, Tensor], inputs: Inputs
+    ) -> tuple[dict[str, Tensor], Inputs]:
         """Bring a rollout into the form that all its chunks share, so that there is one graph."""
         if torch.cuda.is_available():
             torch.compiler.cudagraph_mark_step_begin()  # it may take the last rollout's memory
         fresh = inputs.fresh
-        if any(new is not None for new in fresh):
+        if any(fresh):
             # A step without an end takes nothing from what stands there. Always other objects: a
             # graph is bound to which of its inputs are the same.
-            given = [begin if new is None else new for new in fresh]
-            fresh = [{key: value.detach() for key, value in new.items()} for new in given]
+            fresh = [
+                {key: value.detach() for key, value in (new or begin).items()} for new in fresh
+            ]
         # The first chunk, like all others, has gradients for where it begins.
         carried = {
             key: value.detach().requires_grad_()
@@ -103,7 +85,7 @@ class Compiled:
         """Call the chunk."""
         if self._compiled is None:
             return self.chunk(*given)
-        before = _CLOCK.seconds
+        before = _seconds()
         try:
             limits = {"recompile_limit": _ALL_GRAPHS, "accumulated_recompile_limit": _ALL_GRAPHS}
             with torch._dynamo.config.patch(limits):
@@ -111,7 +93,7 @@ class Compiled:
         except _REFUSALS as error:
             self._give_up(first_line(getattr(error, "inner_exception", error)))
             return self.chunk(*given)
-        self._graphs += _CLOCK.seconds > before
+        self._graphs += _seconds() > before
         if self._graphs > _OWN_GRAPHS:
             self._give_up(f"it has been compiled {self._graphs} times")
         return found

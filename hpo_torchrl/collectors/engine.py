@@ -3,254 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from hpo_torchrl.collectors.compiling import Compiled
-from hpo_torchrl.collectors.entries import (
-    NEXT,
-    discount_gradients,
-    entries_of,
-    expand_mask,
-    finished,
-)
 from hpo_torchrl.collectors.inputs import (
     Entries,
     Inputs,
-    check_counted,
-    check_functional,
-    fresh_states,
     noise_of,
     policy_noise,
+    samples_as_ours,
     steps_of,
 )
-from hpo_torchrl.core.checks import check_bool, check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.modules.sampling import HybridDraw, Noise
+from hpo_torchrl.modules.sampling import HybridDraw, Noise, check_mask
+
+_ACTION = (("action", "discrete"), ("action", "continuous"))
+_LOG_PROBS = ("action_log_prob", "discrete_log_prob")
+_SCORED = ("draw logits", "draw loc", "draw scale")
 
 # From the entries of a step, the environment's noise and the policy's to the draw, and to what
 # env.advance returns.
-Transition = Callable[
-    [Entries, Tensor, "Noise | None"],
-    tuple[HybridDraw, dict[str, Tensor], Tensor, "Tensor | None"],
-]
-
-
-class Rollout:
-    """A rollout of one policy in one environment, made once and called many times.
-
-    It is what :func:`differentiable_rollout` and :func:`straight_through_rollout` call. With
-    ``compile`` or ``checkpoint_steps`` the steps are taken in chunks: each is a pure function
-    ``(state, inputs) -> (state, outputs)``, compiled by ``torch.compile``, wrapped in
-    ``torch.utils.checkpoint``, or both.
-
-    Args:
-        env: the environment.
-        policy: the policy.
-        discount: factor on the gradient through each transition.
-        checkpoint_steps: steps of a chunk whose graph is kept at once; ``None`` keeps all.
-        compile: compile chunks, of ``checkpoint_steps`` or about five steps. The first call
-            compiles. Where the policy does not sample or no gradients are kept, nothing is
-            compiled.
-        step: makes what takes one step, of an environment and a policy; by default
-            :func:`policy_step`. :func:`straight_through_step` is another one.
-        randomness: where the policy's random numbers come from; ``None`` is ``policy.randomness``.
-
-    Raises:
-        TypeError: the environment or the policy has no functional core, or chunks are asked for and
-            the environment ends episodes by itself.
-        ValueError: an argument is out of range.
-
-    Examples:
-        >>> from hpo_torchrl.collectors import Rollout
-        >>> from hpo_torchrl.problems import InventoryEnv
-        >>> from hpo_torchrl.modules import HybridPolicy
-        >>> env = InventoryEnv(batch_size=4, initial_state="random")
-        >>> rollout = Rollout(env, HybridPolicy.for_env(env), discount=0.99, checkpoint_steps=5)
-        >>> batch = rollout(10)
-        >>> (-batch["next", "reward"].mean()).backward()
-    """
-
-    def __init__(
-        self,
-        env: DifferentiableEnv,
-        policy: HybridPolicy,
-        *,
-        discount: float = 1.0,
-        checkpoint_steps: int | None = None,
-        compile: bool = False,
-        step: Callable[[DifferentiableEnv, HybridPolicy], Transition] | None = None,
-        randomness: Randomness | None = None,
-    ) -> None:
-        check_float("discount", discount, minimum=0.0, maximum=1.0, strict=True)
-        check_functional("Rollout", env, policy, "use differentiable_rollout(..., route='general')")
-        if checkpoint_steps is not None:
-            check_int("checkpoint_steps", checkpoint_steps, minimum=1)
-            check_counted("checkpoint_steps", env)
-        self.env, self.policy, self.discount = env, policy, discount
-        self.checkpoint_steps, self.step = checkpoint_steps, step or policy_step
-        self.randomness = randomness
-        self.compiled: Compiled | None = None
-        if check_bool("compile", compile):
-            check_counted("compile", env)
-            self.compiled = Compiled(self._chunk, f"{type(env).__name__} and its policy")
-
-    @property
-    def compile_seconds(self) -> float:
-        """Time spent on compiling in this process since this object was made."""
-        return 0.0 if self.compiled is None else self.compiled.seconds
-
-    def __call__(
-        self,
-        num_steps: int,
-        *,
-        tensordict: TensorDictBase | None = None,
-        noise: Tensor | None = None,
-    ) -> TensorDict:
-        """Roll out; arguments and result are those of :func:`differentiable_rollout`."""
-        check_int("num_steps", num_steps, minimum=1)
-        env = self.env
-        start = env.reset() if tensordict is None else tensordict
-        begin = {key: start.get(key) for key in (*env.state_names, *env.shown_names)}
-        noise = noise_of(env, begin, num_steps, noise).movedim(len(env.batch_size), 0)
-        fresh = fresh_states(env, begin["step"], num_steps)
-        own = policy_noise(env, self.policy, begin, num_steps, self.randomness)
-        inputs = Inputs(noise, own, fresh)
-        once = all(new is None for new in fresh)
-        worth_it = own is not None and torch.is_grad_enabled()
-        compiled = self.compiled if worth_it else None
-        if compiled is None and self.checkpoint_steps is None:
-            pieces = self._steps(begin, inputs)[1]
-        else:
-            pieces = self._pieces(begin, inputs, once, compiled)
-        return self._finished(begin, pieces, inputs, once)
-
-    def _pieces(
-        self, begin: Entries, inputs: Inputs, once: bool, compiled: Compiled | None
-    ) -> list[dict[str, Tensor]]:
-        """Take the steps in chunks: the entries of each chunk, stacked."""
-        num_steps, size = len(inputs.noise), self.checkpoint_steps or 1
-        carried = begin
-        if compiled is not None:
-            size = compiled.length(num_steps, self.checkpoint_steps)
-            carried, inputs = compiled.prepare(begin, inputs)
-        versions = [parameter._version for parameter in self.policy.parameters()]
-
-        def chunk(carried: Entries, part: Inputs) -> tuple[Entries, dict[str, Tensor]]:
-            if versions != [parameter._version for parameter in self.policy.parameters()]:
-                raise RuntimeError(
-                    "The parameters have changed since the rollout, whose steps are computed again "
-                    "when gradients are taken: take them before the optimizer's step, or leave "
-                    "checkpoint_steps out."
-                )
-            if compiled is not None and len(part.noise) == size:
-                return compiled(carried, part, once)
-            return self._chunk(carried, part, once)
-
-        pieces = []
-        for first in range(0, num_steps, size):
-            part = inputs.part(slice(first, first + size))
-            if self.checkpoint_steps is None:
-                carried, piece = chunk(carried, part)
-            else:
-                carried, piece = checkpoint(chunk, carried, part, use_reentrant=False)
-            pieces.append(piece)
-        return pieces
-
-    def _chunk(
-        self, carried: Entries, inputs: Inputs, once: bool
-    ) -> tuple[Entries, dict[str, Tensor]]:
-        """Take some steps: a pure function of where they start and of random numbers.
-
-        Returns where they lead to, and the entries of each step, stacked; if no instance is reset,
-        without the states that steps start from.
-        """
-        names = (*self.env.state_names, *self.env.shown_names)
-        end, rows = self._steps(carried, inputs)
-        kept = [key for key in rows[0] if not (once and key in names)]
-        return end, {key: torch.stack([row[key] for row in rows]) for key in kept}
-
-    def _steps(self, carried: Entries, inputs: Inputs) -> tuple[Entries, list[dict[str, Tensor]]]:
-        """Return where the steps lead to, and the entries of each."""
-        env, transition = self.env, self.step(self.env, self.policy)
-        never = torch.zeros((*env.batch_size, 1), dtype=torch.bool, device=env.device)
-        asks = not env.counts_steps
-        noise, own = inputs.noise.unbind(), steps_of(inputs.policy, len(inputs.noise))
-        rows = []
-        new: Any
-        for step, new in enumerate(inputs.fresh):
-            draw, after, reward, over = transition(carried, noise[step], own[step])
-            after |= env.show(after)
-            row = {**carried, **entries_of(draw, self.policy)}
-            row |= {NEXT + key: value for key, value in after.items()}
-            row |= {"reward": reward, "over": never if over is None else over}
-            rows.append(row)
-            carried = discount_gradients(after, self.discount)
-            if asks and new is not None:
-                ends = over is not None and bool(over.any())
-                new = new(over) if ends else None
-            if new is not None and over is not None:
-                carried = {
-                    key: torch.where(expand_mask(over, value), new[key], value)
-                    for key, value in carried.items()
-                }
-        return carried, rows
-
-    def _finished(
-        self, begin: Entries, pieces: list[dict[str, Tensor]], inputs: Inputs, once: bool
-    ) -> TensorDict:
-        """Build the tensordict of a rollout from its steps, or from chunks of stacked steps."""
-        rows = pieces[0]["reward"].ndim == len(self.env.batch_size) + 1
-        join = torch.stack if rows else torch.cat
-        stacked: dict[str, Tensor] = {}
-        for key in list(pieces[0]):
-            # Popped, so that what is stacked already is not held twice.
-            values = [piece.pop(key) for piece in pieces]
-            name = key.removeprefix(NEXT)
-            if not once or name not in begin:
-                stacked[key] = join(values)
-            elif key != name:  # held once: what a step leads to, and what the next one starts from
-                start = begin[name] if rows else begin[name].unsqueeze(0)
-                if any(value.requires_grad for value in (start, *values)):
-                    found = _States.apply(join, self.discount, start, *values)
-                else:
-                    states = join([start, *values])
-                    found = states[:-1], states[1:]
-                stacked[name], stacked[key] = found
-        return finished(self.env, self.policy, stacked, inputs.policy)
-
-
-class _States(torch.autograd.Function):
-    """What steps start from and what they lead to, without resets: two views of one memory.
-
-    The gradient of the former, but for the start, has passed a transition and is discounted.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, join: Callable, discount: float, *values: Tensor) -> tuple:
-        ctx.set_materialize_grads(False)
-        ctx.discount, ctx.sizes = discount, [len(v) for v in values] if join is torch.cat else None
-        states = join(values)
-        return states[:-1], states[1:]
-
-    @staticmethod
-    def backward(ctx: Any, before: Tensor | None, after: Tensor | None) -> tuple:
-        some = before if after is None else after
-        if some is None:
-            return None, None, *[None] * (1 if ctx.sizes is None else len(ctx.sizes))
-        total = some.new_zeros(len(some) + 1, *some.shape[1:])
-        if before is not None:
-            total[:-1] = before * ctx.discount
-            total[0] = before[0]  # no transition leads to the start
-        if after is not None:
-            total[1:] += after
-        return None, None, *(total.unbind() if ctx.sizes is None else total.split(ctx.sizes))
+Transition = Callable[..., tuple[HybridDraw, dict[str, Tensor], Tensor, "Tensor | None"]]
 
 
 def policy_step(env: DifferentiableEnv, policy: HybridPolicy) -> Transition:
@@ -266,3 +46,208 @@ def policy_step(env: DifferentiableEnv, policy: HybridPolicy) -> Transition:
         return draw, *env.advance(carried, action, noise)
 
     return transition
+
+
+@dataclass(eq=False, repr=False)
+class Engine:
+    """Takes the steps of rollouts: on plain tensors, in chunks, or with any environment.
+
+    Attributes:
+        env: the environment.
+        policy: the policy.
+        discount: factor on the gradient through each transition.
+        randomness: where the policy's random numbers come from; ``None`` is ``policy.randomness``.
+        make_step: makes what takes one step, of an environment and a policy.
+    """
+
+    env: Any
+    policy: Any
+    discount: float = field(default=1.0, kw_only=True)
+    randomness: Randomness | None = field(default=None, kw_only=True)
+    make_step: Callable[[Any, Any], Transition] = field(init=False)
+
+    def chunk(
+        self, carried: Entries, inputs: Inputs, once: bool
+    ) -> tuple[Entries, dict[Any, Tensor]]:
+        """Take some steps: a pure function of where they start and of random numbers.
+
+        Args:
+            carried: state and observation that the first step starts from.
+            inputs: the random numbers.
+            once: leave out the states that steps start from: where no instance is reset, they are
+                those that the steps before lead to.
+
+        Returns:
+            Where the steps lead to, and the entries of each step, stacked.
+        """
+        env, transition = self.env, self.make_step(self.env, self.policy)
+        never = torch.zeros((*env.batch_size, 1), dtype=torch.bool, device=env.device)
+        own = steps_of(inputs.policy, len(inputs.noise))
+        rows = []
+        for noise, drawn, fresh in zip(inputs.noise.unbind(), own, inputs.fresh, strict=True):
+            draw, after, reward, over = transition(carried, noise, drawn)
+            after |= env.show(after)
+            row: dict[Any, Tensor] = {} if once else dict(carried)
+            row |= _entries_of(draw, self.policy)
+            row |= {("next", key): value for key, value in after.items()}
+            row |= {("next", "reward"): reward, ("next", "done"): never if over is None else over}
+            rows.append(row)
+            carried = {key: _discounted(value, self.discount) for key, value in after.items()}
+            if over is None:
+                continue
+            if fresh is not None and not env.counts_steps:
+                fresh = fresh(over) if bool(over.any()) else None
+            if fresh is not None:
+                carried = {
+                    key: torch.where(expand_mask(over, value), fresh[key], value)
+                    for key, value in carried.items()
+                }
+        # Popped, so that what is stacked already is not held twice.
+        return carried, {key: torch.stack([row.pop(key) for row in rows]) for key in list(rows[0])}
+
+    def finished(
+        self, begin: Entries, pieces: list[dict[Any, Tensor]], noise: Noise | None, once: bool
+    ) -> TensorDict:
+        """Build the tensordict that ``env.rollout`` would have built.
+
+        Args:
+            begin: where the first step started.
+            pieces: the entries of chunks of steps, time first; they are emptied.
+            noise: the policy's random numbers.
+            once: see :meth:`chunk`.
+        """
+        # Popped here too.
+        stacked: dict[Any, Tensor] = {}
+        for name in begin if once else ():
+            values = [piece.pop(("next", name)) for piece in pieces]
+            states = torch.cat([begin[name].unsqueeze(0), *values])
+            stacked[name], stacked["next", name] = _States.apply(states, self.discount)
+        for key in list(pieces[0]):
+            values = [piece.pop(key) for piece in pieces]
+            stacked[key] = values[0] if len(values) == 1 else torch.cat(values)
+        del values
+        stacked = _scored(self.policy, stacked, noise)
+        mask = self.policy.mask_of(stacked)
+        if mask is not None and mask.device.type == "cpu":  # elsewhere it would wait for the device
+            check_mask(mask)
+        over = stacked["next", "done"]
+        never = torch.zeros_like(over)
+        ends = (over, never) if self.env.horizon_terminates else (never, over)
+        stacked["next", "terminated"], stacked["next", "truncated"] = ends
+        # Whoever was done has been reset, so no step starts in a state that is done.
+        stacked |= dict.fromkeys(("done", "terminated", "truncated"), never)
+        time = len(self.env.batch_size)
+        entries = {key: value.movedim(0, time) for key, value in stacked.items()}
+        shape = entries["done"].shape[:-1]
+        return TensorDict(entries, shape, device=self.env.device).refine_names(..., "time")
+
+    def general(self, num_steps: int, carried: TensorDictBase, noise: Tensor | None) -> TensorDict:
+        """Step any environment; a hybrid policy is sampled as on plain tensors."""
+        env, policy = self.env, self.policy
+        if isinstance(env, DifferentiableEnv):
+            env.load_noise(noise_of(env, carried, num_steps, noise))
+        elif noise is not None:
+            raise ValueError(
+                f"noise can be given only to a DifferentiableEnv; {type(env).__name__} draws its "
+                "own."
+            )
+        drawn = sample = None
+        if samples_as_ours(policy):
+            drawn = policy_noise(env, policy, num_steps, self.randomness)
+            sample = policy.sampler()
+        steps: list[TensorDictBase] = []
+        rows = []
+        try:
+            for own in steps_of(drawn, num_steps):
+                if steps:
+                    carried = env.maybe_reset(env.step_mdp(steps[-1]))
+                    if self.discount != 1.0:
+                        carried = carried.apply(partial(_discounted, discount=self.discount))
+                if sample is None:
+                    carried = policy(carried)
+                else:
+                    mask = policy.mask_of(carried)
+                    draw = sample(carried.get(policy.observation_key), mask, own)
+                    rows.append(_entries_of(draw, policy))
+                    for key in _ACTION:
+                        carried.set(key, rows[-1][key])
+                steps.append(env.step(carried))
+        finally:
+            if isinstance(env, DifferentiableEnv):
+                env.load_noise(None)  # a failed rollout leaves none of its noise to the next one
+        time = len(env.batch_size)
+        rollout = LazyStackedTensorDict.maybe_dense_stack(steps, time)
+        rollout = rollout.exclude("logits", "loc", "scale")
+        if sample is not None:
+            if policy.mask_key is not None:
+                check_mask(rollout.get(policy.mask_key))
+            stacked = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+            found = _scored(policy, stacked, drawn)
+            scores = {key: found[key] for key in _LOG_PROBS if key in found}
+            rollout.update({key: value.movedim(0, time) for key, value in scores.items()})
+        return rollout.refine_names(..., "time")
+
+
+class _States(torch.autograd.Function):
+    """What steps start from and what they lead to, without resets: two views of one memory.
+
+    The gradient of the former, but for the start, has passed a transition and is discounted.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, discount: float) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.discount = discount
+        return states[:-1], states[1:]
+
+    @staticmethod
+    def backward(ctx: Any, before: Tensor | None, after: Tensor | None) -> tuple:
+        some = before if after is None else after
+        if some is None:
+            return None, None
+        total = some.new_zeros(len(some) + 1, *some.shape[1:])
+        if before is not None:
+            total[:-1] = before * ctx.discount
+            total[0] = before[0]  # no transition leads to the start
+        if after is not None:
+            total[1:] += after
+        return total, None
+
+
+def _discounted(value: Tensor, discount: float) -> Tensor:
+    """Return a value with its gradient, if it has one, multiplied by ``discount``.
+
+    The value stays the same to the last bit; only an infinite one becomes NaN.
+    """
+    if discount == 1.0 or not value.requires_grad:
+        return value
+    # Between a value and itself, of which one end has a gradient: two operations of torch's own
+    # take half the time of a function in Python, which could leave infinities alone.
+    return torch.lerp(value.detach(), value, discount)
+
+
+def expand_mask(mask: Tensor, value: Tensor) -> Tensor:
+    """Append dimensions to a mask ``(*B, 1)`` until it broadcasts with an entry."""
+    return mask.reshape(*mask.shape, *(1,) * (value.ndim - mask.ndim))
+
+
+def _entries_of(draw: HybridDraw, policy: HybridPolicy) -> dict[Any, Tensor]:
+    """Return the entries of a draw: the action, and what it is scored by, once for all steps."""
+    entries: dict[Any, Tensor] = dict(zip(_ACTION, draw[:2], strict=True))
+    if policy.return_log_prob:
+        parts = zip(_SCORED, draw[2:], strict=True)
+        entries |= {key: value for key, value in parts if value is not None}
+    return entries
+
+
+def _scored(
+    policy: HybridPolicy, stacked: dict[Any, Tensor], noise: Noise | None
+) -> dict[Any, Tensor]:
+    """Put log-probabilities in the place of what they follow from, time first."""
+    if _SCORED[0] not in stacked:
+        return stacked
+    own: Any = [stacked.pop(key, None) for key in _SCORED]
+    draw = HybridDraw(*(stacked[key] for key in _ACTION), *own)
+    kept = None if noise is None else noise.continuous
+    found = draw.log_probs(kept, policy.continuous_distribution)
+    return stacked | dict(zip(_LOG_PROBS, found, strict=True))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torchrl.envs import EnvBase
 
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
-from hpo_torchrl.modules import HybridNetwork, HybridPolicy
+from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import Noise
 
 Entries = Mapping[str, Tensor]
-# States after a reset, nothing, or a function that draws them where it turns out that they are
-# needed.
-Fresh = Entries | Callable[[Tensor], Entries] | None
 
 
 class Inputs(NamedTuple):
@@ -26,18 +26,18 @@ class Inputs(NamedTuple):
     Attributes:
         noise: the environment's, ``(T, *B, *noise_shape)``.
         policy: the policy's, or ``None`` where it does not sample.
-        fresh: for each step the states that instances go on from whose episode ends.
+        fresh: for each step the states that instances go on from whose episode ends; nothing; or a
+            function that draws them where it turns out that they are needed.
     """
 
     noise: Tensor
     policy: Noise | None
-    fresh: Sequence[Fresh]
+    fresh: list[Any]
 
     def part(self, which: slice) -> Inputs:
         """Return some of the steps."""
-        own = self.policy
-        if own is not None:
-            own = Noise(*(None if value is None else value[which] for value in own))  # type: ignore[arg-type]
+        of_some = operator.itemgetter(which)
+        own = tree_map_only(Tensor, of_some, self.policy)
         return Inputs(self.noise[which], own, self.fresh[which])
 
 
@@ -45,28 +45,17 @@ def steps_of(noise: Noise | None, num_steps: int) -> Sequence[Noise | None]:
     """Return the policy's noise of each step."""
     if noise is None:
         return [None] * num_steps
-    if noise.continuous is None:
-        return [Noise(row) for row in noise.discrete.unbind()]
-    return list(map(Noise, noise.discrete.unbind(), noise.continuous.unbind()))
+    rows = [value.unbind() for value in noise if value is not None]
+    return [Noise(*row) for row in zip(*rows, strict=True)]
 
 
 def policy_noise(
-    env: EnvBase,
-    policy: HybridPolicy,
-    start: Any,
-    num_steps: int,
-    randomness: Randomness | None = None,
+    env: EnvBase, policy: HybridPolicy, num_steps: int, randomness: Randomness | None
 ) -> Noise | None:
     """Draw a policy's random numbers of a rollout, time first; ``None`` if it does not sample.
 
-    They are drawn step by step, in the order in which ``env.rollout`` draws them.
-
-    Args:
-        env: the environment, whose specs give the shapes.
-        policy: the policy.
-        start: the entries of the first step.
-        num_steps: number of steps T.
-        randomness: where they come from; by default ``policy.randomness``.
+    They are drawn step by step, in the order in which ``env.rollout`` draws them, from the
+    policy's own source if no other is given.
     """
     if not policy.acts_randomly:
         return None
@@ -75,24 +64,12 @@ def policy_noise(
     continuous = env.full_action_spec["action", "continuous"]
     place: dict[str, Any] = {"dtype": continuous.dtype, "device": continuous.device}
     logs = torch.empty(num_steps, *discrete.shape, discrete.space.n, **place)
-    own = None
-    if policy.stochastic and _has_scale(policy, start):
-        own = torch.empty(num_steps, *continuous.shape, **place)
-    kind = policy.continuous_distribution.noise
+    own = torch.empty(num_steps, *continuous.shape, **place) if policy.stochastic else None
     for step, row in enumerate(logs.unbind()):
         randomness.fill("exponential", row)
         if own is not None:
-            randomness.fill(kind, own[step])
+            randomness.fill(policy.continuous_distribution.noise, own[step])
     return Noise(logs.log_(), own)
-
-
-@torch.no_grad()
-def _has_scale(policy: HybridPolicy, start: Any) -> bool:
-    """Whether a network answers with a scale; one of the user's own is checked by asking it."""
-    if isinstance(policy.network, HybridNetwork):
-        return True
-    observation = start[policy.observation_key]
-    return policy.distribution(observation, policy.mask_of(start)).scale is not None
 
 
 def noise_of(env: DifferentiableEnv, start: Any, num_steps: int, noise: Tensor | None) -> Tensor:
@@ -116,7 +93,7 @@ def start_states(env: DifferentiableEnv, over: Tensor | None = None) -> dict[str
     return {key: state[key] for key in (*env.state_names, *env.shown_names)}
 
 
-def fresh_states(env: DifferentiableEnv, step: Tensor, num_steps: int) -> list[Fresh]:
+def fresh_states(env: DifferentiableEnv, step: Tensor, num_steps: int) -> list[Any]:
     """Draw the states that instances go on from whose episode ends, for each step of a rollout.
 
     Which ones end is a matter of counting. Known beforehand, nothing within a rollout has to wait
@@ -124,8 +101,8 @@ def fresh_states(env: DifferentiableEnv, step: Tensor, num_steps: int) -> list[F
     episodes by itself, functions are returned that draw when they are called.
     """
     if not env.counts_steps:
-        return [*[lambda over: start_states(env, over)] * (num_steps - 1), None]
-    fresh: list[Fresh] = [None] * num_steps
+        return [*[partial(start_states, env)] * (num_steps - 1), None]
+    fresh: list[Any] = [None] * num_steps
     if env.horizon is None:
         return fresh
     step = step.cpu()
@@ -142,11 +119,15 @@ def is_functional(env: EnvBase, policy: HybridPolicy) -> bool:
     """Whether env and policy can be unrolled on plain tensors."""
     return (
         isinstance(env, DifferentiableEnv)
-        and isinstance(policy, HybridPolicy)
-        and type(policy).forward is HybridPolicy.forward
+        and samples_as_ours(policy)
         and policy.mask_key in (None, *env.shown_names[1:])
         and policy.observation_key == "observation"
     )
+
+
+def samples_as_ours(policy: Any) -> bool:
+    """Whether a policy is a hybrid one that samples as this package does."""
+    return isinstance(policy, HybridPolicy) and type(policy).forward is HybridPolicy.forward
 
 
 def check_functional(name: str, env: EnvBase, policy: HybridPolicy, fix: str) -> None:
@@ -156,15 +137,6 @@ def check_functional(name: str, env: EnvBase, policy: HybridPolicy, fix: str) ->
             f"{name} needs a DifferentiableEnv and a HybridPolicy that reads 'observation' "
             "without a mask or with the environment's own 'action_mask', got "
             f"{type(env).__name__} and {type(policy).__name__}; {fix}."
-        )
-
-
-def check_counted(name: str, env: DifferentiableEnv) -> None:
-    """Raise a ``TypeError`` if an environment decides by itself when its episodes end."""
-    if not env.counts_steps:
-        raise TypeError(
-            f"{name} needs episodes that end at the horizon, but {type(env).__name__} has an "
-            "advance of its own, which may end them; leave it out."
         )
 
 

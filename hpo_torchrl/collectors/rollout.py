@@ -2,52 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from torchrl.envs import EnvBase
 
-from hpo_torchrl.collectors.engine import Rollout
-from hpo_torchrl.collectors.entries import LOG_PROBS, discount_gradients, entries_of, scored
+from hpo_torchrl.collectors.branching import straight_through_step
+from hpo_torchrl.collectors.compiling import Compiled
+from hpo_torchrl.collectors.engine import Engine, policy_step
 from hpo_torchrl.collectors.inputs import (
+    Entries,
+    Inputs,
     check_functional,
+    check_single_choice,
+    fresh_states,
     is_functional,
     noise_of,
     policy_noise,
-    steps_of,
 )
-from hpo_torchrl.core.checks import check_choice, check_float, check_int
-from hpo_torchrl.core.randomness import Randomness
+from hpo_torchrl.core.checks import check_bool, check_choice, check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.modules.sampling import check_mask
-
-ROUTES = ("auto", "functional", "general")
-_PARAMETERS = ("logits", "loc", "scale")
 
 
-def differentiable_rollout(
-    env: EnvBase,
-    policy: HybridPolicy,
-    num_steps: int,
-    *,
-    tensordict: TensorDictBase | None = None,
-    noise: Tensor | None = None,
-    discount: float = 1.0,
-    route: str = "auto",
-    checkpoint_steps: int | None = None,
-    randomness: Randomness | None = None,
-) -> TensorDict:
-    r"""Roll a policy out and keep the graph: gradients flow along the whole trajectory.
+@dataclass(kw_only=True, eq=False, repr=False)
+class Rollout(Engine):
+    r"""A rollout of one policy in one environment, made once and called many times.
 
     Two routes give the same numbers to the last bit. ``"functional"`` calls ``env.dynamics`` on
     plain tensors and builds one tensordict at the end; it needs a :class:`DifferentiableEnv` and
     a :class:`HybridPolicy`. ``"general"`` steps any :class:`~torchrl.envs.EnvBase` whose step
-    keeps the graph. Instances that are done within the rollout are reset and go on. For many
-    rollouts of one kind, and for compiled ones, make a :class:`Rollout` once.
+    keeps the graph. Instances that are done within the rollout are reset and go on.
+
+    With ``compile`` or ``checkpoint_steps`` the steps are taken in chunks: each is a pure function
+    ``(state, inputs) -> (state, outputs)``, compiled by ``torch.compile``, wrapped in
+    ``torch.utils.checkpoint``, or both. They and ``temperature`` need the functional route.
 
     With ``discount`` :math:`\gamma < 1` the gradient through every state transition is multiplied
     by :math:`\gamma` (values do not change, but for infinite ones). The gradient of
@@ -58,17 +52,152 @@ def differentiable_rollout(
     Args:
         env: the environment, batch size ``*B``.
         policy: the policy; it samples unless ``set_exploration_type`` says otherwise.
+        discount: factor on the gradient through each transition, in (0, 1].
+        route: ``"auto"`` (functional where possible), ``"functional"`` or ``"general"``.
+        temperature: of a :func:`straight_through_rollout`; ``None`` is an ordinary rollout.
+        checkpoint_steps: keep the graph of that many steps at once and compute the others again
+            when gradients flow back (activation checkpointing): less memory for more time. The
+            parameters must still be those of the rollout when gradients are taken. ``None`` keeps
+            the whole graph.
+        compile: compile chunks, of ``checkpoint_steps`` or about five steps. The first call
+            compiles. Where the policy does not sample or no gradients are kept, nothing is
+            compiled.
+        randomness: where the policy's random numbers come from; ``None`` is ``policy.randomness``.
+
+    Raises:
+        TypeError: the environment or the policy has no functional core where one is needed, or
+            chunks are asked for and the environment ends episodes by itself.
+        ValueError: an argument is out of range.
+
+    Examples:
+        >>> from hpo_torchrl.collectors import Rollout
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> from hpo_torchrl.modules import HybridPolicy
+        >>> env = InventoryEnv(batch_size=4, initial_state="random")
+        >>> rollout = Rollout(env, HybridPolicy.for_env(env), discount=0.99, checkpoint_steps=5)
+        >>> batch = rollout(10)
+        >>> (-batch["next", "reward"].mean()).backward()
+    """
+
+    route: str = "auto"
+    temperature: float | None = None
+    checkpoint_steps: int | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        env, policy = self.env, self.policy
+        check_float("discount", self.discount, minimum=0.0, maximum=1.0, strict=True)
+        check_choice("route", self.route, ("auto", "functional", "general"))
+        asked = {
+            "temperature of a straight_through_rollout": self.temperature is not None,
+            "checkpoint_steps": self.checkpoint_steps is not None,
+            "compile": check_bool("compile", self.compile),
+            "route='functional'": self.route == "functional",
+        }
+        for name in (name for name, needed in asked.items() if needed):
+            check_functional(name, env, policy, "leave it out")
+            if self.route == "general":
+                raise ValueError(
+                    f"{name} needs the functional route, got route='general'; leave one out."
+                )
+            if name in ("checkpoint_steps", "compile") and not env.counts_steps:
+                raise TypeError(
+                    f"{name} needs episodes that end at the horizon, but {type(env).__name__} has "
+                    "an advance of its own, which may end them; leave it out."
+                )
+        if self.checkpoint_steps is not None:
+            check_int("checkpoint_steps", self.checkpoint_steps, minimum=1)
+        self.make_step = policy_step
+        if self.temperature is not None:
+            check_float("temperature", self.temperature, minimum=0.0, strict=True)
+            check_single_choice("straight_through_rollout", env)
+            self.make_step = partial(straight_through_step, temperature=self.temperature)
+        self.functional = self.route != "general" and is_functional(env, policy)
+        self.compiled = None
+        if self.compile:
+            self.compiled = Compiled(self.chunk, f"{type(env).__name__} and its policy")
+
+    @property
+    def compile_seconds(self) -> float:
+        """Time spent on compiling in this process since this object was made."""
+        return 0.0 if self.compiled is None else self.compiled.seconds
+
+    def __call__(
+        self,
+        num_steps: int,
+        *,
+        tensordict: TensorDictBase | None = None,
+        noise: Tensor | None = None,
+    ) -> TensorDict:
+        """Roll out; arguments and result are those of :func:`differentiable_rollout`."""
+        check_int("num_steps", num_steps, minimum=1)
+        env = self.env
+        start = env.reset() if tensordict is None else tensordict
+        if not self.functional:
+            return self.general(num_steps, start.copy(), noise)
+        begin = {key: start.get(key) for key in (*env.state_names, *env.shown_names)}
+        noise = noise_of(env, begin, num_steps, noise).movedim(len(env.batch_size), 0)
+        fresh = fresh_states(env, begin["step"], num_steps)
+        own = policy_noise(env, self.policy, num_steps, self.randomness)
+        once = not any(fresh)
+        pieces = self._pieces(begin, Inputs(noise, own, fresh), once)
+        return self.finished(begin, pieces, own, once)
+
+    def _pieces(self, carried: Entries, inputs: Inputs, once: bool) -> list[dict[Any, Tensor]]:
+        """Take the steps in chunks: the entries of each chunk, stacked."""
+        num_steps = len(inputs.noise)
+        size = self.checkpoint_steps or num_steps
+        worth_it = inputs.policy is not None and torch.is_grad_enabled()
+        compiled = self.compiled if worth_it else None
+        if compiled is not None:
+            size = compiled.length(num_steps, self.checkpoint_steps)
+            carried, inputs = compiled.prepare(carried, inputs)
+        versions = [parameter._version for parameter in self.policy.parameters()]
+
+        def chunk(carried: Entries, part: Inputs) -> tuple[Entries, dict[Any, Tensor]]:
+            if versions != [parameter._version for parameter in self.policy.parameters()]:
+                raise RuntimeError(
+                    "The parameters have changed since the rollout, whose steps are computed again "
+                    "when gradients are taken: take them before the optimizer's step, or leave "
+                    "checkpoint_steps out."
+                )
+            if compiled is not None and len(part.noise) == size:
+                return compiled(carried, part, once)
+            return self.chunk(carried, part, once)
+
+        pieces = []
+        for first in range(0, num_steps, size):
+            part = inputs.part(slice(first, first + size))
+            if self.checkpoint_steps is None:
+                carried, piece = chunk(carried, part)
+            else:
+                carried, piece = checkpoint(chunk, carried, part, use_reentrant=False)
+            pieces.append(piece)
+        return pieces
+
+
+def differentiable_rollout(
+    env: EnvBase,
+    policy: HybridPolicy,
+    num_steps: int,
+    *,
+    tensordict: TensorDictBase | None = None,
+    noise: Tensor | None = None,
+    **settings: Any,
+) -> TensorDict:
+    """Roll a policy out and keep the graph: gradients flow along the whole trajectory.
+
+    For many rollouts of one kind, and for compiled ones, make a :class:`Rollout` once.
+
+    Args:
+        env: the environment, batch size ``*B``.
+        policy: the policy; it samples unless ``set_exploration_type`` says otherwise.
         num_steps: number of steps T.
         tensordict: where to start, as ``env.reset()`` returns it; ``None`` resets.
         noise: noise of the rollout, ``(*B, T, *noise_shape)``, as ``env.sample_noise(T)`` returns
             it; ``None`` draws it. Only for a :class:`DifferentiableEnv`.
-        discount: factor on the gradient through each transition, in (0, 1].
-        route: ``"auto"`` (functional where possible), ``"functional"`` or ``"general"``.
-        checkpoint_steps: keep the graph of that many steps at once and compute the others again
-            when gradients flow back (activation checkpointing): less memory for more time. It
-            needs the functional route, and the parameters must still be those of the rollout when
-            gradients are taken. ``None`` keeps the whole graph.
-        randomness: where the policy's random numbers come from; ``None`` is ``policy.randomness``.
+        settings: ``discount``, ``route``, ``checkpoint_steps`` and ``randomness`` of a
+            :class:`Rollout`.
 
     Returns:
         Tensordict of shape ``(*B, T)`` as ``env.rollout`` returns it, without the distribution's
@@ -90,87 +219,77 @@ def differentiable_rollout(
         >>> policy.network.continuous[-1].bias.grad is not None
         True
     """
-    check_int("num_steps", num_steps, minimum=1)
-    check_float("discount", discount, minimum=0.0, maximum=1.0, strict=True)
-    check_choice("route", route, ROUTES)
-    if checkpoint_steps is not None:
-        check_int("checkpoint_steps", checkpoint_steps, minimum=1)
-        check_functional("checkpoint_steps", env, policy, "leave it out")
-        if route == "general":
-            raise ValueError(
-                "checkpoint_steps needs the functional route, got route='general'; leave one out."
-            )
-    if route == "functional":
-        check_functional("The functional route", env, policy, "use route='auto' or 'general'")
-    if route != "general" and is_functional(env, policy):
-        settings: dict[str, Any] = {"checkpoint_steps": checkpoint_steps, "randomness": randomness}
-        rollout = Rollout(env, policy, discount=discount, **settings)
-        return rollout(num_steps, tensordict=tensordict, noise=noise)
-    start = env.reset() if tensordict is None else tensordict.copy()
-    return general_rollout(env, policy, num_steps, start, noise, discount, randomness)
+    return Rollout(env, policy, **settings)(num_steps, tensordict=tensordict, noise=noise)
 
 
-def general_rollout(
-    env: EnvBase,
+def straight_through_rollout(
+    env: DifferentiableEnv,
     policy: HybridPolicy,
     num_steps: int,
-    start: TensorDictBase,
-    noise: Tensor | None,
-    discount: float,
-    randomness: Randomness | None = None,
+    *,
+    tensordict: TensorDictBase | None = None,
+    noise: Tensor | None = None,
+    temperature: float = 1.0,
+    **settings: Any,
 ) -> TensorDict:
-    """Step any environment; the policy is sampled as by :class:`Rollout` if it is a hybrid one."""
-    if isinstance(env, DifferentiableEnv):
-        env.load_noise(noise_of(env, start, num_steps, noise))
-    elif noise is not None:
-        raise ValueError(
-            f"noise can be given only to a DifferentiableEnv; {type(env).__name__} draws its own."
-        )
-    hybrid = isinstance(policy, HybridPolicy) and type(policy).forward is HybridPolicy.forward
-    drawn = policy_noise(env, policy, start, num_steps, randomness) if hybrid else None
-    own = steps_of(drawn, num_steps)
-    sample = policy.sampler() if hybrid else None
-    steps, rows = [], []
-    keys: list[Any] = []
-    carried = start
-    try:
-        for step in range(num_steps):
-            if sample is None:
-                carried = policy(carried)
-            else:
-                mask = policy.mask_of(carried)
-                draw = sample(carried.get(policy.observation_key), mask, own[step])
-                rows.append(entries_of(draw, policy))
-                action = {"discrete": draw.discrete, "continuous": draw.continuous}
-                place = {"batch_size": carried.batch_size, "device": carried.device}
-                carried = carried.set("action", TensorDict(action, **place))
-            if step == num_steps - 1:
-                steps.append(env.step(carried))
-                break
-            taken, carried = env.step_and_maybe_reset(carried)
-            steps.append(taken)
-            if discount != 1.0:
-                keys = keys or _floating(carried, [] if hybrid else policy.out_keys)
-                state = {key: carried.get(key) for key in keys}
-                for key, value in discount_gradients(state, discount).items():
-                    if value is not state[key]:
-                        carried.set(key, value)
-    finally:
-        if isinstance(env, DifferentiableEnv):
-            env.load_noise(None)  # a failed rollout leaves none of its noise to the next one
-    time = len(env.batch_size)
-    rollout = LazyStackedTensorDict.maybe_dense_stack(steps, time).exclude(*_PARAMETERS)
-    if hybrid and policy.mask_key is not None:
-        check_mask(rollout.get(policy.mask_key))
-    if hybrid and policy.return_log_prob:
-        stacked = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-        log_probs = scored(policy, stacked, drawn)
-        for key in LOG_PROBS:
-            rollout.set(key, log_probs[key].movedim(0, time))
-    return rollout.refine_names(..., "time")
+    r"""Roll a policy out and let gradients flow through the discrete choice too.
 
+    The straight-through Gumbel-softmax estimator [1]_ [2]_. With Gumbel noise g and the
+    simulator evaluated at every discrete action m, each with its own continuous action
+    :math:`u_m = \mathrm{loc}_m + \mathrm{scale}_m\,\varepsilon`,
 
-def _floating(tensordict: TensorDictBase, without: Sequence[Any]) -> list[Any]:
-    """Keys of what may carry a gradient from step to step, nested ones too."""
-    leaves = tensordict.items(include_nested=True, leaves_only=True)
-    return [key for key, value in leaves if value.is_floating_point() and key not in without]
+    .. math::
+        d = \arg\max_m (\ell_m + g_m), \qquad
+        w = \mathrm{onehot}(d) + \sigma - \mathrm{sg}(\sigma), \qquad
+        \sigma = \mathrm{softmax}\bigl((\ell + g) / \tau\bigr), \qquad
+        (s', r) = \sum_m w_m \, (f, r)(s, m, u_m, \xi)
+
+    Forward, this is exactly :func:`differentiable_rollout`: from the same seed the same numbers,
+    to the last bit, and d is an exact sample of the categorical. Backward, the executed action
+    passes the usual gradient to (s, u), and the logits receive the slope between their
+    outcomes. Integer entries of the state follow d and pass nothing.
+
+    **Bias.** The gradient is pathwise only and biased, in two ways. The future is linearised at
+    the state that was reached: a discrete action is credited with slope times difference of the
+    next states, which is right only where the later rewards are linear between them. And
+    :math:`\sigma` has the mean :math:`\pi` only as :math:`\tau \to 0`, where the variance grows
+    without bound. With one discrete action it is the exact pathwise gradient.
+
+    When the policy acts deterministically (``set_exploration_type``), d is the most probable
+    discrete action, u the mode of its branch, and :math:`\sigma = \mathrm{softmax}(\ell / \tau)`.
+
+    Args:
+        env: the environment, batch size ``*B``. Its dynamics are called with the batch
+            ``(M, *B)``, without a graph, besides the call that executes d.
+        policy: a policy that reads ``"observation"``, and no mask but the environment's.
+        num_steps: number of steps T.
+        tensordict: where to start, as ``env.reset()`` returns it; ``None`` resets.
+        noise: noise of the rollout, ``(*B, T, *noise_shape)``, as ``env.sample_noise(T)`` returns
+            it; ``None`` draws it.
+        temperature: :math:`\tau > 0`; lower has less bias and more variance.
+        settings: ``discount``, ``checkpoint_steps`` and ``randomness`` of a :class:`Rollout`.
+
+    Returns:
+        Tensordict of shape ``(*B, T)`` with the entries of :func:`differentiable_rollout`.
+
+    Raises:
+        TypeError: the environment or the policy has no functional core.
+        ValueError: an argument is out of range or the noise has the wrong shape.
+
+    References:
+        .. [1] Jang, Gu & Poole, *Categorical Reparameterization with Gumbel-Softmax*, ICLR 2017.
+        .. [2] Maddison, Mnih & Teh, *The Concrete Distribution*, ICLR 2017.
+
+    Examples:
+        >>> from hpo_torchrl.collectors import straight_through_rollout
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> from hpo_torchrl.modules import HybridPolicy
+        >>> env = InventoryEnv(batch_size=4, initial_state="random")
+        >>> policy = HybridPolicy.for_env(env)
+        >>> rollout = straight_through_rollout(env, policy, 10, temperature=0.5)
+        >>> (-rollout["next", "reward"].mean()).backward()
+        >>> policy.network.discrete[-1].bias.grad.any().item()
+        True
+    """
+    rollout = Rollout(env, policy, temperature=temperature, **settings)
+    return rollout(num_steps, tensordict=tensordict, noise=noise)
