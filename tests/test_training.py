@@ -544,7 +544,7 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path):
         with pytest.raises(RunFolderError, match=message):
             folder.read_config()
     folder.metrics.write_text("update,cost\n1,2.5\n2,\n3,x\n4,1.0\n")
-    with pytest.raises(RunFolderError, match="damaged in line 4"):
+    with pytest.raises(RunFolderError, match="damaged: line 4"):
         folder.read_metrics()
     folder.metrics.write_text("update,cost\n1,2.5\n2,\n3")
     assert folder.read_metrics() == [{"update": 1, "cost": 2.5}, {"update": 2}]
