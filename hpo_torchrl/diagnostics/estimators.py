@@ -35,21 +35,15 @@ class Estimator:
     """
 
     loss: Callable[[Draw], Tensor | None]
-    whole: bool
-    bias: str
-    bias_if_deterministic: str | None
+    whole: bool = True
+    bias: str = "none"
+    bias_if_deterministic: str | None = None
 
 
 ESTIMATORS: dict[str, Estimator] = {}
 
 
-def estimator(
-    name: str,
-    *,
-    whole: bool = True,
-    bias: str = "none",
-    bias_if_deterministic: str | None = None,
-) -> Callable:
+def estimator(name: str, **facts: Any) -> Callable:
     """Register a function from a :class:`Draw` to a loss: all tools then know the estimator.
 
     :class:`GradientSampler` draws it, the gradient report and ``hpo-gradients`` measure it, and the
@@ -57,10 +51,8 @@ def estimator(
 
     Args:
         name: name of the estimator.
-        whole: see :class:`Estimator`; so are the other arguments.
-        bias: known bias.
-        bias_if_deterministic: known bias for a deterministic continuous action; as ``bias`` by
-            default.
+        facts: the other attributes of an :class:`Estimator`: ``whole``, ``bias``,
+            ``bias_if_deterministic``.
 
     Examples:
         >>> from hpo_torchrl.diagnostics import ESTIMATORS, estimator
@@ -72,7 +64,7 @@ def estimator(
     """
 
     def register(loss: Callable[[Draw], Tensor | None]) -> Callable:
-        ESTIMATORS[name] = Estimator(loss, whole, bias, bias_if_deterministic)
+        ESTIMATORS[name] = Estimator(loss, **facts)
         return loss
 
     return register

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -151,41 +150,56 @@ def exact_gradient(
         name: _double(start[name]).reshape(systems, *start[name].shape[env.batch_dims :])
         for name in env.state_names
     }
-    levels: list[_Level] = []
+    steps = []
     for step_values in values.unbind(1):
         observation = env.observe(state)
         mask = None if policy.mask_key is None else env.allowed(state)
         logits, loc, scale = network(observation)
+        theta = network(observation.detach())[0]
+        through_state = frozen(observation)[0]
         u = distribution.mode(loc, None).unsqueeze(2)
         if scale is not None:
             u = distribution.sample(loc.unsqueeze(1), scale.unsqueeze(1), nodes[:, None])
             u = u.transpose(1, 2)
         state, reward = _branch(env, state, u, step_values)
-        # A masked action is never reached: finite, its logarithm adds 0 instead of NaN.
-        theta, through_state = (
-            normalised(net(seen)[0], mask).clamp_min(torch.finfo(torch.float64).min)
-            for net, seen in ((network, observation.detach()), (frozen, observation))
-        )
-        levels.append(_Level(normalised(logits, mask).exp(), reward, theta, through_state))
+        chances = (normalised(each, mask).exp() for each in (logits, theta, through_state))
+        steps.append((reward, *chances))
     parameters = dict(network.named_parameters(prefix=place))
     # Attached to all parameters: a term that none of them moves has the gradient 0.
     zero = sum(0.0 * value.sum() for value in parameters.values())
+    weight = weights[:, None] * chance
 
-    def gradient(scalar: Tensor) -> Gradient:
-        parts = torch.autograd.grad(scalar + zero, list(parameters.values()), retain_graph=True)
+    def gradient(chances: Sequence[Tensor], rewards: Sequence[Tensor]) -> Gradient:
+        expected = _expected(chances, rewards, weight) + zero
+        parts = torch.autograd.grad(expected, list(parameters.values()), retain_graph=True)
         return dict(zip(parameters, parts, strict=True))
 
-    objective, *terms = _surrogates(levels, weights[:, None] * chance)
-    return ExactGradient(float(objective.detach()), *map(gradient, (objective, *terms)))
+    rewards, full, theta, through_state = zip(*steps, strict=True)
+    given, fixed = ([part.detach() for part in parts] for parts in (rewards, full))
+    return ExactGradient(
+        objective=float(_expected(fixed, given, weight)),
+        total=gradient(full, rewards),
+        pathwise=gradient(fixed, rewards),
+        score_function=gradient(theta, given),
+        cross=gradient(through_state, given),
+    )
 
 
-class _Level(NamedTuple):
-    """One step of the tree: R rows, M branches, G quadrature nodes, K values of the noise."""
+def _expected(chances: Sequence[Tensor], rewards: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Return the expected return.
 
-    probability: Tensor  # (R, M), attached to everything
-    reward: Tensor  # (R, M, G, K)
-    theta: Tensor  # (R, M) log-probabilities, states detached
-    through_state: Tensor  # (R, M) log-probabilities, parameters detached
+    Args:
+        chances: of the M discrete actions at each step, ``(R, M)``.
+        rewards: ``(R, M, G, K)`` each.
+        weight: of the nodes of u and the values of the noise, ``(G, K)``.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=weight.device)
+    reach = torch.full_like(chances[0][:, 0], 1.0 / len(chances[0]))
+    for chance, reward in zip(chances, rewards, strict=True):
+        leaf = (reach.unsqueeze(-1) * chance)[:, :, None, None] * weight
+        total = total + (leaf * reward).sum()
+        reach = leaf.flatten()
+    return total
 
 
 def _branch(
@@ -209,33 +223,6 @@ def _branch(
         noise.repeat_interleave(rows * options * nodes // len(noise), 0).flatten(0, 1),
     )
     return after, reward.reshape(rows, options, nodes, values)
-
-
-def _surrogates(levels: list[_Level], weight: Tensor) -> tuple[Tensor, ...]:
-    """Return the objective, and scalars whose gradients are the three terms.
-
-    Args:
-        levels: the steps.
-        weight: of each node and value of the noise, ``(G, K)``.
-    """
-    value = torch.zeros_like(levels[-1].reward)
-    advantages = []
-    for level in reversed(levels):
-        to_go = level.reward + value.reshape(level.reward.shape)
-        action_value = (weight * to_go).sum((-2, -1))
-        value = (level.probability * action_value).sum(-1)
-        advantages.append((action_value - value.unsqueeze(-1)).detach())
-    objective = value.mean()
-    pathwise = score = cross = torch.zeros_like(objective)
-    reach = torch.full_like(value, 1.0 / len(value)).detach()
-    for level, advantage in zip(levels, reversed(advantages), strict=True):
-        chosen = (reach.unsqueeze(-1) * level.probability).detach()
-        leaf = chosen[:, :, None, None] * weight
-        pathwise = pathwise + (leaf * level.reward).sum()
-        score = score + (chosen * advantage * level.theta).sum()
-        cross = cross + (chosen * advantage * level.through_state).sum()
-        reach = leaf.flatten()
-    return objective, pathwise, score, cross
 
 
 # Gauss quadrature, by the kind of noise.

@@ -198,10 +198,8 @@ class GradientSampler:
             )
         scale, shift = (1.0, 0.0) if self.reward_units is None else self.reward_units(batch)
         batch.set(("next", "reward"), batch.get(("next", "reward")) / scale - shift)
-        data = self.loss.advantages(batch)
-        for key in ("advantage", "value_target"):
-            if (value := data.get(key, None)) is not None:
-                batch.set(key, value)
+        advantages = self.loss.advantages(batch)
+        batch.update(advantages.select("advantage", "value_target", strict=False))
         return batch, scale
 
 
