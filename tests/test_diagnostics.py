@@ -250,8 +250,6 @@ def test_bad_arguments_are_refused():
     for key, value in (("num_batches", 1), ("num_reference", 0)):
         with pytest.raises(ValueError, match=f"{key} must be an integer >= 2"):
             gradient_report(make(), **{key: value})
-    with pytest.raises(ValueError, match="exploration_scale must be"):
-        GradientSampler(make().collector, exploration_scale=0.0)
     report = gradient_report(make(), num_batches=2, num_reference=2)
     with pytest.raises(KeyError, match="no row of 'magic'"):
         report.value("magic", "signal")

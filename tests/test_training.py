@@ -42,7 +42,6 @@ from hpo_torchrl.training import (
     Selection,
     StopTraining,
     Trainer,
-    reference_cost,
 )
 
 SMALL = ["trainer.num_updates=12", "trainer.checkpoint_every=3", "trainer.eval_every=6"]
@@ -152,17 +151,17 @@ def test_evaluation_refuses_to_count_nothing(skip):
 
 
 def test_reference_is_the_optimum_for_one_item_and_a_lower_bound_for_more():
-    one = reference_cost(InventoryEnv(procurement_cost=2.0))
+    one = Evaluation(InventoryEnv(procurement_cost=2.0), num_steps=1, seed=0).reference()
     assert one.optimal_cost == pytest.approx(37.0644 + 20.0, abs=1e-4)
     assert one.details == {"optimal_s": 26, "optimal_S": 62}
-    many = reference_cost(InventoryEnv(num_items=4))
+    many = Evaluation(InventoryEnv(num_items=4), num_steps=1, seed=0).reference()
     assert many.optimal_cost is None
     assert many.lower_bound == pytest.approx(37.0644, abs=1e-4)
     # Lost demand need not be made up for: with the same costs it is cheaper.
-    lost = reference_cost(InventoryEnv(lost_sales=True)).optimal_cost
+    lost = Evaluation(InventoryEnv(lost_sales=True), num_steps=1, seed=0).reference().optimal_cost
     assert lost == pytest.approx(36.8471, abs=1e-4)
     recorded = InventoryEnv(demand=Traces(torch.full((2, 120, 1), 10.0)))
-    assert reference_cost(recorded) == Reference()
+    assert Evaluation(recorded, num_steps=1, seed=0).reference() == Reference()
     assert one.gaps(2 * one.optimal_cost)["gap"] == pytest.approx(1.0)
 
 

@@ -20,6 +20,8 @@ from hpo_torchrl.objectives.base import leave_one_out
 if TYPE_CHECKING:
     from hpo_torchrl.diagnostics.sampler import GradientSampler
 
+_TEMPERATURE = 0.5  # of the Gumbel-softmax
+
 
 @dataclass(frozen=True)
 class Estimator:
@@ -176,7 +178,7 @@ def _straight_through(draw: Draw) -> Tensor | None:
         draw.start,
         straight_through_rollout,
         noise=draw.noise,
-        temperature=draw.sampler.temperature,
+        temperature=_TEMPERATURE,
     )
     return draw.sampler.loss(batch)["loss_pathwise"]
 

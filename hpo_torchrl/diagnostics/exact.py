@@ -92,8 +92,7 @@ def exact_gradient(
         The expected return, its gradient and the three terms.
 
     Raises:
-        TypeError: the environment is no :class:`DifferentiableEnv`, the policy no
-            :class:`HybridPolicy`, or it reads something else.
+        TypeError: environment or policy cannot be unrolled on plain tensors.
         ValueError: the enumeration would be too large, a shape is wrong, the steps leave the
             episode, or a policy that samples u is given without ``num_nodes``.
         KeyError: ``tensordict`` lacks an entry of the state.
@@ -108,7 +107,6 @@ def exact_gradient(
         True
     """
     check_int("num_steps", num_steps, minimum=1)
-    check_int("max_leaves", max_leaves, minimum=1)
     check_functional("exact_gradient", env, policy, "write the env's step as the method dynamics")
     check_single_choice("exact_gradient", env)
     policy.check_env(env)
@@ -119,15 +117,7 @@ def exact_gradient(
             f"horizon {env.horizon}: the exact gradient covers one episode. Take fewer steps."
         )
     systems = env.batch_size.numel()
-    if noise_support is None:
-        values = noise_of(env, start, num_steps, noise).double()
-        values = values.reshape(systems, num_steps, 1, *env.noise_shape)
-        chance = values.new_ones(1)
-    elif noise is None:
-        values, chance = _support(env, *noise_support)
-        values = values.expand(1, num_steps, *values.shape)
-    else:
-        raise ValueError("Give either noise (fixed) or noise_support (enumerated), not both.")
+    values, chance = _noise(env, start, num_steps, noise, noise_support)
     nodes, weights = _nodes(env, policy, num_nodes)
     width = env.num_discrete * len(nodes) * len(chance)
     leaves = systems * width**num_steps
@@ -140,8 +130,6 @@ def exact_gradient(
             "memory allows."
         )
 
-    distribution = policy.continuous_distribution
-    place = next(name for name, module in policy.named_modules() if module is policy.network)
     # A frozen parameter has an exact gradient too.
     network = copy.deepcopy(policy.network).double().requires_grad_(True)
     frozen = copy.deepcopy(network).requires_grad_(False)
@@ -150,7 +138,7 @@ def exact_gradient(
         name: _double(start[name]).reshape(systems, *start[name].shape[env.batch_dims :])
         for name in env.state_names
     }
-    steps = []
+    distribution, steps = policy.continuous_distribution, []
     for step_values in values.unbind(1):
         observation = env.observe(state)
         mask = None if policy.mask_key is None else env.allowed(state)
@@ -164,6 +152,7 @@ def exact_gradient(
         state, reward = _branch(env, state, u, step_values)
         chances = (normalised(each, mask).exp() for each in (logits, theta, through_state))
         steps.append((reward, *chances))
+    place = next(name for name, module in policy.named_modules() if module is policy.network)
     parameters = dict(network.named_parameters(prefix=place))
     # Attached to all parameters: a term that none of them moves has the gradient 0.
     zero = sum(0.0 * value.sum() for value in parameters.values())
@@ -188,10 +177,9 @@ def exact_gradient(
 def _expected(chances: Sequence[Tensor], rewards: Sequence[Tensor], weight: Tensor) -> Tensor:
     """Return the expected return.
 
-    Args:
-        chances: of the M discrete actions at each step, ``(R, M)``.
-        rewards: ``(R, M, G, K)`` each.
-        weight: of the nodes of u and the values of the noise, ``(G, K)``.
+    Given for each step the probabilities ``(R, M)`` and rewards ``(R, M, G, K)`` of all branches,
+    and the weight ``(G, K)`` of the nodes of u and values of the noise. What it is differentiated
+    through makes the term. Q - V is then Q: what adds up to 1 has derivatives that add up to 0.
     """
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
     reach = torch.full_like(chances[0][:, 0], 1.0 / len(chances[0]))
@@ -254,21 +242,32 @@ def _nodes(
     return grid.to(env.device), mass.to(env.device)
 
 
-def _support(env: DifferentiableEnv, values: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
-    """Check the values and probabilities of the noise; return them in float64."""
-    values, chance = (torch.as_tensor(part).to(env.device) for part in (values, chance))
-    if tuple(values.shape) != (len(chance), *env.noise_shape) or chance.ndim != 1:
+def _noise(
+    env: DifferentiableEnv,
+    start: TensorDictBase,
+    num_steps: int,
+    noise: Tensor | None,
+    support: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """Values of the noise, ``(S, T, K, *noise_shape)`` for S parts of the batch, and chances."""
+    if support is None:
+        noise = noise_of(env, start, num_steps, noise).double()
+        return noise.reshape(-1, num_steps, 1, *env.noise_shape), noise.new_ones(1)
+    if noise is not None:
+        raise ValueError("Give either noise (fixed) or noise_support (enumerated), not both.")
+    values, chance = (torch.as_tensor(part).double().to(env.device) for part in support)
+    if values.shape != (len(chance), *env.noise_shape) or chance.ndim != 1:
         raise ValueError(
             f"noise_support must be values of shape (K, *noise_shape) = (K, *{env.noise_shape}) "
             f"and probabilities of shape (K,), got {tuple(values.shape)} and {tuple(chance.shape)}."
         )
-    total = float(chance.double().sum())
-    if bool((chance < 0).any()) or abs(total - 1.0) > 1e-6:
+    if bool((chance < 0).any()) or abs(float(chance.sum()) - 1.0) > 1e-6:
         raise ValueError(
             "The probabilities of noise_support must be >= 0 and add up to 1, got a sum of "
-            f"{total:.12g}."
+            f"{float(chance.sum()):.12g}."
         )
-    return values.double(), chance.double() / total  # in single precision they add up to about 1
+    # Single-precision probabilities add up to about 1.
+    return values.expand(1, num_steps, *values.shape), chance / chance.sum()
 
 
 def _in_double(env: DifferentiableEnv) -> DifferentiableEnv:
@@ -289,12 +288,10 @@ class BestResponse(nn.Module):
         \pi(d | s, t) \propto \exp(Q_t(s, d) / \tau), \qquad
         Q_t(s, d) = r(s, d, u_d) + \sum_{d'} \pi(d' | s', t + 1)\, Q_{t+1}(s', d')
 
-    up to the horizon, by walking the tree of all of them. As :math:`\tau \to 0` this is the best
-    response to the continuous policy; a negative :math:`\tau` chooses what is worst. Without
-    noise, of the environment or of u, Q is exact.
-
-    At a best response the expected cross term is zero (Alvo, Russo & Kanoria 2026): where a state
-    moves probability from one discrete action to another, the two are worth the same.
+    up to the horizon. As :math:`\tau \to 0` this is the best response to the continuous policy; a
+    negative :math:`\tau` chooses what is worst. Without noise, of the environment or of u, Q is
+    exact. At a best response the expected cross term is zero (Alvo, Russo & Kanoria 2026): where a
+    state moves probability from one discrete action to another, the two are worth the same.
 
     Args:
         env: the environment; its noise counts as zero.
@@ -304,8 +301,7 @@ class BestResponse(nn.Module):
         state_of: recovers the state, with its ``"step"``, from an observation.
 
     Raises:
-        ValueError: the temperature is 0 or not finite, the horizon is below 1, or the environment
-            is not in float64.
+        ValueError: temperature or horizon is out of range, or the environment is not in float64.
     """
 
     stochastic = False
@@ -337,7 +333,8 @@ class BestResponse(nn.Module):
         loc = self.network(observation)[1]
         # The choice is a function of the state alone: it does not move with the parameters of u.
         frozen = copy.deepcopy(self.network).requires_grad_(False)
-        value = self._action_values(self.state_of(observation.flatten(0, -2)), frozen)
+        state = self.state_of(observation.reshape(-1, observation.shape[-1]))
+        value = self._action_values(state, frozen)
         return value.reshape(loc.shape[:-1]) / self.temperature, loc, None
 
     def _action_values(self, state: Mapping[str, Tensor], network: nn.Module) -> Tensor:

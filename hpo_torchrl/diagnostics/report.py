@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_torchrl.core.checks import check_float, check_int
+from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.diagnostics.sampler import GradientSampler
 
 _RESAMPLES = 1000
@@ -31,15 +31,11 @@ class GradientReport:
             in ``<measure>_low`` and ``<measure>_high``.
         ceiling: by group, the alignment that a perfect estimator would show, with its interval
             ``(estimate, low, high)``: the reference has noise of its own.
-        num_batches: gradients per estimator.
-        batch_frames: environment steps in a batch.
         num_reference: batches behind the reference gradient.
     """
 
     rows: list[dict[str, Any]]
     ceiling: dict[str, tuple[float, float, float]]
-    num_batches: int
-    batch_frames: int
     num_reference: int
 
     def value(self, estimator: str, measure: str, group: str = "continuous") -> float:
@@ -64,7 +60,6 @@ def gradient_report(
     *,
     num_batches: int = 40,
     num_reference: int = 160,
-    confidence: float = 0.95,
     progress: Callable[[Iterator], Iterator] = iter,
 ) -> GradientReport:
     r"""Measure the gradient estimators on independent batches.
@@ -82,13 +77,12 @@ def gradient_report(
     * **bias**, :math:`\lVert \mathbb E g - \mathbb E r \rVert / \lVert \mathbb E r \rVert`, with
       the noise of both means taken off; an interval that starts at 0 holds no evidence of any.
 
-    Intervals are percentiles of a bootstrap over the batches and those of the reference.
+    Intervals are 95 % percentiles of a bootstrap over the batches and those of the reference.
 
     Args:
         sampler: draws the gradients.
         num_batches: number G of batches.
         num_reference: batches behind the reference.
-        confidence: of the intervals.
         progress: wraps the loop over batches, for example ``tqdm``.
 
     Returns:
@@ -111,7 +105,6 @@ def gradient_report(
     """
     check_int("num_batches", num_batches, minimum=2)
     check_int("num_reference", num_reference, minimum=2)
-    check_float("confidence", confidence, minimum=0.0, maximum=0.999, strict=True)
     loop = iter(progress(iter(range(num_reference + num_batches))))
     reference = [sampler.sample(["mixed"])["mixed"] for _ in islice(loop, num_reference)]
     draws = [sampler.sample() for _ in loop]
@@ -119,7 +112,7 @@ def gradient_report(
     ceiling: dict[str, tuple[float, float, float]] = {}
     for group in sampler.groups:
         target = _Batches([gradient[group] for gradient in reference], seed=1)
-        ceiling[group] = _interval(target.ceiling(), confidence)
+        ceiling[group] = _interval(target.ceiling())
         for name in draws[0]:
             batches = _Batches([draw[name][group] for draw in draws], seed=0)
             if not batches.gradients.any():
@@ -129,11 +122,10 @@ def gradient_report(
             row |= {"known_bias": known.bias}
             for measure, values in batches.measures(target).items():
                 ends = ("", "_low", "_high")
-                found = zip(ends, _interval(values, confidence), strict=True)
+                found = zip(ends, _interval(values), strict=True)
                 row |= {f"{measure}{end}": value for end, value in found}
             rows.append(row)
-    frames = sampler.collector.frames_per_batch
-    return GradientReport(rows, ceiling, num_batches, frames, num_reference)
+    return GradientReport(rows, ceiling, num_reference)
 
 
 class _Batches:
@@ -185,8 +177,7 @@ class _Batches:
         }
 
 
-def _interval(values: NDArray[np.float64], confidence: float) -> tuple[float, float, float]:
-    """Return an estimate with its percentile interval."""
-    tail = 50.0 * (1.0 - confidence)
-    low, high = np.nanpercentile(np.nan_to_num(values[1:]), [tail, 100.0 - tail])
+def _interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return an estimate with its 95 % percentile interval."""
+    low, high = np.nanpercentile(np.nan_to_num(values[1:]), [2.5, 97.5])
     return float(values[0]), float(low), float(high)

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torchrl.envs.utils import set_exploration_type
 
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
-from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.diagnostics.estimators import ESTIMATORS, Draw, Estimator
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import NORMAL
 from hpo_torchrl.objectives import HPOLoss
 
 Gradients = dict[str, Tensor]
+# Deviation of u for the pure score function where the policy itself is deterministic, in units of
+# the action scale.
+_EXPLORATION = 0.1
 
 
 class GradientSampler:
@@ -37,9 +39,6 @@ class GradientSampler:
         gae_lambda: lambda of the advantages; with a critic only.
         reward_units: gives a batch's scale and shift, with which its rewards are learned as
             ``reward / scale - shift`` (:meth:`HPO.reward_units`); ``None`` takes them as they are.
-        temperature: of the Gumbel-softmax.
-        exploration_scale: standard deviation of u for the pure score function, in units of the
-            action scale, where the policy itself is deterministic.
     """
 
     def __init__(
@@ -49,12 +48,9 @@ class GradientSampler:
         *,
         gae_lambda: float = 0.95,
         reward_units: Callable[[TensorDictBase], tuple] | None = None,
-        temperature: float = 0.5,
-        exploration_scale: float = 0.1,
     ) -> None:
-        check_float("exploration_scale", exploration_scale, minimum=0.0, strict=True)
         self.collector, self.critic, self.reward_units = collector, critic, reward_units
-        self.policy, self.temperature, self.gae_lambda = collector.policy, temperature, gae_lambda
+        self.policy, self.gae_lambda = collector.policy, gae_lambda
         groups = {
             name: [p for p in named.values() if p.requires_grad]  # frozen ones have no gradient
             for name, named in self.policy.parameter_groups().items()
@@ -66,7 +62,7 @@ class GradientSampler:
         # Each batch by itself: a running mean over batches would make the draws depend.
         self.adaptive.cross_term_weight.decay = 0.0
         self.exploring = HybridPolicy(
-            _Exploring(self.policy.network, exploration_scale),
+            _Exploring(self.policy.network),
             observation_key=self.policy.observation_key,
             mask_key=self.policy.mask_key,
         )
@@ -86,14 +82,13 @@ class GradientSampler:
         return loss
 
     @classmethod
-    def of(cls, algorithm: Any, **kwargs: Any) -> GradientSampler:
+    def of(cls, algorithm: Any) -> GradientSampler:
         """Return the sampler of an algorithm as it trains: its collector, critic and units.
 
         An untrained one has no scale of its rewards yet: a first batch gives it.
 
         Args:
             algorithm: an algorithm that is ``differentiable``, of a single seed.
-            kwargs: further arguments.
 
         Raises:
             ValueError: the algorithm rolls out without a graph, or trains several seeds.
@@ -112,7 +107,6 @@ class GradientSampler:
             algorithm.critic,
             gae_lambda=algorithm.gae_lambda,
             reward_units=algorithm.reward_units,
-            **kwargs,
         )
 
     def sample(self, names: Collection[str] | None = None) -> dict[str, Gradients]:
@@ -208,14 +202,14 @@ class _Exploring(nn.Module):
 
     stochastic = True
 
-    def __init__(self, network: nn.Module, scale: float) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.scale = network, scale
+        self.network = network
         self.distribution = getattr(network, "distribution", NORMAL)
         self.num_heads = getattr(network, "num_heads", None)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, loc, scale = self.network(observation)
         if scale is None:
-            scale = self.distribution.spread(torch.full_like(loc, self.scale))
+            scale = self.distribution.spread(torch.full_like(loc, _EXPLORATION))
         return logits, loc, scale

@@ -2,7 +2,7 @@
 
 from hpo_torchrl.training.callbacks import Callback, ProgressBar, StopTraining
 from hpo_torchrl.training.checkpoint import Checkpoint, CheckpointError
-from hpo_torchrl.training.evaluation import CostEstimate, Evaluation, evaluate, reference_cost
+from hpo_torchrl.training.evaluation import CostEstimate, Evaluation
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError, RunLogger
 from hpo_torchrl.training.seed_run import SeedRun, Selection
 from hpo_torchrl.training.trainer import Trainer
@@ -21,6 +21,4 @@ __all__ = [
     "Selection",
     "StopTraining",
     "Trainer",
-    "evaluate",
-    "reference_cost",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from torchrl.checkpoint import Checkpoint as TorchRLCheckpoint
 from torchrl.checkpoint import CheckpointRotation, GlobalRNGState
 
-from hpo_torchrl.core.checks import check_int, first_line
+from hpo_torchrl.core.checks import first_line
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
 
 
@@ -18,7 +18,7 @@ class CheckpointError(RunFolderError):
 
 
 class Checkpoint:
-    """The checkpoints of one run, in ``DIR/checkpoints``.
+    """The checkpoints of one run, in ``DIR/checkpoints``; the newest two stay.
 
     Each is one archive of tensors and JSON, written beside its place and moved there in one
     step, so that a killed run leaves whole checkpoints only. Loading executes no pickled code.
@@ -28,7 +28,6 @@ class Checkpoint:
         run_dir: folder of the run.
         components: by name, objects with ``state_dict`` and ``load_state_dict``.
         config: the resolved configuration; a checkpoint loads only under the same one.
-        keep: how many of the newest checkpoints stay.
 
     Examples:
         >>> import tempfile, torch
@@ -41,17 +40,11 @@ class Checkpoint:
     """
 
     def __init__(
-        self,
-        run_dir: str | Path,
-        components: Mapping[str, Any],
-        *,
-        config: Mapping[str, Any],
-        keep: int = 2,
+        self, run_dir: str | Path, components: Mapping[str, Any], *, config: Mapping[str, Any]
     ) -> None:
-        check_int("keep", keep, minimum=1)
         self.directory, self.config = RunFolder(run_dir).checkpoints, dict(config)
         self._checkpoint = TorchRLCheckpoint(format="archive", **components, rng=GlobalRNGState())
-        self._rotation = CheckpointRotation(self.directory, keep_last=keep)
+        self._rotation = CheckpointRotation(self.directory, keep_last=2)
 
     def save(self, update: int, counters: Mapping[str, Any]) -> Path:
         """Write the checkpoint of an update; a crash on the way leaves the older ones as they are.
