@@ -151,8 +151,10 @@ def test_every_estimator_is_drawn(critic, network):
 
 def test_estimators_without_bias_agree_in_the_mean():
     sampler = make(critic=False)
-    report = gradient_report(sampler, num_batches=150, num_reference=150)
-    for name in ("mixed", "mixed, leave-one-out", "mixed, expected options"):
+    draw, unbiased = sampler.sample, ["mixed", "mixed, leave-one-out", "mixed, expected options"]
+    sampler.sample = lambda names=(*unbiased, "Gumbel straight-through"): draw(names)
+    report = gradient_report(sampler, num_batches=100, num_reference=100)
+    for name in unbiased:
         assert report.value(name, "bias_low") < 0.02, name
     assert report.value("Gumbel straight-through", "bias_low", "discrete") > 0.1
     calm = report.value("mixed, expected options", "noise", "discrete")
@@ -275,6 +277,7 @@ def run_gradients(monkeypatch, *arguments):
 def test_command_measures_a_run_and_leaves_it_as_it_was(tmp_path, monkeypatch, capsys):
     from hpo_torchrl.experiments.cli import train
 
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: path.touch())
     run_dir = tmp_path / "run"
     settings = [*SMALL, f"output_dir={run_dir}"]
     monkeypatch.setattr(sys, "argv", ["hpo-train", *settings])
@@ -342,11 +345,11 @@ def theorem():
 
 
 def test_cross_term_vanishes_at_a_best_response(theorem):
-    """Exact gradients of five systems, averaged over 32 initial states each."""
+    """Exact gradients of five systems, averaged over 8 initial states each."""
     temperatures = (1.0, 0.3, 0.01)
     best, arbitrary = {}, {}
     for tau in temperatures:
-        pairs = [theorem.ratios(seed, tau, 32) for seed in range(5)]
+        pairs = [theorem.ratios(seed, tau, 8) for seed in range(5)]
         best[tau], arbitrary[tau] = (statistics.median(p) for p in zip(*pairs, strict=True))
     assert best[0.01] <= 0.005  # near the best response
     assert best[1.0] >= 0.02

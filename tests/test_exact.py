@@ -107,8 +107,8 @@ BRUTE = {
     "curved, window": {},
     "inventory, L=0, n=2": {"steps": 3},
     "inventory, L=2": {"steps": 3},
-    "gaussian, linear, u of 2": {"nodes": 3},
-    "gaussian, curved, noise": {"nodes": 2},
+    "gaussian, linear, u of 2": {"nodes": 2},
+    "gaussian, curved, noise": {"nodes": 2, "support": 2},
 }
 
 
