@@ -192,7 +192,7 @@ def test_clip_gradients_names_the_component_that_is_not_finite():
 
 
 def test_training_improves_the_policy():
-    hpo = small_hpo(unroll_length=20, learning_rate=5e-3)
+    hpo = small_hpo(unroll_length=20, learning_rate=1e-2)
     test = Evaluation(InventoryEnv(batch_size=64), num_steps=100, skip=16, seed=1)
     before = test.run(hpo.policy).mean
     for update in range(40):

@@ -119,13 +119,12 @@ class GradientSampler:
         Args:
             names: the estimators; ``None`` draws all.
         """
-        draw = Draw(self)
-        losses = {
-            name: known.loss(draw)
-            for name, known in ESTIMATORS.items()
-            if names is None or name in names
-        }
-        return {name: self._gradient(loss) for name, loss in losses.items() if loss is not None}
+        draw, found = Draw(self), {}
+        for name in ESTIMATORS if names is None else names:
+            loss = ESTIMATORS[name].loss(draw)
+            if loss is not None:
+                found[name] = self._gradient(loss)
+        return found
 
     def _gradient(self, loss: Tensor) -> Gradients:
         """Return minus the gradient of a loss by parameter group, flat and in float64."""
@@ -183,7 +182,7 @@ class GradientSampler:
         with set_exploration_type(collector.exploration_type):
             batch = roll(
                 collector.env,
-                policy or self.policy,
+                self.policy if policy is None else policy,
                 collector.num_steps,
                 tensordict=start,
                 discount=collector.discount,

@@ -68,9 +68,6 @@ class RunFolder:
         self.failure = self.path / "failed.txt"
         self.seeds = self.path / "seeds.yaml"
 
-    def __repr__(self) -> str:
-        return f"RunFolder({str(self.path)!r})"
-
     @property
     def found(self) -> list[str]:
         """The names of those files here that belong to a run."""

@@ -92,16 +92,18 @@ class Trainer:
             raise ValueError("select='best' needs evaluations to choose by: give a validation.")
         self.validation_reference = self.validation_reference or self.reference
         self.callbacks = [*([ProgressBar()] if self.progress else []), *self.callbacks]
-        own: dict[str, Any] = {"select": self.select, "logger_backend": self.logger_backend}
-        folders: Any = self.run_dir
-        configs: Any = self.config
-        if self.algorithm.num_seeds is None:
-            self.runs = [SeedRun(self.algorithm, folders, configs, **own)]
-        else:
-            self.runs = [
-                SeedRun(self.algorithm, folder, config, index=index, **own)
-                for index, (folder, config) in enumerate(zip(folders, configs, strict=True))
-            ]
+        pairs = zip(self._each(self.run_dir), self._each(self.config), strict=True)
+        self.runs = [
+            SeedRun(
+                self.algorithm,
+                folder,
+                config,
+                index=None if self.algorithm.num_seeds is None else index,
+                select=self.select,
+                logger_backend=self.logger_backend,
+            )
+            for index, (folder, config) in enumerate(pairs)
+        ]
         self.update, self.wall_seconds = 0, 0.0
         self.stopped: str | None = None
 
