@@ -310,6 +310,7 @@ def test_each_seed_of_several_is_a_run_of_its_own(tmp_path, algorithm):
         assert {key: summary[key] for key in shared} == pytest.approx(shared)
 
     settings = [*SMALL, f"algorithm={algorithm}", "dtype=float64"]
+    settings += ["algorithm.epochs=2"] if algorithm == "ppo" else []
     settings += ["trainer.num_updates=3", "trainer.checkpoint_every=2", "trainer.log_every=1"]
     train([*settings, "seed=5", f"output_dir={tmp_path / 'alone'}"])
     ordinary = RunFolder(tmp_path / "alone")
