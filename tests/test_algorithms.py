@@ -22,7 +22,7 @@ from hpo_torchrl.objectives import HPOLoss, HybridLossModule, LearnedCriticLoss
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.problems.inventory import Items, PeriodicPolicy, optimal_s_S
 from hpo_torchrl.problems.switched_lqr import fixed_mode_cost
-from hpo_torchrl.training import evaluate, reference_cost
+from hpo_torchrl.training import Evaluation
 
 LEARNERS = [
     learner
@@ -321,15 +321,19 @@ def stationary(num_items, **changes):
 
 def test_rules_cost_what_the_oracles_say():
     env = stationary(1)
-    s_S = evaluate(env, Rule(env, rule="s_S").policy, 600, skip=100)
+    s_S = Evaluation(env, num_steps=600, skip=100, seed=0).run(Rule(env, rule="s_S").policy)
     assert abs(s_S.mean - optimal_s_S(10, 1, 9, 64, 2).cost) < 4 * s_S.standard_error
     env = stationary(3, demand=[6.0, 10.0, 14.0], holding_cost=[1.3, 1.0, 0.7])
     exact = PeriodicPolicy.optimum(Items([6, 10, 14], [1.3, 1, 0.7], 9, 192, 2))
-    R_S = evaluate(env, Rule(env, rule="R_S").policy, 100 + 120 * exact.policy.R, skip=100)
+    R_S = Evaluation(env, num_steps=100 + 120 * exact.policy.R, skip=100, seed=0).run(
+        Rule(env, rule="R_S").policy
+    )
     assert abs(R_S.mean - exact.cost / 3) < 4 * R_S.standard_error
     # Without a fixed cost, ordering up to the newsvendor level every period is optimal.
     env = stationary(1, fixed_cost_per_item=0.0)
-    free = evaluate(env, Rule(env, rule="order_up_to").policy, 600, skip=100)
+    free = Evaluation(env, num_steps=600, skip=100, seed=0).run(
+        Rule(env, rule="order_up_to").policy
+    )
     assert abs(free.mean - optimal_s_S(10, 1, 9, 0, 2).cost) < 4 * free.standard_error
 
 
@@ -355,9 +359,9 @@ def test_rules_refuse_what_their_formulas_do_not_cover():
 
 
 def test_references_of_joint_replenishment():
-    two = reference_cost(stationary(2, procurement_cost=2.0))
+    two = Evaluation(stationary(2, procurement_cost=2.0), num_steps=1, seed=0).reference()
     assert two.optimal_cost == pytest.approx(38.1397 + 20.0, abs=1e-3)
-    many = reference_cost(stationary(20))
+    many = Evaluation(stationary(20), num_steps=1, seed=0).reference()
     assert many.optimal_cost is None
     assert many.lower_bound == pytest.approx(37.0644, abs=1e-3)
     assert many.upper_bound == pytest.approx(38.8823, abs=1e-3)

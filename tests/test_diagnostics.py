@@ -53,10 +53,7 @@ class Fixed:
     def describe(self, name):
         return ESTIMATORS[name]
 
-    def sample_mixed(self):
-        return self.draw(0.0)
-
-    def sample(self):
+    def sample(self, names=None):
         return {"mixed": self.draw(0.0), "Gumbel straight-through": self.draw(self.shift)}
 
 
@@ -81,7 +78,8 @@ def test_alignment_is_the_mean_cosine():
     report = gradient_report(sampler, num_batches=4, num_reference=4)
     assert report.value("mixed", "alignment") == pytest.approx(1.0)
     turned = Fixed(0.0, 1e-9, bias=1.0)
-    turned.sample_mixed = sampler.sample_mixed
+    draw = turned.sample
+    turned.sample = lambda names=None: draw() if names is None else sampler.sample()
     report = gradient_report(turned, num_batches=4, num_reference=4)
     assert report.value("Gumbel straight-through", "alignment") == pytest.approx(0.0, abs=1e-6)
 
@@ -105,7 +103,9 @@ def test_an_estimator_without_bias_is_seldom_called_biased():
     """Also where its own noise is far below that of the reference."""
 
     class Calm(Fixed):
-        def sample(self):
+        def sample(self, names=None):
+            if names is not None:
+                return super().sample()
             spread = 0.1 * self.noise / DIM**0.5 * torch.randn(DIM, dtype=torch.float64)
             return {"mixed": {"continuous": self.mean + spread}}
 
@@ -151,8 +151,10 @@ def test_every_estimator_is_drawn(critic, network):
 
 def test_estimators_without_bias_agree_in_the_mean():
     sampler = make(critic=False)
-    report = gradient_report(sampler, num_batches=150, num_reference=150)
-    for name in ("mixed", "mixed, leave-one-out", "mixed, expected options"):
+    draw, unbiased = sampler.sample, ["mixed", "mixed, leave-one-out", "mixed, expected options"]
+    sampler.sample = lambda names=(*unbiased, "Gumbel straight-through"): draw(names)
+    report = gradient_report(sampler, num_batches=100, num_reference=100)
+    for name in unbiased:
         assert report.value(name, "bias_low") < 0.02, name
     assert report.value("Gumbel straight-through", "bias_low", "discrete") > 0.1
     calm = report.value("mixed, expected options", "noise", "discrete")
@@ -197,7 +199,7 @@ def test_sampling_follows_the_collector():
     sampler.collector.exploration_type = ExplorationType.DETERMINISTIC
     with torch.no_grad():
         sampler.policy.network.discrete[-1].bias.copy_(torch.tensor([0.0, 9.0]))
-    options = sampler.rollout(sampler.start(), None)["action", "discrete"]
+    options = sampler.rollout(sampler.start())[0]["action", "discrete"]
     assert bool((options == 1).all())
 
 
@@ -250,8 +252,6 @@ def test_bad_arguments_are_refused():
     for key, value in (("num_batches", 1), ("num_reference", 0)):
         with pytest.raises(ValueError, match=f"{key} must be an integer >= 2"):
             gradient_report(make(), **{key: value})
-    with pytest.raises(ValueError, match="exploration_scale must be"):
-        GradientSampler(make().collector, exploration_scale=0.0)
     report = gradient_report(make(), num_batches=2, num_reference=2)
     with pytest.raises(KeyError, match="no row of 'magic'"):
         report.value("magic", "signal")
@@ -277,6 +277,7 @@ def run_gradients(monkeypatch, *arguments):
 def test_command_measures_a_run_and_leaves_it_as_it_was(tmp_path, monkeypatch, capsys):
     from hpo_torchrl.experiments.cli import train
 
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: path.touch())
     run_dir = tmp_path / "run"
     settings = [*SMALL, f"output_dir={run_dir}"]
     monkeypatch.setattr(sys, "argv", ["hpo-train", *settings])
@@ -344,11 +345,11 @@ def theorem():
 
 
 def test_cross_term_vanishes_at_a_best_response(theorem):
-    """Exact gradients of five systems, averaged over 32 initial states each."""
+    """Exact gradients of five systems, averaged over 8 initial states each."""
     temperatures = (1.0, 0.3, 0.01)
     best, arbitrary = {}, {}
     for tau in temperatures:
-        pairs = [theorem.ratios(seed, tau, 32) for seed in range(5)]
+        pairs = [theorem.ratios(seed, tau, 8) for seed in range(5)]
         best[tau], arbitrary[tau] = (statistics.median(p) for p in zip(*pairs, strict=True))
     assert best[0.01] <= 0.005  # near the best response
     assert best[1.0] >= 0.02

@@ -42,7 +42,7 @@ from hpo_torchrl.problems.inventory.features import (
     Suppliers,
     Truckloads,
 )
-from hpo_torchrl.training import reference_cost
+from hpo_torchrl.training import Evaluation
 
 VARIANTS = {
     "fixed_cost": [FixedCost(64.0)],
@@ -386,12 +386,18 @@ def test_breakpoints_of_the_total_and_of_each_item_do_not_mix():
     ],
 )
 def test_the_optimum_of_a_variant(features, arguments, cost):
-    found = reference_cost(inventory(features, batch_size=4, **arguments)).optimal_cost
+    found = (
+        Evaluation(inventory(features, batch_size=4, **arguments), num_steps=1, seed=0)
+        .reference()
+        .optimal_cost
+    )
     assert found == (cost if cost is None else pytest.approx(cost, abs=1e-4))
 
 
 def test_a_gap_of_profits_is_above_zero_where_less_is_earned():
-    reference = reference_cost(inventory([FixedCost(64.0), Profit(5.0)], batch_size=4))
+    reference = Evaluation(
+        inventory([FixedCost(64.0), Profit(5.0)], batch_size=4), num_steps=1, seed=0
+    ).reference()
     assert reference.gaps(reference.optimal_cost + 1.0)["gap"] == pytest.approx(1 / 12.93565, 1e-4)
 
 

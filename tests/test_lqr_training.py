@@ -16,7 +16,7 @@ from hpo_torchrl.experiments.cli import train
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.problems.switched_lqr import fixed_mode_cost
-from hpo_torchrl.training import Evaluation, reference_cost
+from hpo_torchrl.training import Evaluation
 
 SMALL = [
     "trainer.num_updates=3",
@@ -88,19 +88,21 @@ def make(num_modes=2, **kwargs):
 def test_reference_is_of_the_initial_states_of_the_test():
     """The optimal policy, run by the test itself, scores the reference exactly."""
     env = make(seed=1)
-    reference = reference_cost(env, seed=7)
+    reference = Evaluation(env, num_steps=1, seed=7).reference()
     env.set_seed(7)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         run = env.rollout(env.horizon, reference.policy)
     cost = -float(run["next", "reward"].mean()) / env.cost_units
     assert reference.optimal_cost == pytest.approx(cost, rel=1e-9)
-    assert reference_cost(env, seed=8).optimal_cost != pytest.approx(cost, rel=1e-3)
+    assert Evaluation(env, num_steps=1, seed=8).reference().optimal_cost != pytest.approx(
+        cost, rel=1e-3
+    )
 
 
 def test_reference_knows_its_limits():
-    assert reference_cost(make(process_noise=0.1)) == Reference()
+    assert Evaluation(make(process_noise=0.1), num_steps=1, seed=0).reference() == Reference()
     env = make(num_modes=1, seed=0)
-    one = reference_cost(env, seed=3)
+    one = Evaluation(env, num_steps=1, seed=3).reference()
     assert one.optimal_cost == pytest.approx(one.baselines["best fixed mode"], rel=1e-9)
     env.set_seed(3)
     x0 = env.reset()["x"]
@@ -114,7 +116,7 @@ def test_no_lower_bound_where_the_guard_might_pay():
     env = SwitchedLQREnv(
         [[[2.0]]], [[[1.0]]], [[0.001]], [[100.0]], horizon=12, state_limit=10.0, batch_size=8
     )
-    reference = reference_cost(env, seed=0)
+    reference = Evaluation(env, num_steps=1, seed=0).reference()
     assert reference.optimal_cost is reference.lower_bound is None
     assert reference.upper_bound is not None
 
@@ -156,7 +158,7 @@ def test_one_mode_learns_the_riccati_feedback():
         hpo.anneal(update / 200)
         hpo.iterate()
     test = Evaluation(make(num_modes=1, batch_size=128, dtype=torch.float32), num_steps=6, seed=5)
-    optimum = reference_cost(test.env, seed=5).optimal_cost
+    optimum = Evaluation(test.env, num_steps=1, seed=5).reference().optimal_cost
     assert 0.999 <= test.run(hpo.policy).mean / optimum < 1.1
 
 

@@ -41,14 +41,19 @@ from hpo_torchrl.training import (
     Selection,
     StopTraining,
     Trainer,
-    reference_cost,
 )
 
-SMALL = ["trainer.num_updates=12", "trainer.checkpoint_every=3", "trainer.eval_every=6"]
+SMALL = ["trainer.num_updates=8", "trainer.checkpoint_every=3", "trainer.eval_every=6"]
 SMALL += ["collect.batch_size=16", "collect.unroll_length=10", "trainer.progress=false"]
 SMALL += ["policy.hidden=[8]", "critic.hidden=[8]", "evaluation.validation.num_steps=60"]
 SMALL += ["evaluation.tests.long_run.batch_size=16", "evaluation.tests.long_run.num_steps=250"]
 SMALL += ["evaluation.tests.protocol.batch_size=16"]
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch):
+    """Pictures have tests of their own; here they need only be there."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: path.touch())
 
 
 def small_parts(seed: int) -> tuple:
@@ -68,7 +73,7 @@ def several(*seeds: int) -> HPO:
 
 def small_trainer(run_dir: Path, algorithm, number: int | None = None, **arguments) -> Trainer:
     test = Evaluation(InventoryEnv(batch_size=16), num_steps=20, skip=5, seed=1)
-    settings = {"num_updates": 6, "checkpoint_every": 2, "eval_every": 2, "progress": False}
+    settings = {"num_updates": 4, "checkpoint_every": 2, "eval_every": 2, "progress": False}
     folders = [run_dir / f"seed={seed}" for seed in range(number or 1)] if number else run_dir
     for folder in folders if number else [run_dir]:
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,23 +113,14 @@ class OrderUpTo(torch.nn.Module):
         return logits, loc, None
 
 
-def test_evaluation_of_the_optimal_rule_agrees_with_the_exact_cost():
-    cost = optimal_s_S(10, 1, 9, 64, 2).cost
-    env = InventoryEnv(batch_size=512, initial_state="stationary")
-    estimate = Evaluation(env, num_steps=1050, skip=50, seed=3).run(
-        HybridPolicy(OrderUpTo(26, 62, 10.0))
-    )
-    assert abs(estimate.mean - cost) < 4 * estimate.standard_error
-    assert 0 < estimate.standard_error < 0.05
-
-
-def test_evaluation_of_a_wrong_rule_is_told_apart():
+def test_evaluation_agrees_with_the_exact_cost_and_tells_a_wrong_rule_apart():
     cost = optimal_s_S(10, 1, 9, 64, 2).cost
     env = InventoryEnv(batch_size=256, initial_state="stationary")
-    estimate = Evaluation(env, num_steps=450, skip=50, seed=3).run(
-        HybridPolicy(OrderUpTo(20, 62, 10.0))
-    )
-    assert estimate.mean > cost + 4 * estimate.standard_error
+    test = Evaluation(env, num_steps=450, skip=50, seed=3)
+    best, worse = (test.run(HybridPolicy(OrderUpTo(s, 62, 10.0))) for s in (26, 20))
+    assert abs(best.mean - cost) < 4 * best.standard_error
+    assert 0 < best.standard_error < 0.1
+    assert worse.mean > cost + 4 * worse.standard_error
 
 
 def test_evaluation_repeats_and_leaves_training_randomness_alone():
@@ -134,6 +130,10 @@ def test_evaluation_repeats_and_leaves_training_randomness_alone():
     first = test.run(policy)
     assert torch.equal(before, torch.get_rng_state())
     assert test.run(policy) == first
+
+
+def reference_cost(env):
+    return Evaluation(env, num_steps=1, seed=0).reference()
 
 
 def test_evaluation_counts_only_periods_after_skip():
@@ -191,11 +191,11 @@ def test_clip_gradients_names_the_component_that_is_not_finite():
 
 
 def test_training_improves_the_policy():
-    hpo = small_hpo(unroll_length=20, learning_rate=5e-3)
+    hpo = small_hpo(unroll_length=20, learning_rate=1e-2)
     test = Evaluation(InventoryEnv(batch_size=64), num_steps=100, skip=16, seed=1)
     before = test.run(hpo.policy).mean
-    for update in range(60):
-        hpo.anneal(update / 60)
+    for update in range(40):
+        hpo.anneal(update / 40)
         hpo.iterate()
     assert test.run(hpo.policy).mean < min(0.5 * before, 60.0)
 
@@ -279,9 +279,9 @@ def test_seeds_resume_at_the_newest_checkpoint_that_all_have(tmp_path):
     newest[1].unlink()
     resumed = small_trainer(tmp_path / "run", several(5, 6), 2)
     resumed.resume()
-    assert resumed.update == 4
+    assert resumed.update == 2
     assert not newest[0].exists()
-    assert [len(run.logger.rows) for run in resumed.runs] == [3, 3]  # updates 1, 2, 4
+    assert [len(run.logger.rows) for run in resumed.runs] == [2, 2]  # updates 1, 2
     resumed.train()
     for run, other in zip(whole.runs, resumed.runs, strict=True):
         pairs = zip(run.policy.parameters(), other.policy.parameters(), strict=True)
@@ -308,7 +308,8 @@ def test_each_seed_of_several_is_a_run_of_its_own(tmp_path, algorithm):
         assert {key: summary[key] for key in shared} == pytest.approx(shared)
 
     settings = [*SMALL, f"algorithm={algorithm}", "dtype=float64"]
-    settings += ["trainer.num_updates=4", "trainer.checkpoint_every=2", "trainer.log_every=1"]
+    settings += ["algorithm.epochs=2"] if algorithm == "ppo" else []
+    settings += ["trainer.num_updates=3", "trainer.checkpoint_every=2", "trainer.log_every=1"]
     train([*settings, "seed=5", f"output_dir={tmp_path / 'alone'}"])
     ordinary = RunFolder(tmp_path / "alone")
     alone = ordinary.read_summary()
@@ -384,13 +385,6 @@ def test_callbacks_see_a_run_and_may_end_it(tmp_path):
     with pytest.raises(InterruptedError):
         failed.train()
     assert told == [InterruptedError]
-
-
-def test_a_profit_is_reported_as_a_reward(tmp_path):
-    trainer = small_trainer(tmp_path, small_hpo(), num_updates=1)
-    trainer.tests["short"].env.reports = "reward"
-    summary = trainer.train()
-    assert summary["test_reward"] == -summary["test_cost"]
 
 
 def test_gradients_are_those_of_the_policy_that_the_run_ends_with(tmp_path, monkeypatch):
@@ -473,12 +467,17 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
 
 
 def test_summary_has_the_documented_keys(tmp_path):
-    summary = small_trainer(tmp_path, small_hpo(), num_updates=1).train()
+    trainer = small_trainer(tmp_path, small_hpo(), num_updates=1)
+    trainer.tests["short"].env.reports = "reward"
+    summary = trainer.train()
+    assert summary["test_reward"] == -summary["test_cost"]
     keys = "env algorithm seed test_cost test_cost_se optimal_cost lower_bound upper_bound gap"
     assert set(f"{keys} env_steps updates wall_seconds".split()) <= set(summary)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert summary["gap"] == pytest.approx(summary["test_cost"] / 37.0 - 1)
     assert (summary["env_steps"], summary["updates"]) == (80, 1)
+    RunFolder(tmp_path).write_summary({"a": float("nan"), "b": 1.0})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"a": None, "b": 1.0}
 
 
 def test_truncated_checkpoint_is_refused_with_the_way_out(tmp_path):
@@ -497,15 +496,12 @@ def test_truncated_checkpoint_is_refused_with_the_way_out(tmp_path):
 
 def test_checkpoint_of_another_config_is_refused_by_key(tmp_path):
     net = torch.nn.Linear(3, 2)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        Checkpoint(tmp_path, {}, config={}).load()
     Checkpoint(tmp_path, {"net": net}, config={"env": {"num_items": 1}}).save(1, {})
     other = Checkpoint(tmp_path, {"net": net}, config={"env": {"num_items": 2}})
     with pytest.raises(CheckpointError, match=r"env\.num_items was 1, is 2"):
         other.load()
-
-
-def test_no_checkpoint_is_said_so(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        Checkpoint(tmp_path, {}, config={}).load()
 
 
 def test_checkpoints_hold_no_pickle(tmp_path):
@@ -542,7 +538,7 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path):
         with pytest.raises(RunFolderError, match=message):
             folder.read_config()
     folder.metrics.write_text("update,cost\n1,2.5\n2,\n3,x\n4,1.0\n")
-    with pytest.raises(RunFolderError, match="damaged in line 4"):
+    with pytest.raises(RunFolderError, match="damaged: line 4"):
         folder.read_metrics()
     folder.metrics.write_text("update,cost\n1,2.5\n2,\n3")
     assert folder.read_metrics() == [{"update": 1, "cost": 2.5}, {"update": 2}]
@@ -556,11 +552,6 @@ def test_tensorboard_backend_writes_events(tmp_path):
     logger = RunLogger(tmp_path, "tensorboard")
     logger.log({"update": 1, "cost": 2.5})
     assert list(tmp_path.rglob("events.out.tfevents*"))
-
-
-def test_json_has_null_for_what_is_not_a_number(tmp_path):
-    RunFolder(tmp_path).write_summary({"a": float("nan"), "b": 1.0})
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"a": None, "b": 1.0}
 
 
 def test_kill_and_resume_gives_the_parameters_of_the_uninterrupted_run(tmp_path):
@@ -578,23 +569,18 @@ def test_kill_and_resume_gives_the_parameters_of_the_uninterrupted_run(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (parts / "summary.json").exists()
-    subprocess.run(
-        [sys.executable, "-m", "hpo_torchrl.experiments.cli", f"resume={parts}"],
-        check=True,
-        capture_output=True,
-    )
+    train([f"resume={parts}"])
 
     finals = []
     for run_dir in (whole, parts):
         config = RunFolder(run_dir).read_config()
         algorithm = build_algorithm(config)
         updates, _ = Checkpoint(run_dir, algorithm.components(), config=config).load()
-        assert updates == 12
+        assert updates == 8
         finals.append(algorithm)
-    pairs = zip(finals[0].policy.parameters(), finals[1].policy.parameters(), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
-    pairs = zip(finals[0].critic.parameters(), finals[1].critic.parameters(), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
+    for part in ("policy", "critic"):
+        pairs = zip(*(getattr(final, part).parameters() for final in finals), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
     summaries = [json.loads((run_dir / "summary.json").read_text()) for run_dir in (whole, parts)]
     for summary in summaries:
         summary.pop("wall_seconds")

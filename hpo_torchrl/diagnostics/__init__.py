@@ -1,8 +1,7 @@
 """Gradients under the microscope: exact values, and what estimators make of them."""
 
-from hpo_torchrl.diagnostics.best_response import BestResponse
 from hpo_torchrl.diagnostics.estimators import ESTIMATORS, Draw, estimator
-from hpo_torchrl.diagnostics.exact import ExactGradient, exact_gradient
+from hpo_torchrl.diagnostics.exact import BestResponse, ExactGradient, exact_gradient
 from hpo_torchrl.diagnostics.report import GradientReport, gradient_report
 from hpo_torchrl.diagnostics.sampler import GradientSampler
 

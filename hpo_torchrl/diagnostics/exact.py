@@ -1,22 +1,21 @@
-"""The exact policy gradient of small problems, term by term, by enumeration."""
+"""Exact values and policy gradients of small problems, by walking the tree of all actions."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from hpo_torchrl.collectors.inputs import check_single_choice, is_functional
-from hpo_torchrl.core.checks import check_choice, check_int
+from hpo_torchrl.collectors.inputs import check_functional, check_single_choice, noise_of
+from hpo_torchrl.core.checks import check_choice, check_float, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.modules.sampling import NORMAL
+from hpo_torchrl.modules.sampling import NORMAL, normalised
 
 Gradient = dict[str, Tensor]
 
@@ -93,10 +92,10 @@ def exact_gradient(
         The expected return, its gradient and the three terms.
 
     Raises:
-        TypeError: the environment is no :class:`DifferentiableEnv`, or the policy no
-            :class:`HybridPolicy`.
+        TypeError: environment or policy cannot be unrolled on plain tensors.
         ValueError: the enumeration would be too large, a shape is wrong, the steps leave the
             episode, or a policy that samples u is given without ``num_nodes``.
+        KeyError: ``tensordict`` lacks an entry of the state.
 
     Examples:
         >>> from hpo_torchrl.diagnostics import exact_gradient
@@ -107,148 +106,111 @@ def exact_gradient(
         >>> exact.norm("total") > 0
         True
     """
-    if noise_support is not None:
-        noise_support = torch.as_tensor(noise_support[0]), torch.as_tensor(noise_support[1])
-    _check(env, policy, noise, noise_support)
     check_int("num_steps", num_steps, minimum=1)
-    check_int("max_leaves", max_leaves, minimum=1)
-    start = env.reset() if tensordict is None else tensordict
-    missing = [key for key in env.state_names if start.get(key, None) is None]
-    if missing or start.batch_size != env.batch_size:
-        raise ValueError(
-            f"tensordict must hold the state entries {list(env.state_names)} with the batch size "
-            f"{tuple(env.batch_size)}, as env.reset() returns them; got the batch size "
-            f"{tuple(start.batch_size)}" + (f" without {missing}." if missing else ".")
-        )
+    check_functional("exact_gradient", env, policy, "write the env's step as the method dynamics")
+    check_single_choice("exact_gradient", env)
+    policy.check_env(env)
+    start = env.reset() if tensordict is None else env.reset(tensordict, set_state=True)
     if env.horizon is not None and int(start["step"].max()) + num_steps > env.horizon:
         raise ValueError(
             f"num_steps={num_steps} from step {int(start['step'].max())} leaves the episode of "
             f"horizon {env.horizon}: the exact gradient covers one episode. Take fewer steps."
         )
     systems = env.batch_size.numel()
-    if noise_support is None:
-        noise = env.sample_noise(num_steps, start) if noise is None else noise
-        expected = (*env.batch_size, num_steps, *env.noise_shape)
-        noise = torch.as_tensor(noise)
-        if tuple(noise.shape) != expected:
-            raise ValueError(f"noise must have shape {expected}, got {tuple(noise.shape)}.")
-        noise = noise.double().reshape(systems, num_steps, *env.noise_shape)
-    env = _in_double(env)
+    values, chance = _noise(env, start, num_steps, noise, noise_support)
+    nodes, weights = _nodes(env, policy, num_nodes)
+    width = env.num_discrete * len(nodes) * len(chance)
+    leaves = systems * width**num_steps
+    if leaves > max_leaves:
+        raise ValueError(
+            f"The enumeration would be too large: {systems} initial states x ({env.num_discrete} "
+            f"discrete actions x {width // env.num_discrete} values of action and noise) ** "
+            f"{num_steps} steps = {leaves:.3g} rows, above max_leaves={max_leaves}. Take fewer "
+            "steps, initial states, quadrature nodes or noise values, or raise max_leaves if "
+            "memory allows."
+        )
+
     # A frozen parameter has an exact gradient too.
     network = copy.deepcopy(policy.network).double().requires_grad_(True)
-    distribution = getattr(network, "distribution", NORMAL)
-    nodes, weights = _nodes(env, network, num_nodes, distribution.noise)
-    width = env.num_discrete * len(nodes) * (1 if noise_support is None else len(noise_support[0]))
-    _check_size(env, width, num_steps, systems, max_leaves)
-
-    parameters: dict[str, Tensor] = dict(network.named_parameters())
-    detached = {name: value.detach() for name, value in parameters.items()}
+    frozen = copy.deepcopy(network).requires_grad_(False)
+    env = _in_double(env)
     state = {
-        name: _double(start.get(name)).reshape(systems, *start.get(name).shape[env.batch_dims :])
+        name: _double(start[name]).reshape(systems, *start[name].shape[env.batch_dims :])
         for name in env.state_names
     }
-    levels: list[_Level] = []
-    for t in range(num_steps):
+    distribution, steps = policy.continuous_distribution, []
+    for step_values in values.unbind(1):
         observation = env.observe(state)
-        logits, loc, scale = functional_call(network, parameters, (observation,))
-        theta = functional_call(network, parameters, (observation.detach(),))[0]
-        through_state = functional_call(network, detached, (observation,))[0]
-        allowed = None if policy.mask_key is None else env.allowed(state)
-        if allowed is not None:
-            logits, theta, through_state = (
-                value.masked_fill(~allowed, -torch.inf) for value in (logits, theta, through_state)
-            )
-        if noise_support is None:
-            assert noise is not None
-            step_noise = noise[:, t].repeat_interleave(len(loc) // systems, 0).unsqueeze(1)
-            chance = torch.ones(1, dtype=torch.float64, device=loc.device)
-        else:
-            step_noise, chance = (part.double().to(loc.device) for part in noise_support)
-            chance = chance / chance.sum()  # single-precision probabilities add up to about 1
-            step_noise = step_noise.expand(len(loc), *step_noise.shape)
-        # The branches of a node: discrete action x quadrature node x noise.
-        shape = (len(loc), env.num_discrete, len(nodes), len(chance))
-        action = distribution.mode(loc, None)[:, :, None]
+        mask = None if policy.mask_key is None else env.allowed(state)
+        logits, loc, scale = network(observation)
+        theta = network(observation.detach())[0]
+        through_state = frozen(observation)[0]
+        u = distribution.mode(loc, None).unsqueeze(2)
         if scale is not None:
-            parameters_of_u = loc.unsqueeze(1), scale.unsqueeze(1)
-            action = distribution.sample(*parameters_of_u, nodes[:, None]).transpose(1, 2)
-        rows = {
-            "discrete": torch.arange(env.num_discrete, device=loc.device)[:, None, None],
-            "continuous": action[:, :, :, None],
-            "noise": step_noise[:, None, None],
-        }
-        rows |= {name: value[:, None, None, None] for name, value in state.items()}
-        flat = {
-            name: value.expand(*shape, *value.shape[4 if name != "discrete" else 3 :]).flatten(0, 3)
-            for name, value in rows.items()
-        }
-        next_noise = flat.pop("noise")
-        taken = {"discrete": flat.pop("discrete"), "continuous": flat.pop("continuous")}
-        state, reward, _ = env.advance(flat, taken, next_noise)
-        levels.append(
-            _Level(
-                probability=logits.softmax(-1),
-                reward=reward.reshape(shape),
-                theta=_log_softmax(theta),
-                through_state=_log_softmax(through_state),
-                weight=weights[:, None] * chance,
-            )
-        )
-    return _differentiate(levels, list(parameters.values()), _names(policy, network), systems)
+            u = distribution.sample(loc.unsqueeze(1), scale.unsqueeze(1), nodes[:, None])
+            u = u.transpose(1, 2)
+        state, reward = _branch(env, state, u, step_values)
+        chances = (normalised(each, mask).exp() for each in (logits, theta, through_state))
+        steps.append((reward, *chances))
+    place = next(name for name, module in policy.named_modules() if module is policy.network)
+    parameters = dict(network.named_parameters(prefix=place))
+    # Attached to all parameters: a term that none of them moves has the gradient 0.
+    zero = sum(0.0 * value.sum() for value in parameters.values())
+    weight = weights[:, None] * chance
 
+    def gradient(chances: Sequence[Tensor], rewards: Sequence[Tensor]) -> Gradient:
+        expected = _expected(chances, rewards, weight) + zero
+        parts = torch.autograd.grad(expected, list(parameters.values()), retain_graph=True)
+        return dict(zip(parameters, parts, strict=True))
 
-class _Level(NamedTuple):
-    """One step of the tree: R nodes, M branches, G quadrature nodes, K values of the noise."""
-
-    probability: Tensor  # (R, M), attached to everything
-    reward: Tensor  # (R, M, G, K)
-    theta: Tensor  # (R, M) log-probabilities, states detached
-    through_state: Tensor  # (R, M) log-probabilities, parameters detached
-    weight: Tensor  # (G, K)
-
-
-def _differentiate(
-    levels: list[_Level], parameters: list[Tensor], names: list[str], systems: int
-) -> ExactGradient:
-    value = torch.zeros_like(levels[-1].reward)
-    advantages = []
-    for level in reversed(levels):
-        action_value = (level.weight * (level.reward + value.reshape(level.reward.shape))).sum(
-            (-2, -1)
-        )
-        value = (level.probability * action_value).sum(-1)
-        advantages.append((action_value - value.unsqueeze(-1)).detach())
-    objective = value.mean()
-    pathwise = score = cross = torch.zeros_like(objective)
-    reach = torch.full_like(value, 1.0 / systems).detach()
-    for level, advantage in zip(levels, reversed(advantages), strict=True):
-        chosen = (reach.unsqueeze(-1) * level.probability).detach()
-        leaf = chosen[:, :, None, None] * level.weight
-        pathwise = pathwise + (leaf * level.reward).sum()
-        score = score + (chosen * advantage * level.theta).sum()
-        cross = cross + (chosen * advantage * level.through_state).sum()
-        reach = leaf.flatten()
-
-    def gradient(scalar: Tensor) -> Gradient:
-        parts: list[Tensor | None] = [None] * len(parameters)
-        if scalar.requires_grad:
-            parts = list(
-                torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True)
-            )
-        return {
-            name: torch.zeros_like(parameter) if part is None else part
-            for name, parameter, part in zip(names, parameters, parts, strict=True)
-        }
-
+    rewards, full, theta, through_state = zip(*steps, strict=True)
+    given, fixed = ([part.detach() for part in parts] for parts in (rewards, full))
     return ExactGradient(
-        float(objective.detach()),
-        *(gradient(scalar) for scalar in (objective, pathwise, score, cross)),
+        objective=float(_expected(fixed, given, weight)),
+        total=gradient(full, rewards),
+        pathwise=gradient(fixed, rewards),
+        score_function=gradient(theta, given),
+        cross=gradient(through_state, given),
     )
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
-    # A masked action is never reached: finite, its logarithm adds 0 instead of NaN.
-    return logits.log_softmax(-1).clamp_min(torch.finfo(logits.dtype).min)
+def _expected(chances: Sequence[Tensor], rewards: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Return the expected return.
+
+    Given for each step the probabilities ``(R, M)`` and rewards ``(R, M, G, K)`` of all branches,
+    and the weight ``(G, K)`` of the nodes of u and values of the noise. What it is differentiated
+    through makes the term. Q - V is then Q: what adds up to 1 has derivatives that add up to 0.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=weight.device)
+    reach = torch.full_like(chances[0][:, 0], 1.0 / len(chances[0]))
+    for chance, reward in zip(chances, rewards, strict=True):
+        leaf = (reach.unsqueeze(-1) * chance)[:, :, None, None] * weight
+        total = total + (leaf * reward).sum()
+        reach = leaf.flatten()
+    return total
+
+
+def _branch(
+    env: DifferentiableEnv, state: Mapping[str, Tensor], u: Tensor, noise: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Advance every row by every discrete action, node of u and value of the noise.
+
+    Given R rows, u ``(R, M, G, n)`` and noise ``(S, K, *noise_shape)`` for S equal parts of the
+    rows, return the next state with ``R M G K`` rows, and the reward, ``(R, M, G, K)``.
+    """
+    rows, options, nodes = u.shape[:3]
+    values = noise.shape[1]
+    width = options * nodes * values
+    discrete = torch.arange(options, device=u.device).repeat_interleave(nodes * values)
+    after, reward, _ = env.advance(
+        {name: value.repeat_interleave(width, 0) for name, value in state.items()},
+        {
+            "discrete": discrete.repeat(rows),
+            "continuous": u.flatten(0, 2).repeat_interleave(values, 0),
+        },
+        noise.repeat_interleave(rows * options * nodes // len(noise), 0).flatten(0, 1),
+    )
+    return after, reward.reshape(rows, options, nodes, values)
 
 
 # Gauss quadrature, by the kind of noise.
@@ -260,14 +222,13 @@ _QUADRATURES = {
 
 
 def _nodes(
-    env: DifferentiableEnv, network: nn.Module, num_nodes: int | None, kind: str
+    env: DifferentiableEnv, policy: HybridPolicy, num_nodes: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Nodes ``(G, n)`` and weights ``(G,)`` of the noise of u; one zero without a scale."""
-    device = env.device
-    if not getattr(network, "stochastic", True):
-        zero = torch.zeros(1, env.continuous_dim, dtype=torch.float64, device=device)
-        return zero, torch.ones(1, dtype=torch.float64, device=device)
-    if num_nodes is None:
+    """Nodes ``(G, n)`` and weights ``(G,)`` of the noise of u; a single one without a scale."""
+    dim, kind = env.continuous_dim, policy.continuous_distribution.noise
+    if not policy.stochastic:
+        num_nodes = 1
+    elif num_nodes is None:
         raise ValueError(
             "The policy's continuous action is sampled: give num_nodes, the quadrature nodes per "
             "coordinate (5 to 10), or use a policy with scale=0."
@@ -276,79 +237,113 @@ def _nodes(
     points, weights = map(torch.from_numpy, _QUADRATURES[kind](num_nodes))
     if kind == "uniform":  # from [-1, 1] to [0, 1]
         points = (points + 1) / 2
-    weights = weights / weights.sum()
-    grid = torch.cartesian_prod(*[points] * env.continuous_dim).view(-1, env.continuous_dim)
-    mass = torch.cartesian_prod(*[weights] * env.continuous_dim).view(len(grid), -1).prod(-1)
-    return grid.to(device), mass.to(device)
+    grid = torch.cartesian_prod(*[points] * dim).view(-1, dim)
+    mass = torch.cartesian_prod(*[weights / weights.sum()] * dim).view(-1, dim).prod(-1)
+    return grid.to(env.device), mass.to(env.device)
 
 
-def _check(
+def _noise(
     env: DifferentiableEnv,
-    policy: HybridPolicy,
+    start: TensorDictBase,
+    num_steps: int,
     noise: Tensor | None,
-    noise_support: tuple[Tensor, Tensor] | None,
-) -> None:
-    if not isinstance(env, DifferentiableEnv):
-        raise TypeError(
-            "exact_gradient branches the simulator, which takes a DifferentiableEnv, got "
-            f"{type(env).__name__}; write its step as the method dynamics."
-        )
-    check_single_choice("exact_gradient", env)
-    if not isinstance(policy, HybridPolicy):
-        raise TypeError(f"policy must be a HybridPolicy, got {type(policy).__name__}.")
-    policy.check_env(env)
-    if not is_functional(env, policy):
-        raise ValueError(
-            "exact_gradient takes a policy that reads 'observation', and no mask but the "
-            "environment's, got "
-            f"observation_key={policy.observation_key!r}, mask_key={policy.mask_key!r}."
-        )
-    if noise_support is None:
-        return
+    support: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """Values of the noise, ``(S, T, K, *noise_shape)`` for S parts of the batch, and chances."""
+    if support is None:
+        noise = noise_of(env, start, num_steps, noise).double()
+        return noise.reshape(-1, num_steps, 1, *env.noise_shape), noise.new_ones(1)
     if noise is not None:
         raise ValueError("Give either noise (fixed) or noise_support (enumerated), not both.")
-    values, chance = noise_support
-    if tuple(values.shape) != (len(chance), *env.noise_shape) or chance.ndim != 1:
+    values, chance = (torch.as_tensor(part).double().to(env.device) for part in support)
+    if values.shape != (len(chance), *env.noise_shape) or chance.ndim != 1:
         raise ValueError(
             f"noise_support must be values of shape (K, *noise_shape) = (K, *{env.noise_shape}) "
             f"and probabilities of shape (K,), got {tuple(values.shape)} and {tuple(chance.shape)}."
         )
-    if bool((chance < 0).any()) or abs(float(chance.double().sum()) - 1.0) > 1e-6:
+    if bool((chance < 0).any()) or abs(float(chance.sum()) - 1.0) > 1e-6:
         raise ValueError(
-            f"The probabilities of noise_support must be >= 0 and add up to 1, got a sum of "
-            f"{float(chance.double().sum()):.12g}."
+            "The probabilities of noise_support must be >= 0 and add up to 1, got a sum of "
+            f"{float(chance.sum()):.12g}."
         )
-
-
-def _check_size(
-    env: DifferentiableEnv, width: int, num_steps: int, systems: int, max_leaves: int
-) -> None:
-    leaves = systems * width**num_steps
-    if leaves > max_leaves:
-        raise ValueError(
-            f"The enumeration would be too large: {systems} initial states x ({env.num_discrete} "
-            f"discrete actions x {width // env.num_discrete} values of action and noise) ** "
-            f"{num_steps} steps = {leaves:.3g} rows, above max_leaves={max_leaves}. Take fewer "
-            "steps, initial states, quadrature nodes or noise values, or raise max_leaves if "
-            "memory allows."
-        )
-
-
-def _names(policy: HybridPolicy, network: nn.Module) -> list[str]:
-    """Names of the network's parameters within the policy."""
-    of_policy = {id(parameter): name for name, parameter in policy.named_parameters()}
-    own = dict(policy.network.named_parameters())
-    return [of_policy[id(own[name])] for name, _ in network.named_parameters()]
+    # Single-precision probabilities add up to about 1.
+    return values.expand(1, num_steps, *values.shape), chance / chance.sum()
 
 
 def _in_double(env: DifferentiableEnv) -> DifferentiableEnv:
-    """A shallow copy whose tensors are float64, so that its arithmetic is."""
+    """Return a shallow copy whose tensors are float64, so that its arithmetic is."""
     twin = copy.copy(env)
-    for name, value in vars(env).items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            setattr(twin, name, value.double())
+    twin.__dict__ |= {k: _double(value) for k, value in vars(env).items() if torch.is_tensor(value)}
     return twin
 
 
 def _double(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
+
+
+class BestResponse(nn.Module):
+    r"""Network that chooses discrete actions by their exact value, given how u is chosen.
+
+    .. math::
+        \pi(d | s, t) \propto \exp(Q_t(s, d) / \tau), \qquad
+        Q_t(s, d) = r(s, d, u_d) + \sum_{d'} \pi(d' | s', t + 1)\, Q_{t+1}(s', d')
+
+    up to the horizon. As :math:`\tau \to 0` this is the best response to the continuous policy; a
+    negative :math:`\tau` chooses what is worst. Without noise, of the environment or of u, Q is
+    exact. At a best response the expected cross term is zero (Alvo, Russo & Kanoria 2026): where a
+    state moves probability from one discrete action to another, the two are worth the same.
+
+    Args:
+        env: the environment; its noise counts as zero.
+        network: gives ``loc`` of every branch; its logits are not used.
+        horizon: steps in an episode.
+        temperature: :math:`\tau`, in units of the return; not 0.
+        state_of: recovers the state, with its ``"step"``, from an observation.
+
+    Raises:
+        ValueError: temperature or horizon is out of range, or the environment is not in float64.
+    """
+
+    stochastic = False
+
+    def __init__(
+        self,
+        env: DifferentiableEnv,
+        network: nn.Module,
+        *,
+        horizon: int,
+        temperature: float,
+        state_of: Callable[[Tensor], Mapping[str, Tensor]],
+    ) -> None:
+        super().__init__()
+        self.env, self.network, self.state_of = env, network, state_of
+        self.distribution = getattr(network, "distribution", NORMAL)
+        self.horizon = check_int("horizon", horizon, minimum=1)
+        if env.float_dtype != torch.float64:
+            raise ValueError(
+                f"BestResponse needs an env with dtype=torch.float64, got {env.float_dtype}."
+            )
+        check_single_choice("BestResponse", env)
+        if check_float("temperature", temperature) == 0.0:
+            raise ValueError("temperature must not be 0; take a small one such as 0.01.")
+        self.temperature = temperature
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return logits ``(*B, M)`` and loc ``(*B, M, n)`` of the observations of one step."""
+        loc = self.network(observation)[1]
+        # The choice is a function of the state alone: it does not move with the parameters of u.
+        frozen = copy.deepcopy(self.network).requires_grad_(False)
+        state = self.state_of(observation.reshape(-1, observation.shape[-1]))
+        value = self._action_values(state, frozen)
+        return value.reshape(loc.shape[:-1]) / self.temperature, loc, None
+
+    def _action_values(self, state: Mapping[str, Tensor], network: nn.Module) -> Tensor:
+        loc = network(self.env.observe(state))[1]
+        u = self.distribution.mode(loc, None).unsqueeze(2)
+        after, reward = _branch(self.env, state, u, u.new_zeros(1, 1, *self.env.noise_shape))
+        value = reward.flatten(1)
+        if int(after["step"].flatten()[0]) < self.horizon:
+            future = self._action_values(after, network)
+            chance = (future / self.temperature).softmax(-1)
+            value = value + (chance * future).sum(-1).view_as(value)
+        return value

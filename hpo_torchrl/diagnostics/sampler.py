@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from torchrl.envs.utils import set_exploration_type
 
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
-from hpo_torchrl.core.checks import check_float
-from hpo_torchrl.diagnostics.estimators import ESTIMATORS, Draw, Estimator, Gradients
+from hpo_torchrl.diagnostics.estimators import ESTIMATORS, Draw, Estimator
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import NORMAL
-from hpo_torchrl.objectives import CrossTermWeight, HPOLoss
+from hpo_torchrl.objectives import HPOLoss
+
+Gradients = dict[str, Tensor]
+# Deviation of u for the pure score function where the policy itself is deterministic, in units of
+# the action scale.
+_EXPLORATION = 0.1
 
 
 class GradientSampler:
@@ -35,9 +39,6 @@ class GradientSampler:
         gae_lambda: lambda of the advantages; with a critic only.
         reward_units: gives a batch's scale and shift, with which its rewards are learned as
             ``reward / scale - shift`` (:meth:`HPO.reward_units`); ``None`` takes them as they are.
-        temperature: of the Gumbel-softmax.
-        exploration_scale: standard deviation of u for the pure score function, in units of the
-            action scale, where the policy itself is deterministic.
     """
 
     def __init__(
@@ -47,46 +48,47 @@ class GradientSampler:
         *,
         gae_lambda: float = 0.95,
         reward_units: Callable[[TensorDictBase], tuple] | None = None,
-        temperature: float = 0.5,
-        exploration_scale: float = 0.1,
     ) -> None:
-        check_float("exploration_scale", exploration_scale, minimum=0.0, strict=True)
         self.collector, self.critic, self.reward_units = collector, critic, reward_units
-        self.policy, self.temperature, self.gae_lambda = collector.policy, temperature, gae_lambda
+        self.policy, self.gae_lambda = collector.policy, gae_lambda
         groups = {
             name: [p for p in named.values() if p.requires_grad]  # frozen ones have no gradient
             for name, named in self.policy.parameter_groups().items()
         }
         self.groups = {name: group for name, group in groups.items() if group}
-        exact: dict[str, Any] = {"clip_epsilon": None, "entropy_coeff": None, "critic_coeff": None}
-        self.loss, self.adaptive, self.returns = (
-            HPOLoss(self.policy, critic, cross_term=cross, **exact)
-            for cross in (True, "adaptive", True)
-        )
+        self.loss = self._loss(True, gae_lambda)
+        self.returns = self._loss(True, 1.0)
+        self.adaptive = self._loss("adaptive", gae_lambda)
         # Each batch by itself: a running mean over batches would make the draws depend.
-        self.adaptive.cross_term_weight = CrossTermWeight(decay=0.0).to(
-            collector.env.device or "cpu"
-        )
-        for loss in (self.loss, self.adaptive, self.returns):
-            lmbda = 1.0 if loss is self.returns else gae_lambda
-            given: dict[str, Any] = {} if critic is None else {"lmbda": lmbda}
-            loss.make_value_estimator(gamma=collector.discount, **given)
+        self.adaptive.cross_term_weight.decay = 0.0
         self.exploring = HybridPolicy(
-            _Exploring(self.policy.network, exploration_scale),
+            _Exploring(self.policy.network),
             observation_key=self.policy.observation_key,
             mask_key=self.policy.mask_key,
         )
         self._running = collector.carried
 
+    def _loss(self, cross_term: bool | str, lmbda: float) -> Any:
+        loss = HPOLoss(
+            self.policy,
+            self.critic,
+            cross_term=cross_term,
+            clip_epsilon=None,
+            entropy_coeff=None,
+            critic_coeff=None,
+        )
+        given = {} if self.critic is None else {"lmbda": lmbda}
+        loss.make_value_estimator(gamma=self.collector.discount, **given)
+        return loss
+
     @classmethod
-    def of(cls, algorithm: Any, **kwargs: Any) -> GradientSampler:
+    def of(cls, algorithm: Any) -> GradientSampler:
         """Return the sampler of an algorithm as it trains: its collector, critic and units.
 
         An untrained one has no scale of its rewards yet: a first batch gives it.
 
         Args:
             algorithm: an algorithm that is ``differentiable``, of a single seed.
-            kwargs: further arguments.
 
         Raises:
             ValueError: the algorithm rolls out without a graph, or trains several seeds.
@@ -105,13 +107,7 @@ class GradientSampler:
             algorithm.critic,
             gae_lambda=algorithm.gae_lambda,
             reward_units=algorithm.reward_units,
-            **kwargs,
         )
-
-    def sample_mixed(self) -> Gradients:
-        """Draw the mixed gradient alone, by parameter group."""
-        draw = Draw(self)
-        return draw.gradients(draw.terms["loss_pathwise"] + draw.terms["loss_objective"])
 
     def sample(self, names: Collection[str] | None = None) -> dict[str, Gradients]:
         """Draw one gradient by each estimator, by parameter group.
@@ -123,28 +119,36 @@ class GradientSampler:
         Args:
             names: the estimators; ``None`` draws all.
         """
-        draw = Draw(self)
-        return {
-            name: known.gradients(draw)
-            for name, known in ESTIMATORS.items()
-            if (names is None or name in names) and known.applies(draw)
-        }
+        draw, found = Draw(self), {}
+        for name in ESTIMATORS if names is None else names:
+            loss = ESTIMATORS[name].loss(draw)
+            if loss is not None:
+                found[name] = self._gradient(loss)
+        return found
+
+    def _gradient(self, loss: Tensor) -> Gradients:
+        """Return minus the gradient of a loss by parameter group, flat and in float64."""
+        parameters = [p for group in self.groups.values() for p in group]
+        parts: Any = [torch.zeros_like(p) for p in parameters]
+        if loss.requires_grad:
+            parts = torch.autograd.grad(
+                -loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        flat = torch.cat([part.flatten().double() for part in parts])
+        sizes = [sum(p.numel() for p in group) for group in self.groups.values()]
+        return dict(zip(self.groups, flat.split(sizes), strict=True))
 
     def describe(self, name: str) -> Estimator:
         """Return an estimator with its bias as it is for this policy and critic."""
         known = ESTIMATORS[name]
-        if not self.policy.stochastic:
-            known = replace(known, bias=known.bias_if_deterministic)
-        if self.critic is None or not known.bias.startswith("none"):
-            return known
-        by_lambda = name in ("mixed", "score function only")
-        how = f"at lambda = {self.gae_lambda:g}" if by_lambda else "beyond the end of a rollout"
-        return replace(known, bias=known.bias + f", but for the critic's errors {how}")
-
-    @property
-    def critic_sees_observation(self) -> bool:
-        """Whether the critic reads nothing but the observation, or there is none."""
-        return self.critic is None or list(self.critic.in_keys) == ["observation"]
+        bias = known.bias
+        if not self.policy.stochastic and known.bias_if_deterministic is not None:
+            bias = known.bias_if_deterministic
+        if self.critic is not None and bias.startswith("none"):
+            by_lambda = name in ("mixed", "score function only")
+            how = f"at lambda = {self.gae_lambda:g}" if by_lambda else "beyond the end of a rollout"
+            bias += f", but for the critic's errors {how}"
+        return replace(known, bias=bias)
 
     def start(self) -> TensorDictBase:
         """Draw where a rollout starts."""
@@ -155,28 +159,40 @@ class GradientSampler:
         rows = (number * collector.randomness.uniform((number,), device=running.device)).long()
         return collector.restarted(running.reshape(-1)[rows].reshape(running.shape))
 
-    def rollout(self, start: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
-        """Roll the policy out as the collector does."""
-        with set_exploration_type(self.collector.exploration_type):
-            return differentiable_rollout(
-                self.collector.env,
-                self.policy,
-                self.collector.num_steps,
-                tensordict=start,
-                noise=noise,
-                discount=self.collector.discount,
-                route=self.collector.route,
-                randomness=self.collector.randomness,
-            )
+    def rollout(
+        self,
+        start: TensorDictBase,
+        roll: Callable[..., TensorDictBase] = differentiable_rollout,
+        *,
+        policy: HybridPolicy | None = None,
+        **options: Any,
+    ) -> tuple[TensorDictBase, Tensor | float]:
+        """Roll out as the collector does; rescale the rewards and add advantages.
 
-    def prepared(self, batch: TensorDictBase) -> tuple[TensorDictBase, Tensor | float]:
-        """Rescale the rewards in place and add advantages; return the scale as well."""
+        Args:
+            start: where it starts.
+            roll: what rolls out.
+            policy: another policy than the collector's.
+            options: further arguments of ``roll``.
+
+        Returns:
+            The batch, and what its rewards were divided by.
+        """
+        collector = self.collector
+        with set_exploration_type(collector.exploration_type):
+            batch = roll(
+                collector.env,
+                self.policy if policy is None else policy,
+                collector.num_steps,
+                tensordict=start,
+                discount=collector.discount,
+                randomness=collector.randomness,
+                **options,
+            )
         scale, shift = (1.0, 0.0) if self.reward_units is None else self.reward_units(batch)
         batch.set(("next", "reward"), batch.get(("next", "reward")) / scale - shift)
-        data = self.loss.advantages(batch)
-        for key in ("advantage", "value_target"):
-            if (value := data.get(key, None)) is not None:
-                batch.set(key, value)
+        advantages = self.loss.advantages(batch)
+        batch.update(advantages.select("advantage", "value_target", strict=False))
         return batch, scale
 
 
@@ -185,14 +201,14 @@ class _Exploring(nn.Module):
 
     stochastic = True
 
-    def __init__(self, network: nn.Module, scale: float) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.scale = network, scale
+        self.network = network
         self.distribution = getattr(network, "distribution", NORMAL)
         self.num_heads = getattr(network, "num_heads", None)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, loc, scale = self.network(observation)
         if scale is None:
-            scale = self.distribution.spread(torch.full_like(loc, self.scale))
+            scale = self.distribution.spread(torch.full_like(loc, _EXPLORATION))
         return logits, loc, scale

@@ -66,7 +66,7 @@ def seconds_left(settings: Mapping[str, Any], updates_done: int = 0) -> float:
         total += tested * _test_seconds(validation, algorithm.policy)
     if (sizes := settings.get("gradients")) is not None:
         sampler = GradientSampler.of(algorithm)
-        total += sizes.get("num_reference", 160) * _seconds(sampler.sample_mixed)
+        total += sizes.get("num_reference", 160) * _seconds(lambda: sampler.sample(["mixed"]))
         total += sizes.get("num_batches", 40) * _seconds(sampler.sample)
     algorithm.collector.shutdown()
     return total

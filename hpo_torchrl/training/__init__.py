@@ -2,12 +2,10 @@
 
 from hpo_torchrl.training.callbacks import Callback, ProgressBar, StopTraining
 from hpo_torchrl.training.checkpoint import Checkpoint, CheckpointError
-from hpo_torchrl.training.evaluation import CostEstimate, Evaluation, evaluate, reference_cost
-from hpo_torchrl.training.logging import RunLogger
-from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
-from hpo_torchrl.training.selection import Selection
-from hpo_torchrl.training.summary import summarise
-from hpo_torchrl.training.trainer import SeedRun, Trainer
+from hpo_torchrl.training.evaluation import CostEstimate, Evaluation
+from hpo_torchrl.training.run_folder import RunFolder, RunFolderError, RunLogger
+from hpo_torchrl.training.seed_run import SeedRun, Selection
+from hpo_torchrl.training.trainer import Trainer
 
 __all__ = [
     "Callback",
@@ -23,7 +21,4 @@ __all__ = [
     "Selection",
     "StopTraining",
     "Trainer",
-    "evaluate",
-    "reference_cost",
-    "summarise",
 ]

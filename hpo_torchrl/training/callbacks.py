@@ -20,6 +20,7 @@ _GAPS = {
     "gap_to_lower_bound": "above lower bound",
     "gap_to_upper_bound": "against upper bound",
 }
+_SHOWN = ("cost", "test_cost", "test_cost_se", *_GAPS)
 
 
 class StopTraining(Exception):  # noqa: N818
@@ -73,6 +74,8 @@ class Callback:
 class ProgressBar(Callback):
     """A bar with the training cost, the test cost and the known gaps; means over several seeds."""
 
+    _bar: tqdm | None = None
+
     def on_train_start(self, trainer: Trainer) -> None:
         """Show the bar of the updates to come."""
         self._shown: dict[str, str] = {}
@@ -84,43 +87,39 @@ class ProgressBar(Callback):
             # In a log file, where lines cannot be overwritten, few of them.
             mininterval=0.1 if sys.stderr.isatty() else 15.0,
         )
-        logged = [run.logger.rows for run in trainer.runs]
-        tested = [[row for row in rows if "test_cost" in row] for rows in logged]
+        tested = [[row for row in run.logger.rows if "test_cost" in row] for run in trainer.runs]
         if all(tested):
-            self._show_test([rows[-1] for rows in tested], trainer.validation_reference.paired)
+            self._show(trainer, self._bar, [rows[-1] for rows in tested])
 
     def on_update_end(self, trainer: Trainer, row: Any) -> None:
         """Move the bar on."""
         rows = row if isinstance(row, list) else [row]
+        assert self._bar is not None
         if "compile_seconds" in rows[0]:
             text = f"{'compiled in':<17}{rows[0]['compile_seconds']:.1f} s"
             self._bar.write(text, file=sys.stderr)
-        self._shown["cost"] = f"{_mean(rows, 'cost'):.2f}"
-        if "test_cost" in rows[0]:
-            self._show_test(rows, trainer.validation_reference.paired)
         self._bar.update()
-        self._bar.set_postfix(self._shown, refresh=False)
+        self._show(trainer, self._bar, rows)
 
     def on_train_end(self, trainer: Trainer, summary: Any) -> None:
         """Close the bar."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
         """Close the bar."""
-        if hasattr(self, "_bar"):
-            self._bar.close()
+        self.on_train_end(trainer, None)
 
-    def _show_test(self, rows: Sequence[Mapping[str, Any]], paired: bool) -> None:
-        cost, error = _mean(rows, "test_cost"), _mean(rows, "test_cost_se")
-        self._shown["test"] = f"{cost:.3f}"
+    def _show(self, trainer: Trainer, bar: tqdm, rows: Sequence[Mapping[str, Any]]) -> None:
+        mean = {key: fmean(row[key] for row in rows) for key in _SHOWN if key in rows[0]}
+        self._shown["cost"] = f"{mean['cost']:.2f}"
+        if "test_cost" in mean:
+            self._shown["test"] = f"{mean['test_cost']:.3f}"
         for name, label in _GAPS.items():
-            if name in rows[0]:
-                gap = _mean(rows, name)
-                self._shown[label] = f"{gap:+.2%}"
-                if len(rows) == 1 and not paired:
+            if name in mean:
+                self._shown[label] = f"{mean[name]:+.2%}"
+                if len(rows) == 1 and not trainer.validation_reference.paired:
                     # Without its error a gap below zero looks like a triumph.
-                    self._shown[label] += f" +-{error * (1.0 + gap) / cost:.2%}"
-
-
-def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    return fmean(row[key] for row in rows)
+                    error = mean["test_cost_se"] * (1.0 + mean[name]) / mean["test_cost"]
+                    self._shown[label] += f" +-{error:.2%}"
+        bar.set_postfix(self._shown, refresh=False)

@@ -9,10 +9,8 @@ from typing import Any
 from torchrl.checkpoint import Checkpoint as TorchRLCheckpoint
 from torchrl.checkpoint import CheckpointRotation, GlobalRNGState
 
-from hpo_torchrl.core.checks import check_int, first_line
+from hpo_torchrl.core.checks import first_line
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
-
-_SUFFIX = ".torchrl"
 
 
 class CheckpointError(RunFolderError):
@@ -20,7 +18,7 @@ class CheckpointError(RunFolderError):
 
 
 class Checkpoint:
-    """The checkpoints of one run, in ``DIR/checkpoints``.
+    """The checkpoints of one run, in ``DIR/checkpoints``; the newest two stay.
 
     Each is one archive of tensors and JSON, written beside its place and moved there in one
     step, so that a killed run leaves whole checkpoints only. Loading executes no pickled code.
@@ -30,7 +28,6 @@ class Checkpoint:
         run_dir: folder of the run.
         components: by name, objects with ``state_dict`` and ``load_state_dict``.
         config: the resolved configuration; a checkpoint loads only under the same one.
-        keep: how many of the newest checkpoints stay.
 
     Examples:
         >>> import tempfile, torch
@@ -43,23 +40,11 @@ class Checkpoint:
     """
 
     def __init__(
-        self,
-        run_dir: str | Path,
-        components: Mapping[str, Any],
-        *,
-        config: Mapping[str, Any],
-        keep: int = 2,
+        self, run_dir: str | Path, components: Mapping[str, Any], *, config: Mapping[str, Any]
     ) -> None:
-        check_int("keep", keep, minimum=1)
-        self.directory = RunFolder(run_dir).checkpoints
-        self.config = dict(config)
-        self._names = set(components)
-        self._checkpoint = TorchRLCheckpoint(format="archive")
-        for name, component in components.items():
-            self._checkpoint.register(name, component)
-        self._rng = GlobalRNGState()
-        self._checkpoint.register("rng", self._rng)
-        self._rotation = CheckpointRotation(self.directory, keep_last=keep)
+        self.directory, self.config = RunFolder(run_dir).checkpoints, dict(config)
+        self._checkpoint = TorchRLCheckpoint(format="archive", **components, rng=GlobalRNGState())
+        self._rotation = CheckpointRotation(self.directory, keep_last=2)
 
     def save(self, update: int, counters: Mapping[str, Any]) -> Path:
         """Write the checkpoint of an update; a crash on the way leaves the older ones as they are.
@@ -87,78 +72,62 @@ class Checkpoint:
             CheckpointError: there is none, it is damaged, or it is of another configuration; the
                 message says what to do.
         """
-        path = self.newest() if update is None else self._of(update)
+        update = self.newest_update() if update is None else update
+        path = self._path(update)
+        if not path.exists():
+            raise CheckpointError(f"{self.directory} holds no checkpoint of update {update}.")
+        names = None if components is None else [n for n in components if n in self._checkpoint]
         try:
             metadata = TorchRLCheckpoint.manifest(path)["metadata"]
+            changed = differences(metadata["config"], self.config)
+            if not changed:
+                self._checkpoint.load(path, components=names)
         except Exception as error:
-            raise self._damaged(path, error) from error
-        self._check_config(path, metadata["config"])
-        try:
-            names = None if components is None else [n for n in components if n in self._names]
-            self._checkpoint.load(path, components=names)
-        except Exception as error:
-            raise self._damaged(path, error) from error
-        return _step(path), metadata["counters"]
-
-    def newest(self) -> Path:
-        """Return the newest checkpoint, whole or not.
-
-        Raises:
-            CheckpointError: there is none.
-        """
-        paths = sorted(self.directory.glob(f"checkpoint-*{_SUFFIX}"), key=_step)
-        if not paths:
+            others = [other for other in self._rotation.checkpoints() if other != path]
+            fix = "No other checkpoint is left: start the run anew in another folder."
+            if others:
+                fix = f"Delete it to go on from {others[-1].name}."
             raise CheckpointError(
-                f"{self.directory} holds no checkpoint (checkpoint-*{_SUFFIX}): either this is not "
-                "the folder of a run, or the run stopped before its first one. Start it with "
-                "output_dir=DIR, after deleting what the folder holds, instead of resume=DIR."
-            )
-        return paths[-1]
-
-    def newest_update(self) -> int:
-        """Return the number of updates of the newest checkpoint.
-
-        Raises:
-            CheckpointError: there is none.
-        """
-        return _step(self.newest())
-
-    def _of(self, update: int) -> Path:
-        for path in self.directory.glob(f"checkpoint-*{_SUFFIX}"):
-            if _step(path) == update:
-                return path
-        raise CheckpointError(f"{self.directory} holds no checkpoint of update {update}.")
-
-    def _check_config(self, path: Path, saved: Mapping[str, Any]) -> None:
-        changed = differences(saved, self.config)
+                f"{path} is damaged or incomplete ({first_line(error)}). {fix}"
+            ) from error
         if changed:
             raise CheckpointError(
                 f"{path} was written under another configuration: {'; '.join(changed)}. "
                 "Resume with the run's own configuration, or start a new run in another folder."
             )
+        return update, metadata["counters"]
 
-    def _damaged(self, path: Path, error: Exception) -> CheckpointError:
-        others = [other for other in self._rotation.checkpoints() if other != path]
-        fix = (
-            f"Delete it to go on from {others[-1].name}."
-            if others
-            else "No other checkpoint is left: start the run anew in another folder."
-        )
-        return CheckpointError(f"{path} is damaged or incomplete ({first_line(error)}). {fix}")
+    def newest(self) -> Path:
+        """Return the newest checkpoint, whole or not; raise as :meth:`newest_update` does."""
+        return self._path(self.newest_update())
 
+    def newest_update(self) -> int:
+        """Return the number of updates of the newest checkpoint, whole or not.
 
-def _step(path: Path) -> int:
-    text = path.name.removeprefix("checkpoint-").removesuffix(_SUFFIX)
-    return int(text) if text.isdigit() else -1
+        Raises:
+            CheckpointError: there is none.
+        """
+        paths = self.directory.glob(f"checkpoint-{'[0-9]' * 12}.torchrl")
+        newest = max((path.stem for path in paths), default=None)
+        if newest is None:
+            raise CheckpointError(
+                f"{self.directory} holds no checkpoint (checkpoint-*.torchrl): either this is not "
+                "the folder of a run, or the run stopped before its first one. Start it with "
+                "output_dir=DIR, after deleting what the folder holds, instead of resume=DIR."
+            )
+        return int(newest.rpartition("-")[2])
+
+    def _path(self, update: int) -> Path:
+        return self.directory / f"checkpoint-{update:012d}.torchrl"
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any], at: str = "") -> list[str]:
+    """Return in words what changed from one configuration to another, key by key."""
     found = []
     for key in sorted({*saved, *current}):
-        name = f"{at}{key}"
         old, new = saved.get(key, "absent"), current.get(key, "absent")
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{name}.")
+            found += differences(old, new, f"{at}{key}.")
         elif old != new:
-            found.append(f"{name} was {old!r}, is {new!r}")
+            found.append(f"{at}{key} was {old!r}, is {new!r}")
     return found

@@ -105,15 +105,3 @@ def _estimate(cost: Tensor) -> CostEstimate:
     cost = cost.flatten()
     error = cost.std() / cost.numel() ** 0.5 if cost.numel() > 1 else torch.tensor(math.nan)
     return CostEstimate(float(cost.mean()), float(error))
-
-
-def evaluate(
-    env: EnvBase, policy: Any, num_steps: int, *, skip: int = 0, seed: int = 0
-) -> CostEstimate:
-    """Simulate a policy once and return its cost; arguments as for :class:`Evaluation`."""
-    return Evaluation(env, num_steps=num_steps, skip=skip, seed=seed).run(policy)
-
-
-def reference_cost(env: EnvBase, *, seed: int = 0, num_steps: int = 1, skip: int = 0) -> Reference:
-    """Return what the best policy costs in an environment; arguments as for :class:`Evaluation`."""
-    return Evaluation(env, num_steps=num_steps, skip=skip, seed=seed).reference()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torchrl.record.loggers import Logger, get_logger
 
-from hpo_torchrl.core.checks import first_line
+from hpo_torchrl.core.checks import check_choice, first_line
 
+BACKENDS = ("tensorboard", "wandb", "mlflow", "trackio")
 _SECTIONS = ("env", "algorithm", "trainer")
 
 
@@ -65,9 +68,6 @@ class RunFolder:
         self.failure = self.path / "failed.txt"
         self.seeds = self.path / "seeds.yaml"
 
-    def __repr__(self) -> str:
-        return f"RunFolder({str(self.path)!r})"
-
     @property
     def found(self) -> list[str]:
         """The names of those files here that belong to a run."""
@@ -88,12 +88,9 @@ class RunFolder:
                 f"with it by resume={self.path}, or choose another output_dir; nothing was changed."
             )
 
-    # -- configuration -------------------------------------------------------------------------
-
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Make the folder and write the resolved configuration."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        replace_text(self.config, yaml.safe_dump(dict(config), sort_keys=False))
+        _replace(self.config, yaml.safe_dump(dict(config), sort_keys=False))
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration.
@@ -105,7 +102,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} is not the folder of a run: it holds no {self.config.name}."
             )
-        config = self._yaml(self.config)
+        config = _read_names(self.config, yaml.safe_load)
         lacking = [name for name in _SECTIONS if not isinstance(config.get(name), dict)]
         lacking += [] if "seed" in config else ["seed"]
         if lacking:
@@ -117,8 +114,7 @@ class RunFolder:
 
     def write_seeds(self, seeds: Sequence[int]) -> None:
         """Make the folder and write which seeds have folders in it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        replace_text(self.seeds, yaml.safe_dump({"seeds": list(seeds)}))
+        _replace(self.seeds, yaml.safe_dump({"seeds": list(seeds)}))
 
     def read_seeds(self) -> list[int] | None:
         """Return the seeds that have folders in this one; ``None`` if it is no such folder.
@@ -128,22 +124,10 @@ class RunFolder:
         """
         if not self.seeds.is_file():
             return None
-        seeds = self._yaml(self.seeds).get("seeds")
+        seeds = _read_names(self.seeds, yaml.safe_load).get("seeds")
         if not isinstance(seeds, list) or not all(type(s) is int and s >= 0 for s in seeds):
             raise RunFolderError(f"{self.seeds} is damaged: seeds must be a list, got {seeds!r}.")
         return seeds
-
-    @staticmethod
-    def _yaml(path: Path) -> dict[str, Any]:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise RunFolderError(f"{path} is damaged: {first_line(error)}") from error
-        if not isinstance(content, dict):
-            raise RunFolderError(f"{path} is damaged: it holds no names and values.")
-        return content
-
-    # -- figures -------------------------------------------------------------------------------
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary; numbers that are not finite become null."""
@@ -151,7 +135,7 @@ class RunFolder:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in summary.items()
         }
-        replace_text(self.summary, json.dumps(clean, indent=2) + "\n")
+        _replace(self.summary, json.dumps(clean, indent=2) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
         """Return the summary.
@@ -164,13 +148,7 @@ class RunFolder:
                 f"{self.path} holds no {self.summary.name}: its run has not finished. Go on with "
                 f"it by resume={self.path}."
             )
-        try:
-            summary = json.loads(self.summary.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"{self.summary} is damaged: {first_line(error)}.") from error
-        if not isinstance(summary, dict):
-            raise RunFolderError(f"{self.summary} is damaged: it holds no names and values.")
-        return summary
+        return _read_names(self.summary, json.loads)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the rows of the metrics as numbers; a value that was not logged is left out.
@@ -180,21 +158,7 @@ class RunFolder:
         Raises:
             RunFolderError: another row is damaged; the message names its line.
         """
-        if not self.metrics.is_file():
-            return []
-        rows, lines = [], list(_csv_rows(self.metrics))
-        for place, line in enumerate(lines):
-            try:
-                if None in line or None in line.values() or not line.get("update"):
-                    raise ValueError("it is incomplete")
-                rows.append({key: _number(text) for key, text in line.items() if text})
-            except ValueError as error:
-                if place == len(lines) - 1:
-                    break
-                raise RunFolderError(
-                    f"{self.metrics} is damaged in line {place + 2}: {first_line(error)}."
-                ) from error
-        return rows
+        return _read(self.metrics, _numbers) if self.metrics.is_file() else []
 
     def read_gradients(self) -> list[dict[str, Any]]:
         """Return the rows of the gradient report; numbers and truth values as such.
@@ -202,34 +166,106 @@ class RunFolder:
         Raises:
             RunFolderError: the file is missing or damaged.
         """
-        return [
-            {key: _value(text) for key, text in row.items()} for row in _csv_rows(self.gradients)
-        ]
+        import pandas as pd  # half a second, and seldom needed
+
+        return _read(self.gradients, lambda text: pd.read_csv(io.StringIO(text)).to_dict("records"))
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file in one step."""
+class RunLogger:
+    """Write one row per logged update to ``metrics.csv`` and pass it to a TorchRL logger.
+
+    Columns appear as they are first logged. After a resume the rows that come after the
+    checkpoint are dropped, so that the file reads like that of an uninterrupted run.
+
+    Args:
+        run_dir: folder of the run.
+        backend: ``None`` for the CSV file alone, or one of ``"tensorboard"``, ``"wandb"``,
+            ``"mlflow"``, ``"trackio"`` besides (their package must be installed).
+
+    Attributes:
+        rows: what has been logged.
+    """
+
+    def __init__(self, run_dir: str | Path, backend: str | None = None) -> None:
+        self.folder = RunFolder(run_dir)
+        self.rows: list[dict[str, Any]] = []
+        self._columns: list[str] = []
+        self._backend: Logger | None = None
+        if backend is not None:
+            check_choice("logger.backend", backend, BACKENDS)
+            try:
+                self._backend = get_logger(backend, str(run_dir), "logger")
+            except ImportError as error:
+                raise ValueError(
+                    f"logger.backend={backend!r} needs its package ({error}); install it with "
+                    f"pip install {backend}, or use logger=csv."
+                ) from error
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a row; it must hold ``"update"``."""
+        self.rows.append(dict(row))
+        if set(row) <= set(self._columns):
+            with self.folder.metrics.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        else:
+            self._rewrite()
+        if self._backend is not None:
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and key != "update":
+                    self._backend.log_scalar(key, value, step=row["update"])
+
+    def resume(self, update: int) -> None:
+        """Read the file back and keep the rows up to ``update``."""
+        self.rows = [row for row in self.folder.read_metrics() if row["update"] <= update]
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        draft = io.StringIO(newline="")
+        writer = csv.DictWriter(draft, self._columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        _replace(self.folder.metrics, draft.getvalue())
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a text file in one step, and the folder that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.tmp")
     draft.write_text(text, encoding="utf-8", newline="")
     os.replace(draft, path)
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """Return what ``parse`` makes of a text file."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RunFolderError(f"{path} cannot be read: {first_line(error)}.") from error
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, csv.Error) as error:
+        raise RunFolderError(f"{path} is damaged: {first_line(error)}.") from error
 
 
-def _number(text: str) -> float | int:
-    return int(text) if text.lstrip("-").isdigit() else float(text)
+def _read_names(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    content = _read(path, parse)
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{path} is damaged: it holds no names and values.")
+    return content
 
 
-def _value(text: str | None) -> Any:
-    if text in ("True", "False"):
-        return text == "True"
-    try:
-        return _number(text or "")
-    except ValueError:
-        return text
+def _numbers(text: str) -> list[dict[str, Any]]:
+    """Parse a table of numbers whose last line may be cut off."""
+    rows = []
+    whole = io.StringIO(text[: text.rfind("\n") + 1])
+    for number, line in enumerate(csv.DictReader(whole), start=2):
+        try:
+            if None in line or None in line.values() or not line.get("update"):
+                raise ValueError("it is incomplete")
+            rows.append(
+                {
+                    key: int(value) if value.lstrip("-").isdigit() else float(value)
+                    for key, value in line.items()
+                    if value
+                }
+            )
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +12,12 @@ from hpo_torchrl.algorithms import Algorithm, NonFiniteError
 from hpo_torchrl.core.checks import check_bool, check_int
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.training.callbacks import Callback, ProgressBar, StopTraining
-from hpo_torchrl.training.checkpoint import Checkpoint, CheckpointError
-from hpo_torchrl.training.evaluation import Evaluation
-from hpo_torchrl.training.logging import RunLogger
-from hpo_torchrl.training.run_folder import RunFolder
-from hpo_torchrl.training.selection import Selection
-from hpo_torchrl.training.summary import summarise
+from hpo_torchrl.training.checkpoint import CheckpointError
+from hpo_torchrl.training.evaluation import CostEstimate, Evaluation
+from hpo_torchrl.training.seed_run import SeedRun
 
 
-class SeedRun:
-    """What belongs to one seed of a run: policy, folder, checkpoints, log, and the best policy.
-
-    Args:
-        algorithm: the algorithm.
-        folder: folder of the run.
-        config: the configuration that checkpoints are bound to.
-        index: which of the algorithm's seeds it is; ``None`` for an algorithm of one seed.
-        select: see :class:`Selection`.
-        logger_backend: see :class:`RunLogger`.
-    """
-
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        folder: str | Path,
-        config: Mapping[str, Any],
-        *,
-        index: int | None = None,
-        select: str = "last",
-        logger_backend: str | None = None,
-    ) -> None:
-        self.folder, self.index = RunFolder(folder), index
-        self.policy = algorithm.policy if index is None else algorithm.policy.members[index]
-        self.selection = Selection(select)
-        components = algorithm.components(index)
-        if algorithm.learns and select == "best":
-            components = {**components, "selection": self.selection}
-        self.checkpoint = Checkpoint(folder, components, config=config)
-        self.logger = RunLogger(folder, logger_backend)
-
-    def select(self) -> None:
-        """Give the policy the weights that the run ends with."""
-        self.selection.apply(self.policy)
-
-
+@dataclass(eq=False, repr=False, kw_only=True)
 class Trainer:
     """Train an algorithm for a number of updates and leave a folder that tells how it went.
 
@@ -89,93 +52,86 @@ class Trainer:
     Attributes:
         runs: what belongs to each seed.
         update: number of updates done.
+        wall_seconds: what they took of a seed's time.
         stopped: why a callback ended training, or ``None``.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        *,
-        num_updates: int,
-        run_dir: str | Path | Sequence[str | Path],
-        config: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        tests: Mapping[str, Evaluation],
-        primary: str,
-        validation: Evaluation | None = None,
-        reference: Reference | None = None,
-        validation_reference: Reference | None = None,
-        env_name: str = "",
-        algorithm_name: str = "",
-        log_every: int = 5,
-        eval_every: int = 10,
-        checkpoint_every: int = 25,
-        select: str = "last",
-        logger_backend: str | None = None,
-        progress: bool = True,
-        callbacks: Sequence[Callback] = (),
-    ) -> None:
-        if primary not in tests:
-            raise ValueError(f"primary must be one of the tests {list(tests)}, got {primary!r}.")
-        check_int("num_updates", num_updates, minimum=1)
-        self.algorithm, self.tests, self.primary = algorithm, dict(tests), primary
-        self.num_updates = num_updates if algorithm.learns else 0
-        self.validation = validation
-        self.reference = Reference() if reference is None else reference
-        self.validation_reference = validation_reference or self.reference
-        self.names = {"env": env_name, "algorithm": algorithm_name}
-        self.log_every = check_int("log_every", log_every, minimum=1)
-        self.eval_every = check_int("eval_every", eval_every, minimum=1)
-        self.checkpoint_every = check_int("checkpoint_every", checkpoint_every, minimum=1)
-        self.progress = check_bool("progress", progress)
-        self.callbacks = [*([ProgressBar()] if progress else []), *callbacks]
-        if algorithm.learns and select == "best" and validation is None:
+    algorithm: Algorithm = field(kw_only=False)
+    num_updates: int
+    run_dir: str | Path | Sequence[str | Path]
+    config: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    tests: Mapping[str, Evaluation]
+    primary: str
+    validation: Evaluation | None = None
+    reference: Reference = field(default_factory=Reference)
+    validation_reference: Any = None
+    env_name: str = ""
+    algorithm_name: str = ""
+    log_every: int = 5
+    eval_every: int = 10
+    checkpoint_every: int = 25
+    select: str = "last"
+    logger_backend: str | None = None
+    progress: bool = True
+    callbacks: Sequence[Callback] = ()
+
+    def __post_init__(self) -> None:
+        if self.primary not in self.tests:
+            raise ValueError(
+                f"primary must be one of the tests {list(self.tests)}, got {self.primary!r}."
+            )
+        for name in ("num_updates", "log_every", "eval_every", "checkpoint_every"):
+            check_int(name, getattr(self, name), minimum=1)
+        check_bool("progress", self.progress)
+        if not self.algorithm.learns:
+            self.num_updates = 0
+        elif self.select == "best" and self.validation is None:
             raise ValueError("select='best' needs evaluations to choose by: give a validation.")
-        number = algorithm.num_seeds
-        folders: Any = [run_dir] if number is None else run_dir
-        configs: Any = [config] if number is None else config
+        self.validation_reference = self.validation_reference or self.reference
+        self.callbacks = [*([ProgressBar()] if self.progress else []), *self.callbacks]
+        pairs = zip(self._each(self.run_dir), self._each(self.config), strict=True)
         self.runs = [
             SeedRun(
-                algorithm,
+                self.algorithm,
                 folder,
-                own,
-                index=None if number is None else at,
-                select=select,
-                logger_backend=logger_backend,
+                config,
+                index=None if self.algorithm.num_seeds is None else index,
+                select=self.select,
+                logger_backend=self.logger_backend,
             )
-            for at, (folder, own) in enumerate(zip(folders, configs, strict=True))
+            for index, (folder, config) in enumerate(pairs)
         ]
         self.update, self.wall_seconds = 0, 0.0
         self.stopped: str | None = None
 
-    def restore(self, update: int | None = None) -> None:
-        """Load the newest checkpoint that all seeds have, or that of an update; change no file.
+    def restore(self) -> None:
+        """Load the newest checkpoint that all seeds have; change no file.
 
         Raises:
             CheckpointError: see :meth:`Checkpoint.load`.
         """
         newest = [run.checkpoint.newest_update() for run in self.runs]
-        update = min(newest) if update is None else update
         for run in self.runs:
             try:
-                self.update, counters = run.checkpoint.load(update)
+                self.update, counters = run.checkpoint.load(min(newest))
             except CheckpointError as error:
                 if len(set(newest)) == 1:
                     raise
                 raise CheckpointError(
-                    f"{error} The seeds have come to different updates, {update} to {max(newest)}; "
-                    f"go on with each alone, as by resume={run.folder.path}."
+                    f"{error} The seeds have come to different updates, {min(newest)} to "
+                    f"{max(newest)}; go on with each alone, as by resume={run.folder.path}."
                 ) from error
             self.wall_seconds = counters["wall_seconds"]
 
-    def resume(self, update: int | None = None) -> None:
+    def resume(self) -> None:
         """Go on from a checkpoint: :meth:`restore`, and cut every folder back to it.
 
         No file changes before all seeds have loaded theirs.
         """
-        self.restore(update)
+        self.restore()
         for run in self.runs:
             while run.checkpoint.newest_update() > self.update:
                 run.checkpoint.newest().unlink()
@@ -208,37 +164,62 @@ class Trainer:
         return self._shown(summaries)
 
     def summary(self, *, pictures: bool = False) -> Any:
-        """Test the policy that the run ends with; see :func:`summarise`.
+        """Test the policy that the run ends with.
 
         Args:
             pictures: whether the environment may draw the policy into the folder.
 
         Returns:
-            The summary; a list with one for each seed if the algorithm has several.
+            The figures of the run, under the names that every run uses: ``test_cost`` and
+            ``test_cost_se`` of the primary test, ``optimal_cost``, ``lower_bound``,
+            ``upper_bound``, ``gap``, ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None``
+            where unknown), ``baseline_costs`` of simple rules, names, steps and seconds, for each
+            test ``<name>_cost`` and ``<name>_cost_se``, and what the environment says of a learned
+            policy. A list with one for each seed if the algorithm has several.
         """
         for run in self.runs:
             run.select()
         policy = self.algorithm.policy
         costs = {name: self._each(test.run(policy)) for name, test in self.tests.items()}
-        counters: dict[str, Any] = {"env_steps": self._frames, "updates": self.update}
-        counters["wall_seconds"] = self.wall_seconds
-        if self.stopped is not None:
-            counters["stopped"] = self.stopped
         return self._shown(
             [
-                summarise(
-                    {name: estimates[at] for name, estimates in costs.items()},
-                    self.primary,
-                    self.reference,
-                    {**self.names, "seed": run.checkpoint.config["seed"]}
-                    | counters
-                    | run.selection.counters,
-                    reports=getattr(self.tests[self.primary].env, "reports", "cost"),
-                )
-                | self._described(run, run.folder.path if pictures else None)
+                self._summary(run, {name: found[at] for name, found in costs.items()}, pictures)
                 for at, run in enumerate(self.runs)
             ]
         )
+
+    def _summary(
+        self, run: SeedRun, costs: Mapping[str, CostEstimate], pictures: bool
+    ) -> dict[str, Any]:
+        test, cost, reference = self.tests[self.primary], costs[self.primary], self.reference
+        summary: dict[str, Any] = {
+            "env": self.env_name,
+            "algorithm": self.algorithm_name,
+            "seed": run.checkpoint.config["seed"],
+            "test_cost": cost.mean,
+            "test_cost_se": cost.standard_error,
+            "optimal_cost": reference.optimal_cost,
+            "lower_bound": reference.lower_bound,
+            "upper_bound": reference.upper_bound,
+            **reference.gaps(cost.mean),
+            "baseline_costs": dict(reference.baselines),
+            "env_steps": self._frames,
+            "updates": self.update,
+            "wall_seconds": self.wall_seconds,
+        }
+        if self.stopped is not None:
+            summary["stopped"] = self.stopped
+        if run.selection.update > 0:
+            summary["selected_update"] = run.selection.update
+        if getattr(test.env, "reports", "cost") == "reward":
+            summary["test_reward"] = -cost.mean
+        for name, found in costs.items():
+            summary |= {f"{name}_cost": found.mean, f"{name}_cost_se": found.standard_error}
+        if self.algorithm.learns and hasattr(test.env, "describe"):  # a rule says what it does
+            test.env.set_seed(test.seed)
+            folder = run.folder.path if pictures else None
+            summary |= test.env.describe(run.policy, self.tests, reference, folder)
+        return summary
 
     def _one_update(self) -> None:
         start = time.perf_counter()
@@ -246,55 +227,42 @@ class Trainer:
         try:
             metrics = self._each(self.algorithm.iterate())
         except NonFiniteError as error:
-            raise self._explained(error) from error
+            raise NonFiniteError(
+                f"Update {self.update + 1}: {error} Training stopped; the last good checkpoint is "
+                f"{self.runs[error.seed_index or 0].checkpoint.newest()}. Common causes: a "
+                "learning rate or reward that is too large, or dynamics that overflow."
+            ) from error
         self.update += 1
-        costs = None
-        if self.validation is not None and self._due(self.eval_every, first=True):
+        costs: list[CostEstimate] = []
+        if self.validation is not None and (self.update == 1 or self._due(self.eval_every)):
             costs = self._each(self.validation.run(self.algorithm.policy))
         self.wall_seconds += (time.perf_counter() - start) / len(self.runs)
-        rows: list[dict[str, Any]] = []
-        for at, run in enumerate(self.runs):
-            row = {"update": self.update, "env_steps": self._frames, **metrics[at]}
-            if costs is not None:
-                cost = costs[at]
+        rows = [{"update": self.update, "env_steps": self._frames, **own} for own in metrics]
+        if costs:
+            for run, row, cost in zip(self.runs, rows, costs, strict=True):
                 run.selection.offer(run.policy, self.update, cost.mean)
                 row |= {"test_cost": cost.mean, "test_cost_se": cost.standard_error}
                 gaps = self.validation_reference.gaps(cost.mean)
                 row |= {name: gap for name, gap in gaps.items() if gap is not None}
-            rows.append(row | {"wall_seconds": self.wall_seconds})
-        if costs is not None:
             self._call("on_evaluation", self._shown(costs))
+        for row in rows:
+            row["wall_seconds"] = self.wall_seconds
         self._call("on_update_end", self._shown(rows))
-        if costs is not None or self._due(self.log_every):
+        if costs or self._due(self.log_every):
             for run, row in zip(self.runs, rows, strict=True):
                 run.logger.log(row)
         if self._due(self.checkpoint_every):
             self._save()
 
-    def _due(self, every: int, *, first: bool = False) -> bool:
+    def _due(self, every: int) -> bool:
         """Whether it is time, after this update, for what is done so often and at the end."""
         last = self.update == self.num_updates or self.stopped is not None
-        return self.update % every == 0 or last or (first and self.update == 1)
+        return last or self.update % every == 0
 
     def _save(self) -> None:
         counters = {"wall_seconds": self.wall_seconds}
         paths = [run.checkpoint.save(self.update, counters) for run in self.runs]
         self._call("on_checkpoint", self._shown(paths))
-
-    def _explained(self, error: NonFiniteError) -> NonFiniteError:
-        run = self.runs[error.seed_index or 0]
-        return NonFiniteError(
-            f"Update {self.update + 1}: {error} Training stopped; the last good checkpoint is "
-            f"{run.checkpoint.newest()}. Common causes: a learning rate or reward that is too "
-            "large, or dynamics that overflow."
-        )
-
-    def _described(self, run: SeedRun, folder: Path | None) -> dict[str, Any]:
-        test = self.tests[self.primary]
-        if not self.algorithm.learns or not hasattr(test.env, "describe"):
-            return {}  # a rule says what it does
-        test.env.set_seed(test.seed)
-        return test.env.describe(run.policy, self.tests, self.reference, folder)
 
     @property
     def _frames(self) -> int:
@@ -310,8 +278,8 @@ class Trainer:
 
     def _each(self, answer: Any) -> list[Any]:
         """Return an answer of the algorithm or of a test as one for each seed."""
-        return [answer] if self.runs[0].index is None else answer
+        return [answer] if self.algorithm.num_seeds is None else answer
 
     def _shown(self, answers: list[Any]) -> Any:
         """Return what is known of each seed as a caller sees it: the only one's by itself."""
-        return answers[0] if self.runs[0].index is None else answers
+        return answers[0] if self.algorithm.num_seeds is None else answers
