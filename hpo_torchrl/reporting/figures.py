@@ -70,6 +70,7 @@ def plot_learning_curve(
         if floor is not None and min(*costs, floor) > 0:
             top = min(1.1 * rows["cost"].max(), _HIGHEST * floor)
             axes.set_ylim(floor * (floor / top) ** 0.1, top)
+            axes.yaxis.set_minor_formatter("{x:g}")
     return _save(figure, path)
 
 
@@ -175,6 +176,6 @@ def _save(figure: Figure, path: str | Path) -> Path:
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))
-    style: Any = {"ncols": min(2, len(figure.axes)), "frameon": False, "fontsize": 8}
+    style: Any = {"ncols": 2, "frameon": False, "fontsize": 8}
     figure.legend(shown.values(), shown, loc="outside lower center", **style)
     return save_figure(figure, path)

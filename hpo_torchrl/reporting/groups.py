@@ -46,8 +46,7 @@ class Groups:
             name), ``cost_iqm`` (its cost), ``reference``, ``reference_cost`` and ``gap_iqm``.
         sizes: a row per problem and numerical setting in which problems differ: ``problem``,
             ``env``, ``setting``, ``size`` (its value) and ``title`` (what the other settings are).
-            Problems that differ in this setting alone, at least two, share all but the first and
-            the last but one.
+            Problems that differ in this setting alone, at least two, share the title.
         notes: what a reader should know.
     """
 
@@ -96,43 +95,16 @@ def group_runs(found: RunFolders, *, target: float) -> Groups:
         inventory num_items=1  hpo cross_term=True
         inventory num_items=2  hpo cross_term=True
     """
-    runs, kinds, notes = found.runs.copy(), found.runs["algorithm"], []
-    keys = list(dict.fromkeys(key for row in runs["settings"] for key in row))
-    settings = [dict.fromkeys(keys, "unset") | row for row in runs["settings"]]
-    texts = pd.DataFrame(settings, columns=keys, dtype=object).map(str)
-    env_texts = texts[[k for k in keys if k.startswith("env.") and k not in _NOT_THE_PROBLEM]]
-    texts = texts[[k for k in keys if k.partition(".")[0] in _TRAINING and k not in _NO_EFFECT]]
-    # A label shows every setting that differs: equal labels are equal problems and algorithms.
-    shown = _chosen(settings, runs["env"], env_texts.groupby(runs["env"]).nunique() > 1)
-    runs["problem"] = list(map(_label, runs["env"], shown))
-    varied = (texts.groupby([runs["problem"], kinds]).nunique() > 1).groupby("algorithm").any()
-    runs["algorithm"] = list(map(_label, kinds, _chosen(settings, kinds, varied)))
-    for name, changes in ((texts.groupby(kinds).nunique() > 1) & ~varied).iterrows():
-        for key in changes.index[changes]:
-            if not key.startswith("evaluation."):
-                values = ", ".join(texts[key][kinds == name].unique())
-                notes.append(f"{name}: {key} changes with the problem ({values}).")
-
+    runs, notes = found.runs.copy(), list[str]()
+    _label_runs(runs, notes)
     by_age = runs.sort_values("modified", kind="stable")
     seeds = by_age.groupby(["problem", "algorithm", "seed"], dropna=False)
     newest = seeds["folder"].transform("last").sort_index()
     again = runs["folder"] != newest
     runs.loc[again, "status"] = REPLACED
     runs.loc[again, "note"] = "run again in " + newest.map(str)
-    places = sorted(runs.index, key=lambda place: _order(runs.loc[place], shown[place]))
-    runs = runs.loc[places]
-
-    finished = runs[runs["status"] == FINISHED]
-    costs = finished.groupby("problem")[["optimal_cost", "lower_bound"]]
-    least, most = costs.min(), costs.max()
-    for label, disagree in (most - least > _SAME * most.abs()).iterrows():
-        for key in disagree.index[disagree]:
-            text = f"from {least.at[label, key]:.6g} to {most.at[label, key]:.6g}"
-            notes.append(f"{label}: the runs give {key} {text}; the lowest is taken.")
-    optimum, bound = least["optimal_cost"], least["lower_bound"]
-    references = pd.DataFrame({"reference_cost": optimum.fillna(bound)}).replace(0.0, math.nan)
-    references["reference"] = optimum.map(lambda c: "lower bound" if math.isnan(c) else "optimum")
-    runs = runs.join(references.dropna(), on="problem")
+    runs = runs.loc[sorted(runs.index, key=lambda place: _order(runs.loc[place]))]
+    runs = runs.join(_find_references(runs, notes), on="problem")
     runs["gap"] = runs["test_cost"] / runs["reference_cost"] - 1.0
 
     labels = runs[["folder", "problem", "algorithm", "reference", "reference_cost"]]
@@ -149,44 +121,73 @@ def group_runs(found: RunFolders, *, target: float) -> Groups:
     rules = found.rules.merge(labels.drop(columns="algorithm"), on="folder").drop(columns="folder")
     rules = rules.drop_duplicates(["problem", "algorithm"], keep="last")
     rules["gap_iqm"] = rules["cost_iqm"] / rules["reference_cost"] - 1.0
-    problems = dict(zip(runs["problem"], places, strict=True)).items()
-    sizes = find_sizes({label: (runs.at[p, "env"], shown[p]) for label, p in problems})
-    return Groups(runs, tests, rules, sizes, notes)
+    return Groups(runs, tests, rules, find_sizes(runs), notes)
 
 
-def find_sizes(problems: Mapping[str, tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
+def find_sizes(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the numerical settings in which problems differ, as :class:`Groups` holds them.
 
     Args:
-        problems: environment and settings of each problem, by its label.
+        runs: the columns ``problem``, ``env`` and ``shown``, the settings in the label.
 
     Examples:
+        >>> import pandas as pd
         >>> from hpo_torchrl.reporting.groups import find_sizes
-        >>> problems = {f"lqr {n}": ("lqr", {"dim": n, "A": "x"}) for n in (48, 3)}
-        >>> print(find_sizes(problems).to_string(index=False))
+        >>> runs = pd.DataFrame({"problem": ["lqr 48", "lqr 3"], "env": "lqr",
+        ...     "shown": [{"dim": 48, "A": "x"}, {"dim": 3, "A": "x"}]})
+        >>> print(find_sizes(runs).to_string(index=False))
         problem env setting title  size
          lqr 48 lqr     dim   A=x    48
           lqr 3 lqr     dim   A=x     3
     """
     rows = []
-    for label, (env, settings) in problems.items():
-        for key, value in settings.items():
+    for run in runs.drop_duplicates("problem").itertuples():
+        for key, value in run.shown.items():
             if _is_number(value):
-                title = _label("", {k: v for k, v in settings.items() if k != key})
-                rows.append((label, env, key.removeprefix("env."), title, value))
+                title = _label("", {k: v for k, v in run.shown.items() if k != key})
+                rows.append((run.problem, run.env, key.removeprefix("env."), title, value))
     sizes = pd.DataFrame(rows, columns=["problem", "env", "setting", "title", "size"])
     family = sizes.groupby(["env", "setting", "title"])["problem"]
     return sizes[family.transform("size") > 1]
 
 
-def _chosen(
-    settings: Sequence[Mapping[str, Any]], names: pd.Series, shown: pd.DataFrame
-) -> list[dict[str, Any]]:
-    """Return, for each run, the settings that are shown for its name."""
-    return [
-        {key: row[key] for key in shown if shown.at[name, key]}
-        for row, name in zip(settings, names, strict=True)
-    ]
+def _label_runs(runs: pd.DataFrame, notes: list[str]) -> None:
+    """Label problems and algorithms by every setting that differs: equal labels are equal ones."""
+    keys = list(dict.fromkeys(key for row in runs["settings"] for key in row))
+    settings = [dict.fromkeys(keys, "unset") | row for row in runs["settings"]]
+    texts = pd.DataFrame(settings, columns=keys, dtype=object).map(str)
+    problems = texts[[k for k in keys if k.startswith("env.") and k not in _NOT_THE_PROBLEM]]
+    texts = texts[[k for k in keys if k.partition(".")[0] in _TRAINING and k not in _NO_EFFECT]]
+
+    def chosen(names: pd.Series, differ: pd.DataFrame) -> list[dict[str, Any]]:
+        named = zip(settings, names, strict=True)
+        return [{key: row[key] for key in differ if differ.at[name, key]} for row, name in named]
+
+    kinds = runs["algorithm"]
+    runs["shown"] = chosen(runs["env"], problems.groupby(runs["env"]).nunique() > 1)
+    runs["problem"] = list(map(_label, runs["env"], runs["shown"]))
+    varied = (texts.groupby([runs["problem"], kinds]).nunique() > 1).groupby("algorithm").any()
+    runs["algorithm"] = list(map(_label, kinds, chosen(kinds, varied)))
+    for name, changes in ((texts.groupby(kinds).nunique() > 1) & ~varied).iterrows():
+        for key in changes.index[changes]:
+            if not key.startswith("evaluation."):
+                values = ", ".join(texts[key][kinds == name].unique())
+                notes.append(f"{name}: {key} changes with the problem ({values}).")
+
+
+def _find_references(runs: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Return what the runs of each problem know about its optimum; notes tell of disagreement."""
+    finished = runs[runs["status"] == FINISHED]
+    costs = finished.groupby("problem")[["optimal_cost", "lower_bound"]]
+    least, most = costs.min(), costs.max()
+    for label, disagree in (most - least > _SAME * most.abs()).iterrows():
+        for key in disagree.index[disagree]:
+            text = f"from {least.at[label, key]:.6g} to {most.at[label, key]:.6g}"
+            notes.append(f"{label}: the runs give {key} {text}; the lowest is taken.")
+    optimum, bound = least["optimal_cost"], least["lower_bound"]
+    found = pd.DataFrame({"reference_cost": optimum.fillna(bound).replace(0.0, math.nan)})
+    found["reference"] = optimum.map(lambda cost: "lower bound" if cost != cost else "optimum")
+    return found.dropna()
 
 
 def _label(name: str, settings: Mapping[str, Any]) -> str:
@@ -201,8 +202,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _order(run: pd.Series, settings: Mapping[str, Any]) -> tuple[Any, ...]:
+def _order(run: pd.Series) -> tuple[Any, ...]:
     """Sort by problem, numbers as numbers, and then by algorithm."""
-    values = settings.values()
+    values = run["shown"].values()
     sizes = [(0, v, "") if _is_number(v) else (1, 0.0, str(v)) for v in values]
     return run["env"], sizes, run["algorithm"]

@@ -92,16 +92,14 @@ def write_report(
     groups = group_runs(found, target=target)
     runs, report = groups.runs, _Report(output, groups, f"{100 * target:g} %")
     counts = [f"{number} {status}" for status, number in runs["status"].value_counts().items()]
-    report.sections.append(f"# Comparison of runs\n\nRuns: {', '.join(counts) or 'none'}.")
-    tables = []
-    if len(runs):
-        report.add_problems()
-        report.add_sizes()
-        table = runs.reindex(columns=[*_RUN_COLUMNS, *TIMES])
-        tables.append(write_rows(output / "runs.csv", table))
-        tables.append(write_rows(output / "comparison.csv", report.comparison))
-    if len(found.gradients):
-        report.add_gradients(statistics.compare_gradients(found.gradients, groups))
+    report.sections.append(f"# Comparison of runs\n\nRuns: {', '.join(counts)}.")
+    report.add_problems()
+    report.add_sizes()
+    report.add_gradients(statistics.compare_gradients(found.gradients, groups))
+    tables = [
+        write_rows(output / "runs.csv", runs[[*_RUN_COLUMNS, *TIMES]]),
+        write_rows(output / "comparison.csv", report.comparison),
+    ]
     finished = runs["status"] == FINISHED
     names = ("folder", "status", "update", "num_updates", "note")
     columns = {name.replace("_", " "): f"{{{name}}}" for name in names}
@@ -223,6 +221,8 @@ class _Report:
 
     def add_gradients(self, rows: pd.DataFrame) -> None:
         """Add the table and figures of the gradient reports."""
+        if rows.empty:
+            return
         names = ("problem", "algorithm", "group", "estimator", "folders")
         columns = {name: f"{{{name}}}" for name in names}
         columns["signal / noise"] = interval("signal_to_noise", ".2f")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,7 @@ _UNITS = ["update", "env_steps", "wall_seconds"]
 _TESTED = [*_UNITS, "test_cost", "gap", "gap_to_lower_bound"]
 _NEEDED = ["test_cost", "updates", "env_steps", "wall_seconds"]
 _SUMMARY = [*_NEEDED, "test_cost_se", "optimal_cost", "lower_bound"]
-_STATE = ["folder", "env", "algorithm", "seed", "num_updates", "settings"]
-_STATE += ["status", "note", "update", "modified"]
-_GRADIENTS = [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
+_REPORTED = [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,9 @@ class RunFolders:
             ``wall_seconds``, ``test_cost``, ``gap`` and ``gap_to_lower_bound``.
         rules: a row per finished run and simple rule, or upper bound: ``folder``, ``algorithm``
             (its name) and ``cost_iqm`` (its cost).
-        gradients: a row per folder with a gradient report, parameter group and estimator:
-            ``folder``, ``group``, ``estimator``, ``whole`` and the measures with their intervals.
-        unreadable: messages about folders whose configuration or gradient report cannot be read.
+        gradients: a row per run with a gradient report, parameter group and estimator: ``folder``,
+            ``group``, ``estimator``, ``whole`` and the measures with their intervals.
+        unreadable: messages about folders whose configuration cannot be read.
     """
 
     runs: pd.DataFrame
@@ -91,41 +89,31 @@ def read_runs(folders: Iterable[str | Path]) -> RunFolders:
     for root in roots:
         if not root.is_dir():
             raise NotADirectoryError(f"There is no folder {root}; name a folder that holds runs.")
-    unreadable: list[str] = []
-
-    def read(name: str, reader: Callable[[RunFolder], Any]) -> Iterator[Any]:
-        for path in _find(name, roots):
-            try:
-                yield reader(RunFolder(path))
-            except RunFolderError as error:
-                unreadable.append(str(error))
-
-    names = RunFolder("")
-    runs = list(read(names.config.name, _read_run))
-    gradients = [row for rows in read(names.gradients.name, _read_gradients) for row in rows]
-    if not runs and not gradients:
+    runs, unreadable = [], []
+    for path in _find(RunFolder("").config.name, roots):
+        try:
+            runs.append(_read_run(RunFolder(path)))
+        except RunFolderError as error:
+            unreadable.append(str(error))
+    if not runs:
         reasons = unreadable or [
-            f"no folder there holds a {names.config.name}. Train with hpo-train output_dir=DIR, or "
-            "name the folder that holds the runs."
+            "no folder there holds a config.yaml. Train with hpo-train output_dir=DIR, or name the "
+            "folder that holds the runs."
         ]
         raise ValueError(f"No run in {', '.join(map(str, roots))} can be read: {' '.join(reasons)}")
+
+    def gather(name: str, texts: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+        rows = [{"folder": run["folder"], **row} for run in runs for row in run[name]]
+        table = pd.DataFrame(rows, columns=["folder", *texts, *numbers])
+        return table.astype(dict.fromkeys(numbers, float))
+
     return RunFolders(
-        _table(runs, _STATE, _SUMMARY),
-        _table([row for run in runs for row in run["tests"]], ["folder"], _TESTED),
-        _table(
-            [row for run in runs for row in run["rules"]], ["folder", "algorithm"], ["cost_iqm"]
-        ),
-        _table(gradients, ["folder", "group", "estimator", "whole"], _GRADIENTS),
+        pd.DataFrame(runs).astype(dict.fromkeys(_SUMMARY, float)),
+        gather("tests", [], _TESTED),
+        gather("rules", ["algorithm"], ["cost_iqm"]),
+        gather("gradients", ["group", "estimator", "whole"], _REPORTED),
         unreadable,
     )
-
-
-def _table(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], numbers: Sequence[str]
-) -> pd.DataFrame:
-    """Return rows with these columns, even if there are none; the numbers as such."""
-    table = pd.DataFrame(rows, columns=[*columns, *numbers])
-    return table.astype(dict.fromkeys(numbers, float))
 
 
 def _find(name: str, roots: Sequence[Path]) -> list[Path]:
@@ -140,8 +128,8 @@ def _find(name: str, roots: Sequence[Path]) -> list[Path]:
 
 
 def _read_run(folder: RunFolder) -> dict[str, Any]:
-    """Return the row of a run, and those of its tests as ``tests``."""
-    config = folder.read_config()
+    """Return the row of a run, with lists of the rows that belong to the other tables."""
+    config, notes = folder.read_config(), []
     row: dict[str, Any] = {
         "folder": folder.path,
         "env": _name(config["env"]),
@@ -149,24 +137,18 @@ def _read_run(folder: RunFolder) -> dict[str, Any]:
         "seed": config["seed"],
         "num_updates": config["trainer"].get("num_updates"),
         "settings": _flatten(config),
-        "status": UNFINISHED,
+        "status": DAMAGED if folder.summary.exists() else UNFINISHED,
         "update": 0,
-        "tests": [],
-        "rules": [],
+        **dict.fromkeys(_SUMMARY),
+        **{name: [] for name in ("tests", "rules", "gradients")},
     }
-    notes = []
-    try:
-        if folder.summary.exists():
-            row |= {**_read_summary(folder), "status": FINISHED}
-    except RunFolderError as error:
-        row["status"] = DAMAGED
-        notes.append(str(error))
-    try:
-        row |= _read_tests(folder)
-        if row["status"] == FINISHED and row["updates"] and not row["tests"]:
-            raise RunFolderError(f"{folder.metrics} has no tested row.")
-    except RunFolderError as error:
-        notes.append(f"{error} It counts as never reaching the target.")
+    for read in (_read_summary, _read_tests, _read_gradients):
+        try:
+            row |= read(folder)
+        except RunFolderError as error:
+            notes.append(str(error))
+    if row["status"] == FINISHED and row["updates"] and not row["tests"]:
+        notes.append(f"No test in {folder.metrics}: it counts as never reaching the target.")
     files = (folder.config, folder.metrics, folder.summary)
     modified = max(path.stat().st_mtime for path in files if path.exists())
     return row | {"note": " ".join(notes), "modified": modified}
@@ -174,8 +156,9 @@ def _read_run(folder: RunFolder) -> dict[str, Any]:
 
 def _read_summary(folder: RunFolder) -> dict[str, Any]:
     """Return the numbers of a summary, which are finite, and the ``rules`` it names."""
-    summary = folder.read_summary()
-    known = {key: value for key, value in summary.items() if value is not None}
+    if not folder.summary.exists():
+        return {}
+    known = {key: value for key, value in folder.read_summary().items() if value is not None}
     numbers = {key: known.get(key) for key in _SUMMARY if key in known or key in _NEEDED}
     try:
         rules = dict(known.get("baseline_costs", {}))
@@ -185,8 +168,8 @@ def _read_summary(folder: RunFolder) -> dict[str, Any]:
             check_float(key, value)
     except (TypeError, ValueError) as error:
         raise RunFolderError(f"{folder.summary} cannot be used: {error}") from error
-    rows = [{"folder": folder.path, "algorithm": k, "cost_iqm": v} for k, v in rules.items()]
-    return numbers | {"rules": rows}
+    rows = [{"algorithm": name, "cost_iqm": cost} for name, cost in rules.items()]
+    return numbers | {"status": FINISHED, "rules": rows}
 
 
 def _read_tests(folder: RunFolder) -> dict[str, Any]:
@@ -198,18 +181,21 @@ def _read_tests(folder: RunFolder) -> dict[str, Any]:
                 raise RunFolderError(
                     f"{folder.metrics} is damaged: a row must have {key} above 0, got {row}."
                 )
-    tests = [row | {"folder": folder.path} for row in rows if "test_cost" in row]
+    tests = [row for row in rows if "test_cost" in row]
     return {"tests": tests, "update": int(rows[-1]["update"]) if rows else 0}
 
 
-def _read_gradients(folder: RunFolder) -> list[Any]:
+def _read_gradients(folder: RunFolder) -> dict[str, Any]:
+    """Return the rows of the gradient report, if there is one."""
+    if not folder.gradients.exists():
+        return {}
     rows = pd.DataFrame(folder.read_gradients())
     try:
-        rows[_GRADIENTS] = rows[_GRADIENTS].apply(pd.to_numeric)
-        rows = rows[["group", "estimator", "whole", *_GRADIENTS]]
+        rows[_REPORTED] = rows[_REPORTED].apply(pd.to_numeric)
+        rows = rows[["group", "estimator", "whole", *_REPORTED]]
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{folder.gradients} is damaged: {first_line(error)}.") from error
-    return rows.assign(folder=folder.path).to_dict("records")
+    return {"gradients": rows.to_dict("records")}
 
 
 def _name(section: Mapping[str, Any]) -> str:

@@ -172,8 +172,7 @@ def compare_algorithms(groups: Groups) -> pd.DataFrame:
         row["reference"] = " or ".join(groups.runs["reference"].dropna().unique())
         row |= estimate_iqm(*strata).columns("gap_iqm")
         rows.append(row | {"gap_worst": strata.map(max).max()})
-    counts = dict.fromkeys(("seeds", "finished", "reached"), "Int64")
-    return pd.DataFrame(rows).astype(counts if rows else {})
+    return pd.DataFrame(rows).astype(dict.fromkeys(("seeds", "finished", "reached"), "Int64"))
 
 
 def compare_pairs(groups: Groups) -> pd.DataFrame:
@@ -232,8 +231,8 @@ def compare_gradients(gradients: pd.DataFrame, groups: Groups) -> pd.DataFrame:
     """Return signal-to-noise and alignment of every estimator over the folders of a group.
 
     Args:
-        gradients: as :class:`RunFolders` holds them. A folder that is no run is its own problem;
-            the gradients of a run that was replaced by a newer one go with it.
+        gradients: as :class:`RunFolders` holds them; those of a run that was run again do not
+            count.
         groups: the runs.
 
     Returns:
@@ -243,13 +242,7 @@ def compare_gradients(gradients: pd.DataFrame, groups: Groups) -> pd.DataFrame:
         over its batches.
     """
     keys = [*_PROBLEM, "group", "estimator", "whole"]
-    known = groups.counted.set_index("folder")
-    folders = gradients["folder"]
-    found = gradients.assign(
-        problem=[known["problem"].get(folder, str(folder)) for folder in folders],
-        algorithm=[known["algorithm"].get(folder, "") for folder in folders],
-    )
-    found = found[~folders.isin(groups.runs["folder"]) | folders.isin(known.index)]
+    found = gradients.merge(groups.counted[["folder", *_PROBLEM]], on="folder")
     rows = []
     for place, same in found.groupby(keys, sort=False):
         row = dict(zip(keys, place, strict=True)) | {"folders": len(same)}
