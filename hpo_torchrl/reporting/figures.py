@@ -23,8 +23,11 @@ _HIGHEST = 5.0
 _SMALLEST = 1e-2
 # A logarithmic axis of a wider range has room for its major labels only.
 _WIDE = 20.0
-_STYLES = ("-", "--", ":", "-.")
+# No multiple of the number of colours, so that lines of the same colour differ.
+_STYLES = ("-", "--", ":")
 _MARKERS = ("o", "s", "^", "v", "D", "x")
+Labels = Mapping[str, str]
+Names = Sequence[str]
 
 
 def plot_learning_curve(
@@ -60,27 +63,20 @@ def plot_learning_curve(
         if cost is not None:
             line = f"{name} {cost:.3f}"
             rows = pd.concat([rows, rows.assign(line=line, cost=cost, cost_low=math.nan)])
+    title = f": short test {costs[-1]:.2f}" if len(costs) else ""
+    title += f" \u00b1 {errors[-1]:.2f}" if errors else ""
     figure, [[axes]] = new_figure(1)
-    axes.set(xlabel="updates", ylabel="cost per unit and period", title="Learning curve")
+    axes.set(xlabel="updates", ylabel="cost per unit and period", title=f"Learning curve{title}")
     _draw_lines(axes, rows, "update", "cost", ["short test"])
-    if len(costs):
-        error = f" \u00b1 {errors[-1]:.2f}" if errors is not None else ""
-        axes.set(title=f"Learning curve: short test {costs[-1]:.2f}{error}")
-        # The start is many times the optimum: a cut there keeps the end readable.
-        if floor is not None and min(*costs, floor) > 0:
-            top = min(1.1 * rows["cost"].max(), _HIGHEST * floor)
-            axes.set_ylim(floor * (floor / top) ** 0.1, top)
-            axes.yaxis.set_minor_formatter("{x:g}")
+    # The start is many times the optimum: a cut there keeps the end readable.
+    if floor is not None and rows["cost"].min() > 0:
+        top = min(1.1 * rows["cost"].max(), _HIGHEST * floor)
+        axes.set_ylim(floor * (floor / top) ** 0.1, top)
+        axes.yaxis.set_minor_formatter("{x:g}")
     return _save(figure, path)
 
 
-def plot_lines(
-    path: str | Path,
-    rows: pd.DataFrame,
-    xs: Mapping[str, str],
-    ys: Mapping[str, str],
-    names: Sequence[str],
-) -> Path:
+def plot_lines(path: Path, rows: pd.DataFrame, xs: Labels, ys: Labels, names: Names) -> Path:
     """Draw columns against others, with their intervals, in a row of panels for each title.
 
     Args:
@@ -139,17 +135,15 @@ def plot_gradients(
     return save_figure(figure, path)
 
 
-def _draw_lines(axes: Axes, rows: pd.DataFrame, x: str, y: str, names: Sequence[str]) -> None:
+def _draw_lines(axes: Axes, rows: pd.DataFrame, x: str, y: str, names: Names) -> None:
     """Draw a column with its intervals: bars at a few sizes, a band along a learning curve."""
     clipped = y.startswith(("gap", "signal"))  # what is small by luck has no place on a logarithm
     scale, least = 100.0 if y.startswith("gap") else 1.0, _SMALLEST if clipped else -math.inf
     bars, lines = x == "size", list(dict.fromkeys([*names, *rows["line"]]))
     for name, line in rows.sort_values(x, kind="stable").groupby("line", sort=False):
         place = lines.index(name)
-        look: Any = {"color": GREY, "linestyle": _STYLES[1 + place % 3], "label": name}
-        if name in names:
-            style = _STYLES[place // len(MODES) % len(_STYLES)]
-            look |= {"color": MODES[place % len(MODES)], "linestyle": style}
+        colour = MODES[place % len(MODES)] if name in names else GREY
+        look: Any = {"color": colour, "linestyle": _STYLES[place % len(_STYLES)], "label": name}
         if bars:
             look |= {"marker": _MARKERS[place % len(_MARKERS)], "markersize": 4}
         ends = scale * line.set_index(x)[[y, f"{y}_low", f"{y}_high"]].replace(math.inf, math.nan)
@@ -158,7 +152,7 @@ def _draw_lines(axes: Axes, rows: pd.DataFrame, x: str, y: str, names: Sequence[
         if low.notna().any():
             shade, width = (axes.vlines, 4) if bars else (axes.fill_between, 0)
             high = high.fillna(1.1 * high.max())
-            shade(low.index, low, high, color=look["color"], alpha=0.25, linewidth=width)
+            shade(low.index, low, high, color=colour, alpha=0.25, linewidth=width)
     if bars:
         axes.set_xticks(rows[x].unique())
     if clipped or ("cost" in y and rows[y].min() > 0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,17 @@ import pandas as pd
 
 from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.reporting import statistics
-from hpo_torchrl.reporting.figures import plot_lines
+from hpo_torchrl.reporting.figures import Labels, Names, plot_lines
 from hpo_torchrl.reporting.groups import TIMES, Groups, group_runs
 from hpo_torchrl.reporting.runs import FINISHED, read_runs
-from hpo_torchrl.reporting.tables import PERCENT, fill, format_table, interval, write_rows
+from hpo_torchrl.reporting.tables import PERCENT, fill, format_table, interval, plain, write_rows
 
 _RUN_COLUMNS = ["problem", "algorithm", "seed", "status", "folder", "update", "num_updates"]
 _RUN_COLUMNS += ["env_steps", "wall_seconds", "test_cost", "test_cost_se", "reference", "gap"]
 _LEGEND = """\
 ## What the numbers mean
 
-* Runs of the same problem and algorithm differ by their seed alone; *finished* ones have a test
-  cost.
+* Runs of one problem and algorithm differ by their seed; those *finished* have a test cost.
 * *Test cost* is per unit and period, from the test at the end of a run. It and the *gap*, cost /
   reference - 1, are interquartile means: the lowest and highest quarter of the runs, rounded down,
   are left out. *Worst* is the largest gap. The true gap is smaller than the one to a *lower bound*.
@@ -37,9 +36,9 @@ _LEGEND = """\
 * *Wall seconds* is the median training time of the finished runs; it compares machines too.
 * *Probability of improvement*: the share of pairs of runs in which the first algorithm costs less;
   ties count half. [1.00, 1.00] only says that all runs of one beat all of the other.
-* *Gradients*: signal / noise is the length of the mean gradient over how far one batch strays from
-  it; alignment is the cosine of one batch with a well-averaged mixed gradient. [low, high] is the
-  report's own interval over batches for one folder, and a bootstrap over several.
+* *Signal / noise* is the length of the mean gradient over how far one batch strays from it,
+  *alignment* the cosine of one batch with a well-averaged gradient. [low, high] is over the batches
+  of a single run.
 
 Interquartile mean, stratified bootstrap and probability of improvement as in Agarwal et al. (2021),
 *Deep reinforcement learning at the edge of the statistical precipice*, NeurIPS.
@@ -101,8 +100,7 @@ def write_report(
         write_rows(output / "comparison.csv", report.comparison),
     ]
     finished = runs["status"] == FINISHED
-    names = ("folder", "status", "update", "num_updates", "note")
-    columns = {name.replace("_", " "): f"{{{name}}}" for name in names}
+    columns = plain("folder", "status", "update", "num_updates", "note")
     report.add_table("Not in the costs above", runs[~finished], columns)
     notes = [note for note in runs["note"][finished] if note]
     if lines := [*found.unreadable, *notes, *groups.notes]:
@@ -124,11 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: an argument is refused or no run can be read; the message, on standard error,
             says why.
     """
-    parser = argparse.ArgumentParser(
-        prog="hpo-report",
-        description="Compare training runs: tables and figures with interquartile means and "
-        "bootstrap intervals over seeds.",
-    )
+    parser = argparse.ArgumentParser("hpo-report", description="Compare training runs over seeds.")
     add = parser.add_argument
     add("folders", nargs="+", metavar="DIR", help="folder that holds runs, at any depth")
     text = "gap to the reference that training times are measured to (default 0.10: 10 %%)"
@@ -156,19 +150,12 @@ class _Report:
         self.sections: list[str] = []
         self.pictures: list[Path] = []
 
-    def add_table(self, title: str, rows: pd.DataFrame, columns: Mapping[str, str]) -> None:
+    def add_table(self, title: str, rows: pd.DataFrame, columns: Labels) -> None:
         """Add a section with a table, unless it is empty; see :func:`format_table`."""
         if len(rows):
             self.sections += [f"## {title}", format_table(rows, columns)]
 
-    def draw(
-        self,
-        kind: str,
-        rows: pd.DataFrame,
-        xs: Mapping[str, str],
-        ys: Mapping[str, str],
-        names: Sequence[str],
-    ) -> None:
+    def draw(self, kind: str, rows: pd.DataFrame, xs: Labels, ys: Labels, names: Names) -> None:
         """Add a figure, unless there is nothing on it; see :func:`plot_lines`."""
         if rows[list(ys)].notna().any(axis=None):
             words = re.sub(r"[^A-Za-z0-9_.=]+", "-", kind).strip("-.")[:80]
@@ -180,10 +167,7 @@ class _Report:
 
     def add_problems(self) -> None:
         """Add the table and the learning curves of each problem, and pairs of algorithms."""
-        columns = {
-            "algorithm": "{algorithm}",
-            "seeds": "{seeds}",
-            "finished": "{finished}",
+        columns = plain("algorithm", "seeds", "finished") | {
             "test cost": interval("cost_iqm", ".4f"),
             "gap": interval("gap_iqm", PERCENT),
             "worst": f"{{gap_worst:{PERCENT}}}",
@@ -205,7 +189,7 @@ class _Report:
                 ys = {"gap": f"gap to {reference}, %"}
             self.add_table(title, rows, columns)
             self.draw(f"curves-{label}", curves[curves["problem"] == label], xs, ys, self.names)
-        pairs = {"problem": "{problem}", "algorithm": "{first}", "costs less than": "{second}"}
+        pairs = plain("problem") | {"algorithm": "{first}", "costs less than": "{second}"}
         pairs["with probability"] = interval("probability", ".2f")
         self.add_table("Probability of improvement", statistics.compare_pairs(self.groups), pairs)
 
@@ -223,8 +207,7 @@ class _Report:
         """Add the table and figures of the gradient reports."""
         if rows.empty:
             return
-        names = ("problem", "algorithm", "group", "estimator", "folders")
-        columns = {name: f"{{{name}}}" for name in names}
+        columns = plain("problem", "algorithm", "group", "estimator", "folders")
         columns["signal / noise"] = interval("signal_to_noise", ".2f")
         columns["alignment"] = interval("alignment", ".2f")
         terms = rows["estimator"].where(rows["whole"], rows["estimator"] + " (term)")

@@ -68,6 +68,11 @@ def interval(name: str, form: str) -> str:
     return f"{{{name}:{form}}} [{{{name}_low:{form}}}, {{{name}_high:{form}}}]"
 
 
+def plain(*names: str) -> dict[str, str]:
+    """Return the templates of columns that are shown under their own names."""
+    return {name.replace("_", " "): f"{{{name}}}" for name in names}
+
+
 def format_table(rows: pd.DataFrame | Sequence[Row], columns: Mapping[str, str]) -> str:
     """Format rows as a markdown table whose columns are also aligned in a terminal.
 
@@ -89,11 +94,9 @@ def format_table(rows: pd.DataFrame | Sequence[Row], columns: Mapping[str, str])
         cells.append([fill(template, row) for template in columns.values()])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
-    for line in cells:
-        adjust = str.ljust if line is cells[0] else str.rjust
-        padded = list(map(adjust, line, widths))
-        padded[0] = line[0].ljust(widths[0])
-        lines.append(f"| {' | '.join(padded)} |")
+    for first, *others in cells:
+        rest = map(str.rjust, others, widths[1:])
+        lines.append(f"| {' | '.join([first.ljust(widths[0]), *rest])} |")
     rules = ["-" * (width + 1) for width in widths]
     lines.insert(1, f"|{'|'.join([f':{rules[0]}', *(f'{rule}:' for rule in rules[1:])])}|")
     return "\n".join(lines)
@@ -204,16 +207,15 @@ def format_gradients(
     hidden = ~table["whole"] | table["group"].isin(unclear)
     table.loc[hidden, ["bias", "bias_low", "bias_high"]] = math.nan
     table["known_bias"] = table["known_bias"].where(table["whole"], "(term)")
-    columns = {
-        "estimator": "{estimator}",
+    columns = plain("estimator") | {
         "parameters": "{group} action",
         "signal": "{signal:.3g}",
         "noise": "{noise:.3g}",
         "signal/noise": "{signal_to_noise:.2g}",
         "alignment": interval("alignment", ".2f"),
         "bias": interval("bias", ".2g"),
-        "known bias": "{known_bias}",
     }
+    columns |= plain("known_bias")
     parts = [_LEGEND.format(reference=num_reference), format_table(table, columns)]
     for group, (best, *_) in ceiling.items():
         parts.append(f"{group}: a perfect estimator would show alignment {best:.2f}.")
@@ -227,17 +229,15 @@ def _format_record(summary: Row) -> str:
     record = pd.DataFrame(summary["record"].values()).assign(test=list(summary["record"]))
     record["cost"] = [summary[f"{name}_cost"] for name in record["test"]]
     record["gap"] = record["cost"] / record["rule_cost"].replace(0.0, math.nan) - 1.0
-    columns = {"cost": "{test}", "periods": "{periods}", str(summary["algorithm"]): "{cost:.4f}"}
+    columns = plain("test", "periods") | {str(summary["algorithm"]): "{cost:.4f}"}
     columns |= {"(s, S) rule": "{rule_cost:.4f}", "difference": f"{{gap:{PERCENT}}}"}
-    found = summary["rule"]
-    Q, levels = found["Q"], dict(zip(found["items"], found["S"], strict=True))
-    if len(levels) == 1:
-        (S,) = levels.values()
-        text = f"(s, S) = ({S - Q:g}, {S:g})"
-    else:
-        shown = ", ".join(f"{item} {S:g}" for item, S in list(levels.items())[:_ITEMS])
+    rule, Q = summary["rule"], summary["rule"]["Q"]
+    levels = [f"{item} {S:g}" for item, S in zip(rule["items"], rule["S"], strict=True)]
+    text = f"(s, S) = ({rule['S'][0] - Q:g}, {rule['S'][0]:g})"
+    if len(levels) > 1:
         more = f" and {len(levels) - _ITEMS} more" if len(levels) > _ITEMS else ""
-        text = f"order all items up to S once they lack {Q:g} in all; S: {shown}{more}"
+        text = f"order all items up to S once they lack {Q:g} in all; S: "
+        text += ", ".join(levels[:_ITEMS]) + more
     note = f"{'(s, S) rule':<17}best in the training periods: {text}"
     return f"{format_table(record, columns)}\n\n{note}"
 
