@@ -105,11 +105,10 @@ def write_report(
     notes = [note for note in runs["note"][finished] if note]
     if lines := [*found.unreadable, *notes, *groups.notes]:
         report.sections.append("\n".join(["## Notes\n", *(f"* {line}" for line in lines)]))
-    path = output / "report.md"
     text = "\n\n".join([*report.sections, _LEGEND.format(target=report.target)])
-    path.write_text(text, encoding="utf-8")
+    (output / "report.md").write_text(text, encoding="utf-8")
     shown = "\n\n".join(section for section in report.sections if "![" not in section)
-    return shown, [path, *tables, *report.pictures]
+    return shown, [output / "report.md", *tables, *report.pictures]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -213,8 +212,7 @@ class _Report:
         terms = rows["estimator"].where(rows["whole"], rows["estimator"] + " (term)")
         self.add_table("Gradients", rows.assign(estimator=terms), columns)
         ys = {"signal_to_noise": "signal / noise", "alignment": "alignment"}
-        rows = rows[rows["whole"]]
-        rows = rows.assign(line=rows["algorithm"] + ", " + rows["estimator"])
+        rows = rows.assign(line=rows["algorithm"] + ", " + rows["estimator"])[rows["whole"]]
         for (env, setting), members in self._by_setting(rows):
             titles = (members["group"] + " " + members["title"]).str.strip()
             lines = sorted(members["line"].unique())

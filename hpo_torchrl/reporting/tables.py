@@ -14,11 +14,11 @@ from hpo_torchrl.reporting.runs import REFERENCES
 
 Row = Mapping[str, Any]
 PERCENT = "+.2%"
-_PHRASES = (
-    "{:+.2%}",
-    "at most {:+.2%} (to the lower bound)",
-    "at least {:+.2%} (to the upper bound)",
-)
+_PHRASES = {
+    "gap": "{gap:+.2%}",
+    "gap_to_lower_bound": "at most {gap_to_lower_bound:+.2%} (to the lower bound)",
+    "gap_to_upper_bound": "at least {gap_to_upper_bound:+.2%} (to the upper bound)",
+}
 # So many levels of a rule are shown.
 _ITEMS = 8
 _RESOLVED = 0.5  # alignment of a perfect estimator below which a reference is mostly noise
@@ -131,11 +131,7 @@ def format_summary(summary: Row) -> str:
     costs = {key: known.get(key) for key in ("test_reward", *_costs(known))}
     costs |= known.get("baseline_costs", {})
     lines |= {name.replace("_", " "): f"{c:.4f}" for name, c in costs.items() if c is not None}
-    gaps = [
-        phrase.format(known[key]).replace("%", " %")
-        for phrase, (_, key) in zip(_PHRASES, REFERENCES.values(), strict=True)
-        if key in known
-    ]
+    gaps = [fill(phrase, known) for key, phrase in _PHRASES.items() if key in known]
     if gaps:
         lines["gap"] = gaps[0] if "gap" in known else ", ".join(gaps)
     if "learned_s" in known:
@@ -214,8 +210,8 @@ def format_gradients(
         "signal/noise": "{signal_to_noise:.2g}",
         "alignment": interval("alignment", ".2f"),
         "bias": interval("bias", ".2g"),
+        "known bias": "{known_bias}",
     }
-    columns |= plain("known_bias")
     parts = [_LEGEND.format(reference=num_reference), format_table(table, columns)]
     for group, (best, *_) in ceiling.items():
         parts.append(f"{group}: a perfect estimator would show alignment {best:.2f}.")
