@@ -79,7 +79,7 @@ def write_gradients(folder: Path, signal) -> None:
     lines = [",".join(["group", "estimator", "whole", "known_bias", *names])]
     for group in ("discrete", "continuous"):
         lines.append(f"{group},mixed,True,none,{signal},0.0,2.0,0.8,0.7,0.9")
-        lines.append(f"{group},cross,False,none,0.1,0.0,0.2,nan,nan,nan")
+        lines.append(f"{group},cross,False,none,0.1,0.0,0.2,nan,,")
     (folder / "gradients.csv").write_text("\n".join(lines) + "\n")
 
 

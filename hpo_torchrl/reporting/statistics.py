@@ -242,7 +242,7 @@ def compare_gradients(gradients: pd.DataFrame, groups: Groups) -> pd.DataFrame:
         over its batches.
     """
     keys = [*_PROBLEM, "group", "estimator", "whole"]
-    found = gradients.merge(groups.counted[["folder", *_PROBLEM]], on="folder")
+    found = groups.counted[["folder", *_PROBLEM]].merge(gradients, on="folder")
     rows = []
     for place, same in found.groupby(keys, sort=False):
         row = dict(zip(keys, place, strict=True)) | {"folders": len(same)}

@@ -181,10 +181,8 @@ def format_seeds(summaries: Sequence[Row]) -> str:
     seeds = seeds.reindex(columns=["seed", *measures, "test_cost_se", "wall_seconds"])
     rows = seeds.to_dict("records") + spread.to_dict("records")
     lines = [f"{name.replace('_', ' '):<17}{first[name]:.4f}" for name in _costs(first)]
-    lines.append(
-        f"{'trained':<17}{len(seeds)} seeds, {_effort(first)} each, "
-        f"{seeds['wall_seconds'].sum():.0f} s in all"
-    )
+    effort = f"{len(seeds)} seeds, {_effort(first)} each"
+    lines.append(f"{'trained':<17}{effort}, {seeds['wall_seconds'].sum():.0f} s in all")
     return "\n".join([format_table(rows, columns), "", *lines])
 
 
@@ -202,7 +200,8 @@ def format_gradients(
     unclear = [group for group, (_, least, _) in ceiling.items() if not least >= _RESOLVED]
     hidden = ~table["whole"] | table["group"].isin(unclear)
     table.loc[hidden, ["bias", "bias_low", "bias_high"]] = math.nan
-    table["known_bias"] = table["known_bias"].where(table["whole"], "(term)")
+    known = table[table["whole"]].drop_duplicates("estimator")
+    table["estimator"] = table["estimator"].where(table["whole"], table["estimator"] + " (term)")
     columns = plain("estimator") | {
         "parameters": "{group} action",
         "signal": "{signal:.3g}",
@@ -210,14 +209,13 @@ def format_gradients(
         "signal/noise": "{signal_to_noise:.2g}",
         "alignment": interval("alignment", ".2f"),
         "bias": interval("bias", ".2g"),
-        "known bias": "{known_bias}",
     }
     parts = [_LEGEND.format(reference=num_reference), format_table(table, columns)]
     for group, (best, *_) in ceiling.items():
         parts.append(f"{group}: a perfect estimator would show alignment {best:.2f}.")
         if group in unclear:
             parts[-1] += _UNCLEAR
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, format_table(known, plain("estimator", "known_bias"))])
 
 
 def _format_record(summary: Row) -> str:
