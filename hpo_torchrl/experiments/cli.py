@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import yaml
 from omegaconf import OmegaConf
 
+from hpo_torchrl import reporting
 from hpo_torchrl.algorithms import NonFiniteError
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.experiments.config import (
@@ -30,7 +31,6 @@ from hpo_torchrl.experiments.config import (
 from hpo_torchrl.experiments.run import evaluate_run, gradients_run, train_run
 from hpo_torchrl.experiments.seeds import train_seeds
 from hpo_torchrl.experiments.sweep import run_sweep
-from hpo_torchrl.reporting import format_gradients, format_seeds, format_summary
 from hpo_torchrl.training import CheckpointError
 from hpo_torchrl.training.run_folder import RunFolder
 
@@ -69,7 +69,9 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         parser,
         argv,
         lambda given: print(
-            format_summary(evaluate_run(given.run_dir, device=given.device, allow=given.allow))
+            reporting.format_summary(
+                evaluate_run(given.run_dir, device=given.device, allow=given.allow)
+            )
         ),
     )
 
@@ -148,7 +150,11 @@ def _gradients(given: argparse.Namespace) -> None:
         num_reference=given.reference,
         seed=given.seed,
     )
-    print(format_gradients(report.rows, ceiling=report.ceiling, num_reference=report.num_reference))
+    print(
+        reporting.format_gradients(
+            report.rows, ceiling=report.ceiling, num_reference=report.num_reference
+        )
+    )
     print(f"\nwritten: {output / 'gradients.csv'}, {output / 'gradients.png'}")
 
 
@@ -167,9 +173,9 @@ def _train(given: argparse.Namespace) -> None:
     folder = Path(str(settings["output_dir"] or _new_folder(settings)))
     print(f"{'folder':<17}{folder}", flush=True)
     if number == 1:
-        print(format_summary(train_run(run_settings(settings), folder)))
+        print(reporting.format_summary(train_run(run_settings(settings), folder)))
     else:
-        print(format_seeds(train_seeds(run_settings(settings), folder, number)))
+        print(reporting.format_seeds(train_seeds(run_settings(settings), folder, number)))
 
 
 def _resume(settings: dict[str, Any], given: argparse.Namespace) -> str:
@@ -192,8 +198,8 @@ def _resume(settings: dict[str, Any], given: argparse.Namespace) -> str:
     saved = load_config(first.path, given.allow)
     _check_same(saved, settings, given.settings)
     if seeds is None:
-        return format_summary(train_run(saved, folder.path, resume=True))
-    return format_seeds(train_seeds(saved, folder.path, len(seeds), resume=True))
+        return reporting.format_summary(train_run(saved, folder.path, resume=True))
+    return reporting.format_seeds(train_seeds(saved, folder.path, len(seeds), resume=True))
 
 
 def _new_folder(settings: dict[str, Any]) -> Path:

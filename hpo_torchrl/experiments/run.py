@@ -10,6 +10,7 @@ import torch
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
+from hpo_torchrl import reporting
 from hpo_torchrl.algorithms import Algorithm
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
@@ -17,7 +18,6 @@ from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import load_config
 from hpo_torchrl.experiments.targets import call_with
 from hpo_torchrl.experiments.threads import set_threads
-from hpo_torchrl.reporting import plot_gradients, plot_learning_curve, write_rows
 from hpo_torchrl.training import Callback, Evaluation, RunFolder, SeedRun, Trainer
 
 Tests = tuple[Mapping[str, Evaluation], str, Evaluation]
@@ -131,7 +131,7 @@ class LearningCurve(Callback):
         reference = trainer.validation_reference
         for run in trainer.runs:
             tested = [row for row in run.logger.rows if "test_cost" in row]
-            plot_learning_curve(
+            reporting.plot_learning_curve(
                 run.folder.learning_curve,
                 [row["update"] for row in tested],
                 [row["test_cost"] for row in tested],
@@ -287,8 +287,8 @@ def gradients_run(
     if output_dir is not None:
         folder = RunFolder(output_dir)
         folder.path.mkdir(parents=True, exist_ok=True)
-        write_rows(folder.gradients, report.rows)
-        plot_gradients(folder.gradients_picture, report.rows, ceiling=report.ceiling)
+        reporting.write_rows(folder.gradients, report.rows)
+        reporting.plot_gradients(folder.gradients_picture, report.rows, ceiling=report.ceiling)
     return report
 
 

@@ -5,62 +5,43 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from hpo_torchrl.core.checks import check_float
-from hpo_torchrl.reporting.compare import (
-    compare_algorithms,
-    compare_overall,
-    compare_pairs,
-    compare_times,
-)
-from hpo_torchrl.reporting.figures import (
-    plot_gap_against_size,
-    plot_learning_curves,
-    plot_updates_against_size,
-)
-from hpo_torchrl.reporting.gradients import (
-    compare_gradients,
-    format_gradient_comparison,
-    plot_gradients_against_size,
-)
-from hpo_torchrl.reporting.groups import TIMES, Problem, algorithms_of, find_families, group_runs
-from hpo_torchrl.reporting.runs import DAMAGED, FINISHED, REPLACED, UNFINISHED, Run, read_runs
-from hpo_torchrl.reporting.tables import PERCENT, format_table, format_value, write_rows
+from hpo_torchrl.reporting import statistics
+from hpo_torchrl.reporting.figures import Labels, Names, plot_lines
+from hpo_torchrl.reporting.groups import TIMES, Groups, group_runs
+from hpo_torchrl.reporting.runs import FINISHED, read_runs
+from hpo_torchrl.reporting.tables import PERCENT, fill, format_table, interval, plain, write_rows
 
-Row = Mapping[str, Any]
-
+_RUN_COLUMNS = ["problem", "algorithm", "seed", "status", "folder", "update", "num_updates"]
+_RUN_COLUMNS += ["env_steps", "wall_seconds", "test_cost", "test_cost_se", "reference", "gap"]
 _LEGEND = """\
 ## What the numbers mean
 
-* Runs of the same problem and algorithm differ by their seed alone. *Seeds* "4 of 5": of five runs
-  four finished and have a test cost.
+* Runs of one problem and algorithm differ by their seed; those *finished* have a test cost.
 * *Test cost* is per unit and period, from the test at the end of a run. It and the *gap*, cost /
   reference - 1, are interquartile means: the lowest and highest quarter of the runs, rounded down,
   are left out. *Worst* is the largest gap. The true gap is smaller than the one to a *lower bound*.
 * [low, high] is a 95 % percentile interval of a bootstrap over runs, stratified by problem where
   several are pooled; [-] stands for a single run. With few runs it is too narrow: of normal scores
   it covers the truth in 50 % of all cases with two runs, 76 % with three, 91 % with five.
-* *To {target:g} %*: the first of two tests in succession, during training, within {target:g} % of
-  the reference; *reached* counts the runs that got there. Medians are over all runs, where one that
+* *To {target}*: the first of two tests in succession, during training, within {target} of the
+  reference; *reached* counts the runs that got there. Medians are over all runs, where one that
   never got there, or did not finish, counts as infinity ("never"). Tests set the resolution.
 * *Wall seconds* is the median training time of the finished runs; it compares machines too.
 * *Probability of improvement*: the share of pairs of runs in which the first algorithm costs less;
   ties count half. [1.00, 1.00] only says that all runs of one beat all of the other.
-* A ratio of times divides medians: 2 is twice as long. The fastest is chosen by these same runs,
-  which flatters it. Resamples in which neither gets there widen the interval at both ends.
+* *Signal / noise* is the length of the mean gradient over how far one batch strays from it,
+  *alignment* the cosine of one batch with a well-averaged gradient. [low, high] is over the batches
+  of a single run.
 
 Interquartile mean, stratified bootstrap and probability of improvement as in Agarwal et al. (2021),
 *Deep reinforcement learning at the edge of the statistical precipice*, NeurIPS.
-"""
-_GRADIENTS = """\
-## Gradients
-
-Signal / noise is the length of the mean gradient over how far one batch strays from it; alignment
-is the cosine of one batch with a well-averaged mixed gradient. [low, high] is the report's
-own interval over batches for one folder; for several, the interquartile mean and a bootstrap.\
 """
 
 
@@ -80,8 +61,7 @@ def write_report(
         The tables as text, and the files written.
 
     Raises:
-        FileNotFoundError: a folder does not exist.
-        NotADirectoryError: a folder, or the output, is a file.
+        NotADirectoryError: a folder does not exist or is a file, or the output is a file.
         TypeError: ``target`` is not a number.
         ValueError: it is not above 0, or there is no run that can be read.
 
@@ -98,7 +78,7 @@ def write_report(
         ...     RunFolder(folder).write_summary(summary)
         ...     text, written = write_report([folder], Path(folder) / "report")
         >>> print(text.splitlines()[2])
-        1 run: 1 finished; 1 problem, 1 algorithm.
+        Runs: 1 finished.
         >>> [path.name for path in written]
         ['report.md', 'runs.csv', 'comparison.csv']
     """
@@ -107,54 +87,28 @@ def write_report(
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"output {output} is a file; name a folder.")
     found = read_runs(folders)
-    problems, runs, notes = group_runs(found.runs)
     output.mkdir(parents=True, exist_ok=True)
-    rows = compare_algorithms(problems, target=target)
-    pictures = _Pictures(output)
-    draw, names = pictures.draw, sorted(algorithms_of(problems))
-    families = find_families(problems)
-    sections = [_heading(runs, problems, names)]
-    for problem in problems:
-        sections += [f"## {problem.label}", *_problem(problem, rows, target)]
-        sections += draw(f"curves-{problem.label}", plot_learning_curves, problem, names)
-    sections += _overall(problems)
-    for (env, setting), panels in families.items():
-        known = {title: f for title, f in panels.items() if any(p.reference_cost for p in f)}
-        if known:
-            name, data = f"{env}-{setting}", (setting, known, names)
-            parts = draw(f"gap-{name}", plot_gap_against_size, *data)
-            parts += draw(f"updates-{name}", plot_updates_against_size, *data, target)
-            sections.append("\n\n".join([f"## {env} against {setting}", *parts]))
-    placed = [
-        (run, problem, name)
-        for problem in problems
-        for name, members in problem.algorithms.items()
-        for run in members
+    groups = group_runs(found, target=target)
+    runs, report = groups.runs, _Report(output, groups, f"{100 * target:g} %")
+    counts = [f"{number} {status}" for status, number in runs["status"].value_counts().items()]
+    report.sections.append(f"# Comparison of runs\n\nRuns: {', '.join(counts)}.")
+    report.add_problems()
+    report.add_sizes()
+    report.add_gradients(statistics.compare_gradients(found.gradients, groups))
+    tables = [
+        write_rows(output / "runs.csv", runs[[*_RUN_COLUMNS, *TIMES]]),
+        write_rows(output / "comparison.csv", report.comparison),
     ]
-    labels = {run.folder: (problem.label, name) for run, problem, name in placed}
-    # The gradients of a run that was replaced by a newer one go with it.
-    gone = {run.folder for run in runs} - set(labels)
-    reports = {folder: lines for folder, lines in found.gradients.items() if folder not in gone}
-    if compared := compare_gradients(reports, labels):
-        sections += [_GRADIENTS, format_gradient_comparison(compared)]
-        for (env, setting), panels in families.items():
-            name = f"gradients-{env}-{setting}"
-            sections += draw(name, plot_gradients_against_size, setting, panels, compared)
-    left_out = [_left_out(run) for run in runs if run.status != FINISHED]
-    remarks = [run.note for run in runs if run.status == FINISHED and run.note]
-    sections += _list("Not in the costs above", [*left_out, *found.unreadable])
-    sections += _list("Notes", [*remarks, *notes])
-    report = output / "report.md"
-    text = "\n\n".join([*sections, _LEGEND.format(target=100 * target)])
-    report.write_text(text, encoding="utf-8")
-    written = [report]
-    if runs:
-        nowhere = Problem("", "", {}, {})
-        placed += [(run, nowhere, "") for run in runs if run.status == REPLACED]
-        written.append(write_rows(output / "runs.csv", [_run_row(*p, target) for p in placed]))
-        written.append(write_rows(output / "comparison.csv", rows))
-    shown = "\n\n".join(section for section in sections if "![" not in section)
-    return shown, written + pictures.written
+    finished = runs["status"] == FINISHED
+    columns = plain("folder", "status", "update", "num_updates", "note")
+    report.add_table("Not in the costs above", runs[~finished], columns)
+    notes = [note for note in runs["note"][finished] if note]
+    if lines := [*found.unreadable, *notes, *groups.notes]:
+        report.sections.append("\n".join(["## Notes\n", *(f"* {line}" for line in lines)]))
+    text = "\n\n".join([*report.sections, _LEGEND.format(target=report.target)])
+    (output / "report.md").write_text(text, encoding="utf-8")
+    shown = "\n\n".join(section for section in report.sections if "![" not in section)
+    return shown, [output / "report.md", *tables, *report.pictures]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -167,11 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: an argument is refused or no run can be read; the message, on standard error,
             says why.
     """
-    parser = argparse.ArgumentParser(
-        prog="hpo-report",
-        description="Compare training runs: tables and figures with interquartile means and "
-        "bootstrap intervals over seeds.",
-    )
+    parser = argparse.ArgumentParser("hpo-report", description="Compare training runs over seeds.")
     add = parser.add_argument
     add("folders", nargs="+", metavar="DIR", help="folder that holds runs, at any depth")
     text = "gap to the reference that training times are measured to (default 0.10: 10 %%)"
@@ -185,127 +135,89 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, TypeError, OSError) as error:
         print(f"hpo-report: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("hpo-report: error: interrupted.", file=sys.stderr)
-        raise SystemExit(130) from None
     print(shown)
     print(f"\nwritten: {', '.join(map(str, written))}")
 
 
-class _Pictures:
-    """Draws the figures of a report, under names that differ, and counts them."""
+class _Report:
+    """Collects the sections of a report, and writes its pictures."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.written = folder, list[Path]()
+    def __init__(self, output: Path, groups: Groups, target: str) -> None:
+        self.output, self.groups, self.target = output, groups, target
+        self.comparison = statistics.compare_algorithms(groups)
+        self.names = sorted(groups.counted["algorithm"].unique())
+        self.sections: list[str] = []
+        self.pictures: list[Path] = []
 
-    def draw(self, kind: str, plot: Callable[..., Path | None], *data: Any) -> list[str]:
-        """Draw a figure by ``plot(path, *data)``; return the markdown that shows it."""
-        words = re.sub(r"[^A-Za-z0-9_.=]+", "-", kind).strip("-.")[:80]
-        path, number = self.folder / f"report-{words}.png", 2
-        while path in self.written:
-            path, number = path.with_name(f"report-{words}-{number}.png"), number + 1
-        if plot(path, *data) is None:
-            return []
-        self.written.append(path)
-        return [f"![{words}]({path.name})"]
+    def add_table(self, title: str, rows: pd.DataFrame, columns: Labels) -> None:
+        """Add a section with a table, unless it is empty; see :func:`format_table`."""
+        if len(rows):
+            self.sections += [f"## {title}", format_table(rows, columns)]
 
+    def draw(self, kind: str, rows: pd.DataFrame, xs: Labels, ys: Labels, names: Names) -> None:
+        """Add a figure, unless there is nothing on it; see :func:`plot_lines`."""
+        if rows[list(ys)].notna().any(axis=None):
+            words = re.sub(r"[^A-Za-z0-9_.=]+", "-", kind).strip("-.")[:80]
+            path = self.output / f"report-{words}.png"
+            if path in self.pictures:
+                path = path.with_name(f"report-{words}-{len(self.pictures)}.png")
+            self.pictures.append(plot_lines(path, rows, xs, ys, names))
+            self.sections.append(f"![{words}]({path.name})")
 
-def _heading(runs: Sequence[Run], problems: Sequence[Problem], names: Sequence[str]) -> str:
-    states = [run.status for run in runs]
-    kinds = (FINISHED, UNFINISHED, DAMAGED, REPLACED)
-    counts = ", ".join(f"{states.count(kind)} {kind}" for kind in kinds if kind in states)
-    return (
-        f"# Comparison of runs\n\n{_count(len(runs), 'run')}: {counts or 'none'}; "
-        f"{_count(len(problems), 'problem')}, {_count(len(names), 'algorithm')}."
-    )
+    def add_problems(self) -> None:
+        """Add the table and the learning curves of each problem, and pairs of algorithms."""
+        columns = plain("algorithm", "seeds", "finished") | {
+            "test cost": interval("cost_iqm", ".4f"),
+            "gap": interval("gap_iqm", PERCENT),
+            "worst": f"{{gap_worst:{PERCENT}}}",
+            "reached": "{reached}",
+            f"updates to {self.target}": "{updates_to_target:,.0f}",
+            f"env steps to {self.target}": "{env_steps_to_target:,.0f}",
+            f"seconds to {self.target}": "{seconds_to_target:,.1f}",
+            "wall seconds": "{wall_seconds:,.0f}",
+        }
+        curves = statistics.compare_curves(self.groups)
+        curves = curves.assign(title=curves["problem"], line=curves["algorithm"])
+        xs = {"update": "updates", "env_steps": "environment steps"}
+        for label, rows in self.comparison.groupby("problem", sort=False):
+            reference, ys = rows["reference"].iloc[0], {"test_cost": "test cost"}
+            title = f"{label}: neither optimum nor lower bound is known"
+            if isinstance(reference, str):
+                title = fill("{problem}: {reference}, {reference_cost:.4f}", rows.iloc[0])
+                title = title.removesuffix(", -")
+                ys = {"gap": f"gap to {reference}, %"}
+            self.add_table(title, rows, columns)
+            self.draw(f"curves-{label}", curves[curves["problem"] == label], xs, ys, self.names)
+        pairs = plain("problem") | {"algorithm": "{first}", "costs less than": "{second}"}
+        pairs["with probability"] = interval("probability", ".2f")
+        self.add_table("Probability of improvement", statistics.compare_pairs(self.groups), pairs)
 
+    def add_sizes(self) -> None:
+        """Add the figures of gaps and training times by size."""
+        rows = self.comparison.assign(line=self.comparison["algorithm"])
+        for (env, setting), members in self._by_setting(rows):
+            references = " or ".join(members["reference"].dropna().unique())
+            xs, gaps = {"size": setting}, {"gap_iqm": f"gap to {references}, %"}
+            times = {"updates_to_target": f"updates to a gap of {self.target}"}
+            self.draw(f"gap-{env}-{setting}", members, xs, gaps, self.names)
+            self.draw(f"updates-{env}-{setting}", members, xs, times, self.names)
 
-def _problem(problem: Problem, rows: Sequence[Row], target: float) -> Iterator[str]:
-    """Yield the tables of a problem."""
-    if problem.reference is None:
-        words = ["Neither optimum nor lower bound is known: no gap"]
-    elif problem.reference_cost is None:
-        words = [f"The {problem.reference} stands in the summary of a finished run: none yet"]
-    else:
-        words = [f"{problem.reference.capitalize()} {problem.reference_cost:.4f}"]
-    for name, cost in problem.baselines.items():
-        gap = problem.gap(cost)
-        words.append(f"{name} {cost:.4f}" + (f" ({format_value(gap, PERCENT)})" if gap else ""))
-    yield "; ".join(words) + "."
-    reach = f"to {100 * target:g} %"
-    yield format_table(
-        [row for row in rows if row["problem"] == problem.label],
-        {
-            "algorithm": ("algorithm", "{}"),
-            "seeds": lambda row: _part(row, "finished").removeprefix(f"{row['seeds']} of "),
-            "test cost": ("cost_iqm", "{:.4f}"),
-            f"gap to {problem.reference}" if problem.reference else "gap": ("gap_iqm", PERCENT),
-            "worst": ("gap_worst", PERCENT),
-            "reached": lambda row: "-" if row["reached"] is None else _part(row, "reached"),
-            f"updates {reach}": ("updates_to_target", "{:,.0f}"),
-            f"env steps {reach}": ("env_steps_to_target", "{:,.0f}"),
-            f"seconds {reach}": ("seconds_to_target", "{:,.1f}"),
-            "wall seconds": ("wall_seconds", "{:,.0f}"),
-        },
-    )
-    yield from _pairs([problem])
-    if len(problem.algorithms) > 1 and problem.reference is not None:
-        ratios = compare_times(problem, target=target)
-        if not ratios:
-            yield "No algorithm reached the target in half of its runs: no ratio of times."
+    def add_gradients(self, rows: pd.DataFrame) -> None:
+        """Add the table and figures of the gradient reports."""
+        if rows.empty:
             return
-        yield f"Times as many as {ratios[0]['fastest']}, which is the fastest:"
-        names = {f"{unit} {reach}": (f"{unit}_ratio", "{:.2f}") for unit in ("updates", "seconds")}
-        yield format_table(ratios, {"algorithm": ("algorithm", "{}"), **names})
+        columns = plain("problem", "algorithm", "group", "estimator", "folders")
+        columns["signal / noise"] = interval("signal_to_noise", ".2f")
+        columns["alignment"] = interval("alignment", ".2f")
+        terms = rows["estimator"].where(rows["whole"], rows["estimator"] + " (term)")
+        self.add_table("Gradients", rows.assign(estimator=terms), columns)
+        ys = {"signal_to_noise": "signal / noise", "alignment": "alignment"}
+        rows = rows.assign(line=rows["algorithm"] + ", " + rows["estimator"])[rows["whole"]]
+        for (env, setting), members in self._by_setting(rows):
+            titles = (members["group"] + " " + members["title"]).str.strip()
+            lines = sorted(members["line"].unique())
+            data = members.assign(title=titles), {"size": setting}, ys, lines
+            self.draw(f"gradients-{env}-{setting}", *data)
 
-
-def _pairs(problems: Sequence[Problem]) -> Iterator[str]:
-    if pairs := compare_pairs(problems):
-        yield "Probability of improvement:"
-        columns = {"algorithm": ("first", "{}"), "costs less than": ("second", "{}")}
-        yield format_table(pairs, {**columns, "with probability": ("probability", "{:.2f}")})
-
-
-def _overall(problems: Sequence[Problem]) -> Iterator[str]:
-    rows, shared = compare_overall(problems)
-    if len(rows) > 1:
-        yield f"## Over the {len(shared)} problems that all algorithms share"
-        if len({problem.reference for problem in shared}) > 1:
-            yield "Gaps to optima and to lower bounds are pooled here."
-        columns = {"algorithm": ("algorithm", "{}"), "runs": ("runs", "{}")}
-        columns |= {"gap": ("gap_iqm", PERCENT), "worst": ("gap_worst", PERCENT)}
-        yield format_table(rows, columns)
-        yield from _pairs(shared)
-
-
-def _part(row: Row, key: str) -> str:
-    return f"{row[key]} of {row['seeds']}"
-
-
-def _list(title: str, lines: Sequence[str]) -> list[str]:
-    return [f"## {title}", "\n".join(f"* {line}" for line in lines)] if lines else []
-
-
-def _left_out(run: Run) -> str:
-    text = f"{run.folder}: {run.status}"
-    if run.status == UNFINISHED:
-        text += f", update {run.update} of {run.config['trainer'].get('num_updates')}"
-    if run.status == DAMAGED:
-        return f"{text}. {run.note}"
-    return f"{text} ({run.note})." if run.note else f"{text}."
-
-
-def _run_row(run: Run, problem: Problem, name: str, target: float) -> dict[str, Any]:
-    """Return the row of a run in ``runs.csv``."""
-    row: dict[str, Any] = {"problem": problem.label, "algorithm": name, "seed": run.seed}
-    row |= {"status": run.status, "folder": run.folder, "update": run.update}
-    row["num_updates"] = run.config["trainer"].get("num_updates")
-    for key in ("env_steps", "wall_seconds", "test_cost", "test_cost_se"):
-        row[key] = run.summary.get(key)
-    row |= {"reference": problem.reference, "gap": problem.gap(row["test_cost"])}
-    times = problem.times([run], target) or {}
-    return row | {f"{unit}_to_target": times.get(unit, [None])[0] for unit in TIMES}
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+    def _by_setting(self, rows: pd.DataFrame) -> Any:
+        return rows.merge(self.groups.sizes, on="problem").groupby(["env", "setting"], sort=False)

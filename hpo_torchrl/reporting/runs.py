@@ -1,120 +1,60 @@
-"""The folders of training runs, read back: what finished, what did not, and what is damaged."""
+"""The folders of training runs as tables: what finished, what did not, and what is damaged."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpo_torchrl.core.checks import first_line
-from hpo_torchrl.reporting.statistics import Estimate
+import pandas as pd
+
+from hpo_torchrl.core.checks import check_float, first_line
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
 
 FINISHED, UNFINISHED, DAMAGED, REPLACED = "finished", "not finished", "damaged", "replaced"
-# Settings of the env section that say on what machine a problem is simulated, not what it is.
-_NOT_THE_PROBLEM = ("name", "seed", "device", "dtype")
-# Sections that say how a run was trained, and settings there that change neither what is learned
-# nor how fast.
-_TRAINING = ("collect", "policy", "critic", "algorithm", "evaluation", "trainer", "device", "dtype")
-_NO_EFFECT = ("algorithm.name", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every")
-_NEEDED = ("test_cost", "updates", "env_steps", "wall_seconds")
-_OPTIONAL = ("optimal_cost", "lower_bound", "upper_bound")
+# What a gap is to, in the order of preference: the cost, and the gap to it.
+REFERENCES = {
+    "optimum": ("optimal_cost", "gap"),
+    "lower bound": ("lower_bound", "gap_to_lower_bound"),
+    "upper bound": ("upper_bound", "gap_to_upper_bound"),
+}
 MEASURES = ("signal_to_noise", "alignment")
 
-
-@dataclass(frozen=True)
-class Run:
-    """A training run, as its folder tells.
-
-    Attributes:
-        folder: where it lies.
-        config: its configuration.
-        summary: content of ``summary.json``; empty unless it finished.
-        tests: tested rows of ``metrics.csv`` in order: ``update``, ``env_steps``,
-            ``wall_seconds``, ``test_cost`` and the gap that is known, as numbers.
-        status: ``"finished"``, ``"not finished"``, ``"damaged"`` (the summary cannot be used), or
-            ``"replaced"`` by a newer run of the same problem, algorithm and seed.
-        note: what a reader should know of it, or an empty string.
-        update: last update in ``metrics.csv``.
-        modified: when its files were last written, seconds since 1970.
-    """
-
-    folder: Path
-    config: Mapping[str, Any]
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    tests: Sequence[Mapping[str, float]] = ()
-    status: str = UNFINISHED
-    note: str = ""
-    update: int = 0
-    modified: float = 0.0
-
-    @property
-    def seed(self) -> Any:
-        """Seed of the run."""
-        return self.config["seed"]
-
-    @property
-    def env(self) -> str:
-        """Name of the environment; that of its class where it has none."""
-        return _name(self.config["env"])
-
-    @property
-    def algorithm(self) -> str:
-        """Name of the algorithm; that of its class where it has none."""
-        return _name(self.config["algorithm"])
-
-    @property
-    def problem(self) -> dict[str, Any]:
-        """Settings of the environment, which say what problem is solved; nested keys by dots."""
-        flat = _flatten(self.config["env"])
-        return {key: value for key, value in flat.items() if key not in _NOT_THE_PROBLEM}
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """All other settings, which say how it is solved; nested keys by dots."""
-        flat = _flatten({key: self.config.get(key) for key in _TRAINING})
-        return {key: value for key, value in flat.items() if key not in _NO_EFFECT}
-
-    @property
-    def learns(self) -> bool:
-        """Whether it makes updates; a rule is only tested."""
-        return self.summary.get("updates") != 0
-
-    def time_to_target(self, target: float, gap: str) -> Mapping[str, float] | None:
-        """Return the first of two tested rows in succession with a gap of at most ``target``.
-
-        One good test may be luck; the second one confirms it.
-
-        Args:
-            target: gap to reach, 0.10 for 10 %.
-            gap: column of the gap: ``"gap"`` or ``"gap_to_lower_bound"``.
-
-        Returns:
-            The row; ``None`` if there is none, or if the run did not finish.
-        """
-        if self.status != FINISHED:
-            return None
-        for row, following in zip(self.tests, self.tests[1:], strict=False):
-            if row.get(gap, math.inf) <= target and following.get(gap, math.inf) <= target:
-                return row
-        return None
+_UNITS = ["update", "env_steps", "wall_seconds"]
+_TESTED = [*_UNITS, "test_cost", "gap", "gap_to_lower_bound"]
+_NEEDED = ["test_cost", "updates", "env_steps", "wall_seconds"]
+_SUMMARY = [*_NEEDED, "test_cost_se", "optimal_cost", "lower_bound"]
+_REPORTED = [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
 
 
 @dataclass(frozen=True)
 class RunFolders:
-    """The runs under some folders.
+    """The runs under some folders, as tables.
 
     Attributes:
-        runs: the runs, in the order of their paths.
-        unreadable: messages about folders whose configuration or gradient report cannot be read.
-        gradients: by folder, the rows of its gradient report, each measure as an estimate.
+        runs: a row per run, in the order of their paths: ``folder``; ``env`` and ``algorithm``
+            (their names, or those of their classes); ``seed``; ``num_updates``; ``settings`` (the
+            whole configuration, nested keys by dots); ``status``, which is ``"finished"``, ``"not
+            finished"`` or ``"damaged"`` (the summary cannot be used); ``note`` (what a reader
+            should know of it, or an empty string); ``update`` (the last one in ``metrics.csv``);
+            ``modified`` (when its files were last written, seconds since 1970); and the numbers of
+            ``summary.json``, unknown unless it finished.
+        tests: a row per run and test in the order of time: ``folder``, ``update``, ``env_steps``,
+            ``wall_seconds``, ``test_cost``, ``gap`` and ``gap_to_lower_bound``.
+        rules: a row per finished run and simple rule, or upper bound: ``folder``, ``algorithm``
+            (its name) and ``cost_iqm`` (its cost).
+        gradients: a row per run with a gradient report, parameter group and estimator: ``folder``,
+            ``group``, ``estimator``, ``whole`` and the measures with their intervals.
+        unreadable: messages about folders whose configuration cannot be read.
     """
 
-    runs: Sequence[Run]
-    unreadable: Sequence[str] = ()
-    gradients: Mapping[Path, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    runs: pd.DataFrame
+    tests: pd.DataFrame
+    rules: pd.DataFrame
+    gradients: pd.DataFrame
+    unreadable: Sequence[str]
 
 
 def read_runs(folders: Iterable[str | Path]) -> RunFolders:
@@ -130,8 +70,7 @@ def read_runs(folders: Iterable[str | Path]) -> RunFolders:
         The runs, and what could not be read.
 
     Raises:
-        FileNotFoundError: a folder does not exist.
-        NotADirectoryError: it is a file.
+        NotADirectoryError: a folder does not exist, or is a file.
         ValueError: nothing was found, or nothing that was found can be read.
 
     Examples:
@@ -142,37 +81,39 @@ def read_runs(folders: Iterable[str | Path]) -> RunFolders:
         ...     "trainer": {"num_updates": 100}, "seed": 0}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     RunFolder(folder).write_config(config)
-        ...     (run,) = read_runs([folder]).runs
-        >>> run.status, run.update, run.env, run.seed
-        ('not finished', 0, 'inventory', 0)
+        ...     runs = read_runs([folder]).runs
+        >>> runs[["status", "update", "env", "seed"]].to_dict("records")
+        [{'status': 'not finished', 'update': 0, 'env': 'inventory', 'seed': 0}]
     """
     roots = [Path(folder) for folder in folders]
     for root in roots:
-        if not root.exists():
-            raise FileNotFoundError(f"There is no folder {root}; name a folder that holds runs.")
         if not root.is_dir():
-            raise NotADirectoryError(f"{root} is a file; name a folder that holds runs.")
-    names = RunFolder("")
-    runs, unreadable, gradients = [], [], {}
-    for path in _find(names.config.name, roots):
+            raise NotADirectoryError(f"There is no folder {root}; name a folder that holds runs.")
+    runs, unreadable = [], []
+    for path in _find(RunFolder("").config.name, roots):
         try:
             runs.append(_read_run(RunFolder(path)))
         except RunFolderError as error:
             unreadable.append(str(error))
-    for path in _find(names.gradients.name, roots):
-        try:
-            gradients[path] = _read_gradients(RunFolder(path))
-        except RunFolderError as error:
-            unreadable.append(str(error))
-    if not runs and not gradients:
-        where = ", ".join(map(str, roots))
-        if unreadable:
-            raise ValueError(f"No run under {where} can be read: {' '.join(unreadable)}")
-        raise ValueError(
-            f"No run found under {where}: no folder there holds a {names.config.name}. Train with "
-            "hpo-train output_dir=DIR, or name the folder that holds the runs."
-        )
-    return RunFolders(runs, unreadable, gradients)
+    if not runs:
+        reasons = unreadable or [
+            "no folder there holds a config.yaml. Train with hpo-train output_dir=DIR, or name the "
+            "folder that holds the runs."
+        ]
+        raise ValueError(f"No run in {', '.join(map(str, roots))} can be read: {' '.join(reasons)}")
+
+    def gather(name: str, texts: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+        rows = [{"folder": run["folder"], **row} for run in runs for row in run[name]]
+        table = pd.DataFrame(rows, columns=["folder", *texts, *numbers])
+        return table.astype(dict.fromkeys(numbers, float))
+
+    return RunFolders(
+        pd.DataFrame(runs).astype(dict.fromkeys(_SUMMARY, float)),
+        gather("tests", [], _TESTED),
+        gather("rules", ["algorithm"], ["cost_iqm"]),
+        gather("gradients", ["group", "estimator", "whole"], _REPORTED),
+        unreadable,
+    )
 
 
 def _find(name: str, roots: Sequence[Path]) -> list[Path]:
@@ -186,76 +127,75 @@ def _find(name: str, roots: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _read_run(folder: RunFolder) -> Run:
+def _read_run(folder: RunFolder) -> dict[str, Any]:
+    """Return the row of a run, with lists of the rows that belong to the other tables."""
     config, notes = folder.read_config(), []
-    summary: Mapping[str, Any] = {}
-    status = UNFINISHED
-    if folder.summary.exists():
+    row: dict[str, Any] = {
+        "folder": folder.path,
+        "env": _name(config["env"]),
+        "algorithm": _name(config["algorithm"]),
+        "seed": config["seed"],
+        "num_updates": config["trainer"].get("num_updates"),
+        "settings": _flatten(config),
+        "status": DAMAGED if folder.summary.exists() else UNFINISHED,
+        "update": 0,
+        **dict.fromkeys(_SUMMARY),
+        **{name: [] for name in ("tests", "rules", "gradients")},
+    }
+    for read in (_read_summary, _read_tests, _read_gradients):
         try:
-            summary, status = _read_summary(folder), FINISHED
+            row |= read(folder)
         except RunFolderError as error:
-            status = DAMAGED
             notes.append(str(error))
-    tests: Sequence[Mapping[str, float]] = ()
-    update = 0
-    never = "It counts as never reaching the target."
-    try:
-        tests, update = _read_tests(folder)
-        if status == FINISHED and not tests and summary["updates"]:
-            notes.append(f"{folder.metrics} has no tested row. {never}")
-    except RunFolderError as error:
-        notes.append(f"{error} {never}")
+    if row["status"] == FINISHED and row["updates"] and not row["tests"]:
+        notes.append(f"No test in {folder.metrics}: it counts as never reaching the target.")
     files = (folder.config, folder.metrics, folder.summary)
     modified = max(path.stat().st_mtime for path in files if path.exists())
-    return Run(folder.path, config, summary, tests, status, " ".join(notes), update, modified)
+    return row | {"note": " ".join(notes), "modified": modified}
 
 
 def _read_summary(folder: RunFolder) -> dict[str, Any]:
-    """Return a summary whose costs are finite numbers."""
-    summary = folder.read_summary()
-    baselines = summary.get("baseline_costs") or {}
-    if not isinstance(baselines, dict):
-        raise RunFolderError(
-            f"{folder.summary} cannot be used: baseline_costs must hold names and costs."
-        )
-    numbers: dict[str, Any] = {key: summary.get(key) for key in _NEEDED}
-    numbers |= {key: summary[key] for key in _OPTIONAL if summary.get(key) is not None}
-    numbers |= {f"baseline_costs[{name!r}]": cost for name, cost in baselines.items()}
-    for key, value in numbers.items():
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise RunFolderError(
-                f"{folder.summary} cannot be used: {key} must be a finite number, got {value!r}."
-            )
-    return summary
+    """Return the numbers of a summary, which are finite, and the ``rules`` it names."""
+    if not folder.summary.exists():
+        return {}
+    known = {key: value for key, value in folder.read_summary().items() if value is not None}
+    numbers = {key: known.get(key) for key in _SUMMARY if key in known or key in _NEEDED}
+    try:
+        rules = dict(known.get("baseline_costs", {}))
+        if "upper_bound" in known:
+            rules["upper bound"] = known["upper_bound"]
+        for key, value in (rules | numbers).items():
+            check_float(key, value)
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(f"{folder.summary} cannot be used: {error}") from error
+    rows = [{"algorithm": name, "cost_iqm": cost} for name, cost in rules.items()]
+    return numbers | {"status": FINISHED, "rules": rows}
 
 
-def _read_tests(folder: RunFolder) -> tuple[list[dict[str, Any]], int]:
+def _read_tests(folder: RunFolder) -> dict[str, Any]:
     """Return the tested rows of the metrics, and the last update."""
     rows = folder.read_metrics()
     for row in rows:
-        tested = "test_cost" in row
-        for key in ("update", "env_steps", "wall_seconds") if tested else ("update",):
+        for key in _UNITS if "test_cost" in row else _UNITS[:1]:
             if not 0 < row.get(key, 0) < math.inf:
                 raise RunFolderError(
                     f"{folder.metrics} is damaged: a row must have {key} above 0, got {row}."
                 )
     tests = [row for row in rows if "test_cost" in row]
-    return tests, int(rows[-1]["update"]) if rows else 0
+    return {"tests": tests, "update": int(rows[-1]["update"]) if rows else 0}
 
 
-def _read_gradients(folder: RunFolder) -> list[dict[str, Any]]:
-    rows = folder.read_gradients()
+def _read_gradients(folder: RunFolder) -> dict[str, Any]:
+    """Return the rows of the gradient report, if there is one."""
+    if not folder.gradients.exists():
+        return {}
+    rows = pd.DataFrame(folder.read_gradients())
     try:
-        return [
-            {key: row[key] for key in ("group", "estimator", "whole")}
-            | {
-                name: Estimate(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
-                for name in MEASURES
-            }
-            for row in rows
-        ]
+        rows[_REPORTED] = rows[_REPORTED].apply(pd.to_numeric)
+        rows = rows[["group", "estimator", "whole", *_REPORTED]]
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{folder.gradients} is damaged: {first_line(error)}.") from error
+    return {"gradients": rows.to_dict("records")}
 
 
 def _name(section: Mapping[str, Any]) -> str:

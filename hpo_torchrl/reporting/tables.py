@@ -1,110 +1,114 @@
-"""Tables: one kind for the report and its CSV files, and the lines that a run prints at its end."""
+"""Tables: one kind for reports and commands, CSV files, and the lines that a run prints."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+import string
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-from hpo_torchrl.reporting.statistics import Estimate
+import pandas as pd
+
+from hpo_torchrl.reporting.runs import REFERENCES
 
 Row = Mapping[str, Any]
-Columns = Mapping[str, tuple[str, str] | Callable[[Row], str]]
-PERCENT = "{:+.2%}"
-# The costs that a gap is to, in the order of preference: the gap, and its heading.
-_REFERENCES = ("optimal_cost", "lower_bound", "upper_bound")
-_GAPS = {
-    "gap": "gap",
-    "gap_to_lower_bound": "gap to the lower bound",
-    "gap_to_upper_bound": "gap to the upper bound",
+PERCENT = "+.2%"
+_PHRASES = {
+    "gap": "{gap:+.2%}",
+    "gap_to_lower_bound": "at most {gap_to_lower_bound:+.2%} (to the lower bound)",
+    "gap_to_upper_bound": "at least {gap_to_upper_bound:+.2%} (to the upper bound)",
 }
 # So many levels of a rule are shown.
 _ITEMS = 8
+_RESOLVED = 0.5  # alignment of a perfect estimator below which a reference is mostly noise
+_LEGEND = """\
+Each line is one way to estimate how the parameters should change, from one batch.
+  signal      length of its average over many batches
+  noise       how far one batch strays from that average; signal/noise above 1 is a clear gradient
+  alignment   cosine with the mixed gradient of {reference} batches: 1 the same way, 0 any way
+  bias        distance of its average from that of the mixed gradient, relative to the latter; the
+              mixed gradient with cross term is the yardstick even if the training leaves it out,
+              and whatever bias its critic gives it is not seen here
+[low, high] are bootstrap intervals, of 95 % unless asked otherwise; a bias whose low is 0 may be
+none.
+A (term) is one part of the gradient: pathwise + score function + cross = mixed. An estimator that
+is not listed for some parameters is exactly 0 there."""
+_UNCLEAR = """
+The gradient here is below the noise of the reference: near a stationary point of the training,
+alignment and bias say little. More --reference batches resolve it further."""
 
 
-def format_table(rows: Sequence[Row], columns: Columns) -> str:
+class _Formatter(string.Formatter):
+    """Formats numbers: ``"-"`` is an unknown one, ``"never"`` an infinite one, which is a time."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """Return the text of one number."""
+        if pd.isna(value):
+            return "-"
+        text = "never" if value == math.inf else super().format_field(value, format_spec)
+        return text.replace("%", " %") if format_spec else text
+
+
+def fill(template: str, row: Row) -> str:
+    """Return ``template``, as for ``str.format``, with the values of a row.
+
+    Examples:
+        >>> from hpo_torchrl.reporting.tables import fill, interval
+        >>> row = {"gap": 0.02, "gap_low": 0.01, "gap_high": 0.03, "time": float("inf")}
+        >>> fill(f"{interval('gap', '.0%')} {{time:.1f}}", row)
+        '2 % [1 %, 3 %] never'
+    """
+    text = _Formatter().vformat(template, (), row)
+    return text.replace("[-, -]", "[-]").replace("- [-]", "-")
+
+
+def interval(name: str, form: str) -> str:
+    """Return the template of an estimate and its interval, which a single run does not have."""
+    return f"{{{name}:{form}}} [{{{name}_low:{form}}}, {{{name}_high:{form}}}]"
+
+
+def plain(*names: str) -> dict[str, str]:
+    """Return the templates of columns that are shown under their own names."""
+    return {name.replace("_", " "): f"{{{name}}}" for name in names}
+
+
+def format_table(rows: pd.DataFrame | Sequence[Row], columns: Mapping[str, str]) -> str:
     """Format rows as a markdown table whose columns are also aligned in a terminal.
 
     Args:
         rows: the rows.
-        columns: by heading, the key of a value and its format, or a function of the row; see
-            :func:`format_value`.
+        columns: template by heading; see :func:`fill`.
 
     Examples:
         >>> from hpo_torchrl.reporting.tables import PERCENT, format_table
-        >>> print(format_table([{"name": "hpo", "gap": 0.01}],
-        ...     {"name": ("name", "{}"), "gap": ("gap", PERCENT)}))
+        >>> rows = [{"name": "hpo", "gap": 0.01}, {"name": "ppo", "gap": None}]
+        >>> print(format_table(rows, {"name": "{name}", "gap": f"{{gap:{PERCENT}}}"}))
         | name | gap     |
         |:-----|--------:|
         | hpo  | +1.00 % |
+        | ppo  |       - |
     """
     cells = [list(columns)]
-    for row in rows:
-        found = (c(row) if callable(c) else format_value(row[c[0]], c[1]) for c in columns.values())
-        cells.append(list(found))
+    for row in pd.DataFrame(rows).to_dict("records"):
+        cells.append([fill(template, row) for template in columns.values()])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
-    for line in cells:
-        adjust = str.ljust if line is cells[0] else str.rjust
-        padded = list(map(adjust, line, widths))
-        padded[0] = line[0].ljust(widths[0])
-        lines.append(f"| {' | '.join(padded)} |")
+    for first, *others in cells:
+        rest = map(str.rjust, others, widths[1:])
+        lines.append(f"| {' | '.join([first.ljust(widths[0]), *rest])} |")
     rules = ["-" * (width + 1) for width in widths]
     lines.insert(1, f"|{'|'.join([f':{rules[0]}', *(f'{rule}:' for rule in rules[1:])])}|")
     return "\n".join(lines)
 
 
-def format_value(value: Any, form: str = "{}") -> str:
-    """Format a value of a table.
-
-    Args:
-        value: a text, number or :class:`Estimate`; ``"-"`` stands for ``None`` and NaN, and
-            ``"never"`` for an infinite number, which is a time.
-        form: as for ``str.format``.
-
-    Examples:
-        >>> from hpo_torchrl.reporting.statistics import Estimate
-        >>> from hpo_torchrl.reporting.tables import format_value
-        >>> format_value(Estimate(2.0, 1.0, 3.0), "{:.1f}"), format_value(Estimate(2.0), "{:.1f}")
-        ('2.0 [1.0, 3.0]', '2.0 [-]')
-    """
-    if isinstance(value, Estimate):
-        if math.isnan(value.value):
-            return "-"
-        middle, *ends = (form.format(number) for number in value if number is not None)
-        text = f"{middle} [{', '.join(ends) or '-'}]"
-    elif value is None or value != value:
-        return "-"
-    else:
-        text = "never" if value == math.inf else form.format(value)
-    return text.replace("%", " %")
-
-
-def write_rows(path: str | Path, rows: Sequence[Row]) -> Path:
+def write_rows(path: str | Path, rows: pd.DataFrame | Sequence[Row]) -> Path:
     """Write rows that share their keys, a gradient report for example, as a CSV file.
 
-    An :class:`Estimate` becomes three columns, the ends of its interval with ``_low`` and ``_high``
-    added to the name; what is unknown stays empty.
+    What is unknown stays empty.
     """
-    flat = []
-    for row in rows:
-        line: dict[str, Any] = {}
-        for key, value in row.items():
-            if isinstance(value, Estimate):
-                known = [None if v is None or math.isnan(v) else v for v in value]
-                line |= dict(zip((key, f"{key}_low", f"{key}_high"), known, strict=True))
-            else:
-                line[key] = value
-        flat.append(line)
-    path = Path(path)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(flat[0]))
-        writer.writeheader()
-        writer.writerows(flat)
-    return path
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return Path(path)
 
 
 def format_summary(summary: Row) -> str:
@@ -123,33 +127,24 @@ def format_summary(summary: Row) -> str:
         trained          10 updates, 1,280 environment steps, 3 s
     """
     known = {key: value for key, value in summary.items() if value is not None}
-    rows = {"test cost": _cost(summary, "test_cost") + "   per unit and period"}
-    if "test_reward" in known:
-        rows["test reward"] = f"{known['test_reward']:.4f}"
-    rows |= {key.replace("_", " "): f"{known[key]:.4f}" for key in _REFERENCES if key in known}
-    rows |= {name: f"{cost:.4f}" for name, cost in known.get("baseline_costs", {}).items()}
-    gaps = {key: format_value(known[key], PERCENT) for key in _GAPS if key in known}
-    upper = gaps.get("gap_to_upper_bound")
-    if "gap" in gaps:
-        rows["gap"] = gaps["gap"]
-    elif "gap_to_lower_bound" in gaps:
-        rows["gap"] = f"at most {gaps['gap_to_lower_bound']} (to the lower bound)"
-        rows["gap"] += f", at least {upper} (to the upper bound)" if upper else ""
-    elif upper:
-        rows["gap"] = f"{upper} to the upper bound; no optimum is known"
+    lines = {"test cost": _cost(known, "test_cost") + "   per unit and period"}
+    costs = {key: known.get(key) for key in ("test_reward", *_costs(known))}
+    costs |= known.get("baseline_costs", {})
+    lines |= {name.replace("_", " "): f"{c:.4f}" for name, c in costs.items() if c is not None}
+    gaps = [fill(phrase, known) for key, phrase in _PHRASES.items() if key in known]
+    if gaps:
+        lines["gap"] = gaps[0] if "gap" in known else ", ".join(gaps)
     if "learned_s" in known:
-        text = f"({known['learned_s']}, {known['learned_S']})"
-        if "learned_rule_cost" in known:
-            text += f", exact cost {known['learned_rule_cost']:.4f}"
-        if "optimal_s" in known:
-            text += f"; optimal ({known['optimal_s']}, {known['optimal_S']})"
-        rows["learned (s, S)"] = text
+        text = "({learned_s}, {learned_S})"
+        text += ", exact cost {learned_rule_cost:.4f}" if "learned_rule_cost" in known else ""
+        text += "; optimal ({optimal_s}, {optimal_S})" if "optimal_s" in known else ""
+        lines["learned (s, S)"] = text.format(**known)
     if "protocol_cost" in known:
         note = "   finite horizon: another objective than the optimum's"
-        rows["protocol cost"] = _cost(summary, "protocol_cost") + note
-    rows["trained"] = f"{_effort(summary)}, {summary['wall_seconds']:.0f} s"
-    lines = [f"{name:<17}{text}" for name, text in rows.items()]
-    return "\n".join(lines + (_record(summary) if summary.get("record") else []))
+        lines["protocol cost"] = _cost(known, "protocol_cost") + note
+    lines["trained"] = f"{_effort(summary)}, {summary['wall_seconds']:.0f} s"
+    text = "\n".join(f"{name:<17}{text}" for name, text in lines.items())
+    return text + (f"\n\n{_format_record(summary)}" if known.get("record") else "")
 
 
 def format_seeds(summaries: Sequence[Row]) -> str:
@@ -164,59 +159,86 @@ def format_seeds(summaries: Sequence[Row]) -> str:
         ...     "optimal_cost": 37.0, "gap": (0.1 + 0.1 * seed) / 37.0, "updates": 10,
         ...     "env_steps": 1280, "wall_seconds": 3.0} for seed in range(2)]
         >>> print(format_seeds(rows))
+        | seed               | test cost | standard error | gap to the optimum |
+        |:-------------------|----------:|---------------:|-------------------:|
+        | 0                  |   37.1000 |         0.0100 |            +0.27 % |
+        | 1                  |   37.2000 |         0.0100 |            +0.54 % |
+        | mean               |   37.1500 |              - |            +0.41 % |
+        | standard deviation |    0.0707 |              - |            +0.19 % |
+        <BLANKLINE>
         optimal cost     37.0000
-        seed             test cost               gap
-        0                37.1000 +- 0.0100       +0.27 %
-        1                37.2000 +- 0.0100       +0.54 %
-        mean             37.1500                 +0.41 %
-        spread           0.0707                  0.19 %    standard deviation over seeds
         trained          2 seeds, 10 updates, 1,280 environment steps each, 6 s in all
     """
-    first, costs = summaries[0], [summary["test_cost"] for summary in summaries]
-    key = next((key for key in _GAPS if first.get(key) is not None), None)
-    gaps = [summary[key] for summary in summaries] if key else []
-    rows = [("seed", "test cost", _GAPS[key] if key else "")]
-    for place, summary in enumerate(summaries):
-        gap = format_value(gaps[place], PERCENT) if key else ""
-        rows.append((str(summary["seed"]), _cost(summary, "test_cost"), gap))
-    rows.append(("mean", f"{fmean(costs):.4f}", format_value(fmean(gaps), PERCENT) if key else ""))
-    if len(costs) > 1:
-        gap = format_value(stdev(gaps), "{:.2%}") if key else ""
-        spread = f"{gap:<10}standard deviation over seeds"
-        rows.append(("spread", f"{stdev(costs):.4f}", spread))
-    lines = [
-        f"{name.replace('_', ' '):<17}{first[name]:.4f}"
-        for name in _REFERENCES
-        if first.get(name) is not None
-    ]
-    lines += [f"{name:<17}{cost:<24}{gap}".rstrip() for name, cost, gap in rows]
-    seconds = sum(summary["wall_seconds"] for summary in summaries)
-    lines.append(
-        f"{'trained':<17}{len(summaries)} seeds, {_effort(first)} each, {seconds:.0f} s in all"
-    )
-    return "\n".join(lines)
+    first, seeds = summaries[0], pd.DataFrame(summaries)
+    columns = {"seed": "{seed}", "test cost": "{test_cost:.4f}"}
+    columns["standard error"] = "{test_cost_se:.4f}"
+    measures = ["test_cost"]
+    for name, (_, gap) in REFERENCES.items():
+        if len(measures) == 1 and first.get(gap) is not None:
+            measures.append(gap)
+            columns[f"gap to the {name}"] = f"{{{gap}:{PERCENT}}}"
+    spread = seeds[measures].agg(["mean", "std"]).assign(seed=["mean", "standard deviation"])
+    seeds = seeds.reindex(columns=["seed", *measures, "test_cost_se", "wall_seconds"])
+    rows = seeds.to_dict("records") + spread.to_dict("records")
+    lines = [f"{name.replace('_', ' '):<17}{first[name]:.4f}" for name in _costs(first)]
+    effort = f"{len(seeds)} seeds, {_effort(first)} each"
+    lines.append(f"{'trained':<17}{effort}, {seeds['wall_seconds'].sum():.0f} s in all")
+    return "\n".join([format_table(rows, columns), "", *lines])
 
 
-def _record(summary: Row) -> list[str]:
+def format_gradients(
+    rows: Sequence[Row], *, ceiling: Mapping[str, Sequence[float]], num_reference: int
+) -> str:
+    """Format a gradient report as a table, with what the columns mean.
+
+    Args:
+        rows: one per parameter group and estimator, as ``GradientReport.rows``.
+        ceiling: by group, the alignment of a perfect estimator: estimate, low and high.
+        num_reference: batches behind the reference gradient.
+    """
+    table = pd.DataFrame(rows)
+    unclear = [group for group, (_, least, _) in ceiling.items() if not least >= _RESOLVED]
+    hidden = ~table["whole"] | table["group"].isin(unclear)
+    table.loc[hidden, ["bias", "bias_low", "bias_high"]] = math.nan
+    known = table[table["whole"]].drop_duplicates("estimator")
+    table["estimator"] = table["estimator"].where(table["whole"], table["estimator"] + " (term)")
+    columns = plain("estimator") | {
+        "parameters": "{group} action",
+        "signal": "{signal:.3g}",
+        "noise": "{noise:.3g}",
+        "signal/noise": "{signal_to_noise:.2g}",
+        "alignment": interval("alignment", ".2f"),
+        "bias": interval("bias", ".2g"),
+    }
+    parts = [_LEGEND.format(reference=num_reference), format_table(table, columns)]
+    for group, (best, *_) in ceiling.items():
+        parts.append(f"{group}: a perfect estimator would show alignment {best:.2f}.")
+        if group in unclear:
+            parts[-1] += _UNCLEAR
+    return "\n\n".join([*parts, format_table(known, plain("estimator", "known_bias"))])
+
+
+def _format_record(summary: Row) -> str:
     """Return the costs on recorded demand next to those of a rule, by test, and the rule."""
-    rows = [("cost", "periods", str(summary["algorithm"]), "(s, S) rule", "difference")]
-    for name, row in summary["record"].items():
-        cost, rule = summary[f"{name}_cost"], row["rule_cost"]
-        gap = format_value(cost / rule - 1 if rule else None, PERCENT)
-        rows.append((name, row["periods"], f"{cost:.4f}", f"{rule:.4f}", gap))
-    widths = [17, *(max(map(len, column)) + 3 for column in list(zip(*rows, strict=True))[1:])]
-    lines = ["".join(f"{text:<{w}}" for text, w in zip(row, widths, strict=True)) for row in rows]
-    found = summary["rule"]
-    Q, levels = found["Q"], dict(zip(found["items"], found["S"], strict=True))
-    if len(levels) == 1:
-        (S,) = levels.values()
-        text = f"(s, S) = ({S - Q:g}, {S:g})"
-    else:
-        shown = ", ".join(f"{item} {S:g}" for item, S in list(levels.items())[:_ITEMS])
+    record = pd.DataFrame(summary["record"].values()).assign(test=list(summary["record"]))
+    record["cost"] = [summary[f"{name}_cost"] for name in record["test"]]
+    record["gap"] = record["cost"] / record["rule_cost"].replace(0.0, math.nan) - 1.0
+    columns = plain("test", "periods") | {str(summary["algorithm"]): "{cost:.4f}"}
+    columns |= {"(s, S) rule": "{rule_cost:.4f}", "difference": f"{{gap:{PERCENT}}}"}
+    rule, Q = summary["rule"], summary["rule"]["Q"]
+    levels = [f"{item} {S:g}" for item, S in zip(rule["items"], rule["S"], strict=True)]
+    text = f"(s, S) = ({rule['S'][0] - Q:g}, {rule['S'][0]:g})"
+    if len(levels) > 1:
         more = f" and {len(levels) - _ITEMS} more" if len(levels) > _ITEMS else ""
-        text = f"order all items up to S once they lack {Q:g} in all; S: {shown}{more}"
-    note = "best in the training periods"
-    return ["", *(line.rstrip() for line in lines), f"{'(s, S) rule':<17}{note}: {text}"]
+        text = f"order all items up to S once they lack {Q:g} in all; S: "
+        text += ", ".join(levels[:_ITEMS]) + more
+    note = f"{'(s, S) rule':<17}best in the training periods: {text}"
+    return f"{format_table(record, columns)}\n\n{note}"
+
+
+def _costs(summary: Row) -> list[str]:
+    """Return the costs that gaps may be to, as far as they are known."""
+    return [key for key, _ in REFERENCES.values() if summary.get(key) is not None]
 
 
 def _effort(summary: Row) -> str:
@@ -224,6 +246,5 @@ def _effort(summary: Row) -> str:
 
 
 def _cost(summary: Row, key: str) -> str:
-    error = summary.get(f"{key}_se")
-    known = error is not None and math.isfinite(error)
-    return f"{summary[key]:.4f}" + (f" +- {error:.4f}" if known else "")
+    error = summary.get(f"{key}_se", math.nan)
+    return f"{summary[key]:.4f}" + (f" +- {error:.4f}" if math.isfinite(error) else "")
