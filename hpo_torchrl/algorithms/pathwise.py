@@ -13,8 +13,7 @@ from torchrl.objectives import LossModule
 from hpo_torchrl.algorithms.base import Metrics
 from hpo_torchrl.algorithms.learner import Learner, setting
 from hpo_torchrl.collectors.inputs import check_functional
-from hpo_torchrl.core.checks import accepted
-from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.checks import accepted, check_int
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.objectives import HPOLoss
 
