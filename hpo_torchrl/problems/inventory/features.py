@@ -15,6 +15,9 @@ from torch import Tensor
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.core.pieces import Breakpoint, Gap
 
+# Not to order at all is a piece of its own.
+_ALONE = Breakpoint(0.0, "alone")
+
 
 class Feature:
     """A piece of an inventory problem; it does nothing until a method is overridden.
@@ -26,6 +29,8 @@ class Feature:
 
     #: Whether it depends on the quantities by their total (of a single item that is the same).
     joint = True
+    #: What the smallest order costs.
+    fixed_cost = 0.0
 
     def breakpoints(self) -> list[Breakpoint]:
         """Quantities at which the feature jumps, or its slope does."""
@@ -55,11 +60,6 @@ class Feature:
         """Return the income of a period, ``(*B,)``."""
         return 0.0
 
-    @property
-    def fixed_cost(self) -> float:
-        """What the smallest order costs."""
-        return 0.0
-
 
 class FixedCost(Feature):
     r"""A cost of ordering at all: :math:`K\,1\{\sum_i q_i > 0\}`.
@@ -69,20 +69,15 @@ class FixedCost(Feature):
     """
 
     def __init__(self, cost: float) -> None:
-        self.cost = check_float("FixedCost.cost", cost, minimum=0.0)
+        self.cost = self.fixed_cost = check_float("FixedCost.cost", cost, minimum=0.0)
 
     def breakpoints(self) -> list[Breakpoint]:
         """No order stands alone."""
-        return [Breakpoint(0.0, "alone")]
+        return [_ALONE]
 
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """K where anything is ordered."""
         return self.cost * (quantity.sum(-1) > 0).to(quantity.dtype)
-
-    @property
-    def fixed_cost(self) -> float:
-        """K."""
-        return self.cost
 
 
 class ItemFixedCost(FixedCost):
@@ -113,7 +108,7 @@ class MinimumOrder(Feature):
 
     def breakpoints(self) -> list[Breakpoint]:
         """No order stands alone; the minimum itself is accepted."""
-        return [Breakpoint(0.0, "alone"), Breakpoint(self.minimum)]
+        return [_ALONE, Breakpoint(self.minimum)]
 
     def gaps(self) -> list[Gap]:
         """Less than the minimum does what nothing does."""
@@ -144,8 +139,10 @@ class _Schedule(Feature):
         return [Breakpoint(at) for at in self.breaks]
 
     def _value_at(self, total: Tensor) -> Tensor:
-        breaks = torch.tensor(self.breaks, dtype=total.dtype, device=total.device)
-        values = torch.tensor(self.values, dtype=total.dtype, device=total.device)
+        breaks, values = (
+            torch.tensor(row, dtype=total.dtype, device=total.device)
+            for row in (self.breaks, self.values)
+        )
         return values[torch.bucketize(total.detach(), breaks, right=True)]
 
 
@@ -168,7 +165,7 @@ class AllUnitsDiscount(_Schedule):
         return self._value_at(total) * total
 
 
-class IncrementalDiscount(_Schedule):
+class IncrementalDiscount(AllUnitsDiscount):
     r"""Only the units beyond a break have the lower price: :math:`\int_0^q v(z)\,dz`.
 
     The cost is continuous in :math:`q = \sum_i q_i`; its slope jumps at a break.
@@ -177,9 +174,6 @@ class IncrementalDiscount(_Schedule):
         breaks: quantities at which the price changes.
         prices: price of a unit below the first break, from the first on, and so on.
     """
-
-    def __init__(self, breaks: Sequence[float], prices: Sequence[float]) -> None:
-        super().__init__(breaks, prices, "prices")
 
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The sum over the price's steps."""
@@ -200,20 +194,16 @@ class StepCost(_Schedule):
 
     def __init__(self, breaks: Sequence[float], costs: Sequence[float]) -> None:
         super().__init__(breaks, costs, "costs")
+        self.fixed_cost = self.values[0]
 
     def breakpoints(self) -> list[Breakpoint]:
         """No order stands alone, and costs nothing."""
-        return [Breakpoint(0.0, "alone"), *super().breakpoints()]
+        return [_ALONE, *super().breakpoints()]
 
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The cost of the step that the quantity is on."""
         total = quantity.sum(-1)
         return self._value_at(total) * (total > 0).to(total.dtype)
-
-    @property
-    def fixed_cost(self) -> float:
-        """Cost of the smallest order."""
-        return self.values[0]
 
 
 class Truckloads(Feature):
@@ -227,17 +217,18 @@ class Truckloads(Feature):
 
     def __init__(self, capacity: float, cost: float, num_trucks: int) -> None:
         self.capacity = check_float("Truckloads.capacity", capacity, minimum=0.0, strict=True)
-        self.cost = check_float("Truckloads.cost", cost, minimum=0.0)
+        self.cost = self.fixed_cost = check_float("Truckloads.cost", cost, minimum=0.0)
         self.num_trucks = check_int("Truckloads.num_trucks", num_trucks, minimum=1)
 
     def breakpoints(self) -> list[Breakpoint]:
         """A full truck belongs to the loads below it."""
         full = [Breakpoint(self.capacity * k, "left") for k in range(1, self.num_trucks + 1)]
-        return [Breakpoint(0.0, "alone"), *full]
+        return [_ALONE, *full]
 
     def gaps(self) -> list[Gap]:
         """More than the fleet holds does what the full fleet does."""
-        return [Gap(self.capacity * self.num_trucks, float("inf"), self.capacity * self.num_trucks)]
+        most = self.capacity * self.num_trucks
+        return [Gap(most, float("inf"), most)]
 
     def delivered(self, quantity: Tensor) -> Tensor:
         """What the fleet holds."""
@@ -252,11 +243,6 @@ class Truckloads(Feature):
         for k in range(self.num_trucks):  # compared as the breakpoints are, to the last bit
             trucks = trucks + (total > self.capacity * k).to(total.dtype)
         return self.cost * trucks
-
-    @property
-    def fixed_cost(self) -> float:
-        """The first truck."""
-        return self.cost
 
 
 class Suppliers(Feature):
@@ -283,10 +269,11 @@ class Suppliers(Feature):
         self.lead_times = [check_int("Suppliers.lead_times", L, minimum=1) for L in lead_times]
         self.prices = [check_float("Suppliers.prices", v, minimum=0.0) for v in prices]
         self.costs = [check_float("Suppliers.fixed_costs", K, minimum=0.0) for K in fixed_costs]
+        self.fixed_cost = min(self.costs)
 
     def breakpoints(self) -> list[Breakpoint]:
         """No order stands alone where one costs something."""
-        return [Breakpoint(0.0, "alone")] if any(self.costs) else []
+        return [_ALONE] if any(self.costs) else []
 
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """Price and fixed cost of the supplier."""
@@ -299,11 +286,6 @@ class Suppliers(Feature):
         slots = torch.tensor(self.lead_times, device=order.device)[supplier] - 1
         arrival = torch.nn.functional.one_hot(slots, max(self.lead_times))
         return order.unsqueeze(-1) * arrival.to(order.dtype).unsqueeze(-2)
-
-    @property
-    def fixed_cost(self) -> float:
-        """The least fixed cost."""
-        return min(self.costs)
 
 
 class LostSales(Feature):
