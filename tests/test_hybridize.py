@@ -29,7 +29,6 @@ from hpo_torchrl.envs.action_pieces import ActionPieces
 from hpo_torchrl.modules import HybridPolicy, RulePolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory.features import (
-    FEATURES,
     AllUnitsDiscount,
     Feature,
     FixedCost,
@@ -209,7 +208,7 @@ def test_so_does_one_of_several_items(name):
 
 
 def test_every_feature_is_certified():
-    assert set(VARIANTS) - {"several"} == set(FEATURES)
+    assert set(VARIANTS) - {"several"} == set(Feature.KINDS)
 
 
 @pytest.mark.parametrize("n", [1, 3])

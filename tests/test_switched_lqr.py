@@ -21,7 +21,7 @@ from hpo_torchrl.experiments.config import compose_config
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import SwitchedLQREnv
 from hpo_torchrl.problems.switched_lqr import fixed_mode_cost, switched_lqr_optimum
-from hpo_torchrl.problems.switched_lqr.system import uncontrollable_growth
+from hpo_torchrl.problems.switched_lqr.system import System
 
 EXAMPLE = {
     "A": [[[2, 1], [0, 1]], [[2, 1], [0, 0.5]]],
@@ -317,11 +317,9 @@ def test_the_policy_follows_each_systems_own_step_and_type():
     assert td["action", "continuous"].dtype == torch.float32
     assert not td["action", "continuous"][2].any()  # nothing is charged after the last step
     for i, horizon in enumerate((6, 3, 1)):
-        mode, u = switched_lqr_optimum(*matrices, horizon).with_steps_to_go(
-            x[i : i + 1].double(), horizon
-        )
+        mode, u = switched_lqr_optimum(*matrices, horizon).decide(x[i], torch.zeros(1).long())
         assert mode == td["action", "discrete"][i]
-        torch.testing.assert_close(u[0].float(), td["action", "continuous"][i], atol=1e-6, rtol=0)
+        torch.testing.assert_close(u, td["action", "continuous"][i], atol=1e-6, rtol=0)
 
 
 def test_a_fixed_mode_tends_to_the_algebraic_riccati_equation():
@@ -433,15 +431,18 @@ def test_bad_input_of_an_optimum_is_named():
 
 
 def test_what_counts_as_uncontrollable_growth():
+    def growth(A, B):
+        return System.of(A, B, EYE, [[1]]).uncontrollable_growth()
+
     diagonal = np.array([np.diag([1.5, 3.0]), np.diag([2.0, 0.1])])
     first, second, none = np.array([[[1.0], [0]]] * 2), np.array([[[0.0], [1]]] * 2), 0 * EYE[:, :1]
-    assert uncontrollable_growth(diagonal, first) == pytest.approx(0.1)  # mode 1 shrinks it
-    assert uncontrollable_growth(diagonal, second) == pytest.approx(1.5)
-    assert uncontrollable_growth(diagonal, np.array([none] * 2)) == pytest.approx(1.5)
+    assert growth(diagonal, first) == pytest.approx(0.1)  # mode 1 shrinks it
+    assert growth(diagonal, second) == pytest.approx(1.5)
+    assert growth(diagonal, np.array([none] * 2)) == pytest.approx(1.5)
     # Each mode reaches one coordinate alone: neither is stabilisable, switching between them is.
-    assert uncontrollable_growth(diagonal, np.stack([first[0], second[0]])) == 0.0
+    assert growth(diagonal, np.stack([first[0], second[0]])) == 0.0
     # Reached through another coordinate, or by switching only.
     chain = np.array([[[2.0, 1], [0, 2]]])
-    assert uncontrollable_growth(chain, second[:1]) == 0.0
-    assert uncontrollable_growth(chain, first[:1]) == pytest.approx(2.0)
-    assert uncontrollable_growth(np.stack([2 * EYE, chain[0]]), second) == 0.0
+    assert growth(chain, second[:1]) == 0.0
+    assert growth(chain, first[:1]) == pytest.approx(2.0)
+    assert growth(np.stack([2 * EYE, chain[0]]), second) == 0.0

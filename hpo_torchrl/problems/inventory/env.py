@@ -14,7 +14,7 @@ from hpo_torchrl.core.checks import check_bool, check_choice, check_dtype, check
 from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.problems.inventory.demand import Demand, make_demand
-from hpo_torchrl.problems.inventory.features import FEATURES, Feature
+from hpo_torchrl.problems.inventory.features import Feature
 from hpo_torchrl.problems.inventory.instances import from_file, heterogeneous
 from hpo_torchrl.problems.inventory.ordering import Ordering, make_features
 from hpo_torchrl.problems.inventory.record import Record
@@ -192,7 +192,7 @@ class InventoryEnv(DifferentiableEnv):
         self.procurement_cost, self.fixed_cost = procurement, orders.fixed_cost
         self.lost_sales, self.cost_units, self.start = orders.lost_sales, float(n), initial_state
         self._slot_mean, self._arguments = mean.repeat_interleave(slots), arguments
-        if hybrid and not {type(f) for f in chosen} <= set(FEATURES.values()):
+        if hybrid and any(type(f).__module__ != Feature.__module__ for f in chosen):
             refuse_jumps(self, "method breakpoints of the feature")
 
     heterogeneous = classmethod(heterogeneous)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,15 +23,24 @@ _ALONE = Breakpoint(0.0, "alone")
 class Feature:
     """A piece of an inventory problem; it does nothing until a method is overridden.
 
+    ``class Mine(Feature, name="mine")`` can also be written ``{name: mine}`` in a configuration.
+
     Quantities are ``(*B, n)``, costs ``(*B,)``; ``supplier`` ``(*B,)`` is the one that was chosen
     of :class:`Suppliers`. Breakpoints are those of the *total* quantity where ``joint``, else of
     each item's.
     """
 
+    KINDS: ClassVar[dict[str, type[Feature]]] = {}
     #: Whether it depends on the quantities by their total (of a single item that is the same).
     joint = True
     #: What the smallest order costs.
     fixed_cost = 0.0
+    #: The smallest order that is accepted.
+    minimum = 0.0
+
+    def __init_subclass__(cls, name: str | None = None) -> None:
+        if name is not None:
+            cls.KINDS[name] = cls
 
     def breakpoints(self) -> list[Breakpoint]:
         """Quantities at which the feature jumps, or its slope does."""
@@ -61,7 +71,7 @@ class Feature:
         return 0.0
 
 
-class FixedCost(Feature):
+class FixedCost(Feature, name="fixed_cost"):
     r"""A cost of ordering at all: :math:`K\,1\{\sum_i q_i > 0\}`.
 
     Args:
@@ -80,7 +90,7 @@ class FixedCost(Feature):
         return self.cost * (quantity.sum(-1) > 0).to(quantity.dtype)
 
 
-class ItemFixedCost(FixedCost):
+class ItemFixedCost(FixedCost, name="item_fixed_cost"):
     r"""A cost for each item that is ordered: :math:`\sum_i k\,1\{q_i > 0\}`.
 
     Args:
@@ -94,7 +104,7 @@ class ItemFixedCost(FixedCost):
         return self.cost * (quantity > 0).to(quantity.dtype).sum(-1)
 
 
-class MinimumOrder(Feature):
+class MinimumOrder(Feature, name="minimum_order"):
     r"""An order below the minimum is not accepted: :math:`a_i = q_i\,1\{q_i \ge Q\}`.
 
     Args:
@@ -146,7 +156,7 @@ class _Schedule(Feature):
         return values[torch.bucketize(total.detach(), breaks, right=True)]
 
 
-class AllUnitsDiscount(_Schedule):
+class AllUnitsDiscount(_Schedule, name="all_units_discount"):
     r"""From a break on, *all* units have the lower price: :math:`v_j\,q` for :math:`b_j \le q`.
 
     With :math:`q = \sum_i q_i` and j the last break that q reaches; the cost drops at a break.
@@ -165,7 +175,7 @@ class AllUnitsDiscount(_Schedule):
         return self._value_at(total) * total
 
 
-class IncrementalDiscount(AllUnitsDiscount):
+class IncrementalDiscount(AllUnitsDiscount, name="incremental_discount"):
     r"""Only the units beyond a break have the lower price: :math:`\int_0^q v(z)\,dz`.
 
     The cost is continuous in :math:`q = \sum_i q_i`; its slope jumps at a break.
@@ -184,7 +194,7 @@ class IncrementalDiscount(AllUnitsDiscount):
         return cost
 
 
-class StepCost(_Schedule):
+class StepCost(_Schedule, name="step_cost"):
     r"""A fixed cost by the size of the order: :math:`K_j` for :math:`b_j \le q < b_{j+1}`, q > 0.
 
     Args:
@@ -206,7 +216,7 @@ class StepCost(_Schedule):
         return self._value_at(total) * (total > 0).to(total.dtype)
 
 
-class Truckloads(Feature):
+class Truckloads(Feature, name="truckloads"):
     r"""A cost for each truck that is begun: :math:`c\,\lceil q / C \rceil`, with a fleet of N.
 
     Args:
@@ -239,13 +249,11 @@ class Truckloads(Feature):
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The trucks that are begun."""
         total = quantity.sum(-1)
-        trucks = torch.zeros_like(total)
-        for k in range(self.num_trucks):  # compared as the breakpoints are, to the last bit
-            trucks = trucks + (total > self.capacity * k).to(total.dtype)
-        return self.cost * trucks
+        begun = [total > self.capacity * k for k in range(self.num_trucks)]
+        return self.cost * torch.stack(begun).sum(0).to(total.dtype)
 
 
-class Suppliers(Feature):
+class Suppliers(Feature, name="suppliers"):
     r"""A choice of supplier s, a discrete action of its own: price :math:`v_s\,q`, lead time L_s.
 
     Args:
@@ -288,7 +296,7 @@ class Suppliers(Feature):
         return order.unsqueeze(-1) * arrival.to(order.dtype).unsqueeze(-2)
 
 
-class LostSales(Feature):
+class LostSales(Feature, name="lost_sales"):
     r"""Unmet demand is lost: :math:`y^+` is carried over, :math:`\min(D, x^+)` is sold."""
 
     def carried_over(self, level: Tensor) -> Tensor:
@@ -300,7 +308,7 @@ class LostSales(Feature):
         return torch.minimum(demand, available.clamp_min(0.0))
 
 
-class Profit(Feature):
+class Profit(Feature, name="profit"):
     r"""The objective is profit: income :math:`\sum_i \pi\,\text{sold}_i` less all costs.
 
     Without :class:`LostSales` all demand is sold in the end, and is counted when it occurs.
@@ -315,17 +323,3 @@ class Profit(Feature):
     def revenue(self, sold: Tensor) -> Tensor:
         """The price of what is sold."""
         return self.price * sold.sum(-1)
-
-
-FEATURES: dict[str, type[Feature]] = {
-    "fixed_cost": FixedCost,
-    "item_fixed_cost": ItemFixedCost,
-    "minimum_order": MinimumOrder,
-    "all_units_discount": AllUnitsDiscount,
-    "incremental_discount": IncrementalDiscount,
-    "step_cost": StepCost,
-    "truckloads": Truckloads,
-    "suppliers": Suppliers,
-    "lost_sales": LostSales,
-    "profit": Profit,
-}

@@ -12,14 +12,7 @@ from hpo_torchrl.core.pieces import Breakpoint, Gap, Pieces, merge_breakpoints
 from hpo_torchrl.envs.action_pieces import ActionPieces
 from hpo_torchrl.envs.differentiable import Action
 from hpo_torchrl.problems.inventory.demand import from_mapping
-from hpo_torchrl.problems.inventory.features import (
-    FEATURES,
-    Feature,
-    FixedCost,
-    LostSales,
-    MinimumOrder,
-    Suppliers,
-)
+from hpo_torchrl.problems.inventory.features import Feature, FixedCost, LostSales, Suppliers
 
 
 class Ordering:
@@ -52,7 +45,7 @@ class Ordering:
         self.features = tuple(features)
         self.fixed_cost = float(sum(feature.fixed_cost for feature in features))
         self.lost_sales = any(isinstance(f, LostSales) for f in features)
-        self.least = max((f.minimum for f in features if isinstance(f, MinimumOrder)), default=0.0)
+        self.least = max((feature.minimum for feature in features), default=0.0)
         self.suppliers = next((f for f in features if isinstance(f, Suppliers)), None)
         self.only_fixed_cost = {type(f) for f in features} <= {FixedCost, LostSales}
         jumping = [feature for feature in features if feature.breakpoints()]
@@ -150,7 +143,7 @@ def make_features(
         )
     example = "{name: fixed_cost, cost: 64}"
     found = [
-        e if isinstance(e, Feature) else from_mapping("features", e, FEATURES, example)
+        e if isinstance(e, Feature) else from_mapping("features", e, Feature.KINDS, example)
         for e in entries
     ]
     if lost_sales and not any(type(feature) is LostSales for feature in found):

@@ -222,20 +222,21 @@ class SwitchedLQREnv(DifferentiableEnv):
             run = self.rollout(self.horizon, policy, break_when_any_done=False)
             if folder is not None and self.A.shape[-1] == 2:
                 policies = {"learned": policy, "optimal": reference.policy}
-                start = run[:, 0].select("x", "step")
-                self._draw_plane(folder / "policy.png", policies, start)
+                self._draw_plane(folder / "policy.png", policies, run[:, 0].select("x", "step"))
         modes = run["action", "discrete"].flatten()
         shares = torch.bincount(modes, minlength=self.num_discrete) / modes.numel()
         return {"mode_shares": [round(share, 4) for share in shares.tolist()]}
 
     def _draw_plane(self, path: Path, policies: dict[str, Any], start: TensorDict) -> None:
         """Draw which mode each policy chooses in the plane, and its trajectories over it."""
-        from matplotlib.colors import to_rgb
         from matplotlib.patches import Patch
 
         policies = {title: policy for title, policy in policies.items() if policy is not None}
-        colours = [MODES[mode % len(MODES)] for mode in range(self.num_discrete)]
-        palette, extent = np.array([to_rgb(colour) for colour in colours]), self.initial_scale
+        patches = [
+            Patch(color=MODES[mode % len(MODES)], alpha=0.55, label=f"mode {mode}")
+            for mode in range(self.num_discrete)
+        ]
+        colours, extent = np.array([patch.get_facecolor() for patch in patches]), self.initial_scale
         line = torch.linspace(-extent, extent, _GRID, dtype=self.float_dtype, device=self.device)
         x = torch.cartesian_prod(line, line).flip(-1)  # rows by the second coordinate
         plane = {"x": x, "step": torch.zeros(len(x), 1, dtype=torch.int64, device=self.device)}
@@ -243,19 +244,16 @@ class SwitchedLQREnv(DifferentiableEnv):
         figure, [panels] = new_figure(1, len(policies), share_x=False)
         for axes, (title, policy) in zip(panels, policies.items(), strict=True):
             modes = policy(TensorDict(plane, len(x)))["action", "discrete"].reshape(_GRID, _GRID)
-            ends = (-extent, extent, -extent, extent)
-            image = palette[modes.cpu().numpy()]
-            axes.imshow(image, origin="lower", extent=ends, alpha=0.55, interpolation="nearest")
             first = self.reset(start.copy(), set_state=True)
             run = self.rollout(self.horizon, policy, tensordict=first, auto_reset=False)
             for points in run["x"][:_PATHS].cpu():
                 axes.plot(*points.mT, color="black", linewidth=0.8, alpha=0.7)
-            axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
-            axes.set(xlim=ends[:2], ylim=ends[2:])
+            ends = (-extent, extent, -extent, extent)
+            axes.imshow(colours[modes.cpu()], origin="lower", extent=ends, interpolation="nearest")
+            axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$", xlim=ends[:2], ylim=ends[2:])
             axes.grid(visible=False)
-        patches = [Patch(color=colour, alpha=0.55) for colour in colours]
-        names, columns = [f"mode {mode}" for mode in range(len(colours))], min(len(colours), 8)
-        figure.legend(patches, names, loc="outside lower center", ncols=columns, frameon=False)
+        columns = min(len(patches), len(MODES))
+        figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False)
         save_figure(figure, path)
 
     def heuristic_choice(self, observation: Tensor) -> Tensor:

@@ -64,13 +64,11 @@ class SwitchedLQRPolicy(RulePolicy):
         Raises:
             ValueError: x0 has another shape or is not finite.
         """
-        x0 = self.system.states("x0", x0)
-        return self.step_costs(x0.reshape(-1, x0.shape[-1])).sum(0).reshape(x0.shape[:-1])
+        return self.step_costs(self.system.states("x0", x0)).sum(0)
 
     def lower_bound(self, x0: Any) -> Tensor:
         """Return what no policy can go below from x0, ``(*B,)``; arguments as for :meth:`cost`."""
-        x0 = self.system.states("x0", x0)
-        return minimum(x0.reshape(-1, x0.shape[-1]), self.bound)[0].reshape(x0.shape[:-1])
+        return minimum(self.system.states("x0", x0), self.bound)[0]
 
     def width(self, x0: Any) -> float:
         """Return the certified relative width of the bounds on the mean optimal cost over x0.
@@ -82,29 +80,23 @@ class SwitchedLQRPolicy(RulePolicy):
     def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
         """Return modes ``(*B,)`` and inputs ``(*B, m)``, whatever the step of each instance."""
         place, step = state
-        x = self.system.states("x", place).reshape(-1, place.shape[-1])
-        to_go = self.horizon - step.detach().cpu().flatten()
-        mode = torch.zeros(len(x), dtype=torch.long)
-        u = x.new_zeros(len(x), self.system.B.shape[-1])
+        x = self.system.states("x", place)
+        to_go = (self.horizon - step.detach().cpu().squeeze(-1)).clamp_min(1)
+        mode = torch.zeros(to_go.shape, dtype=torch.int64)
+        u = x.new_zeros(*to_go.shape, self.system.B.shape[-1])
         for left in to_go.unique().tolist():
-            at = to_go == left
-            mode[at], u[at] = self.with_steps_to_go(x[at], max(1, left))
-        shape = place.shape[:-1]
-        return mode.reshape(shape).to(place.device), u.reshape(*shape, -1).to(place)
-
-    def with_steps_to_go(self, x: Tensor, steps_to_go: int) -> tuple[Tensor, Tensor]:
-        """Return modes ``(B,)`` and inputs ``(B, m)`` at states ``(B, n)``."""
-        stage = self.stages[steps_to_go]
-        chosen, where = minimum(x, stage.forms)[1].unique(return_inverse=True)
-        mode, source = stage.mode[chosen], self.stages[steps_to_go - 1].forms
-        _, gains = self.system.riccati(source[stage.parent[chosen]], mode)
-        return mode[where], -(gains[where] @ x.unsqueeze(-1)).squeeze(-1)
+            at, stage, source = to_go == left, self.stages[left], self.stages[left - 1].forms
+            chosen, where = minimum(x[at], stage.forms)[1].unique(return_inverse=True)
+            mode[at] = stage.mode[chosen][where]
+            _, gains = self.system.riccati(source[stage.parent[chosen]], stage.mode[chosen])
+            u[at] = -(gains[where] @ x[at].unsqueeze(-1)).squeeze(-1)
+        return mode.to(place.device), u.to(place)
 
     def step_costs(self, x: Tensor) -> Tensor:
-        """Return the cost of every step from states ``(B, n)``: ``(T, B)``."""
+        """Return the cost of every step from states ``(*B, n)``: ``(T, *B)``."""
         costs = []
-        for steps_to_go in range(self.horizon, 0, -1):
-            mode, u = self.with_steps_to_go(x, steps_to_go)
+        for step in range(self.horizon):
+            mode, u = self.decide(x, torch.full((*x.shape[:-1], 1), step))
             x, cost = self.system.step(x, u, mode)
             costs.append(cost)
         return torch.stack(costs)

@@ -36,11 +36,11 @@ def evaluate(forms: Tensor, x: Tensor) -> Tensor:
     return forms.flatten(1) @ (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(1).mT
 
 
-def minimum(x: Tensor, forms: Tensor) -> tuple[Tensor, Tensor]:
-    """Return min over P of x'Px and the position of the P that attains it, each ``(B,)``."""
+def minimum(x: Tensor, forms: Tensor) -> tuple[Tensor, ...]:
+    """Return min over P of x'Px at ``(*B, n)`` and the position of that P, each ``(*B,)``."""
     size = max(1, _TABLE // max(len(forms), forms[0].numel()))
-    values, places = zip(*(evaluate(forms, part).min(0) for part in x.split(size)), strict=True)
-    return torch.cat(values), torch.cat(places)
+    parts = [evaluate(forms, part).min(0) for part in x.reshape(-1, x.shape[-1]).split(size)]
+    return tuple(torch.cat(column).reshape(x.shape[:-1]) for column in zip(*parts, strict=True))
 
 
 def prune(forms: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:

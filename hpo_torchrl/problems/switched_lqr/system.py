@@ -84,7 +84,7 @@ class System(NamedTuple):
         A, B, Q, R = (matrix[mode] for matrix in self)
         x, u = x.unsqueeze(-1), u.unsqueeze(-1)
         cost = x.mT @ Q @ x + u.mT @ R @ u
-        return (A @ x + B @ u).squeeze(-1), cost.flatten()
+        return (A @ x + B @ u).squeeze(-1), cost.squeeze((-2, -1))
 
     def states(self, name: str, x: Any) -> Tensor:
         """Return states ``(*B, n)`` in float64 on the CPU.
