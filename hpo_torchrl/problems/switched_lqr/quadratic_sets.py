@@ -7,7 +7,7 @@ set of N forms is a tensor of symmetric matrices, ``(N, n, n)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +26,6 @@ _TRIES = 10
 _ROUNDING = 1e-11
 # Matrices that go through one batched Riccati step.
 _CHUNK = 1024
-
-# From the candidates of a stage, the forms to keep and where they stood; ``None`` keeps all.
-Select = Callable[[Tensor], tuple[Tensor, Tensor]] | None
 
 
 def evaluate(forms: Tensor, x: Tensor) -> Tensor:
@@ -134,8 +131,16 @@ class Stage(NamedTuple):
     parent: Tensor
 
 
-def recursion(system: System, selects: Sequence[Select], limit: int) -> list[Stage]:
-    """Step backwards from nothing to pay, one stage for each way to select its forms.
+def recursion(
+    system: System, selects: Sequence[Callable[[Tensor], Any] | None], limit: int
+) -> list[Stage]:
+    """Step backwards from nothing to pay.
+
+    Args:
+        system: the matrices.
+        selects: one function for each stage, from its candidates to those to keep and where they
+            stood; ``None`` keeps all.
+        limit: most candidates of a stage.
 
     Raises:
         MemoryError: a stage has more than ``limit`` candidates.

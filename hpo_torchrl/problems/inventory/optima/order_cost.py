@@ -183,6 +183,9 @@ class StockGrid:
         np.add.at(self.fall, (levels[:, None], self.left), self.pmf)
         total = levels[:, None] + levels
         self.capped = np.minimum(total, X)
+        # States by what is on hand, and for two periods by what arrives in the next one.
+        self.arriving = X + 1 if lead_time == 2 else 1
+        self.total = total[:, : self.arriving].ravel()
         self.charge, self.beyond = G, float(G[X])
         if lead_time == 2:
             self.charge = (self.fall[:, :-1] @ G[self.capped]).ravel()
@@ -191,7 +194,6 @@ class StockGrid:
         # By stock after ordering without a lead time, else by what is on hand and ordered.
         size = np.where(total <= X, levels, -1) if lead_time else levels - levels[:, None]
         self.ordering = np.where(size >= 0, costs[size], np.inf)
-        self.total = (total if lead_time == 2 else levels).ravel()
         self.inside = self.total <= X
         self.known = np.append(self.inside, [owed, True])
         # The states in the order of their stock, and where each amount of it begins.
@@ -236,26 +238,23 @@ class StockGrid:
 
     def _improve(self, v: Vector) -> tuple[Vector, Levels]:
         """The right side of the optimality equation, and the best orders; -1 is beyond X."""
-        X, below = self.X, 0.0
+        X, below, shape = self.X, 0.0, (self.X + 1, self.arriving)
         if self.lead_time == 0:
             levels = self.charge + self.fall @ v[:-1]
             values, below = self.ordering + levels, float(levels.min())
             new, quantity = values.min(axis=1), values.argmin(axis=1) - np.arange(X + 1)
-        elif self.lead_time == 1:
-            values = self.ordering + self.fall[:, :-1] @ v[self.capped]
-            new, quantity = self.charge + values.min(axis=1), values.argmin(axis=1)
         else:
-            grid, best = v[:-2].reshape(X + 1, X + 1), np.zeros((X + 1, X + 1))
-            orders = np.zeros((X + 1, X + 1), dtype=np.int64)
-            for z in range(X + 1):
+            best, orders = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+            after = v[self.capped] if self.lead_time == 1 else v[:-2].reshape(shape)
+            for z in range(self.arriving):
                 n = X + 1 - z
-                values = self.ordering[z:, :n] + self.fall[:n, :n] @ grid[z:, :n]
+                values = self.ordering[z:, :n] + self.fall[:n, :n] @ after[z:, :n]
                 best[:n, z], orders[:n, z] = values.min(axis=1), values.argmin(axis=1)
             new, quantity = self.charge * self.inside + best.ravel(), orders.ravel()
-        after = self._after_beyond(v)
-        free = after + (self.charge if self.lead_time else self.beyond)
+        gone = self._after_beyond(v)
+        free = gone + (self.charge if self.lead_time else self.beyond)
         leaves = self.inside & (free < new)
-        new = np.append(np.where(leaves, free, new), [below, self.beyond + after])
+        new = np.append(np.where(leaves, free, new), [below, self.beyond + gone])
         return new, np.where(leaves, -1, quantity)
 
     def _after_beyond(self, v: Vector) -> float:
@@ -275,10 +274,9 @@ class StockGrid:
             at, costs = np.append(at, self.X + 1), np.append(costs, 0.0) + self.charge[level]
             target = self.left[level]
         else:
-            x, z = np.divmod(at, self.X + 1) if self.lead_time == 2 else (at, 0 * at)
+            on_hand, arriving = np.divmod(at, self.arriving)
             costs = costs + self.charge[at]
-            target = self.left[x] + z[:, None]
-            target = target * (self.X + 1 if self.lead_time == 2 else 1) + q[:, None]
+            target = (self.left[on_hand] + arriving[:, None]) * self.arriving + q[:, None]
         free = self.charge[leaves] if self.lead_time else self.beyond
         for _ in range(self.steps):
             after = self._after_beyond(v)
