@@ -339,10 +339,10 @@ def test_a_fixed_mode_tends_to_the_algebraic_riccati_equation():
 def test_reference_values(n, expected):
     env = env_of(recipe_matrices(n, 2), batch_size=4096)
     x0 = env.reset()["x"]
-    optimum = switched_lqr_optimum(*recipe_matrices(n, 2), 20)
+    optimum = switched_lqr_optimum(*recipe_matrices(n, 2), 20, 1e-3)
     cost = optimum.cost(x0).mean().item() / 20
     assert cost == pytest.approx(expected, rel=0.03)
-    assert abs(optimum.width(x0[:64])) < 1e-9
+    assert 0 <= optimum.width(x0[:64]) < 1e-3
     excess = fixed_mode_cost(*recipe_matrices(n, 2), 20, x0).mean(-1).min().item() / 20 / cost - 1
     assert 0.27 < excess < 0.48
 

@@ -201,8 +201,12 @@ def fixed_mode_cost(A: Any, B: Any, Q: Any, R: Any, horizon: int, x0: Any) -> Te
 
 
 def _array(name: str, value: Any) -> Array:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    elif isinstance(value, (list, tuple)):
+        value = [_array(name, entry) for entry in value]
     try:
-        array = np.array(value.detach().cpu() if isinstance(value, Tensor) else value)
+        array = np.array(value)
     except ValueError as error:
         raise ValueError(f"{name} must have rows of equal length; its rows are ragged.") from error
     if array.dtype.kind not in "iuf":
