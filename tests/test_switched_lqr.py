@@ -76,23 +76,7 @@ def slow_play(A, B, Q, R, x, modes, inputs, noise, limit):
 # -- the environment -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {},
-        {"batch_size": 4, "horizon": 2, "dtype": torch.float64},
-        {"batch_size": (2, 3), "process_noise": 0.5, "observe_time": False},
-    ],
-    ids=str,
-)
-def test_specs_hold(arguments):
-    for matrices in (tuple(EXAMPLE.values()), recipe_matrices(4, 3)):
-        env = SwitchedLQREnv(*matrices, **arguments, seed=0)
-        check_env_specs(env, break_when_any_done="both")
-        assert env.reward_spec.dtype == arguments.get("dtype", torch.float32)
-
-
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     sizes=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4)),
     batch=st.lists(st.integers(1, 3), max_size=2),
@@ -116,6 +100,8 @@ def test_any_sizes_make_a_sound_environment(
         dtype=dtype,
         seed=seed,
     )
+    check_env_specs(env, break_when_any_done="both")
+    assert env.reward_spec.dtype == dtype
     rollout = env.rollout(7, break_when_any_done=False)
     assert rollout["x"].shape == (*batch, 7, n)
     assert rollout["observation"].shape == (*batch, 7, n + observe_time)
@@ -143,15 +129,6 @@ def test_dynamics_follow_the_equations(sizes, noise):
         slow = slow_play(*matrices, *inputs_b, limit=12.0)
         np.testing.assert_allclose(states[b], slow[0], rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(rewards[b], slow[1], rtol=1e-10)
-
-
-def test_every_mode_drives_its_own_matrices():
-    A, B, Q, R = (torch.tensor(matrix) for matrix in random_system(4, 3, 2, seed=3))
-    env = env_of((A, B, Q, R), batch_size=4)
-    x, u = torch.ones(4, 3).double(), torch.ones(4, 1, 2).double()
-    states, rewards = play(env, x, torch.arange(4).unsqueeze(-1), u)
-    torch.testing.assert_close(states[:, 0], A.sum(-1) + B.sum(-1))
-    torch.testing.assert_close(rewards[:, 0], -(Q.sum((1, 2)) + R.sum((1, 2))))
 
 
 @pytest.mark.parametrize("equal", [False, True])

@@ -188,7 +188,6 @@ def test_a_wrong_demand_is_seen(module, monkeypatch):
     "order_cost",
     [
         lambda q: 64.0 * (q > 0) + np.where(q >= 50, 0.9, 1.0) * q,
-        lambda q: np.where((q > 0) & (q < 60), np.inf, 64.0 * (q > 0)),
         lambda q: 40.0 * np.ceil(q / 25),
     ],
 )
@@ -364,7 +363,7 @@ PROBLEM = {
 }
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(**PROBLEM, batch=st.integers(2, 8))
 @example(mean=1.0, h=1.0, p=2.0, K=0.0, L=0, batch=2)  # many ties
 def test_dearer_orders_cost_more(mean, h, p, K, L, batch):
@@ -390,7 +389,7 @@ def test_dearer_orders_cost_more(mean, h, p, K, L, batch):
 both = st.tuples
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(
     mean=both(st.floats(0.2, 4), st.floats(0.2, 4)),
     h=both(st.floats(0.3, 3), st.floats(0.3, 3)),

@@ -26,7 +26,7 @@ _FIRST_REACH, _MAX_REACH = 16, 1024
 # A fall below the grid less frequent than this is lost in rounding, as is a demand less likely.
 _NEVER, _NEGLIGIBLE = 1e-12, 1e-18
 # Stocks from which a fall below the grid is more likely than this are left out of the table.
-_RARELY = 1e-9
+_RARELY = 1e-8
 # Changes of this fraction of the values are rounding errors.
 _ROUNDING = 1e-15
 _MAX_ROUNDS = 1000
