@@ -29,7 +29,6 @@ from hpo_torchrl.envs.pieces import ActionPieces
 from hpo_torchrl.modules import HybridPolicy, RulePolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory.features import (
-    FEATURES,
     AllUnitsDiscount,
     Feature,
     FixedCost,
@@ -202,7 +201,7 @@ def test_the_hybrid_form_of_a_feature_equals_the_original(name, dtype, n):
 
 
 def test_every_feature_is_certified():
-    assert set(VARIANTS) - {"several"} == set(FEATURES)
+    assert set(VARIANTS) - {"several"} == set(Feature.KINDS)
 
 
 @pytest.mark.parametrize("n", [1, 3])

@@ -35,18 +35,19 @@ def run_train(monkeypatch, capsys, *arguments):
 
 
 def test_two_modes_are_compared_with_the_optimum(tmp_path, monkeypatch, capsys):
-    shown = run_train(monkeypatch, capsys, "env=switched_lqr", f"output_dir={tmp_path / 'run'}")
+    settings = ["env=switched_lqr", "env.horizon=9"]
+    shown = run_train(monkeypatch, capsys, *settings, f"output_dir={tmp_path / 'run'}")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["gap"] == pytest.approx(summary["test_cost"] / summary["optimal_cost"] - 1)
     assert summary["baseline_costs"]["best fixed mode"] > summary["optimal_cost"]
     assert sum(summary["mode_shares"]) == pytest.approx(1.0, abs=1e-3)
     assert "best fixed mode" in shown
-    assert summary["env_steps"] == 3 * 8 * 20  # a batch is an episode
+    assert summary["env_steps"] == 3 * 8 * 9  # a batch is an episode
     assert not (tmp_path / "run" / "policy.png").exists()  # three dimensions have no plane
 
 
 def test_more_modes_are_compared_with_bounds(tmp_path, monkeypatch, capsys):
-    settings = ["env=switched_lqr", "env.dim=4", "env.num_modes=3"]
+    settings = ["env=switched_lqr", "env.dim=4", "env.num_modes=3", "env.horizon=12"]
     shown = run_train(monkeypatch, capsys, *settings, f"output_dir={tmp_path / 'run'}")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["optimal_cost"] is summary["gap"] is None
@@ -154,8 +155,8 @@ def test_one_mode_learns_the_riccati_feedback():
     env = make(num_modes=1, batch_size=64, seed=0, dtype=torch.float32)
     torch.manual_seed(0)
     hpo = build(env, learning_rate=1e-2, adam_betas=(0.9, 0.95), max_grad_norm=0.5)
-    for update in range(200):
-        hpo.anneal(update / 200)
+    for update in range(120):
+        hpo.anneal(update / 120)
         hpo.iterate()
     test = Evaluation(make(num_modes=1, batch_size=128, dtype=torch.float32), num_steps=6, seed=5)
     optimum = Evaluation(test.env, num_steps=1, seed=5).reference().optimal_cost

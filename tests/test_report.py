@@ -17,7 +17,7 @@ import torch
 import yaml
 from scipy import stats
 
-from hpo_torchrl.problems.inventory.picture import InventoryPolicyView, plot_inventory_policy
+from hpo_torchrl.problems.inventory.reference import InventoryPolicyView, plot_inventory_policy
 from hpo_torchrl.reporting import format_summary, plot_learning_curve
 from hpo_torchrl.reporting.groups import find_sizes, group_runs
 from hpo_torchrl.reporting.report import main

@@ -21,7 +21,7 @@ from hpo_torchrl.experiments.config import compose_config
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import SwitchedLQREnv
 from hpo_torchrl.problems.switched_lqr import fixed_mode_cost, switched_lqr_optimum
-from hpo_torchrl.problems.switched_lqr.system import uncontrollable_growth
+from hpo_torchrl.problems.switched_lqr.system import System
 
 EXAMPLE = {
     "A": [[[2, 1], [0, 1]], [[2, 1], [0, 0.5]]],
@@ -76,23 +76,7 @@ def slow_play(A, B, Q, R, x, modes, inputs, noise, limit):
 # -- the environment -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {},
-        {"batch_size": 4, "horizon": 2, "dtype": torch.float64},
-        {"batch_size": (2, 3), "process_noise": 0.5, "observe_time": False},
-    ],
-    ids=str,
-)
-def test_specs_hold(arguments):
-    for matrices in (tuple(EXAMPLE.values()), recipe_matrices(4, 3)):
-        env = SwitchedLQREnv(*matrices, **arguments, seed=0)
-        check_env_specs(env, break_when_any_done="both")
-        assert env.reward_spec.dtype == arguments.get("dtype", torch.float32)
-
-
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     sizes=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4)),
     batch=st.lists(st.integers(1, 3), max_size=2),
@@ -116,6 +100,8 @@ def test_any_sizes_make_a_sound_environment(
         dtype=dtype,
         seed=seed,
     )
+    check_env_specs(env, break_when_any_done="both")
+    assert env.reward_spec.dtype == dtype
     rollout = env.rollout(7, break_when_any_done=False)
     assert rollout["x"].shape == (*batch, 7, n)
     assert rollout["observation"].shape == (*batch, 7, n + observe_time)
@@ -143,15 +129,6 @@ def test_dynamics_follow_the_equations(sizes, noise):
         slow = slow_play(*matrices, *inputs_b, limit=12.0)
         np.testing.assert_allclose(states[b], slow[0], rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(rewards[b], slow[1], rtol=1e-10)
-
-
-def test_every_mode_drives_its_own_matrices():
-    A, B, Q, R = (torch.tensor(matrix) for matrix in random_system(4, 3, 2, seed=3))
-    env = env_of((A, B, Q, R), batch_size=4)
-    x, u = torch.ones(4, 3).double(), torch.ones(4, 1, 2).double()
-    states, rewards = play(env, x, torch.arange(4).unsqueeze(-1), u)
-    torch.testing.assert_close(states[:, 0], A.sum(-1) + B.sum(-1))
-    torch.testing.assert_close(rewards[:, 0], -(Q.sum((1, 2)) + R.sum((1, 2))))
 
 
 @pytest.mark.parametrize("equal", [False, True])
@@ -317,11 +294,9 @@ def test_the_policy_follows_each_systems_own_step_and_type():
     assert td["action", "continuous"].dtype == torch.float32
     assert not td["action", "continuous"][2].any()  # nothing is charged after the last step
     for i, horizon in enumerate((6, 3, 1)):
-        mode, u = switched_lqr_optimum(*matrices, horizon).with_steps_to_go(
-            x[i : i + 1].double(), horizon
-        )
+        mode, u = switched_lqr_optimum(*matrices, horizon).decide(x[i], torch.zeros(1).long())
         assert mode == td["action", "discrete"][i]
-        torch.testing.assert_close(u[0].float(), td["action", "continuous"][i], atol=1e-6, rtol=0)
+        torch.testing.assert_close(u, td["action", "continuous"][i], atol=1e-6, rtol=0)
 
 
 def test_a_fixed_mode_tends_to_the_algebraic_riccati_equation():
@@ -341,10 +316,10 @@ def test_a_fixed_mode_tends_to_the_algebraic_riccati_equation():
 def test_reference_values(n, expected):
     env = env_of(recipe_matrices(n, 2), batch_size=4096)
     x0 = env.reset()["x"]
-    optimum = switched_lqr_optimum(*recipe_matrices(n, 2), 20)
+    optimum = switched_lqr_optimum(*recipe_matrices(n, 2), 20, 1e-3)
     cost = optimum.cost(x0).mean().item() / 20
     assert cost == pytest.approx(expected, rel=0.03)
-    assert abs(optimum.width(x0[:64])) < 1e-9
+    assert 0 <= optimum.width(x0[:64]) < 1e-3
     excess = fixed_mode_cost(*recipe_matrices(n, 2), 20, x0).mean(-1).min().item() / 20 / cost - 1
     assert 0.27 < excess < 0.48
 
@@ -433,15 +408,18 @@ def test_bad_input_of_an_optimum_is_named():
 
 
 def test_what_counts_as_uncontrollable_growth():
+    def growth(A, B):
+        return System.of(A, B, EYE, [[1]]).uncontrollable_growth()
+
     diagonal = np.array([np.diag([1.5, 3.0]), np.diag([2.0, 0.1])])
     first, second, none = np.array([[[1.0], [0]]] * 2), np.array([[[0.0], [1]]] * 2), 0 * EYE[:, :1]
-    assert uncontrollable_growth(diagonal, first) == pytest.approx(0.1)  # mode 1 shrinks it
-    assert uncontrollable_growth(diagonal, second) == pytest.approx(1.5)
-    assert uncontrollable_growth(diagonal, np.array([none] * 2)) == pytest.approx(1.5)
+    assert growth(diagonal, first) == pytest.approx(0.1)  # mode 1 shrinks it
+    assert growth(diagonal, second) == pytest.approx(1.5)
+    assert growth(diagonal, np.array([none] * 2)) == pytest.approx(1.5)
     # Each mode reaches one coordinate alone: neither is stabilisable, switching between them is.
-    assert uncontrollable_growth(diagonal, np.stack([first[0], second[0]])) == 0.0
+    assert growth(diagonal, np.stack([first[0], second[0]])) == 0.0
     # Reached through another coordinate, or by switching only.
     chain = np.array([[[2.0, 1], [0, 2]]])
-    assert uncontrollable_growth(chain, second[:1]) == 0.0
-    assert uncontrollable_growth(chain, first[:1]) == pytest.approx(2.0)
-    assert uncontrollable_growth(np.stack([2 * EYE, chain[0]]), second) == 0.0
+    assert growth(chain, second[:1]) == 0.0
+    assert growth(chain, first[:1]) == pytest.approx(2.0)
+    assert growth(np.stack([2 * EYE, chain[0]]), second) == 0.0

@@ -28,7 +28,7 @@ from hpo_torchrl.experiments.seeds import train_seeds
 from hpo_torchrl.modules import HybridPolicy, make_value_network, replicate
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Traces, optimal_s_S
-from hpo_torchrl.problems.inventory.picture import view_inventory_policy
+from hpo_torchrl.problems.inventory.reference import view_inventory_policy
 from hpo_torchrl.training import (
     Callback,
     Checkpoint,

@@ -5,30 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hpo_torchrl.core.checks import (
-    check_bool,
-    check_choice,
-    check_dtype,
-    check_int,
-    per_item,
-)
+from hpo_torchrl.core.checks import check_bool, check_choice, check_dtype, check_int, per_item
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.envs.pieces import Breakpoint, Gap
 from hpo_torchrl.problems.inventory.demand import Demand, make_demand
-from hpo_torchrl.problems.inventory.features import FEATURES, Feature
+from hpo_torchrl.problems.inventory.features import Feature
 from hpo_torchrl.problems.inventory.instances import STARTS, from_file, heterogeneous
 from hpo_torchrl.problems.inventory.ordering import Ordering, make_features
-from hpo_torchrl.problems.inventory.picture import describe_inventory
 from hpo_torchrl.problems.inventory.record import Record
-from hpo_torchrl.problems.inventory.reference import inventory_reference
+from hpo_torchrl.problems.inventory.reference import describe_inventory, inventory_reference
 from hpo_torchrl.problems.inventory.rules import (
     OrderUpToPolicy,
     PeriodicPolicy,
@@ -99,6 +91,8 @@ class InventoryEnv(DifferentiableEnv):
 
     Attributes:
         pieces: the pieces of the quantity; ``None`` in the original form.
+        breakpoints, gaps, cut_per_item: what :func:`~hpo_torchrl.envs.hybridize` asks of it; see
+            :class:`~hpo_torchrl.problems.inventory.ordering.Ordering`.
         order_interval: economic order interval in periods; states start and quantities are scaled
             by it.
         recorded: whether demand is one record for all env instances, to which rules can be tuned.
@@ -184,24 +178,22 @@ class InventoryEnv(DifferentiableEnv):
             horizon=demand.horizon,
             horizon_terminates=False,
             batch_size=() if demand.batch_size is None else demand.batch_size,
-            device=device,
-            dtype=dtype,
             seed=seed,
+            **place,
         )
         self.num_items, self.lead_time, self.order_interval = n, lead_time, order_interval
-        self.demand, self.ordering, self.pieces = demand, orders, pieces
-        self.demand_mean, self.num_periods = mean, demand.num_periods
+        self.demand, self.demand_mean, self.num_periods = demand, mean, demand.num_periods
         self.recorded = isinstance(demand, Record) and demand.record.ndim == 2
         if isinstance(demand, Record):
             self.record, self.train_periods = demand.record, demand.train_periods
-            self.items, self.span = demand.items, demand.span
+        self.ordering, self.pieces, self.features = orders, pieces, orders.features
+        self.breakpoints, self.gaps = orders.breakpoints, orders.gaps
+        self.cut_per_item, self.suppliers = orders.cut_per_item, orders.suppliers
         self.holding_cost, self.shortage_cost = holding, shortage
         self.procurement_cost, self.fixed_cost = procurement, orders.fixed_cost
-        self.features, self.suppliers = orders.features, orders.suppliers
         self.lost_sales, self.cost_units, self.start = orders.lost_sales, float(n), initial_state
-        self._slot_mean = mean.repeat_interleave(slots)
-        self._arguments = arguments
-        if hybrid and not {type(f) for f in chosen} <= set(FEATURES.values()):
+        self._slot_mean, self._arguments = mean.repeat_interleave(slots), arguments
+        if hybrid and any(type(f).__module__ != Feature.__module__ for f in chosen):
             refuse_jumps(self, "method breakpoints of the feature")
 
     heterogeneous = classmethod(heterogeneous)
@@ -218,7 +210,7 @@ class InventoryEnv(DifferentiableEnv):
         self, inventory: Tensor, placed: tuple[Tensor, Tensor, Tensor], noise: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Serve one period of demand, given what :meth:`Ordering.placed` says of the action."""
-        order, ordering, supplier = placed
+        order, _, supplier = placed
         on_hand, *pipeline = inventory.unbind(-1)
         level = on_hand - noise
         if self.lead_time == 0:
@@ -228,17 +220,18 @@ class InventoryEnv(DifferentiableEnv):
             + self.shortage_cost * (-level).clamp_min(0.0)
             + self.procurement_cost * order
         ).sum(-1)
-        reward = -self.ordering.charge(cost, order, ordering, supplier)
-        reward = self.ordering.earn(reward, on_hand, noise)
-        level = self.ordering.carried_over(level)
+        reward = self.ordering.reward(cost, placed, on_hand, noise)
+        for feature in self.features:
+            level = feature.carried_over(level)
+        later = pipeline
+        if self.lead_time > 0:
+            last = order if self.suppliers is None else torch.zeros_like(order)
+            arriving, *later = [*pipeline, last]
+            level = level + arriving
+        after = torch.stack([level, *later], -1)
         if self.suppliers is not None:
-            arriving, *later = [*pipeline, torch.zeros_like(order)]
-            after = torch.stack([level + arriving, *later], -1)
-            return after + self.suppliers.arriving(order, supplier), reward
-        if self.lead_time == 0:
-            return level.unsqueeze(-1), reward
-        arriving, *later = [*pipeline, order]
-        return torch.stack([level + arriving, *later], -1), reward
+            after = after + self.suppliers.arriving(order, supplier)
+        return after, reward
 
     def observe(self, state: State) -> Tensor:
         """Return the inventory in periods of mean demand, then what the demand shows, flat."""
@@ -268,19 +261,6 @@ class InventoryEnv(DifferentiableEnv):
         arguments = self._arguments | {"device": self.device, "seed": 0, "hybrid": False}
         return type(self)(**arguments)
 
-    @property
-    def cut_per_item(self) -> bool:
-        """Whether every item has breakpoints of its own."""
-        return self.ordering.cut_per_item
-
-    def breakpoints(self) -> list[Breakpoint]:
-        """Return the breakpoints of all features, merged."""
-        return self.ordering.breakpoints()
-
-    def gaps(self) -> list[Gap]:
-        """Return the quantities that do what another one does."""
-        return self.ordering.gaps()
-
     def heuristic_action(self, observation: Tensor) -> dict[str, Tensor]:
         """Return the original's action: up to the rough S when the lead time is not covered.
 
@@ -298,9 +278,7 @@ class InventoryEnv(DifferentiableEnv):
         action = self.heuristic_action(observation)
         if self.ordering.simple:  # without asking whether the quantity is offered: no waiting
             return (action["continuous"].sum(-1) > 0).long()
-        return (
-            action["discrete"] if self.pieces is None else self.pieces.encoded(action)["discrete"]
-        )
+        return (action if self.pieces is None else self.pieces.encoded(action))["discrete"]
 
     # -- what is known of the problem ------------------------------------------------------------
 
@@ -327,34 +305,13 @@ class InventoryEnv(DifferentiableEnv):
         """
         if not self.ordering.simple or (self.recorded and not self.ordering.only_fixed_cost):
             return {}
-        by_total: dict[str, Callable[[], nn.Module]] = {
-            "s_S": partial(TotalDemandPolicy.best, self)
-        }
-        if self.recorded:
-            return by_total
-        return {
-            **by_total,
-            "R_S": partial(PeriodicPolicy.best, self),
-            "order_up_to": partial(OrderUpToPolicy.best, self),
-        }
+        kinds: dict[str, type[OrderUpToPolicy]] = {"s_S": TotalDemandPolicy}
+        if not self.recorded:
+            kinds |= {"R_S": PeriodicPolicy, "order_up_to": OrderUpToPolicy}
+        return {name: partial(kind.best, self) for name, kind in kinds.items()}
 
-    def reference(self, test: Test) -> Reference:
-        """Return the exact optimum, or bounds, or the cost of the best rule on a record."""
-        if self.recorded and not (self.ordering.simple and self.ordering.only_fixed_cost):
-            return Reference()
-        return inventory_reference(self, test)
-
-    def describe(
-        self,
-        policy: Any,
-        tests: Mapping[str, Test],
-        reference: Reference,
-        folder: Path | None = None,
-    ) -> dict[str, Any]:
-        """Read the learned (s, S) off the policy, and draw it; run a record's rule on all tests."""
-        if not self.ordering.simple:
-            return {}
-        return describe_inventory(self, policy, tests, reference, folder)
+    reference = inventory_reference
+    describe = describe_inventory
 
     def to(self, device: torch.device | str | int) -> InventoryEnv:
         """Move the environment, with its demand and pieces."""

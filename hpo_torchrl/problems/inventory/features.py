@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,17 +16,31 @@ from torch import Tensor
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.envs.pieces import Breakpoint, Gap
 
+# Not to order at all is a piece of its own.
+_ALONE = Breakpoint(0.0, "alone")
+
 
 class Feature:
     """A piece of an inventory problem; it does nothing until a method is overridden.
+
+    ``class Mine(Feature, name="mine")`` can also be written ``{name: mine}`` in a configuration.
 
     Quantities are ``(*B, n)``, costs ``(*B,)``; ``supplier`` ``(*B,)`` is the one that was chosen
     of :class:`Suppliers`. Breakpoints are those of the *total* quantity where ``joint``, else of
     each item's.
     """
 
+    KINDS: ClassVar[dict[str, type[Feature]]] = {}
     #: Whether it depends on the quantities by their total (of a single item that is the same).
     joint = True
+    #: What the smallest order costs.
+    fixed_cost = 0.0
+    #: The smallest order that is accepted.
+    minimum = 0.0
+
+    def __init_subclass__(cls, name: str | None = None) -> None:
+        if name is not None:
+            cls.KINDS[name] = cls
 
     def breakpoints(self) -> list[Breakpoint]:
         """Quantities at which the feature jumps, or its slope does."""
@@ -55,13 +70,8 @@ class Feature:
         """Return the income of a period, ``(*B,)``."""
         return 0.0
 
-    @property
-    def fixed_cost(self) -> float:
-        """What the smallest order costs."""
-        return 0.0
 
-
-class FixedCost(Feature):
+class FixedCost(Feature, name="fixed_cost"):
     r"""A cost of ordering at all: :math:`K\,1\{\sum_i q_i > 0\}`.
 
     Args:
@@ -69,23 +79,18 @@ class FixedCost(Feature):
     """
 
     def __init__(self, cost: float) -> None:
-        self.cost = check_float("FixedCost.cost", cost, minimum=0.0)
+        self.cost = self.fixed_cost = check_float("FixedCost.cost", cost, minimum=0.0)
 
     def breakpoints(self) -> list[Breakpoint]:
         """No order stands alone."""
-        return [Breakpoint(0.0, "alone")]
+        return [_ALONE]
 
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """K where anything is ordered."""
         return self.cost * (quantity.sum(-1) > 0).to(quantity.dtype)
 
-    @property
-    def fixed_cost(self) -> float:
-        """K."""
-        return self.cost
 
-
-class ItemFixedCost(FixedCost):
+class ItemFixedCost(FixedCost, name="item_fixed_cost"):
     r"""A cost for each item that is ordered: :math:`\sum_i k\,1\{q_i > 0\}`.
 
     Args:
@@ -99,7 +104,7 @@ class ItemFixedCost(FixedCost):
         return self.cost * (quantity > 0).to(quantity.dtype).sum(-1)
 
 
-class MinimumOrder(Feature):
+class MinimumOrder(Feature, name="minimum_order"):
     r"""An order below the minimum is not accepted: :math:`a_i = q_i\,1\{q_i \ge Q\}`.
 
     Args:
@@ -113,7 +118,7 @@ class MinimumOrder(Feature):
 
     def breakpoints(self) -> list[Breakpoint]:
         """No order stands alone; the minimum itself is accepted."""
-        return [Breakpoint(0.0, "alone"), Breakpoint(self.minimum)]
+        return [_ALONE, Breakpoint(self.minimum)]
 
     def gaps(self) -> list[Gap]:
         """Less than the minimum does what nothing does."""
@@ -144,12 +149,14 @@ class _Schedule(Feature):
         return [Breakpoint(at) for at in self.breaks]
 
     def _value_at(self, total: Tensor) -> Tensor:
-        breaks = torch.tensor(self.breaks, dtype=total.dtype, device=total.device)
-        values = torch.tensor(self.values, dtype=total.dtype, device=total.device)
+        breaks, values = (
+            torch.tensor(row, dtype=total.dtype, device=total.device)
+            for row in (self.breaks, self.values)
+        )
         return values[torch.bucketize(total.detach(), breaks, right=True)]
 
 
-class AllUnitsDiscount(_Schedule):
+class AllUnitsDiscount(_Schedule, name="all_units_discount"):
     r"""From a break on, *all* units have the lower price: :math:`v_j\,q` for :math:`b_j \le q`.
 
     With :math:`q = \sum_i q_i` and j the last break that q reaches; the cost drops at a break.
@@ -168,7 +175,7 @@ class AllUnitsDiscount(_Schedule):
         return self._value_at(total) * total
 
 
-class IncrementalDiscount(_Schedule):
+class IncrementalDiscount(AllUnitsDiscount, name="incremental_discount"):
     r"""Only the units beyond a break have the lower price: :math:`\int_0^q v(z)\,dz`.
 
     The cost is continuous in :math:`q = \sum_i q_i`; its slope jumps at a break.
@@ -177,9 +184,6 @@ class IncrementalDiscount(_Schedule):
         breaks: quantities at which the price changes.
         prices: price of a unit below the first break, from the first on, and so on.
     """
-
-    def __init__(self, breaks: Sequence[float], prices: Sequence[float]) -> None:
-        super().__init__(breaks, prices, "prices")
 
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The sum over the price's steps."""
@@ -190,7 +194,7 @@ class IncrementalDiscount(_Schedule):
         return cost
 
 
-class StepCost(_Schedule):
+class StepCost(_Schedule, name="step_cost"):
     r"""A fixed cost by the size of the order: :math:`K_j` for :math:`b_j \le q < b_{j+1}`, q > 0.
 
     Args:
@@ -200,23 +204,19 @@ class StepCost(_Schedule):
 
     def __init__(self, breaks: Sequence[float], costs: Sequence[float]) -> None:
         super().__init__(breaks, costs, "costs")
+        self.fixed_cost = self.values[0]
 
     def breakpoints(self) -> list[Breakpoint]:
         """No order stands alone, and costs nothing."""
-        return [Breakpoint(0.0, "alone"), *super().breakpoints()]
+        return [_ALONE, *super().breakpoints()]
 
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The cost of the step that the quantity is on."""
         total = quantity.sum(-1)
         return self._value_at(total) * (total > 0).to(total.dtype)
 
-    @property
-    def fixed_cost(self) -> float:
-        """Cost of the smallest order."""
-        return self.values[0]
 
-
-class Truckloads(Feature):
+class Truckloads(Feature, name="truckloads"):
     r"""A cost for each truck that is begun: :math:`c\,\lceil q / C \rceil`, with a fleet of N.
 
     Args:
@@ -227,17 +227,18 @@ class Truckloads(Feature):
 
     def __init__(self, capacity: float, cost: float, num_trucks: int) -> None:
         self.capacity = check_float("Truckloads.capacity", capacity, minimum=0.0, strict=True)
-        self.cost = check_float("Truckloads.cost", cost, minimum=0.0)
+        self.cost = self.fixed_cost = check_float("Truckloads.cost", cost, minimum=0.0)
         self.num_trucks = check_int("Truckloads.num_trucks", num_trucks, minimum=1)
 
     def breakpoints(self) -> list[Breakpoint]:
         """A full truck belongs to the loads below it."""
         full = [Breakpoint(self.capacity * k, "left") for k in range(1, self.num_trucks + 1)]
-        return [Breakpoint(0.0, "alone"), *full]
+        return [_ALONE, *full]
 
     def gaps(self) -> list[Gap]:
         """More than the fleet holds does what the full fleet does."""
-        return [Gap(self.capacity * self.num_trucks, float("inf"), self.capacity * self.num_trucks)]
+        most = self.capacity * self.num_trucks
+        return [Gap(most, float("inf"), most)]
 
     def delivered(self, quantity: Tensor) -> Tensor:
         """What the fleet holds."""
@@ -248,18 +249,11 @@ class Truckloads(Feature):
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The trucks that are begun."""
         total = quantity.sum(-1)
-        trucks = torch.zeros_like(total)
-        for k in range(self.num_trucks):  # compared as the breakpoints are, to the last bit
-            trucks = trucks + (total > self.capacity * k).to(total.dtype)
-        return self.cost * trucks
-
-    @property
-    def fixed_cost(self) -> float:
-        """The first truck."""
-        return self.cost
+        begun = [total > self.capacity * k for k in range(self.num_trucks)]
+        return self.cost * torch.stack(begun).sum(0).to(total.dtype)
 
 
-class Suppliers(Feature):
+class Suppliers(Feature, name="suppliers"):
     r"""A choice of supplier s, a discrete action of its own: price :math:`v_s\,q`, lead time L_s.
 
     Args:
@@ -283,10 +277,11 @@ class Suppliers(Feature):
         self.lead_times = [check_int("Suppliers.lead_times", L, minimum=1) for L in lead_times]
         self.prices = [check_float("Suppliers.prices", v, minimum=0.0) for v in prices]
         self.costs = [check_float("Suppliers.fixed_costs", K, minimum=0.0) for K in fixed_costs]
+        self.fixed_cost = min(self.costs)
 
     def breakpoints(self) -> list[Breakpoint]:
         """No order stands alone where one costs something."""
-        return [Breakpoint(0.0, "alone")] if any(self.costs) else []
+        return [_ALONE] if any(self.costs) else []
 
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """Price and fixed cost of the supplier."""
@@ -300,13 +295,8 @@ class Suppliers(Feature):
         arrival = torch.nn.functional.one_hot(slots, max(self.lead_times))
         return order.unsqueeze(-1) * arrival.to(order.dtype).unsqueeze(-2)
 
-    @property
-    def fixed_cost(self) -> float:
-        """The least fixed cost."""
-        return min(self.costs)
 
-
-class LostSales(Feature):
+class LostSales(Feature, name="lost_sales"):
     r"""Unmet demand is lost: :math:`y^+` is carried over, :math:`\min(D, x^+)` is sold."""
 
     def carried_over(self, level: Tensor) -> Tensor:
@@ -318,7 +308,7 @@ class LostSales(Feature):
         return torch.minimum(demand, available.clamp_min(0.0))
 
 
-class Profit(Feature):
+class Profit(Feature, name="profit"):
     r"""The objective is profit: income :math:`\sum_i \pi\,\text{sold}_i` less all costs.
 
     Without :class:`LostSales` all demand is sold in the end, and is counted when it occurs.
@@ -333,17 +323,3 @@ class Profit(Feature):
     def revenue(self, sold: Tensor) -> Tensor:
         """The price of what is sold."""
         return self.price * sold.sum(-1)
-
-
-FEATURES: dict[str, type[Feature]] = {
-    "fixed_cost": FixedCost,
-    "item_fixed_cost": ItemFixedCost,
-    "minimum_order": MinimumOrder,
-    "all_units_discount": AllUnitsDiscount,
-    "incremental_discount": IncrementalDiscount,
-    "step_cost": StepCost,
-    "truckloads": Truckloads,
-    "suppliers": Suppliers,
-    "lost_sales": LostSales,
-    "profit": Profit,
-}

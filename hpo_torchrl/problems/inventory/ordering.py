@@ -11,14 +11,7 @@ from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.envs.differentiable import Action
 from hpo_torchrl.envs.pieces import ActionPieces, Breakpoint, Gap, Pieces
 from hpo_torchrl.problems.inventory.demand import from_mapping
-from hpo_torchrl.problems.inventory.features import (
-    FEATURES,
-    Feature,
-    FixedCost,
-    LostSales,
-    MinimumOrder,
-    Suppliers,
-)
+from hpo_torchrl.problems.inventory.features import Feature, FixedCost, LostSales, Suppliers
 
 
 class Ordering:
@@ -32,6 +25,11 @@ class Ordering:
 
     Attributes:
         suppliers: the choice of supplier, if there is one.
+        lost_sales: whether unmet demand is lost.
+        least: the smallest order that is accepted.
+        fixed_cost: what the smallest order costs.
+        only_fixed_cost: whether an order costs nothing besides its units and the joint fixed cost.
+        cut_per_item: whether every item has breakpoints of its own.
         pieces: the pieces of the quantity; ``None`` in the original form.
         simple: whether only the joint fixed cost jumps: then d = 1{q > 0}, the projection of q is
             d max(q, 0), and policies need no ends of their own.
@@ -43,38 +41,28 @@ class Ordering:
     def __init__(
         self, features: Sequence[Feature], num_items: int, *, hybrid: bool = True, **place: Any
     ) -> None:
-        self.features, self.num_items = tuple(features), num_items
+        self.features = tuple(features)
         self.fixed_cost = float(sum(feature.fixed_cost for feature in features))
         self.lost_sales = any(isinstance(f, LostSales) for f in features)
-        self.least = max((f.minimum for f in features if isinstance(f, MinimumOrder)), default=0.0)
+        self.least = max((feature.minimum for feature in features), default=0.0)
         self.suppliers = next((f for f in features if isinstance(f, Suppliers)), None)
-        choices = 1 if self.suppliers is None else len(self.suppliers.lead_times)
+        self.only_fixed_cost = {type(f) for f in features} <= {FixedCost, LostSales}
+        jumping = [feature for feature in features if feature.breakpoints()]
+        self.cut_per_item = num_items > 1 and not all(feature.joint for feature in jumping)
+        self.num_discrete = 1 if self.suppliers is None else len(self.suppliers.lead_times)
         self.pieces: ActionPieces | None = None
-        self.num_discrete, self.simple = choices, False
+        self.simple = False
         if hybrid:
             cut = Pieces.cut(self.breakpoints(), low=0.0).without(self.gaps())
-            self.pieces = ActionPieces(
-                cut, num_items, per_item=self.cut_per_item, choices=choices, **place
-            )
-            self.num_discrete = choices * self.pieces.num_discrete
-            jumping = {type(feature) for feature in features if feature.breakpoints()}
-            self.simple = jumping == {FixedCost} and self.suppliers is None
-        # A method is called only where a feature has one of its own.
+            sizes = {"per_item": self.cut_per_item, "choices": self.num_discrete}
+            self.pieces = ActionPieces(cut, num_items, **sizes, **place)
+            self.num_discrete *= self.pieces.num_discrete
+            self.simple = {type(f) for f in jumping} == {FixedCost} and self.suppliers is None
         self._joint_cost = float(sum(f.cost for f in features if type(f) is FixedCost))
-        self._order_cost = _own([f for f in features if type(f) is not FixedCost], "order_cost")
-        self._delivered, self._carried_over, self._sold, self._revenue = (
-            _own(features, name) for name in ("delivered", "carried_over", "sold", "revenue")
-        )
-
-    @property
-    def only_fixed_cost(self) -> bool:
-        """Whether an order costs nothing besides its units and the joint fixed cost."""
-        return all(type(feature) in (FixedCost, LostSales) for feature in self.features)
-
-    @property
-    def cut_per_item(self) -> bool:
-        """Whether every item has breakpoints of its own."""
-        return self.num_items > 1 and not all(f.joint or not f.breakpoints() for f in self.features)
+        # Nothing is added for a feature that has no cost or income of its own.
+        others = [f for f in features if type(f) is not FixedCost]
+        self._costing = [f for f in others if type(f).order_cost is not Feature.order_cost]
+        self._earning = [f for f in others if type(f).revenue is not Feature.revenue]
 
     def breakpoints(self) -> list[Breakpoint]:
         """Return the breakpoints of all features."""
@@ -105,32 +93,24 @@ class Ordering:
 
     def delivered(self, quantity: Tensor) -> Tensor:
         """Return what is delivered of an order, ``(*B, n)``."""
-        for delivered in self._delivered:
-            quantity = delivered(quantity)
+        for feature in self.features:
+            quantity = feature.delivered(quantity)
         return quantity
 
-    def charge(self, cost: Tensor, order: Tensor, ordering: Tensor, supplier: Tensor) -> Tensor:
-        """Add what a delivered order costs, ``(*B,)``."""
+    def reward(
+        self, cost: Tensor, placed: tuple[Tensor, Tensor, Tensor], available: Tensor, demand: Tensor
+    ) -> Tensor:
+        """Return the income of a period less all costs, those of the order added, ``(*B,)``."""
+        order, ordering, supplier = placed
         cost = cost + self._joint_cost * ordering
-        for order_cost in self._order_cost:
-            cost = cost + order_cost(order, supplier)
-        return cost
-
-    def earn(self, reward: Tensor, available: Tensor, demand: Tensor) -> Tensor:
-        """Add the income of a period, ``(*B,)``."""
-        if self._revenue:
-            sold = demand
-            for sell in self._sold:
-                sold = sell(available, demand, sold)
-            for revenue in self._revenue:
-                reward = reward + revenue(sold)
+        for feature in self._costing:
+            cost = cost + feature.order_cost(order, supplier)
+        reward, sold = -cost, demand
+        for feature in self.features if self._earning else ():
+            sold = feature.sold(available, demand, sold)
+        for feature in self._earning:
+            reward = reward + feature.revenue(sold)
         return reward
-
-    def carried_over(self, level: Tensor) -> Tensor:
-        """Return what is left of the stock at the end of a period, ``(*B, n)``."""
-        for carried_over in self._carried_over:
-            level = carried_over(level)
-        return level
 
 
 def make_features(
@@ -162,24 +142,15 @@ def make_features(
         )
     example = "{name: fixed_cost, cost: 64}"
     found = [
-        e if isinstance(e, Feature) else from_mapping("features", e, FEATURES, example)
+        e if isinstance(e, Feature) else from_mapping("features", e, Feature.KINDS, example)
         for e in entries
     ]
-    kinds = [type(feature) for feature in found]
-    if lost_sales and LostSales not in kinds:
+    if lost_sales and not any(type(feature) is LostSales for feature in found):
         found.append(LostSales())
-    twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
-    if twice is not None:
-        raise ValueError(
-            f"features must be of different kinds, got {twice.__name__} twice; put both into one."
-        )
+    kinds = [type(feature).__name__ for feature in found]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise ValueError(
+                f"features must be of different kinds, got {kind} twice; put both into one."
+            )
     return found
-
-
-def _own(features: Sequence[Feature], name: str) -> tuple[Any, ...]:
-    """Return a method of all features that have one of their own."""
-    return tuple(
-        getattr(feature, name)
-        for feature in features
-        if getattr(type(feature), name) is not getattr(Feature, name)
-    )

@@ -1,13 +1,19 @@
-"""What the best inventory policy costs, where it is known."""
+"""What the best inventory policy costs, where it is known, and what a learned one looks like."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from hpo_torchrl.core.figures import BLUE, GREEN, ORANGE, new_figure, save_figure
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.problems.inventory.features import FixedCost, ItemFixedCost, Profit
 from hpo_torchrl.problems.inventory.optima.items import Items
@@ -17,12 +23,14 @@ from hpo_torchrl.problems.inventory.optima.joint_replenishment import (
 )
 from hpo_torchrl.problems.inventory.optima.lost_sales import lost_sales_optimum
 from hpo_torchrl.problems.inventory.optima.order_cost import OrderCost, order_cost_optimum
-from hpo_torchrl.problems.inventory.optima.s_S import optimal_s_S
+from hpo_torchrl.problems.inventory.optima.s_S import optimal_s_S, s_S_cost
 from hpo_torchrl.problems.inventory.rules import PeriodicPolicy, TotalDemandPolicy
 
 # Items up to which a grid of all positions is solved in seconds where each item in an order has a
 # cost of its own. With a joint cost alone, joint_replenishment_optimum draws the line itself.
 _EXACT_ITEMS = 2
+# Steps of the simulation and points of the grid on which a policy is looked at.
+_STEPS, _GRID = 100, 2000
 
 
 def inventory_reference(env: Any, test: Test) -> Reference:
@@ -42,7 +50,7 @@ def inventory_reference(env: Any, test: Test) -> Reference:
     Returns:
         The reference, per item and period; all ``None`` where nothing is known.
     """
-    if env.recorded:
+    if env.recorded and env.ordering.simple and env.ordering.only_fixed_cost:
         policy = TotalDemandPolicy.best(env)
         cost = test.run(policy).mean
         # The same starts and the same demand: no sampling error of the test is in the comparison.
@@ -56,10 +64,10 @@ def inventory_reference(env: Any, test: Test) -> Reference:
 
 
 def _stationary_reference(env: Any) -> Reference:
-    n, L, features = env.num_items, env.lead_time, env.features
+    n, L = env.num_items, env.lead_time
     rows = (env.demand_mean, env.holding_cost, env.shortage_cost)
     mean, h, p = (row.double().tolist() for row in rows)
-    price = sum(f.price for f in features if isinstance(f, Profit))
+    price = sum(f.price for f in env.features if isinstance(f, Profit))
     income = price * sum(mean)
     # Backlogged demand is all bought in the end, whatever the policy.
     bought = float((env.demand_mean * env.procurement_cost).double().sum())
@@ -67,16 +75,22 @@ def _stationary_reference(env: Any) -> Reference:
     def per_item(cost: float) -> float:
         return (cost + bought - income) / n
 
-    if all(type(f) in (FixedCost, ItemFixedCost, Profit) for f in features):
-        joint = _total(features, FixedCost)
-        minor = _total(features, ItemFixedCost)
-        if not env.lost_sales and n == 1:
+    if not env.lost_sales and {type(f) for f in env.features} <= {FixedCost, ItemFixedCost, Profit}:
+        joint, minor = (
+            float(sum(f.cost for f in env.features if type(f) is kind))
+            for kind in (FixedCost, ItemFixedCost)
+        )
+        if n == 1:
             found = optimal_s_S(mean[0], h[0], p[0], joint + minor, L)
             S = round(float(found.policy.S))
             details = {"optimal_s": S - round(found.policy.Q), "optimal_S": S}
             return Reference(optimal_cost=per_item(found.cost), details=details)
-        if not env.lost_sales and (minor == 0 or n <= _EXACT_ITEMS):
-            return _joint_reference(Items(mean, h, p, joint, L), minor, per_item)
+        items = Items(mean, h, p, joint, L)
+        if minor == 0:
+            return _joint_reference(items, per_item)
+        if n <= _EXACT_ITEMS:
+            found = joint_replenishment_optimum(items, minor_costs=minor)
+            return Reference(optimal_cost=per_item(found.cost))
     if n > 1 or not all(float(at).is_integer() for at, _ in env.breakpoints()):
         return Reference()
     if env.lost_sales:
@@ -86,39 +100,179 @@ def _stationary_reference(env: Any) -> Reference:
     return Reference(optimal_cost=found.cost - income)
 
 
-def _joint_reference(items: Items, minor: float, per_item: Any) -> Reference:
-    if minor > 0:
-        found = joint_replenishment_optimum(items, minor_costs=minor)
-        return Reference(optimal_cost=per_item(found.cost))
+def _joint_reference(items: Items, per_item: Any) -> Reference:
     rules = {
         "(Q, S) rule": per_item(TotalDemandPolicy.optimum(items).cost),
         "(R, S) rule": per_item(PeriodicPolicy.optimum(items).cost),
     }
+    bound = None
     with contextlib.suppress(ValueError):  # too many items or positions
         optimum = per_item(joint_replenishment_optimum(items).cost)
         return Reference(optimal_cost=optimum, baselines=rules)
-    bound = None
     with contextlib.suppress(ValueError):
         bound = per_item(joint_replenishment_lower_bound(items)[0])
     return Reference(lower_bound=bound, upper_bound=min(rules.values()), baselines=rules)
 
 
-def _total(features: Any, kind: Any) -> float:
-    return float(sum(f.cost for f in features if type(f) is kind))
-
-
 def _order_cost(env: Any) -> OrderCost:
     """Return the cost of ordering 0, 1, 2, ... units; infinite where they are not delivered."""
-    unit = float(env.procurement_cost.double())
 
     def cost(quantities: np.ndarray) -> np.ndarray:
         asked = torch.as_tensor(quantities, dtype=torch.float64).unsqueeze(-1)
-        given, discrete = asked, torch.zeros(len(asked), dtype=torch.int64)
-        for feature in env.features:
-            given = feature.delivered(given)
-        total = unit * given.sum(-1)
+        given, discrete = env.ordering.delivered(asked), torch.zeros(len(asked), dtype=torch.int64)
+        total = float(env.procurement_cost.double()) * given.sum(-1)
         for feature in env.features:
             total = total + feature.order_cost(given, discrete)
         return torch.where((given == asked).all(-1), total, torch.inf).numpy()
 
     return cost
+
+
+# -- a learned policy ----------------------------------------------------------------------------
+
+
+class InventoryPolicyView(NamedTuple):
+    """A policy over the inventory position (on hand plus on order), in units per item.
+
+    ``position``, ``order_probability`` and ``order_up_to`` run over a grid of states: all items
+    equally far stocked, nothing on order. ``visited_position`` and ``visited_order_up_to`` are the
+    states in which the simulated instances did order.
+    """
+
+    position: Tensor
+    order_probability: Tensor
+    order_up_to: Tensor
+    visited_position: Tensor
+    visited_order_up_to: Tensor
+
+    @property
+    def reorder_point(self) -> int | None:
+        """Learned s: the policy orders at this position and at all below on the grid."""
+        below = int((self.order_probability >= 0.5).cumprod(0).sum())
+        return round(float(self.position[below - 1])) if 0 < below < len(self.position) else None
+
+    @property
+    def order_up_to_level(self) -> int | None:
+        """Learned S: the mean position that an order reached in the simulation."""
+        reached = self.visited_order_up_to
+        return round(float(reached.mean())) if len(reached) else None
+
+
+@torch.no_grad()
+def view_inventory_policy(env, policy) -> InventoryPolicyView:
+    """Evaluate a policy on a grid of inventory positions and in a simulation.
+
+    Args:
+        env: a test environment, whose whole batch is simulated.
+        policy: the policy.
+    """
+    mean = env.demand_mean.cpu()
+    # Whole units of an average item, from two periods of backlog to the rough order-up-to level.
+    unit = float(mean.mean())
+    low, high = min(-2, round(-2 * unit)), round(1.5 * float(env.order_up_to.mean()))
+    position = torch.arange(low, high + 1, max(1, (high - low) // _GRID))
+    inventory = torch.zeros(len(position), *env.state_spec["inventory"].shape[-2:])
+    inventory[..., 0] = position.unsqueeze(-1) / unit * mean
+    inventory = inventory.to(dtype=env.float_dtype, device=env.device)
+    # Other entries of the state are at their mean over fresh instances.
+    others = [key for key in env.state_names if key not in ("inventory", "step")]
+    fresh = env.reset().reshape(-1) if others else {}
+    usual = {key: fresh[key].mean(0).expand(len(position), *fresh[key].shape[1:]) for key in others}
+    dist = policy.distribution(env.observe({"inventory": inventory, **usual}))
+    order = torch.ones(len(position), dtype=torch.int64, device=env.device)
+    reached = inventory[..., 0] + dist.mode_of(order)
+
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        run = env.rollout(_STEPS, policy, break_when_any_done=False)
+    ordered = run["action", "discrete"] == 1
+    before = run["inventory"].sum(-1)[ordered]
+    after = before + run["action", "continuous"][ordered].clamp_min(0.0)
+    probability, *levels = dist.probs[..., 1], reached.mean(-1), before.mean(-1), after.mean(-1)
+    return InventoryPolicyView(position, probability.cpu(), *(level.cpu() for level in levels))
+
+
+def describe_inventory(
+    env: Any,
+    policy: Any,
+    tests: Mapping[str, Test],
+    reference: Reference,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Read the learned (s, S) off the policy, and draw it; run a record's rule on all tests.
+
+    Args:
+        env: the environment of the primary test.
+        policy: the policy.
+        tests: all tests by name.
+        reference: that of the primary test.
+        folder: where ``policy.png`` goes, or ``None``.
+
+    Returns:
+        For a single item with a known (s, S), ``optimal_s`` and ``optimal_S`` with the learned
+        ones and what these cost. Where demand is recorded, ``record``: for each test its counted
+        periods and the rule's cost, paired with the policy's (the same starts and demand); and the
+        ``rule``: items, Q, S.
+    """
+    if not env.ordering.simple:
+        return {}
+    view = view_inventory_policy(env, policy)
+    details = dict(reference.details)
+    if folder is not None:
+        plot_inventory_policy(folder / "policy.png", view, **details)
+    if details:
+        s, S = view.reorder_point, view.order_up_to_level
+        details |= {"learned_s": s, "learned_S": S, "learned_rule_cost": None}
+        if s is not None and S is not None and s < S:
+            costs = (env.demand_mean, env.holding_cost, env.shortage_cost)
+            mean, holding, shortage = (float(value) for value in costs)
+            cost = s_S_cost(s, S, mean, holding, shortage, env.fixed_cost, env.lead_time)
+            details["learned_rule_cost"] = cost + mean * float(env.procurement_cost)
+    if env.recorded and tests and (rule := reference.policy) is not None:
+        details["rule"] = {"items": env.demand.items, "Q": rule.Q, "S": rule.S.tolist()}
+        details["record"] = {
+            name: {
+                "periods": test.env.demand.span(test.skip, test.num_steps),
+                "rule_cost": test.run(rule).mean,
+            }
+            for name, test in tests.items()
+        }
+    return details
+
+
+def plot_inventory_policy(
+    path: str | Path,
+    view: InventoryPolicyView,
+    optimal_s: float | None = None,
+    optimal_S: float | None = None,
+) -> Path:
+    """Draw a policy over the inventory position: when it orders, and up to what level.
+
+    Args:
+        path: the PNG file to write.
+        view: the policy.
+        optimal_s: reorder point of the optimal rule.
+        optimal_S: order-up-to level of the optimal rule.
+
+    Returns:
+        The path.
+    """
+    figure, [[upper], [lower]] = new_figure(2)
+    upper.plot(view.position, view.order_probability, color=BLUE, linewidth=1.8)
+    upper.set(ylabel="probability of ordering", ylim=(-0.04, 1.12), title="Learned policy")
+    dots: Any = {"s": 5, "color": GREEN, "alpha": 0.4, "linewidths": 0}
+    visited, reached = view.visited_position, view.visited_order_up_to
+    lower.scatter(visited, reached, label="orders in the simulation", **dots)
+    # Where it seldom orders, the level that an order would reach is not used: drawn dotted.
+    orders = view.order_probability >= 0.5
+    for shown, style in ((orders, "-"), (~orders, ":")):
+        chosen = view.order_up_to.double().masked_fill(~shown, math.nan)
+        lower.plot(view.position, chosen, color=BLUE, linewidth=1.5, linestyle=style)
+    lower.set(ylabel="order-up-to level", xlabel="inventory position (units per item)")
+    dashed: Any = {"color": ORANGE, "linewidth": 1.2, "linestyle": "--"}
+    if optimal_s is not None:
+        upper.axvline(optimal_s, **dashed)
+        lower.axvline(optimal_s, label=f"optimal s = {optimal_s:g}", **dashed)
+    if optimal_S is not None:
+        lower.axhline(optimal_S, label=f"optimal S = {optimal_S:g}", **dashed)
+    lower.legend(frameon=False, fontsize="small")
+    return save_figure(figure, path)

@@ -49,9 +49,8 @@ class OrderUpToPolicy(RulePolicy):
         S_i is the smallest level with P(demand of L + 1 periods <= S) >= p / (h + p).
         """
         items = Items.of(env, "order_up_to")
-        rows = (items.row(i) for i in range(items.mean.size))
-        levels = [newsvendor_level((items.lead_time + 1) * mean, h, p) for mean, h, p in rows]
-        return cls(levels).to(env.device)
+        rows = zip((items.lead_time + 1) * items.mean, items.holding, items.shortage, strict=True)
+        return cls([newsvendor_level(*row) for row in rows]).to(env.device)
 
     def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
         """Order what is missing to S."""
@@ -143,8 +142,7 @@ class TotalDemandPolicy(OrderUpToPolicy):
         if isinstance(problem, RecordedItems):
             levels = np.broadcast_to(self.S.cpu().numpy(), problem.demand.shape[1:])
             return float(problem.simulate(np.array([self.Q]), levels[None])[0])
-        n = problem.mean.size
-        Q = int(whole("Q", self.Q))
+        Q, n = int(whole("Q", self.Q)), problem.mean.size
         return joint_rules.total_demand_cost(Q, self.levels(n), problem, np.ones(n))
 
     def orders(self, position: Tensor, state: tuple[Tensor, ...]) -> Tensor:
@@ -270,7 +268,7 @@ class TablePolicy(RulePolicy):
 
     def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
         """Order by the table; the discrete action says whether anything is ordered."""
-        inventory = state[0]
+        (inventory,) = state
         by_item = self.lowest.numel() == inventory.shape[-2]
         order = self.order_quantity(inventory.sum(-1) if by_item else inventory.flatten(-2))
         return (order > 0).any(-1).long(), order.to(inventory.dtype)

@@ -2,7 +2,7 @@
 
 from hpo_torchrl.problems.switched_lqr.env import SwitchedLQREnv
 from hpo_torchrl.problems.switched_lqr.optimum import SwitchedLQRPolicy, switched_lqr_optimum
-from hpo_torchrl.problems.switched_lqr.rules import FixedModePolicy, fixed_mode_cost
+from hpo_torchrl.problems.switched_lqr.system import FixedModePolicy, fixed_mode_cost
 
 __all__ = [
     "FixedModePolicy",

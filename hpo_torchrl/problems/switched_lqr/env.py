@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDict
 from torch import Tensor, nn
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl.core.checks import check_bool, check_dtype, check_float, check_int
+from hpo_torchrl.core.checks import check_bool, check_float, check_int
+from hpo_torchrl.core.figures import MODES, new_figure, save_figure
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.problems.switched_lqr.optimum import switched_lqr_reference
-from hpo_torchrl.problems.switched_lqr.picture import describe_switched_lqr
-from hpo_torchrl.problems.switched_lqr.rules import FixedModePolicy
-from hpo_torchrl.problems.switched_lqr.system import (
-    System,
-    uncontrollable_growth,
-)
+from hpo_torchrl.problems.switched_lqr.system import FixedModePolicy, System
+
+# Points along each side of a picture of the plane, and trajectories drawn over it.
+_GRID, _PATHS = 201, 12
 
 
 class SwitchedLQREnv(DifferentiableEnv):
@@ -60,10 +61,7 @@ class SwitchedLQREnv(DifferentiableEnv):
         initial_range: episodes start from x uniform in [-range, range] / sqrt(n), per coordinate.
         observe_time: whether the observation holds the time.
         state_limit: the guard.
-        batch_size: number of env instances simulated at once, an int or a shape.
-        device: where the tensors live.
-        dtype: floating-point type.
-        seed: seed of the environment's generator.
+        others: ``batch_size``, ``device``, ``dtype`` and ``seed`` of :class:`DifferentiableEnv`.
 
     Attributes:
         A, B, Q, R: the matrices, one per mode.
@@ -98,39 +96,29 @@ class SwitchedLQREnv(DifferentiableEnv):
         initial_range: float = 10.0,
         observe_time: bool = True,
         state_limit: float = 100.0,
-        batch_size: int | Sequence[int] = (),
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-        seed: int | None = None,
+        **others: Any,
     ) -> None:
-        matrices = System.of(A, B, Q, R)
-        M, n, m = matrices.B.shape
+        system = System.of(A, B, Q, R)
+        M, n, m = system.B.shape
         check_int("horizon", horizon, minimum=1)
-        check_dtype(dtype)
         check_bool("observe_time", observe_time)
         check_float("initial_range", initial_range, minimum=0.0, strict=True)
-        initial_scale = initial_range / n**0.5
-        check_float("state_limit", state_limit, minimum=0.0, strict=True)
-        _check_holdable(matrices, horizon, initial_scale, state_limit)
+        self._check_holdable(system, horizon, initial_range / n**0.5, state_limit)
         super().__init__(
             num_discrete=M,
             continuous_dim=m,
-            action_scale=torch.full((m,), initial_scale, dtype=dtype, device=device),
+            action_scale=torch.tensor(initial_range / n**0.5, dtype=torch.float64),
             state_shapes={"x": (n,)},
             observation_dim=n + observe_time,
             noise_shape=(n,),
             horizon=horizon,
             horizon_terminates=True,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            seed=seed,
+            **others,
         )
         self.process_noise = check_float("process_noise", process_noise, minimum=0.0)
-        self.initial_scale, self.state_limit = initial_scale, float(state_limit)
-        self.observe_time = observe_time
-        self.cost_units = float(n)
-        self.A, self.B, self.Q, self.R = (self._tensor(matrix) for matrix in matrices)
+        self.initial_scale, self.state_limit = initial_range / n**0.5, float(state_limit)
+        self.observe_time, self.cost_units = observe_time, float(n)
+        self.A, self.B, self.Q, self.R = (self._tensor(matrix) for matrix in system)
         self._table_A, self._table_B = _table(self.A), _table(self.B)
         self._table_Q, self._table_R = _table(self.Q), _table(self.R)
 
@@ -187,13 +175,8 @@ class SwitchedLQREnv(DifferentiableEnv):
         gains = np.full((M, n), float(weak_input))
         for mode, group in enumerate(np.array_split(np.arange(n), M)):
             gains[mode, group] = 1.0
-        return cls(
-            np.stack([A] * M),
-            gains[:, :, None] * np.eye(n),
-            np.eye(n),
-            input_cost * np.eye(n),
-            **others,
-        )
+        B = gains[:, :, None] * np.eye(n)
+        return cls(np.stack([A] * M), B, np.eye(n), input_cost * np.eye(n), **others)
 
     def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
         """Take one step; the equations stand in the class docstring.
@@ -224,10 +207,9 @@ class SwitchedLQREnv(DifferentiableEnv):
         """Return the best fixed mode."""
         return {"fixed_mode": partial(FixedModePolicy.best, self)}
 
-    def reference(self, test: Test) -> Reference:
-        """Return the exact optimum on the test's initial states, or certified bounds."""
-        return switched_lqr_reference(self, test)
+    reference = switched_lqr_reference
 
+    @torch.no_grad()
     def describe(
         self,
         policy: Any,
@@ -236,7 +218,43 @@ class SwitchedLQREnv(DifferentiableEnv):
         folder: Path | None = None,
     ) -> dict[str, Any]:
         """Say how often each mode is taken; in two dimensions, draw the plane."""
-        return describe_switched_lqr(self, policy, reference, folder)
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            run = self.rollout(self.horizon, policy, break_when_any_done=False)
+            if folder is not None and self.A.shape[-1] == 2:
+                policies = {"learned": policy, "optimal": reference.policy}
+                self._draw_plane(folder / "policy.png", policies, run[:, 0].select("x", "step"))
+        modes = run["action", "discrete"].flatten()
+        shares = torch.bincount(modes, minlength=self.num_discrete) / modes.numel()
+        return {"mode_shares": [round(share, 4) for share in shares.tolist()]}
+
+    def _draw_plane(self, path: Path, policies: dict[str, Any], start: TensorDict) -> None:
+        """Draw which mode each policy chooses in the plane, and its trajectories over it."""
+        from matplotlib.patches import Patch
+
+        policies = {title: policy for title, policy in policies.items() if policy is not None}
+        patches = [
+            Patch(color=MODES[mode % len(MODES)], alpha=0.55, label=f"mode {mode}")
+            for mode in range(self.num_discrete)
+        ]
+        colours, extent = np.array([patch.get_facecolor() for patch in patches]), self.initial_scale
+        line = torch.linspace(-extent, extent, _GRID, dtype=self.float_dtype, device=self.device)
+        x = torch.cartesian_prod(line, line).flip(-1)  # rows by the second coordinate
+        plane = {"x": x, "step": torch.zeros(len(x), 1, dtype=torch.int64, device=self.device)}
+        plane["observation"] = self.observe(plane)
+        figure, [panels] = new_figure(1, len(policies), share_x=False)
+        for axes, (title, policy) in zip(panels, policies.items(), strict=True):
+            modes = policy(TensorDict(plane, len(x)))["action", "discrete"].reshape(_GRID, _GRID)
+            first = self.reset(start.copy(), set_state=True)
+            run = self.rollout(self.horizon, policy, tensordict=first, auto_reset=False)
+            for points in run["x"][:_PATHS].cpu():
+                axes.plot(*points.mT, color="black", linewidth=0.8, alpha=0.7)
+            ends = (-extent, extent, -extent, extent)
+            axes.imshow(colours[modes.cpu()], origin="lower", extent=ends, interpolation="nearest")
+            axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$", xlim=ends[:2], ylim=ends[2:])
+            axes.grid(visible=False)
+        columns = min(len(patches), len(MODES))
+        figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False)
+        save_figure(figure, path)
 
     def heuristic_choice(self, observation: Tensor) -> Tensor:
         """Take the mode whose inputs reach most of the state, the largest norm of B' x."""
@@ -254,6 +272,28 @@ class SwitchedLQREnv(DifferentiableEnv):
         if self.process_noise == 0:
             return torch.zeros(shape, dtype=self.float_dtype, device=self.device)
         return self.process_noise * self._draw(torch.randn, shape)
+
+    @staticmethod
+    def _check_holdable(
+        system: System, horizon: int, initial_scale: float, state_limit: float
+    ) -> None:
+        check_float("state_limit", state_limit, minimum=0.0, strict=True)
+        if initial_scale > state_limit:
+            raise ValueError(
+                f"state_limit must be at least initial_range / sqrt(n) = {initial_scale:.4g}, or "
+                f"episodes start outside the guard; got {state_limit}."
+            )
+        growth = system.uncontrollable_growth()
+        # w'x of a unit vector w starts with standard deviation scale / sqrt(3); the guard holds it
+        # below state_limit * sqrt(n).
+        room = math.log(state_limit * (3 * system.A.shape[1]) ** 0.5 / initial_scale)
+        if growth > 1 and horizon * math.log(growth) > room:
+            raise ValueError(
+                "A and B make a system that no policy can hold: a direction that no input reaches "
+                f"grows at least {growth:.4g} times per step in every mode, and leaves "
+                f"state_limit={state_limit:g} within horizon={horizon} steps. Let B reach it, make "
+                "A smaller there, shorten the horizon or raise state_limit."
+            )
 
     def _tensor(self, matrix: Tensor) -> Tensor:
         tensor = torch.as_tensor(matrix, dtype=self.float_dtype, device=self.device)
@@ -283,25 +323,3 @@ def _times(table: Tensor, vector: Tensor, mode: Tensor, rows: int) -> Tensor:
         return product
     index = mode.unsqueeze(-1).unsqueeze(-1).expand(*mode.shape, 1, rows)
     return product.unflatten(-1, (-1, rows)).gather(-2, index).squeeze(-2)
-
-
-def _check_holdable(
-    matrices: System, horizon: int, initial_scale: float, state_limit: float
-) -> None:
-    n = matrices.A.shape[1]
-    if initial_scale > state_limit:
-        raise ValueError(
-            f"state_limit must be at least initial_range / sqrt(n) = {initial_scale:.4g}, or "
-            f"episodes start outside the guard; got {state_limit}."
-        )
-    growth = uncontrollable_growth(matrices.A, matrices.B)
-    # w'x of a unit vector w starts with standard deviation scale / sqrt(3); the guard holds it
-    # below state_limit * sqrt(n).
-    room = math.log(state_limit * (3 * n) ** 0.5 / initial_scale)
-    if growth > 1 and horizon * math.log(growth) > room:
-        raise ValueError(
-            "A and B make a system that no policy can hold: a direction that no input reaches "
-            f"grows at least {growth:.4g} times per step in every mode, and leaves "
-            f"state_limit={state_limit:g} within horizon={horizon} steps. Let B reach it, make A "
-            "smaller there, shorten the horizon or raise state_limit."
-        )

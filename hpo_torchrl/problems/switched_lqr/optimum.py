@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,11 @@ from hpo_torchrl.modules import RulePolicy
 from hpo_torchrl.problems.switched_lqr.quadratic_sets import (
     Stage,
     minimum,
-    pruning,
+    prune,
     recursion,
-    riccati_steps,
-    unpack,
+    step_back,
 )
-from hpo_torchrl.problems.switched_lqr.rules import fixed_mode_cost
-from hpo_torchrl.problems.switched_lqr.system import System
+from hpo_torchrl.problems.switched_lqr.system import System, fixed_mode_cost
 
 # States of the pilot study that spreads a tolerance over the stages.
 _PILOT_STATES = 128
@@ -45,17 +44,12 @@ class SwitchedLQRPolicy(RulePolicy):
     in_keys = ["x", "step"]  # noqa: RUF012
 
     def __init__(
-        self,
-        system: System,
-        tolerance: float,
-        policy_stages: list[Stage],
-        bound_stages: list[Stage],
+        self, system: System, tolerance: float, stages: list[Stage], bound: list[Stage]
     ) -> None:
         super().__init__()
-        self.horizon, self.tolerance = len(policy_stages) - 1, tolerance
-        self.num_matrices = tuple(len(stage.mode) for stage in bound_stages[1:])
-        self.system, self.stages = system, policy_stages
-        self._bound = bound_stages[-1].packed
+        self.system, self.stages, self.bound = system, stages, bound[-1].forms
+        self.horizon, self.tolerance = len(stages) - 1, tolerance
+        self.num_matrices = tuple(len(stage.mode) for stage in bound[1:])
 
     def cost(self, x0: Any) -> Tensor:
         """Return the total cost of the policy from x0, an upper bound on the optimum.
@@ -70,13 +64,11 @@ class SwitchedLQRPolicy(RulePolicy):
         Raises:
             ValueError: x0 has another shape or is not finite.
         """
-        x0 = self.system.states("x0", x0)
-        return self.step_costs(x0.reshape(-1, x0.shape[-1])).sum(0).reshape(x0.shape[:-1])
+        return self.step_costs(self.system.states("x0", x0)).sum(0)
 
     def lower_bound(self, x0: Any) -> Tensor:
         """Return what no policy can go below from x0, ``(*B,)``; arguments as for :meth:`cost`."""
-        x0 = self.system.states("x0", x0)
-        return minimum(x0.reshape(-1, x0.shape[-1]), self._bound)[0].reshape(x0.shape[:-1])
+        return minimum(self.system.states("x0", x0), self.bound)[0]
 
     def width(self, x0: Any) -> float:
         """Return the certified relative width of the bounds on the mean optimal cost over x0.
@@ -88,29 +80,23 @@ class SwitchedLQRPolicy(RulePolicy):
     def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
         """Return modes ``(*B,)`` and inputs ``(*B, m)``, whatever the step of each instance."""
         place, step = state
-        x = self.system.states("x", place).reshape(-1, place.shape[-1])
-        to_go = self.horizon - step.detach().cpu().flatten()
-        mode = torch.zeros(len(x), dtype=torch.long)
-        u = x.new_zeros(len(x), self.system.B.shape[-1])
+        x = self.system.states("x", place)
+        to_go = (self.horizon - step.detach().cpu().squeeze(-1)).clamp_min(1)
+        mode = torch.zeros(to_go.shape, dtype=torch.int64)
+        u = x.new_zeros(*to_go.shape, self.system.B.shape[-1])
         for left in to_go.unique().tolist():
-            at = to_go == left
-            mode[at], u[at] = self.with_steps_to_go(x[at], max(1, left))
-        shape = place.shape[:-1]
-        return mode.reshape(shape).to(place.device), u.reshape(*shape, -1).to(place)
-
-    def with_steps_to_go(self, x: Tensor, steps_to_go: int) -> tuple[Tensor, Tensor]:
-        """Return modes ``(B,)`` and inputs ``(B, m)`` at states ``(B, n)``."""
-        stage = self.stages[steps_to_go]
-        chosen, where = minimum(x, stage.packed)[1].unique(return_inverse=True)
-        mode = stage.mode[chosen]
-        gains = self.system.gain(unpack(stage.source[stage.parent[chosen]]), mode)
-        return mode[where], -(gains[where] @ x.unsqueeze(-1)).squeeze(-1)
+            at, stage, source = to_go == left, self.stages[left], self.stages[left - 1].forms
+            chosen, where = minimum(x[at], stage.forms)[1].unique(return_inverse=True)
+            mode[at] = stage.mode[chosen][where]
+            _, gains = self.system.riccati(source[stage.parent[chosen]], stage.mode[chosen])
+            u[at] = -(gains[where] @ x[at].unsqueeze(-1)).squeeze(-1)
+        return mode.to(place.device), u.to(place)
 
     def step_costs(self, x: Tensor) -> Tensor:
-        """Return the cost of every step from states ``(B, n)``: ``(T, B)``."""
+        """Return the cost of every step from states ``(*B, n)``: ``(T, *B)``."""
         costs = []
-        for steps_to_go in range(self.horizon, 0, -1):
-            mode, u = self.with_steps_to_go(x, steps_to_go)
+        for step in range(self.horizon):
+            mode, u = self.decide(x, torch.full((*x.shape[:-1], 1), step))
             x, cost = self.system.step(x, u, mode)
             costs.append(cost)
         return torch.stack(costs)
@@ -181,13 +167,15 @@ def switched_lqr_optimum(
     horizon = check_int("horizon", horizon, minimum=1)
     tolerance = check_float("tolerance", tolerance, minimum=0.0)
     limit = check_int("max_matrices", max_matrices, minimum=1)
-    if tolerance == 0:
-        exact = recursion(system, horizon, pruning([0.0] * horizon), limit)
-        return SwitchedLQRPolicy(system, tolerance, exact, exact)
-    pilot = _pilot(system, horizon)
-    losses = _spread(pilot, tolerance)
-    bound = recursion(system, len(losses), pruning(losses), limit)
-    return SwitchedLQRPolicy(system, tolerance, _attained(system, pilot.stages, bound), bound)
+    pilot: list[Stage] = []
+    losses = [0.0] * horizon
+    if tolerance > 0:
+        pilot, losses = _pilot(system, horizon, tolerance)
+    # The last stage is evaluated and never stepped from: no need to prune it.
+    selects = [*(partial(prune, tolerance=loss) for loss in losses[:-1]), None]
+    bound = recursion(system, selects, limit)
+    stages = _attained(system, pilot, bound) if pilot else bound
+    return SwitchedLQRPolicy(system, tolerance, stages, bound)
 
 
 def switched_lqr_reference(env: Any, test: Test) -> Reference:
@@ -223,58 +211,55 @@ def switched_lqr_reference(env: Any, test: Test) -> Reference:
     return Reference(baselines=baselines)
 
 
-def _pilot(system: System, horizon: int) -> SwitchedLQRPolicy:
-    """Keep of each stage only the best matrix for some random states: a fair policy."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (_PILOT_STATES, system.A.shape[-1])
-    states = torch.randn(shape, generator=generator, dtype=torch.float64)
+def _pilot(system: System, horizon: int, tolerance: float) -> tuple[list[Stage], list[float]]:
+    """Return the stages of a fair policy, and the tolerance of each that is worth computing.
 
-    def winners(candidates: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    Of each stage only the best form for some random states is kept. Such a policy shows how the
+    cost spreads over time: ``left[t]`` is the share of it that comes after t steps. A relative loss
+    e with T - t steps to go is the share e left[t] of the whole.
+    """
+    states, others = (
+        torch.randn(
+            (_PILOT_STATES, system.A.shape[-1]),
+            generator=torch.Generator().manual_seed(seed),
+            dtype=torch.float64,
+        )
+        for seed in (0, 1)
+    )
+
+    def winners(candidates: Tensor) -> tuple[Tensor, Tensor]:
         kept = minimum(states, candidates)[1].unique()
         return candidates[kept], kept
 
-    stages = recursion(system, horizon, winners, limit=_PILOT_STATES * system.num_modes)
-    return SwitchedLQRPolicy(system, 0.0, stages, stages)
-
-
-def _spread(pilot: SwitchedLQRPolicy, tolerance: float) -> list[float]:
-    """Return the tolerance of each stage that is worth computing, by steps to go.
-
-    A fair policy shows how the cost spreads over time: ``left[t]`` is the share of it that comes
-    after t steps. A relative loss e with T - t steps to go is the share e left[t] of the whole.
-    """
-    generator = torch.Generator().manual_seed(1)
-    shape = (_PILOT_STATES, pilot.system.A.shape[-1])
-    costs = pilot.step_costs(torch.randn(shape, generator=generator, dtype=torch.float64)).sum(1)
+    stages = recursion(system, [winners] * horizon, limit=_PILOT_STATES * system.num_modes)
+    costs = SwitchedLQRPolicy(system, 0.0, stages, stages).step_costs(others).sum(1)
     left = costs.flip(0).cumsum(0).flip(0) / costs.sum().clamp_min(1e-300)
     # Cutting the horizon loses a few times what a policy that knows of no cut leaves after it.
     worthwhile = int((left > tolerance / 8).sum())
-    num_stages = min(pilot.horizon, max(2, worthwhile))
+    num_stages = min(horizon, max(2, worthwhile))
     share = 0.75 * tolerance / max(1, num_stages - 1)
     losses = (share / left[:num_stages].clamp_min(1e-300)).clamp_max(_CRUDEST)
-    return losses.flip(0).tolist()
+    return stages, losses.flip(0).tolist()
 
 
 def _attained(system: System, pilot: list[Stage], bound: list[Stage]) -> list[Stage]:
-    """Turn the decisions behind a bound into matrices of costs that a policy attains.
+    """Turn the decisions behind a bound into forms of costs that a policy attains.
 
     The decisions are followed while the bound has stages, then the pilot's; or the pilot's from the
     start, where that is cheaper. Being greedy with respect to costs that can be attained never
     costs more than they say; a bound, which leaves out the end, gives no such promise.
     """
     cut = len(pilot) - len(bound)
-    stages = pilot[: cut + 1]
-    tail = stages[-1].packed
-    # One matrix to end with: the best of the pilot's on average over all directions.
-    source = tail[unpack(tail).diagonal(dim1=-2, dim2=-1).sum(-1).argmin()].unsqueeze(0)
+    # The bound ends with one form: the best of the pilot's on average over all directions.
+    end = pilot[cut].forms.diagonal(dim1=-2, dim2=-1).sum(-1).argmin().unsqueeze(0)
+    own = Stage(*(part[end] for part in pilot[cut]))
+    stages = [*pilot[:cut], _union(own, pilot[cut])]
     for stage, rival in zip(bound[1:], pilot[cut + 1 :], strict=True):
-        packed = riccati_steps(system, source, stage.mode, stage.parent)
-        union = Stage(
-            torch.cat([packed, rival.packed]),
-            torch.cat([stage.mode, rival.mode]),
-            torch.cat([stage.parent, rival.parent + len(source)]),
-            torch.cat([source, rival.source]),
-        )
-        stages.append(union)
-        source = packed
+        shift = len(own.mode)
+        own = step_back(system, own.forms, stage.mode, stage.parent)
+        stages.append(_union(own, rival._replace(parent=rival.parent + shift)))
     return stages
+
+
+def _union(one: Stage, other: Stage) -> Stage:
+    return Stage(*(torch.cat(parts) for parts in zip(one, other, strict=True)))

@@ -1,15 +1,15 @@
 """Functions that are the minimum of finitely many quadratic forms, x -> min over P of x'Px.
 
 The cost-to-go of a switched LQR is such a function, and one step backwards gives the next set. A
-set of N symmetric ``(n, n)`` matrices is kept packed, as ``(N, n (n + 1) / 2)``: half the memory,
-and evaluating all forms at many states is one matrix product.
+set of N forms is a tensor of symmetric matrices, ``(N, n, n)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,38 +28,19 @@ _ROUNDING = 1e-11
 _CHUNK = 1024
 
 
-def pack(matrices: Tensor) -> Tensor:
-    """Pack symmetric matrices ``(N, n, n)``."""
-    rows, columns = torch.triu_indices(matrices.shape[-1], matrices.shape[-1])
-    return matrices[:, rows, columns]
+def evaluate(forms: Tensor, x: Tensor) -> Tensor:
+    """Return x'Px of every form at states ``(B, n)``, as one matrix product: ``(N, B)``."""
+    return forms.flatten(1) @ (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(1).mT
 
 
-def unpack(packed: Tensor) -> Tensor:
-    """Undo :func:`pack`."""
-    n = int((2 * packed.shape[-1]) ** 0.5)
-    rows, columns = torch.triu_indices(n, n)
-    matrices = packed.new_empty(len(packed), n, n)
-    matrices[:, rows, columns] = packed
-    matrices[:, columns, rows] = packed
-    return matrices
+def minimum(x: Tensor, forms: Tensor) -> tuple[Tensor, ...]:
+    """Return min over P of x'Px at ``(*B, n)`` and the position of that P, each ``(*B,)``."""
+    size = max(1, _TABLE // max(len(forms), forms[0].numel()))
+    parts = [evaluate(forms, part).min(0) for part in x.reshape(-1, x.shape[-1]).split(size)]
+    return tuple(torch.cat(column).reshape(x.shape[:-1]) for column in zip(*parts, strict=True))
 
 
-def features(x: Tensor) -> Tensor:
-    """Return the products whose inner product with a packed P is x'Px, ``(B, n (n + 1) / 2)``."""
-    rows, columns = torch.triu_indices(x.shape[-1], x.shape[-1])
-    return x[:, rows] * x[:, columns] * torch.where(rows == columns, 1.0, 2.0).to(x)
-
-
-def minimum(x: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return min over P of x'Px and the position of the P that attains it, each ``(B,)``."""
-    best = [
-        (features(part) @ packed.mT).min(-1)
-        for part in x.split(max(1, _TABLE // max(packed.shape)))
-    ]
-    return torch.cat([values for values, _ in best]), torch.cat([index for _, index in best])
-
-
-def prune(packed: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+def prune(forms: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     r"""Return fewer forms that together lie at or below the given ones, by little.
 
     A form is dropped if a kept :math:`P_j` dominates it: :math:`P_j / (1 + \epsilon) \preceq P_i`
@@ -71,89 +52,67 @@ def prune(packed: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     Lincoln and Rantzer, "Relaxing dynamic programming", IEEE Trans. Automatic Control 51(8), 2006.
 
     Args:
-        packed: the forms, ``(N, n (n + 1) / 2)``.
+        forms: the forms, ``(N, n, n)``.
         tolerance: epsilon.
 
     Returns:
         The forms, and the positions they had.
     """
-    probes = features(_discriminating_states(packed))
-    values = packed @ probes.mT
-    room = values + _ROUNDING * _trace(packed).unsqueeze(-1)
+    values = evaluate(forms, _discriminating_states(forms))
+    # A trace of zero is that of the zero form, which everything is above: any number will do.
+    slack = _ROUNDING * forms.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True).clamp_min(1e-300)
+    room, lowered = values + slack, 1.0 / (1.0 + tolerance)
+    scale = torch.ones(len(forms), 1, 1, dtype=forms.dtype)
+
+    def below(lower: Tensor, at: Tensor) -> Tensor:
+        """Say for each pair of forms whether the first is at most the second everywhere."""
+        gap = forms[at] - lower + torch.diag_embed(slack[at].expand(-1, forms.shape[-1]))
+        return torch.linalg.cholesky_ex(gap)[1] == 0
+
+    def dominated(block: Tensor, kept: Tensor) -> Tensor:
+        """Say which forms of a block a kept one dominates; lower the ``scale`` of those that do."""
+        gone = torch.zeros(len(block), dtype=torch.bool)
+        offers, limits = values[kept] * lowered, room[block]
+        few = slice(_FIRST_PROBES)
+        i, j = (offers[:, few] <= limits[:, None, few]).all(-1).nonzero(as_tuple=True)
+        possible = (offers[j] <= limits[i]).all(-1)
+        i, j = i[possible], j[possible]
+        # The dominator with the widest margin first; what probes allow, a factorisation decides.
+        margin = (limits[i] - offers[j]).div(limits[i].clamp_min(1e-300)).amin(-1)
+        ranked = torch.from_numpy(np.lexsort((-margin, i)))
+        i, j = i[ranked], j[ranked]
+        rank = torch.arange(len(i)) - torch.searchsorted(i, torch.arange(len(block)))[i]
+        for attempt in range(min(_TRIES, len(i))):
+            tried = (rank == attempt) & ~gone[i]
+            one, other = i[tried], kept[j[tried]]
+            free = below(forms[other] * scale[other], block[one])
+            gone[one[free]] = True
+            if lowered < 1:
+                one, other = one[~free], other[~free]
+                taken = below(forms[other] * lowered, block[one])
+                gone[one[taken]] = True
+                scale[other[taken]] = lowered
+        return gone
+
     order = values.mean(1).argsort()
-    lowered = 1.0 / (1.0 + tolerance)
-    kept, scales = order[:0], packed[:0, 0]
+    kept = order[:0]
     for block in order.split(_BLOCK):
-        block = block[~_drop(packed, values, room, block, kept, scales, lowered)]
+        block = block[~dominated(block, kept)]
         # Most forms have no rival among their neighbours; only the others are compared one by one.
         rivals = (values[block] * lowered)[None] <= room[block][:, None]
         alone = ~rivals.all(-1).tril(-1).any(-1)
-        fresh, fresh_scales = block[alone], packed.new_ones(int(alone.sum()))
-        for form in block[~alone].unsqueeze(-1):
-            if not _drop(packed, values, room, form, fresh, fresh_scales, lowered):
-                fresh = torch.cat([fresh, form])
-                fresh_scales = torch.cat([fresh_scales, fresh_scales.new_ones(1)])
-        kept, scales = torch.cat([kept, fresh]), torch.cat([scales, fresh_scales])
-    return packed[kept] * scales.unsqueeze(-1), kept
+        fresh = block[alone]
+        for form in block[~alone].split(1):
+            fresh = torch.cat([fresh, form[~dominated(form, fresh)]])
+        kept = torch.cat([kept, fresh])
+    return forms[kept] * scale[kept], kept
 
 
-def _drop(
-    packed: Tensor,
-    values: Tensor,
-    room: Tensor,
-    forms: Tensor,
-    kept: Tensor,
-    scales: Tensor,
-    lowered: float,
-) -> Tensor:
-    """Say which forms a kept one dominates, and lower in ``scales`` those that have to be."""
-    dropped = torch.zeros(len(forms), dtype=torch.bool)
-    if len(kept) == 0:
-        return dropped
-    room = room[forms]
-    offers = values[kept] * lowered
-    few = slice(_FIRST_PROBES)
-    i, j = (offers[:, few] <= room[:, None, few]).all(-1).nonzero(as_tuple=True)
-    possible = (offers[j] <= room[i]).all(-1)
-    i, j = i[possible], j[possible]
-    # The dominator with the widest margin first; what the probes allow, a factorisation decides.
-    margin = (room[i] - offers[j]).div(room[i].clamp_min(1e-300)).amin(-1)
-    by_margin = margin.argsort(descending=True)
-    i, j = i[by_margin], j[by_margin]
-    by_form = i.argsort(stable=True)
-    i, j = i[by_form], j[by_form]
-    rank = torch.arange(len(i)) - torch.searchsorted(i, torch.arange(len(forms)))[i]
-    for attempt in range(_TRIES):
-        chosen = (rank == attempt) & ~dropped[i]
-        one, other = i[chosen], j[chosen]
-        scale = scales[other]
-        free = _dominates(packed[kept[other]] * scale.unsqueeze(-1), packed[forms[one]])
-        dropped[one[free]] = True
-        if lowered < 1:
-            one, other = one[~free], other[~free]
-            below = _dominates(packed[kept[other]] * lowered, packed[forms[one]])
-            dropped[one[below]] = True
-            scales[other[below]] = lowered
-    return dropped
-
-
-def _dominates(lower: Tensor, upper: Tensor) -> Tensor:
-    """Say for each pair of forms whether the first is at most the second everywhere."""
-    gap = unpack(upper - lower)
-    gap.diagonal(dim1=-2, dim2=-1).add_(_ROUNDING * _trace(upper).unsqueeze(-1))
-    return torch.linalg.cholesky_ex(gap)[1] == 0
-
-
-def _trace(packed: Tensor) -> Tensor:
-    # A trace of zero is that of the zero form, which everything is above: any number will do.
-    return unpack(packed).diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(1e-300)
-
-
-def _discriminating_states(packed: Tensor) -> Tensor:
+def _discriminating_states(forms: Tensor) -> Tensor:
     """Return states at which random pairs of the forms differ most."""
     generator = torch.Generator().manual_seed(0)
-    one, other = torch.randint(len(packed), (2, _PROBES // 2), generator=generator)
-    vectors = torch.linalg.eigh(unpack(packed[one] - packed[other]))[1]
+    one, other = torch.randint(len(forms), (2, _PROBES // 2), generator=generator)
+    vectors = torch.linalg.eigh(forms[one] - forms[other])[1]
     states = torch.cat([vectors[:, :, 0], vectors[:, :, -1]])
     return states[torch.randperm(len(states), generator=generator)]
 
@@ -162,61 +121,51 @@ def _discriminating_states(packed: Tensor) -> Tensor:
 
 
 class Stage(NamedTuple):
-    """The matrices of one number of steps to go, with the decision that each stands for.
+    """The forms of one number of steps to go, with the decision that each stands for.
 
-    Matrix i is one Riccati step in ``mode[i]`` from ``source[parent[i]]``.
+    Form i is one Riccati step in ``mode[i]`` from form ``parent[i]`` of the stage before.
     """
 
-    packed: Tensor
+    forms: Tensor
     mode: Tensor
     parent: Tensor
-    source: Tensor
-
-    @classmethod
-    def zero(cls, size: int) -> Stage:
-        """Return the stage with no steps to go: nothing is left to pay."""
-        nothing = pack(torch.zeros(1, size, size, dtype=torch.float64))
-        return cls(nothing, torch.zeros(1).long(), torch.zeros(1).long(), nothing)
 
 
-# From the candidates of a stage and its number, the matrices to keep and where they stood.
-Select = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+def recursion(
+    system: System, selects: Sequence[Callable[[Tensor], Any] | None], limit: int
+) -> list[Stage]:
+    """Step backwards from nothing to pay.
 
+    Args:
+        system: the matrices.
+        selects: one function for each stage, from its candidates to those to keep and where they
+            stood; ``None`` keeps all.
+        limit: most candidates of a stage.
 
-def recursion(system: System, num_stages: int, select: Select, limit: int) -> list[Stage]:
-    """Step backwards from nothing to pay."""
-    stages = [Stage.zero(system.A.shape[-1])]
-    for number in range(1, num_stages + 1):
-        source = stages[-1].packed
+    Raises:
+        MemoryError: a stage has more than ``limit`` candidates.
+    """
+    nothing = torch.zeros(1, dtype=torch.int64)
+    stages = [Stage(torch.zeros_like(system.A[:1]), nothing, nothing)]
+    for number, select in enumerate(selects, 1):
+        source = stages[-1].forms
         size = system.num_modes * len(source)
         if size > limit:
             raise MemoryError(
                 f"max_matrices={limit} is less than the {size} matrices with {number} steps to "
                 "go; raise tolerance (a stage holds fewer), shorten horizon, or raise max_matrices."
             )
-        modes = torch.arange(system.num_modes).repeat_interleave(len(source))
-        parents = torch.arange(len(source)).repeat(system.num_modes)
-        packed, kept = select(riccati_steps(system, source, modes, parents), number)
-        stages.append(Stage(packed, modes[kept], parents[kept], source))
+        mode = torch.arange(system.num_modes).repeat_interleave(len(source))
+        parent = torch.arange(len(source)).repeat(system.num_modes)
+        stage = step_back(system, source, mode, parent)
+        if select is not None:
+            forms, kept = select(stage.forms)
+            stage = Stage(forms, mode[kept], parent[kept])
+        stages.append(stage)
     return stages
 
 
-def riccati_steps(system: System, source: Tensor, modes: Tensor, parents: Tensor) -> Tensor:
-    """Step from each parent in its mode, packed."""
-    # Per mode, so that the matrices of the system are shared and not gathered.
-    result = torch.empty(len(modes), source.shape[-1], dtype=source.dtype)
-    for mode in range(system.num_modes):
-        for at in (modes == mode).nonzero().squeeze(-1).split(_CHUNK):
-            result[at] = pack(system.riccati(unpack(source[parents[at]]), mode))
-    return result
-
-
-def pruning(losses: list[float]) -> Select:
-    """Prune each stage by its loss, but not the last: it is evaluated and never stepped from."""
-
-    def select(candidates: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        if number == len(losses):
-            return candidates, torch.arange(len(candidates))
-        return prune(candidates, losses[number - 1])
-
-    return select
+def step_back(system: System, source: Tensor, mode: Tensor, parent: Tensor) -> Stage:
+    """Step from each parent among the forms of ``source`` in its mode."""
+    pairs = zip(mode.split(_CHUNK), parent.split(_CHUNK), strict=True)
+    return Stage(torch.cat([system.riccati(source[p], m)[0] for m, p in pairs]), mode, parent)

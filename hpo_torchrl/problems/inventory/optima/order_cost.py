@@ -3,49 +3,35 @@
 A period goes as in :class:`~hpo_torchrl.problems.inventory.Items`, but an order of ``q`` units
 costs ``c(q)``: quantity discounts, minimum quantities, full truckloads. No (s, S) policy need be
 optimal then, and the optimality equation on inventory positions is solved as it stands.
-
-Positions have no end, the grid has, so two problems are solved on it. In one, falling below the
-grid costs nothing and leads to wherever is best, and so does ordering beyond it, but for a period
-of its holding cost and a start from its end: no policy costs less than the optimum of this one. In
-the other, no order leaves the grid and a fall below it ends at its lowest position, which happens
-next to never: its optimum is the exact cost of a policy. The grid grows until the two meet.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import gammainc
+from scipy.special import gammainc, gammaln
 
 from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.core.reference import Optimum
-from hpo_torchrl.problems.inventory.optima.items import (
-    Levels,
-    Vector,
-    check_item,
-    falls,
-    one_period_cost,
-)
+from hpo_torchrl.problems.inventory.optima.items import Levels, Vector, check_item, one_period_cost
 from hpo_torchrl.problems.inventory.rules import TablePolicy
-
-__all__ = ["OrderCost", "order_cost_optimum"]
 
 OrderCost = Callable[[Levels], Any]
 
 # Positions on either side of the mean demand to cover; the last takes some ten seconds.
-_FIRST_REACH, _MAX_REACH = 64, 1024
-# A fall below the grid less frequent than this is lost in rounding.
-_NEVER = 1e-12
-# So often per period both problems start afresh. Some policies on the way have two sets of
-# positions that never reach each other, and their values would have no solution.
-_RESTART = 1e-11
-# Values that change by less than this fraction have settled.
-_SETTLED = 1e-12
-# Rounds of improving a policy; some ten are enough.
-_MAX_ROUNDS = 100
+_FIRST_REACH, _MAX_REACH = 16, 1024
+# A fall below the grid less frequent than this is lost in rounding, as is a demand less likely.
+_NEVER, _NEGLIGIBLE = 1e-12, 1e-18
+# Stocks from which a fall below the grid is more likely than this are left out of the table.
+_RARELY = 1e-8
+# Changes of this fraction of the values are rounding errors.
+_ROUNDING = 1e-15
+_MAX_ROUNDS = 1000
+# The tolerance of positions, which are solved to more digits than they need.
+_EXACT = 5e-9
 
 
 def order_cost_optimum(
@@ -59,18 +45,14 @@ def order_cost_optimum(
 ) -> Optimum:
     """Find an optimal policy for order costs of any form, with bounds on the optimal cost.
 
-    Solves the average-cost optimality equation on inventory positions x by policy iteration, with
-    v the relative value, D the Poisson demand of a period and ``G(y)`` the expected cost of a
-    position that meets ``lead_time + 1`` periods of demand, as in :func:`s_S_cost`::
+    Solves the average-cost optimality equation on inventory positions x by modified policy
+    iteration, with v the relative value, D the Poisson demand of a period and ``G(y)`` the expected
+    cost of a position that meets ``lead_time + 1`` periods of demand, as in :func:`s_S_cost`::
 
         g + v(x) = min_{q >= 0} [c(q) + G(x + q) + E v(x + q - D)]
 
     Any v bounds the optimum (Odoni) by the least difference of the two sides over all positions,
-    here those of a problem that can only be cheaper.
-
-    Source: R. Howard (1960), "Dynamic programming and Markov processes", MIT Press; A. Odoni
-    (1969), "On finding the maximal gain for Markov decision processes", Operations Research 17(5),
-    857-860.
+    here those of a problem that can only be cheaper; see :class:`StockGrid` for the sources.
 
     Args:
         demand_mean: mean of the Poisson demand, in units per period; at least 0.001.
@@ -109,11 +91,12 @@ def order_cost_optimum(
         positions = round(horizon_mean) + np.arange(-reach, reach + 1)
         costs = check_order_costs(order_cost, positions.size)
         G = one_period_cost(positions, horizon_mean, h, p)
-        lower, cost, escape, order = _solve(costs, G, mean)
-        # G must rise on both sides, and above the cost: what lies beyond is dearer still.
-        enough = min(G[0], G[-1]) > cost and 0 < G.argmin() < G.size - 1
-        if enough and escape <= _NEVER and cost - lower <= tolerance * cost:
-            return Optimum(cost, TablePolicy(positions[:1], order[:, None]), min(lower, cost))
+        found = StockGrid(mean, G, costs, owed=True).solve(min(tolerance, _EXACT))
+        # To stay below the grid must be dearer than to come back.
+        if found is not None and G[0] > found[0]:
+            cost, lower, order, first = found
+            table = TablePolicy(positions[first], order[first:, None])
+            return Optimum(cost, table, min(lower, cost))
         reach *= 2
     raise ValueError(
         f"the optimum must be found within {_MAX_REACH} units of the mean demand of lead_time + 1 "
@@ -155,102 +138,151 @@ def check_order_costs(order_cost: OrderCost, size: int) -> Vector:
     return costs
 
 
-def _solve(costs: Vector, G: Vector, mean: float) -> tuple[float, float, float, Levels]:
-    """Solve the two problems on a grid of as many positions as there are costs.
+class StockGrid:
+    """One item whose stock, on hand and on order, is on a grid ``0, ..., X``.
 
-    Returns:
-        A lower bound on the optimum; the cost of a policy; how often per period its position falls
-        below the grid; and what it orders, by position.
-    """
-    n = costs.size
-    fall = falls(mean, n)
-    below = gammainc(np.arange(n) + 1.0, mean)
-    quantity = np.arange(n) - np.arange(n)[:, None]
-    ordering = np.where(quantity >= 0, costs[np.maximum(quantity, 0)], np.inf)
+    An order beyond X is taken to be free, and to leave a stock as low and as favourable as it can.
+    Where demand is owed, a fall below the grid costs nothing and leads to wherever is best. No
+    policy costs less than the optimum of this problem. If its policy nevertheless never orders
+    beyond X, and next to never falls below the grid, it is optimal.
 
-    # One more position, where everything is free, and one more level, beyond the highest.
-    free = np.zeros((n + 1, n + 1))
-    free[:n, :n] = ordering
-    moves = np.zeros((n + 1, n + 1))
-    moves[:n, :n], moves[:n, n] = fall, below
+    Values are a vector: those of the states on the grid (for a lead time of two periods pairs, on
+    hand and arriving next period, of which those with more than X in total stay 0), then that of
+    all states below the grid, and that of all beyond it.
 
-    def land(v: Vector) -> Vector:
-        # From beyond, a fall ends no lower than from the highest level: at best, at the least v.
-        least = np.minimum.accumulate(v[n - 1 :: -1])[::-1]
-        nearest = np.where(v[:n] == least, np.arange(n), n)
-        target = np.minimum.accumulate(nearest[::-1])[::-1]
-        row = np.zeros(n + 1)
-        np.add.at(row, target, fall[-1])
-        row[n] = below[-1]
-        return row
-
-    start = np.append(np.arange(n), G.argmin())
-    lower, values = _policy_iteration(free, np.append(G, G[-1]), moves, start, land)
-
-    clamped = fall.copy()
-    clamped[:, 0] += below
-    start = values[:n, :n].argmin(axis=1)
-    _, values = _policy_iteration(ordering, G, clamped, start)
-    choice = values.argmin(axis=1)
-    chain, newsvendor = clamped[choice], int(G.argmin())
-    cost, _ = _evaluate(ordering[np.arange(n), choice] + G[choice], chain, newsvendor)
-    escape, _ = _evaluate(below[choice], chain, newsvendor)
-    return lower, cost, escape, choice - np.arange(n)
-
-
-def _policy_iteration(
-    ordering: Vector,
-    level_costs: Vector,
-    moves: Vector,
-    choice: NDArray[np.intp],
-    land: Callable[[Vector], Vector] | None = None,
-) -> tuple[float, Vector]:
-    """Improve a policy until nothing is left to improve, with rare restarts.
-
-    They are at the newsvendor level, which any policy often passes that is any good: values
-    relative to that of a position never met would be lost in rounding.
+    Source: M. Puterman and M. Shin (1978), "Modified policy iteration algorithms for discounted
+    Markov decision problems", Management Science 24(11), 1127-1137, for the method; A. Odoni
+    (1969), "On finding the maximal gain for Markov decision processes", Operations Research 17(5),
+    857-860, for the bounds.
 
     Args:
-        ordering: Cost of the order from each state to each level, ``(states, levels)``.
-        level_costs: What a level costs in the period, ``(levels,)``.
-        moves: The distribution of the next state by level, ``(levels, states)``.
-        choice: A level for each state.
-        land: From values to the row of ``moves`` that is best for the last level.
-
-    Returns:
-        A lower bound on the optimal cost, and the values of all choices.
+        mean: mean of the Poisson demand.
+        G: what a level costs in a period, ``(X + 1,)``, convex.
+        costs: of ordering 0 to X units.
+        lead_time: that of lost sales; positions of owed demand need none.
+        owed: whether unmet demand is owed, and lowers the stock.
     """
-    states, newsvendor = np.arange(choice.size), int(level_costs.argmin())
-    for _ in range(_MAX_ROUNDS):
-        costs = ordering[states, choice] + level_costs[choice]
-        _, v = _evaluate(costs, moves[choice], newsvendor, _RESTART)
-        moved = False
-        if land is not None:
-            # The bound needs the free state to be the best, and restarts to lead to as good a
-            # one: they do, but for rounding.
-            v[-1] = v.min()
-            v -= v[-1]
-            row = land(v)
-            moved = bool((row != moves[-1]).any())
-            moves[-1] = row
-        # Restarts lead to a value of 0, so they show as a loss of weight alone.
-        values = ordering + (level_costs + (1 - _RESTART) * (moves @ v))
-        least, now = values.min(axis=1), values[states, choice]
-        # Improve positions that are never met as well, as the bound is over all of them.
-        better = least < now - _SETTLED * np.abs(now)
-        if not (moved or better.any()):
-            break
-        choice = np.where(better, values.argmin(axis=1), choice)
-    return float((least - v).min()), values
 
+    def __init__(
+        self, mean: float, G: Vector, costs: Vector, lead_time: int = 0, *, owed: bool = False
+    ) -> None:
+        self.costs, self.lead_time, self.owed = costs, lead_time, owed
+        self.X = X = costs.size - 1
+        # Enough to sell all stock several times over.
+        self.steps = min(10 + math.ceil(4 * X / mean), 5000)
+        # Only then does less or more than the grid holds cost more.
+        self.turns = not (owed and G.argmin() == 0) and bool(G.argmin() < X)
+        demand = np.arange(int(mean + 12 * math.sqrt(mean)) + 20)
+        pmf = np.exp(demand * math.log(mean) - mean - gammaln(demand + 1.0))
+        self.pmf = pmf[: np.argmax(gammainc(demand + 1.0, mean) < _NEGLIGIBLE) + 1]
+        # Row x: what demand leaves of a stock of x (X + 1 is below the grid), and its distribution.
+        levels = np.arange(X + 1)
+        left = levels[:, None] - np.arange(self.pmf.size)
+        self.left = np.where(left < 0, X + 1 if owed else 0, left)
+        self.fall = np.zeros((X + 1, X + 2))
+        np.add.at(self.fall, (levels[:, None], self.left), self.pmf)
+        total = levels[:, None] + levels
+        self.capped = np.minimum(total, X)
+        # States by what is on hand, and for two periods by what arrives in the next one.
+        self.arriving = X + 1 if lead_time == 2 else 1
+        self.total = total[:, : self.arriving].ravel()
+        self.charge, self.beyond = G, float(G[X])
+        if lead_time == 2:
+            self.charge = (self.fall[:, :-1] @ G[self.capped]).ravel()
+            # With more than X in total, more than X - D is on hand when the cost is charged.
+            self.beyond = float(self.fall[X, :-1] @ np.minimum.accumulate(G[::-1])[::-1])
+        # By stock after ordering without a lead time, else by what is on hand and ordered.
+        size = np.where(total <= X, levels, -1) if lead_time else levels - levels[:, None]
+        self.ordering = np.where(size >= 0, costs[size], np.inf)
+        self.inside = self.total <= X
+        self.known = np.append(self.inside, [owed, True])
+        # The states in the order of their stock, and where each amount of it begins.
+        self.by_total = np.argsort(self.total, kind="stable")[: self.inside.sum()]
+        self.starts = np.searchsorted(self.total[self.by_total], levels)
 
-def _evaluate(
-    costs: Vector, moves: Vector, reference: int, restart: float = 0.0
-) -> tuple[float, Vector]:
-    """The average cost of a chain, and the values of its states relative to the reference's."""
-    system = np.eye(costs.size) - (1 - restart) * moves
-    system[:, reference] = 1.0
-    v = np.asarray(np.linalg.solve(system, costs), dtype=np.float64)
-    g = float(v[reference])
-    v[reference] = 0.0
-    return g, v
+    def solve(self, tolerance: float) -> tuple[float, float, Levels, int] | None:
+        """Find the policy and its bounds; None if the grid is too small to show it is optimal.
+
+        Returns:
+            What the policy costs at most, what no policy can go below, the orders, and the lowest
+            stock from which the policy next to never falls below the grid.
+        """
+        v = np.zeros(self.total.size + 2)
+        for _ in range(_MAX_ROUNDS if self.turns else 0):
+            new, quantity = self._improve(v)
+            change = new - v
+            low, high = float(change[self.known].min()), float(change[self.known].max())
+            if high - low <= max(tolerance / 50 * low, _ROUNDING * float(np.abs(v).max())):
+                break
+            v = self._follow(new, quantity)
+        else:
+            return None
+        # States with no more stock than a policy that starts with none ever has.
+        most, after = -1, max(int(quantity[0]), 0)
+        while after > most:
+            most, visited = after, self.total <= after
+            after = int((self.total + quantity)[visited].max())
+        if most == self.X or bool((quantity[visited] < 0).any()):
+            return None
+        cost, orders = float(change[:-2][visited].max()), np.maximum(quantity, 0)
+        if not self.owed:
+            return cost, low, orders, 0
+        # How likely each stock falls out of the grid within the steps.
+        target, falls = self.left[np.arange(self.X + 1) + orders], np.zeros(self.X + 1)
+        for _ in range(self.steps):
+            falls = np.append(falls, 1.0)[target] @ self.pmf
+        if falls[self.charge.argmin()] > _NEVER * self.steps:
+            return None
+        # Lower down, the policy counts on falling out.
+        return cost, low, orders, int(np.flatnonzero(falls > _RARELY).max(initial=-1)) + 1
+
+    def _improve(self, v: Vector) -> tuple[Vector, Levels]:
+        """The right side of the optimality equation, and the best orders; -1 is beyond X."""
+        X, below, shape = self.X, 0.0, (self.X + 1, self.arriving)
+        if self.lead_time == 0:
+            levels = self.charge + self.fall @ v[:-1]
+            values, below = self.ordering + levels, float(levels.min())
+            new, quantity = values.min(axis=1), values.argmin(axis=1) - np.arange(X + 1)
+        else:
+            best, orders = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+            after = v[self.capped] if self.lead_time == 1 else v[:-2].reshape(shape)
+            for z in range(self.arriving):
+                n = X + 1 - z
+                values = self.ordering[z:, :n] + self.fall[:n, :n] @ after[z:, :n]
+                best[:n, z], orders[:n, z] = values.min(axis=1), values.argmin(axis=1)
+            new, quantity = self.charge * self.inside + best.ravel(), orders.ravel()
+        gone = self._after_beyond(v)
+        free = gone + (self.charge if self.lead_time else self.beyond)
+        leaves = self.inside & (free < new)
+        new = np.append(np.where(leaves, free, new), [below, self.beyond + gone])
+        return new, np.where(leaves, -1, quantity)
+
+    def _after_beyond(self, v: Vector) -> float:
+        """Value after an order beyond X: that of the best state with more stock than X - D."""
+        least = np.minimum.reduceat(v[self.by_total], self.starts)
+        least = np.minimum(np.minimum.accumulate(least[::-1])[::-1], v[-1])
+        return float(self.fall[self.X] @ np.append(least, v[-2]))
+
+    def _follow(self, v: Vector, quantity: Levels) -> Vector:
+        """Values of following a policy for some periods, less the first state's."""
+        leaves, at = self.inside & (quantity < 0), np.flatnonzero(self.inside & (quantity >= 0))
+        q = quantity[at]
+        costs = self.costs[q]
+        if self.lead_time == 0:
+            # Below the grid the best level is free.
+            level = np.append(at + q, (self.charge + self.fall @ v[:-1]).argmin())
+            at, costs = np.append(at, self.X + 1), np.append(costs, 0.0) + self.charge[level]
+            target = self.left[level]
+        else:
+            on_hand, arriving = np.divmod(at, self.arriving)
+            costs = costs + self.charge[at]
+            target = (self.left[on_hand] + arriving[:, None]) * self.arriving + q[:, None]
+        free = self.charge[leaves] if self.lead_time else self.beyond
+        for _ in range(self.steps):
+            after = self._after_beyond(v)
+            new = np.zeros(v.size)
+            new[at] = costs + v[target] @ self.pmf
+            new[:-2][leaves] = free + after
+            new[-1] = self.beyond + after
+            v = new
+        return np.where(self.known, v - v[0], 0.0)
