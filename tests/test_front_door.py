@@ -134,7 +134,7 @@ def test_unknown_and_refused_settings_are_named(tmp_path, settings, words):
 def test_what_is_no_environment_or_no_plain_value_is_refused(tmp_path):
     with pytest.raises(TypeError, match="env must be an environment"):
         train(3, folder=tmp_path)
-    with pytest.raises(TypeError, match=r"env\.demand must be a plain value.*Tensor"):
+    with pytest.raises(TypeError, match=r"demand must be a plain value.*Tensor"):
         train("inventory", folder=tmp_path / "run", demand=torch.ones(1))
 
 
