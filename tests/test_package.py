@@ -19,6 +19,7 @@ from shrunk import TINY
 import hpo_torchrl
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import choices, compose_config
+from hpo_torchrl.problems import InventoryEnv
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hpo_torchrl"
@@ -129,11 +130,15 @@ def test_every_config_line_is_explained(path):
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/gradients.md"])
-def test_python_of_the_documents_runs(page):
+def test_python_of_the_documents_runs(page, tmp_path, monkeypatch):
+    """Each block as it stands, but for the sizes of what it trains and samples."""
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
+    small = "num_updates=2, tests=hpo_torchrl.Evaluation(InventoryEnv(num_items=2), num_steps=9)"
     for block in blocks:
-        exec(compile(block, page, "exec"), {})
+        text = block.replace("num_updates=50", small).replace("1_000_000", "10_000")
+        exec(compile(text, page, "exec"), {"InventoryEnv": InventoryEnv})
 
 
 def test_gradients_page_names_what_there_is():

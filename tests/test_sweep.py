@@ -72,9 +72,8 @@ def test_a_sweep_plans_trains_and_is_done(capsys):
     lines = shown.out.splitlines()
     assert lines[0] == "plan             4 runs in runs/sweep: 4 new"
     assert lines[1].startswith("estimated time   0:01 (hours:minutes): 4 runs, 1 at a time; the f")
-    assert lines[2].startswith("1 of 4 done      algorithm.cross_term=True,")
-    assert ",seed=0,trainer.num_updates=3   test cost" in lines[2]
-    assert lines[5].startswith("4 of 4 done      algorithm.cross_term=False,")
+    assert lines[2].startswith("1 of 4 done      algorithm.cross_term=True,seed=0   test cost")
+    assert lines[5].startswith("4 of 4 done      algorithm.cross_term=False,seed=1   test cost")
     runs = folders("runs/sweep")
     assert set(runs) == {(cross, seed) for cross in (True, False) for seed in (0, 1)}
     saved = yaml.safe_load((runs[True, 1] / "config.yaml").read_text())
@@ -163,8 +162,8 @@ def test_a_failure_is_recorded_and_tried_again(monkeypatch, capsys):
         multirun(*QUICK, "seed=0,1,2")
     assert stop.value.code == 1
     shown = capsys.readouterr()
-    assert "2 of 3 done      " in shown.out
-    assert "   NonFiniteError: Update 2" in shown.out
+    assert "2 of 3 done      seed=2" in shown.out
+    assert "failed           seed=1   NonFiniteError: Update 2" in shown.out
     assert "1 of 3 runs failed" in shown.err
     (record,) = Path("sweep").glob("*/failed.txt")
     assert record.read_text().startswith("NonFiniteError: Update 2: the loss is not finite.\n")
@@ -188,7 +187,7 @@ def test_an_interrupt_stops_the_sweep(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         multirun(*QUICK, "seed=0,1")
     assert stop.value.code == 130
-    assert "a sweep with its own command" in capsys.readouterr().err
+    assert "a sweep by the same command again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,6 @@ def train(
     *,
     folder: str | Path | None = None,
     seed: int = 0,
-    num_updates: int | None = None,
     tests: Tests = None,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
@@ -54,14 +53,13 @@ def train(
         algorithm: name of the algorithm.
         folder: where the run goes; by default a new folder under ``runs/``, which is printed.
         seed: seed of the initial weights, the sampled actions, and an environment that is built.
-        num_updates: number of updates; as configured by default.
         tests: what the policy is tested on, one evaluation or several by name; the first is the
             primary one, and is used during training too. By default as configured, and for an
             environment object a copy of it over 300 steps (an episode, if it has an end).
         callbacks: what else happens; see :class:`~hpo_torchrl.training.Callback`.
         resume: go on with the run in ``folder``.
         allow: modules outside this package whose classes may be built when a run is resumed.
-        settings: what is configured otherwise: by its own name (``learning_rate=1e-3``) where only
+        settings: what is configured otherwise: by its own name (``num_updates=100``) where only
             one section has it, by section (``trainer={"eval_every": 5}``), or dotted
             (``**{"policy.hidden": [8]}``).
 
@@ -86,8 +84,6 @@ def train(
         ((), (1,))
     """
     chosen = [f"algorithm={algorithm}", f"seed={seed}"]
-    if num_updates is not None:
-        settings["trainer.num_updates"] = num_updates
     built: EnvBase | None = None
     if isinstance(env, (str, list, tuple)):
         named = [env] if isinstance(env, str) else env
@@ -104,7 +100,7 @@ def train(
         settings["collect.batch_size"] = [*built.batch_size] or None
     files = [key for key, value in settings.items() if key in SECTIONS and isinstance(value, str)]
     chosen += [f"{section}={settings.pop(section)}" for section in files]
-    config = compose_config(chosen, settings=settings)
+    config = compose_config(chosen, **settings)
     place = Path(folder or new_folder(config))
     if folder is None and config["trainer"]["progress"]:
         print(f"{'folder':<17}{place}", flush=True)
@@ -228,16 +224,13 @@ class TrainedPolicy(TensorDictModuleBase):
         (2, 1)
     """
 
+    env: EnvBase
+
     def __init__(self, module: TensorDictModuleBase, env: EnvBase) -> None:
         super().__init__()
         self.module = module
         self.in_keys, self.out_keys = list(module.in_keys), list(module.out_keys)
-        self._env = (env,)  # an environment is a module too, but no part of this one
-
-    @property
-    def env(self) -> EnvBase:
-        """The environment."""
-        return self._env[0]
+        object.__setattr__(self, "env", env)  # a module too, but no part of this one
 
     def forward(self, given: Any, *, deterministic: bool = True) -> Any:
         """Return the action, or the tensordict that was given, with the action.
@@ -282,14 +275,17 @@ class TrainedPolicy(TensorDictModuleBase):
     def _read(self, given: Mapping[str, Any] | TensorDictBase) -> TensorDict:
         """Return what the policy reads, of the entries of a state or an observation."""
         spec, batch = self.env.observation_spec, len(self.env.batch_size)
+        known, names, reads = {*spec.keys()}, {*given.keys()}, {*self.module.in_keys}
+        state = {*getattr(self.env, "state_names", ())} - {"step"}
+        if not names <= known or not (reads <= names or (state and state <= names)):
+            raise ValueError(
+                f"The policy reads {', '.join(map(str, reads))}, or a whole state "
+                f"({', '.join(sorted(state)) or 'which is not known here'}); got "
+                f"{', '.join(names)}. A run on an environment object knows its state if it is "
+                "loaded with env=..."
+            )
         entries, shape = {}, torch.Size()
         for name, value in given.items():
-            if name not in spec.keys():  # noqa: SIM118
-                raise ValueError(
-                    f"The policy knows no entry {name!r}; give an observation, or the entries of a "
-                    f"state: {', '.join(spec.keys())}. A run on an environment object knows its "
-                    "state if it is loaded with env=..."
-                )
             entries[name] = torch.as_tensor(value, dtype=spec[name].dtype, device=self.env.device)
             own, found = spec[name].shape[batch:], entries[name].shape
             shape = found[: len(found) - len(own)]
@@ -298,14 +294,7 @@ class TrainedPolicy(TensorDictModuleBase):
                     f"{name} must have the shape {tuple(own)}, or that after batch dimensions; got "
                     f"{tuple(found)}."
                 )
-        if not set(self.module.in_keys) <= set(entries):
-            state = {*getattr(self.env, "state_names", ())} - {"step"}
-            if not state or not state <= set(entries):
-                raise ValueError(
-                    f"The policy reads {', '.join(map(str, self.module.in_keys))}, got "
-                    f"{', '.join(entries)}; give that, or all entries of the state "
-                    f"({', '.join(sorted(state)) or 'which is not known here'})."
-                )
+        if not reads <= names:
             entries.setdefault("step", torch.zeros((*shape, 1), dtype=torch.int64))
             entries |= self.env.show(entries)
         return TensorDict(entries, batch_size=shape, device=self.env.device)

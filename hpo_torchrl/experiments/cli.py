@@ -32,6 +32,7 @@ from hpo_torchrl.training.run_folder import RunFolder
 
 # Errors that a user can mend.
 _EXPECTED = (ValueError, TypeError, OSError, NonFiniteError, NotImplementedError)
+_INTERRUPTED = "interrupted; go on with hpo-train resume=FOLDER, a sweep by the same command again"
 
 
 def train(argv: Sequence[str] | None = None) -> None:
@@ -108,15 +109,11 @@ def _command(
     except (Exception, KeyboardInterrupt) as error:
         # Interrupted while it has swapped a module's parameters, tensordict 0.14 raises an error
         # of its own on top of the interrupt.
-        if any(isinstance(one, KeyboardInterrupt) for one in (error, error.__context__)):
-            parser.exit(
-                130,
-                f"{parser.prog}: error: interrupted; a training goes on with hpo-train "
-                "resume=FOLDER, a sweep with its own command.\n",
-            )
-        if not isinstance(error, _EXPECTED):
+        interrupt = any(isinstance(one, KeyboardInterrupt) for one in (error, error.__context__))
+        if not interrupt and not isinstance(error, _EXPECTED):
             raise
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        words = _INTERRUPTED if interrupt else error
+        parser.exit(130 if interrupt else 2, f"{parser.prog}: error: {words}\n")
 
 
 def _evaluate(given: argparse.Namespace) -> None:

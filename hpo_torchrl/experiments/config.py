@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from torch.utils._pytree import tree_map
 
 from hpo_torchrl.core.checks import did_you_mean
 from hpo_torchrl.experiments.targets import BUILT, check_config, check_targets, known_keys, plugins
@@ -36,9 +41,7 @@ COMMAND_KEYS = ("output_dir", "resume", "num_seeds", "sweep_dir", "sweep_estimat
 
 
 def compose_config(
-    overrides: Sequence[str],
-    config_dir: str | None = None,
-    settings: Mapping[str, Any] | None = None,
+    overrides: Sequence[str], config_dir: str | None = None, **settings: Any
 ) -> dict[str, Any]:
     """Return the configuration of a run under these settings, as ``hpo-train`` resolves it.
 
@@ -52,29 +55,51 @@ def compose_config(
         ValueError: a key or file is unknown, or a value cannot be read; the message names it.
         TypeError: a value of ``settings`` is not a plain one.
     """
-    for text in (*overrides, *(settings or ())):
+    for text in (*overrides, *settings):
         if key_of(text) in COMMAND_KEYS:
             raise ValueError(
                 f"{text!r} is of hpo-train: in Python use folder=... and resume=True, with "
                 "hpo-gradients use --output DIR, or give the folder of the run."
             )
-    return compose_command(overrides, config_dir, settings)[0]
+    return compose_command(overrides, config_dir, **settings)[0]
 
 
 def compose_command(
-    overrides: Sequence[str],
-    config_dir: str | None = None,
-    settings: Mapping[str, Any] | None = None,
+    overrides: Sequence[str], config_dir: str | None = None, **settings: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Do what :func:`compose_config` does, and return the values of ``COMMAND_KEYS`` besides."""
     with hydra_session():
         config = compose("train", prepare(overrides, config_dir), return_hydra_config=True)
         for section in _FREE:
             OmegaConf.set_struct(OmegaConf.select(config, section), False)
-        for key, value in (settings or {}).items():
+        for key, value in settings.items():
             plain = json.loads(json.dumps(value, default=partial(_plain, key)))
             OmegaConf.update(config, _full_name(key, config), plain)
         return resolve(config)
+
+
+def compose_sweep(
+    overrides: Sequence[str], config_dir: str | None = None
+) -> tuple[DictConfig, list[tuple[list[str], dict[str, Any], dict[str, Any]]]]:
+    """Compose all runs of a sweep, within :func:`hydra_session`.
+
+    Returns:
+        Hydra's configuration of the sweep, and for each run the overrides that make it, its
+        configuration, and the values of ``COMMAND_KEYS``.
+    """
+    hydra = GlobalHydra.instance().hydra
+    config = hydra.compose_config(
+        "train", prepare(overrides, config_dir), RunMode.MULTIRUN, with_log_configuration=True
+    )
+    # An experiment's keys as the command line's: the same key given there takes their place.
+    params = (config.hydra.sweeper.get("params") or {}).items()
+    texts = [*(free_key(f"{key}={value}") for key, value in params), *config.hydra.overrides.task]
+    runs = []
+    parsed = OverridesParser.create().parse_overrides(texts)
+    for words in BasicSweeper.split_arguments(parsed, None)[0]:
+        whole = [*config.hydra.overrides.hydra, *words]
+        runs.append((words, *resolve(compose("train", whole, return_hydra_config=True))))
+    return config, runs
 
 
 def load_config(run_dir: str | Path, allow: Sequence[str] = ()) -> dict[str, Any]:
@@ -162,17 +187,13 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         if name == "custom":
             name = str(settings[section].get("_target_")).rpartition(".")[2]
         settings[section] = {"name": name, **settings[section]}
-    settings["env"] = _absolute(settings["env"])
+    settings["env"] = tree_map(_absolute, settings["env"])
     check_config(settings)
     return settings, {key: settings.pop(key) for key in COMMAND_KEYS}
 
 
 def _absolute(value: Any) -> Any:
-    """Name files by their full paths, so that a run can be resumed from another folder."""
-    if isinstance(value, Mapping):
-        return {key: _absolute(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_absolute(entry) for entry in value]
+    """Name a file by its full path, so that a run can be resumed from another folder."""
     is_file = isinstance(value, str) and Path(value).suffix and Path(value).is_file()
     return str(Path(value).absolute()) if is_file else value
 
@@ -196,18 +217,15 @@ def _full_name(key: str, config: DictConfig) -> str:
     taken = {section: known_keys(section, config[section]) for section in BUILT}
     places = [f"{section}.{key}" for section, names in listed.items() if key in names]
     found = places or [f"{section}.{key}" for section, names in taken.items() if key in names]
-    if not found:
-        known = [*chain(*listed.values(), *taken.values())]
-        raise ValueError(
-            f"Unknown setting {key!r}.{did_you_mean(key, known)} Sections and their settings "
-            "stand in configs/; hpo-train --cfg prints them all."
-        )
-    if len(found) > 1:
-        raise ValueError(
-            f"{key} is a setting of several sections; name one: {', '.join(found)}, as in "
-            f"train(..., **{{{found[0]!r}: ...}})."
-        )
-    return found[0]
+    if len(found) == 1:
+        return found[0]
+    hint = did_you_mean(key, chain(*listed.values(), *taken.values()))
+    if found:
+        hint = f" Name one of {', '.join(found)}, as in train(..., **{{{found[0]!r}: ...}})."
+    raise ValueError(
+        f"Unknown setting {key!r}: {len(found)} sections have it.{hint} Sections and their "
+        "settings stand in configs/; hpo-train --cfg prints them all."
+    )
 
 
 def _plain(key: str, value: Any) -> Any:

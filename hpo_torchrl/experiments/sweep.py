@@ -13,31 +13,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from statistics import fmean
-from textwrap import shorten
 from typing import Any, NamedTuple
 
-from hydra import compose
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.types import HydraContext, RunMode
+from hydra.types import HydraContext
 from omegaconf import DictConfig
 from torchrl.checkpoint import CheckpointRotation
 
 from hpo_torchrl.core.checks import check_bool, first_line
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
-from hpo_torchrl.experiments.config import (
-    COMMAND_KEYS,
-    free_key,
-    hydra_session,
-    key_of,
-    prepare,
-    resolve,
-)
+from hpo_torchrl.experiments.config import COMMAND_KEYS, compose_sweep, hydra_session, key_of
 from hpo_torchrl.experiments.run import in_short, threads, train_run
 from hpo_torchrl.training.checkpoint import differences
 from hpo_torchrl.training.run_folder import RunFolder
@@ -68,17 +56,14 @@ def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
         SystemExit: runs failed.
     """
     with hydra_session():
-        hydra = GlobalHydra.instance().hydra
-        config = hydra.compose_config(
-            "train", prepare(overrides, config_dir), RunMode.MULTIRUN, with_log_configuration=True
-        )
-        jobs = plan(config)
+        config, runs = compose_sweep(overrides, config_dir)
+        jobs = plan(runs, config.hydra.runtime.choices.get("experiment") or "sweep")
         states = [run_state(job.folder, job.settings) for job in jobs]
         where = os.path.commonpath([job.folder.parent for job in jobs])
-        counts = {state: states.count(state) for state in (DONE, UNFINISHED, NEW)}
-        shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        runs = "1 run" if len(jobs) == 1 else f"{len(jobs)} runs"
-        print(f"{'plan':<17}{runs} in {where}: {shown}", flush=True)
+        kinds = [state for state in (DONE, UNFINISHED, NEW) if state in states]
+        shown = ", ".join(f"{states.count(state)} {state}" for state in kinds)
+        number = "1 run" if len(jobs) == 1 else f"{len(jobs)} runs"
+        print(f"{'plan':<17}{number} in {where}: {shown}", flush=True)
         pending = [job for job, state in zip(jobs, states, strict=True) if state != DONE]
         # Hydra's own launcher trains one after another; another one may not say how many at once.
         workers = config.hydra.launcher.get("n_jobs", 1)
@@ -86,8 +71,8 @@ def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
         if pending and check_bool("sweep_estimate", config.sweep_estimate):
             print(describe_cost([job.settings for job in pending], workers), flush=True)
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(hydra.config_loader, Callbacks(config)),
-            task_function=Sweep(jobs, pending, bars=workers == 1),
+            hydra_context=HydraContext(GlobalHydra.instance().config_loader(), Callbacks(config)),
+            task_function=partial(train_job, jobs, pending, workers == 1),
             config=config,
         )
         ended = launcher.launch([job.overrides for job in pending], 0) if pending else []
@@ -98,66 +83,61 @@ def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
         raise SystemExit(1)
 
 
-class Sweep:
-    """What a launcher calls for each run of a sweep, in any process.
+def train_job(
+    jobs: Sequence[Job], pending: Sequence[Job], bars: bool, config: DictConfig
+) -> str | None:
+    """Train a run of a sweep, in any process of a launcher, and say how it ended.
 
     Args:
         jobs: all runs, which are counted.
         pending: those to train, in the order in which they are launched.
         bars: whether a run may show its progress bars.
+        config: what Hydra composed for the run.
+
+    Returns:
+        What failed, which the folder of the run records too.
     """
-
-    def __init__(self, jobs: Sequence[Job], pending: Sequence[Job], *, bars: bool) -> None:
-        self.folders, self.pending, self.bars = [job.folder for job in jobs], pending, bars
-
-    def __call__(self, config: DictConfig) -> str | None:
-        """Train a run and say how it ended; return what failed, which its folder records too."""
-        job = self.pending[HydraConfig.get().job.num]
-        files, failure = RunFolder(job.folder), None
-        files.failure.unlink(missing_ok=True)
-        try:
-            summary = self._train(job)
-            words = f"{in_short(summary)}, {summary['wall_seconds']:.0f} s"
-            done = sum(RunFolder(folder).summary.exists() for folder in self.folders)
-            count = f"{done} of {len(self.folders)} done"
-        except Exception as error:
-            if isinstance(error.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt from error  # tensordict 0.14 puts its own error on top
-            count, words = "failed", f"{type(error).__name__}: {first_line(error)}"
-            failure = f"  {files.failure}: {words}"
-            job.folder.mkdir(parents=True, exist_ok=True)
-            files.failure.write_text(f"{words}\n\n{traceback.format_exc()}")
-        print(f"{count:<17}{job.folder.name}   {shorten(words, 100)}", flush=True)
-        return failure
-
-    def _train(self, job: Job) -> dict[str, Any]:
-        files, resume = RunFolder(job.folder), run_state(job.folder, job.settings) == UNFINISHED
-        if not resume:
-            # Stopped before its first checkpoint, a run leaves nothing to keep.
-            files.config.unlink(missing_ok=True)
-            shutil.rmtree(files.checkpoints, ignore_errors=True)
-        # A run goes on under its own configuration, which is that of this sweep.
-        settings = files.read_config() if resume else job.settings
-        bar = self.bars and sys.stderr.isatty() and job.settings["trainer"]["progress"]
-        return train_run(settings, job.folder, resume=resume, progress=bar)
+    job = pending[HydraConfig.get().job.num]
+    files, failure = RunFolder(job.folder), None
+    files.failure.unlink(missing_ok=True)
+    resume = run_state(job.folder, job.settings) == UNFINISHED
+    if not resume:
+        # Stopped before its first checkpoint, a run leaves nothing to keep.
+        files.config.unlink(missing_ok=True)
+        shutil.rmtree(files.checkpoints, ignore_errors=True)
+    # A run goes on under its own configuration, which is that of this sweep.
+    settings = files.read_config() if resume else job.settings
+    bar = bars and sys.stderr.isatty() and job.settings["trainer"]["progress"]
+    try:
+        summary = train_run(settings, job.folder, resume=resume, progress=bar)
+        words = f"{in_short(summary)}, {summary['wall_seconds']:.0f} s"
+        done = sum(RunFolder(other.folder).summary.exists() for other in jobs)
+        count = f"{done} of {len(jobs)} done"
+    except Exception as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error  # tensordict 0.14 puts its own error on top
+        count, words = "failed", f"{type(error).__name__}: {first_line(error)}"
+        failure = f"  {files.failure}: {words}"
+        job.folder.mkdir(parents=True, exist_ok=True)
+        files.failure.write_text(f"{words}\n\n{traceback.format_exc()}")
+    common = set.intersection(*(set(other.overrides) for other in jobs))
+    label = run_name(text for text in job.overrides if text not in common)
+    print(f"{count:<17}{label}   {words}", flush=True)
+    return failure
 
 
-def plan(config: DictConfig) -> list[Job]:
-    """Return the runs of a sweep, of a configuration that Hydra composed for several runs.
+def plan(runs: Iterable[tuple], experiment: str) -> list[Job]:
+    """Return the jobs of a sweep.
+
+    Args:
+        runs: what :func:`~hpo_torchrl.experiments.config.compose_sweep` returns of each.
+        experiment: the folder under ``runs/`` where they go by default.
 
     Raises:
-        ValueError: a run cannot be, or two would share a folder.
+        ValueError: a run cannot be part of a sweep, or two would share a folder.
     """
-    params = config.hydra.sweeper.get("params") or {}
-    # An experiment's keys as the command line's: the same key given there takes their place.
-    texts = [free_key(f"{key}={value}") for key, value in params.items()]
-    parsed = OverridesParser.create().parse_overrides([*texts, *config.hydra.overrides.task])
     jobs: dict[Path, Job] = {}
-    for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
-        words = [*config.hydra.overrides.hydra, *overrides]
-        composed = compose("train", words, return_hydra_config=True)
-        experiment = composed.hydra.runtime.choices.get("experiment") or "sweep"
-        settings, command = resolve(composed)
+    for overrides, settings, command in runs:
         if command["resume"] is not None or command["num_seeds"] != 1:
             raise ValueError(
                 f"resume={command['resume']} and num_seeds={command['num_seeds']} are not of "
@@ -233,7 +213,7 @@ def describe_cost(pending: Sequence[Mapping[str, Any]], workers: int) -> str:
         ends = [seconds_of(settings) for settings in (pending[0], pending[-1])]
     except Exception as error:  # the run will report the full error
         return f"{'estimated time':<17}unknown: {type(error).__name__}: {first_line(error)}"
-    minutes = math.ceil(fmean(ends) * math.ceil(len(pending) / workers) / 60)
+    minutes = math.ceil(sum(ends) / 2 * math.ceil(len(pending) / workers) / 60)
     return (
         f"{'estimated time':<17}{minutes // 60}:{minutes % 60:02d} (hours:minutes): "
         f"{len(pending)} runs, {workers} at a time; the first and the last take "

@@ -196,15 +196,15 @@ def locate(key: str, path: Any) -> Callable[..., Any]:
     """
     try:
         found = _locate(path)
+        if callable(found):
+            return found
+        cause = f"it is a {type(found).__name__}"
     except Exception as error:
-        cause = error if error.__cause__ is None else error.__cause__
-        raise ValueError(
-            f"{key}={path!r} cannot be imported ({first_line(cause)}): give the full name of a "
-            "class, my_package.MyClass, in an installed module or one of the current directory."
-        ) from error
-    if not callable(found):
-        raise ValueError(f"{key}={path!r} is no class or function but {type(found).__name__}.")
-    return found
+        cause = first_line(error.__cause__ or error)
+    raise ValueError(
+        f"{key}={path!r} cannot be imported or called ({cause}): give the full name of a class, "
+        "my_package.MyClass, in an installed module or one of the current directory."
+    )
 
 
 def _built(section: str, value: Any) -> Any:
