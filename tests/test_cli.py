@@ -6,7 +6,6 @@ import json
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -120,7 +119,10 @@ TRACES = "env=inventory_traces"
         (["trainer.num_update=1"], ["trainer.num_update=1", "Did you mean 'num_updates'"]),
         (["nonsense.key=1"], ["key nonsense in 'nonsense.key=1'", "Known keys: policy, critic"]),
         (["env=invntory"], ["env/invntory", "switched_lqr_2d"]),
-        (["env._target_=no_package.Env"], ["env._target_='no_package.Env'", "cannot be imported"]),
+        (
+            ["env._target_=no_package.Env"],
+            ["env._target_='no_package.Env'", "cannot be imported or called"],
+        ),
         (["env._target_=math.pi"], ["env._target_='math.pi'", "float"]),
         (["env._target_=hpo_torchrl.algorithms.HPO"], ["env.env must be given"]),
         (["env._target_=collections.Counter"], ["batch_size=8", "takes no batch_size"]),
@@ -215,9 +217,10 @@ def test_the_configuration_can_be_shown(capsys):
     assert "num_items: 3" in capsys.readouterr().out
 
 
-def test_example_script_is_the_command(tmp_path):
-    command = [sys.executable, str(ROOT / "examples" / "train.py"), *SMALL]
-    subprocess.run([*command, f"output_dir={tmp_path / 'run'}"], check=True, capture_output=True)
+def test_example_script_is_the_command(tmp_path, monkeypatch):
+    script = str(ROOT / "examples" / "train.py")
+    monkeypatch.setattr(sys, "argv", [script, *SMALL, f"output_dir={tmp_path / 'run'}"])
+    runpy.run_path(script, run_name="__main__")
     assert (tmp_path / "run" / "summary.json").exists()
 
 

@@ -80,12 +80,12 @@ def compose_command(
 
 def compose_sweep(
     overrides: Sequence[str], config_dir: str | None = None
-) -> tuple[DictConfig, list[tuple[list[str], dict[str, Any], dict[str, Any]]]]:
+) -> tuple[DictConfig, list[tuple[list[str], dict[str, Any]]]]:
     """Compose all runs of a sweep, within :func:`hydra_session`.
 
     Returns:
-        Hydra's configuration of the sweep, and for each run the overrides that make it, its
-        configuration, and the values of ``COMMAND_KEYS``.
+        The configuration of the sweep, with the keys of the command and Hydra's own, and for each
+        run the overrides that make it and its configuration.
     """
     hydra = GlobalHydra.instance().hydra
     config = hydra.compose_config(
@@ -98,7 +98,7 @@ def compose_sweep(
     parsed = OverridesParser.create().parse_overrides(texts)
     for words in BasicSweeper.split_arguments(parsed, None)[0]:
         whole = [*config.hydra.overrides.hydra, *words]
-        runs.append((words, *resolve(compose("train", whole, return_hydra_config=True))))
+        runs.append((words, resolve(compose("train", whole, return_hydra_config=True))[0]))
     return config, runs
 
 

@@ -57,9 +57,18 @@ def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
     """
     with hydra_session():
         config, runs = compose_sweep(overrides, config_dir)
-        jobs = plan(runs, config.hydra.runtime.choices.get("experiment") or "sweep")
+        for key, default in (("output_dir", None), ("resume", None), ("num_seeds", 1)):
+            if config[key] != default:
+                raise ValueError(
+                    f"{key}={config[key]} is of a single run: leave --multirun out, or sweep over "
+                    "seed=0,1,... into sweep_dir=DIR."
+                )
+        experiment = config.hydra.runtime.choices.get("experiment") or "sweep"
+        where = Path(str(config.sweep_dir or Path("runs", experiment)))
+        jobs = [Job(where / run_name(words), settings, words) for words, settings in runs]
+        if len({job.folder for job in jobs}) < len(jobs):
+            raise ValueError("Two runs of this sweep are the same: give each value once.")
         states = [run_state(job.folder, job.settings) for job in jobs]
-        where = os.path.commonpath([job.folder.parent for job in jobs])
         kinds = [state for state in (DONE, UNFINISHED, NEW) if state in states]
         shown = ", ".join(f"{states.count(state)} {state}" for state in kinds)
         number = "1 run" if len(jobs) == 1 else f"{len(jobs)} runs"
@@ -124,34 +133,6 @@ def train_job(
     label = run_name(text for text in job.overrides if text not in common)
     print(f"{count:<17}{label}   {words}", flush=True)
     return failure
-
-
-def plan(runs: Iterable[tuple], experiment: str) -> list[Job]:
-    """Return the jobs of a sweep.
-
-    Args:
-        runs: what :func:`~hpo_torchrl.experiments.config.compose_sweep` returns of each.
-        experiment: the folder under ``runs/`` where they go by default.
-
-    Raises:
-        ValueError: a run cannot be part of a sweep, or two would share a folder.
-    """
-    jobs: dict[Path, Job] = {}
-    for overrides, settings, command in runs:
-        if command["resume"] is not None or command["num_seeds"] != 1:
-            raise ValueError(
-                f"resume={command['resume']} and num_seeds={command['num_seeds']} are not of "
-                "sweeps: leave --multirun out, or sweep over seed=0,1,..."
-            )
-        parent = Path(str(command["sweep_dir"] or Path("runs", experiment)))
-        folder = Path(str(command["output_dir"] or parent / run_name(overrides)))
-        if folder in jobs:
-            raise ValueError(
-                f"Two runs of this sweep would share the folder {folder}. Give each value once, "
-                "and in a sweep sweep_dir=DIR instead of output_dir=DIR."
-            )
-        jobs[folder] = Job(folder, settings, overrides)
-    return list(jobs.values())
 
 
 def run_name(overrides: Iterable[str]) -> str:

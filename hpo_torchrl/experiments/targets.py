@@ -156,8 +156,8 @@ def check_targets(config: Any, allow: Sequence[str] = ()) -> None:
     installed = [path for section in PLUGINS for path in plugins(section).values()]
     trusted = [*allow, *(path.split(".")[0] for path in installed)]
     for name, section in _targets("", config):
-        key, path = f"{name}._target_", str(section["_target_"])
-        found = locate(key, path) if _within(path, [*trusted, "hpo_torchrl"]) else None
+        path = str(section["_target_"])
+        found = target_of(name, section) if _within(path, [*trusted, "hpo_torchrl"]) else None
         owner = getattr(found, "__self__", found)
         # Its own classes, their class methods, and the functions that make networks.
         own = _SAFE_ROOMS if isinstance(owner, type) else ["modules"]
@@ -165,7 +165,7 @@ def check_targets(config: Any, allow: Sequence[str] = ()) -> None:
         if not all(_within(str(getattr(one, "__module__", "")), known) for one in (found, owner)):
             root = path.split(".")[0]
             raise ValueError(
-                f"{key}={path!r} of this run is not a class of this package that runs are built "
+                f"{name}._target_={path!r} of this run is not a class of this package that runs are built "
                 f"from, and its folder may come from anyone. If you trust it, allow its module: "
                 f"--allow {root} on the command line, allow=[{root!r}] in Python."
             )
@@ -184,16 +184,12 @@ def plugins(section: str) -> dict[str, str]:
 
 
 def target_of(section: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
-    """Return the class, class method or function that a section names; see :func:`locate`."""
-    return locate(f"{section}._target_", settings.get("_target_", _DEFAULTS.get(section)))
-
-
-def locate(key: str, path: Any) -> Callable[..., Any]:
-    """Return the class, class method or function with a full name.
+    """Return the class, class method or function that a section names.
 
     Raises:
         ValueError: it cannot be imported or called; the message names the key.
     """
+    path = settings.get("_target_", _DEFAULTS.get(section))
     try:
         found = _locate(path)
         if callable(found):
@@ -202,7 +198,7 @@ def locate(key: str, path: Any) -> Callable[..., Any]:
     except Exception as error:
         cause = first_line(error.__cause__ or error)
     raise ValueError(
-        f"{key}={path!r} cannot be imported or called ({cause}): give the full name of a class, "
+        f"{section}._target_={path!r} cannot be imported or called ({cause}): give the full name of a class, "
         "my_package.MyClass, in an installed module or one of the current directory."
     )
 
