@@ -165,8 +165,8 @@ def check_targets(config: Any, allow: Sequence[str] = ()) -> None:
         if not all(_within(str(getattr(one, "__module__", "")), known) for one in (found, owner)):
             root = path.split(".")[0]
             raise ValueError(
-                f"{name}._target_={path!r} of this run is not a class of this package that runs are built "
-                f"from, and its folder may come from anyone. If you trust it, allow its module: "
+                f"{name}._target_={path!r} of this run is not a class of this package that runs are "
+                f"built from, and its folder may come from anyone. If you trust it, allow its module: "
                 f"--allow {root} on the command line, allow=[{root!r}] in Python."
             )
 
@@ -198,8 +198,8 @@ def target_of(section: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
     except Exception as error:
         cause = first_line(error.__cause__ or error)
     raise ValueError(
-        f"{section}._target_={path!r} cannot be imported or called ({cause}): give the full name of a class, "
-        "my_package.MyClass, in an installed module or one of the current directory."
+        f"{section}._target_={path!r} cannot be imported or called ({cause}): give the full name "
+        "of a class, my_package.MyClass, in an installed module or one of the current directory."
     )
 
 
