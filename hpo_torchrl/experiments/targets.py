@@ -165,9 +165,9 @@ def check_targets(config: Any, allow: Sequence[str] = ()) -> None:
         if not all(_within(str(getattr(one, "__module__", "")), known) for one in (found, owner)):
             root = path.split(".")[0]
             raise ValueError(
-                f"{name}._target_={path!r} of this run is not a class of this package that runs are "
-                f"built from, and its folder may come from anyone. If you trust it, allow its module: "
-                f"--allow {root} on the command line, allow=[{root!r}] in Python."
+                f"{name}._target_={path!r} of this run is not a class of this package that runs "
+                f"are built from, and its folder may come from anyone. If you trust it, allow its "
+                f"module: --allow {root} on the command line, allow=[{root!r}] in Python."
             )
 
 
