@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -122,10 +121,9 @@ def load_policy(
     Raises:
         RunFolderError: the folder holds no run, or its checkpoint is damaged.
     """
-    return Run(folder, allow, env).policy
+    return Run(folder, allow=allow, env=env).policy
 
 
-@dataclass(repr=False)
 class Run:
     """A run in its folder: the policy, the figures, and the means to test it again.
 
@@ -136,6 +134,7 @@ class Run:
         tests: what it is tested on, if that was given to :func:`train`.
 
     Attributes:
+        folder: the folder.
         config: the configuration.
 
     Raises:
@@ -143,21 +142,23 @@ class Run:
         ValueError: its configuration names a class of another module.
     """
 
-    folder: str | Path
-    allow: Sequence[str] = ()
-    env: EnvBase | None = None
-    tests: Tests = None
-
-    def __post_init__(self) -> None:
-        self.folder = Path(self.folder)
-        self.config = load_config(self.folder, self.allow)
-        self._files = RunFolder(self.folder)
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        allow: Sequence[str] = (),
+        env: EnvBase | None = None,
+        tests: Tests = None,
+    ) -> None:
+        self.folder, self._files = Path(folder), RunFolder(folder)
+        self.config = load_config(folder, allow)
+        self._env, self._tests = env, tests
 
     @cached_property
     def policy(self) -> TrainedPolicy:
         """The policy that the run ends with."""
         with torch.random.fork_rng():  # initial weights are drawn, and then replaced
-            algorithm: Any = build_algorithm(self.config, env=self.env)
+            algorithm: Any = build_algorithm(self.config, env=self._env)
         restore_policy(algorithm, self.config, self.folder, only_policy=True)
         return TrainedPolicy(algorithm.policy, algorithm.env)
 
@@ -180,8 +181,8 @@ class Run:
         """Test the policy again, and return a summary like that of training; change no file."""
         quiet = partial(make_trainer, progress=False, logs=False)
         with threads(self.config), torch.random.fork_rng():
-            env = copy.deepcopy(self.env)
-            trainer = quiet(self.config, self.folder, env=env, tests=self.tests)
+            env = copy.deepcopy(self._env)
+            trainer = quiet(self.config, self.folder, env=env, tests=self._tests)
             trainer.restore()
             return trainer.summary()
 

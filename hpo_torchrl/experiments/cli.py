@@ -117,7 +117,7 @@ def _command(
 
 
 def _evaluate(given: argparse.Namespace) -> None:
-    print(format_summary(load_run(given.run_dir, given.allow).evaluate()))
+    print(format_summary(load_run(given.run_dir, allow=given.allow).evaluate()))
 
 
 def _gradients(given: argparse.Namespace) -> None:
