@@ -30,8 +30,8 @@ _SHARED = ("batch_size", "device", "dtype", "seed")
 PLUGINS = {"env": "hpo_torchrl.problems", "algorithm": "hpo_torchrl.algorithms"}
 # Nested targets of these names are finished by who takes them: classes with some arguments.
 _PARTIAL = ("loss", "network")
-# Keys of a section that are no arguments of what it builds.
-_MARKS = ("_target_", "_partial_", "name")
+# Keys of a section that are no arguments of what it builds, besides its name in ``BUILT``.
+_MARKS = ("_target_", "_partial_")
 # Arguments that a policy network is given, of which the latter only if it takes them.
 _OFFERED = (
     *("observation_dim", "num_discrete", "continuous_dim"),
@@ -51,7 +51,8 @@ def instantiate(section: str, settings: Mapping[str, Any], **given: Any) -> Any:
         given: further arguments.
     """
     target = target_of(section, settings)
-    arguments = {key: value for key, value in settings.items() if key not in _MARKS}
+    marks = (*_MARKS, "name") if section in BUILT else _MARKS
+    arguments = {key: value for key, value in settings.items() if key not in marks}
     built = {key: _built(f"{section}.{key}", value) for key, value in arguments.items()}
     if not settings.get("_partial_", section.rpartition(".")[2] in _PARTIAL):
         return target(**given, **built)
@@ -109,7 +110,7 @@ def known_keys(section: str, settings: Mapping[str, Any]) -> list[str]:
 def check_keys(section: str, settings: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise a ``ValueError`` that names the first unknown key, its value and the known ones."""
     for key, value in settings.items():
-        if key not in known and key not in _MARKS:
+        if key not in known and key not in (*_MARKS, "name"):
             raise ValueError(
                 f"Unknown key {section}.{key}={value!r}.{did_you_mean(key, known)} "
                 f"Known keys of {section}: {', '.join(known)}."
