@@ -95,7 +95,7 @@ def test_a_sweep_plans_trains_and_is_done(capsys):
 
 
 def test_a_killed_sweep_goes_on_where_it_stopped(capsys):
-    long = ["trainer.num_updates=12", "trainer.checkpoint_every=2"]
+    long = ["trainer.num_updates=8", "trainer.checkpoint_every=2"]
     arguments = [*QUICK, *long, "seed=0,1,2"]
     process = get_context("fork").Process(target=multirun, args=arguments)
     process.start()

@@ -132,7 +132,7 @@ def make_trainer(
         env_name=config["env"]["name"],
         algorithm_name=config["algorithm"]["name"],
         logger_backend=config["logger"]["backend"] if logs else None,
-        callbacks=[Pictures(config.get("gradients")), *callbacks],
+        callbacks=[Pictures(config["gradients"]), *callbacks],
     )
 
 
@@ -249,7 +249,7 @@ def restore_policy(
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another configuration.
     """
-    run = SeedRun(algorithm, run_dir, config, select=config["trainer"].get("select", "last"))
+    run = SeedRun(algorithm, run_dir, config, select=config["trainer"]["select"])
     run.checkpoint.load(components=("policy", "selection") if only_policy else None)
     run.select()
 

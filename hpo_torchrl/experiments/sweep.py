@@ -219,7 +219,7 @@ def seconds_of(settings: Mapping[str, Any]) -> float:
             algorithm.anneal(0.0)
             _seconds(algorithm.iterate)
             updates, every = (settings["trainer"][key] for key in ("num_updates", "eval_every"))
-            batches = updates + sum((settings.get("gradients") or {}).values())
+            batches = updates + sum((settings["gradients"] or {}).values())
             total += batches * _seconds(algorithm.iterate)
             total += (1 + updates / every) * _seconds(partial(validation.run, algorithm.policy))
         algorithm.collector.shutdown()
