@@ -313,7 +313,7 @@ def test_command_measures_an_untrained_policy(tmp_path, monkeypatch, capsys):
         (["env.num_items=2", "somewhere"], "give somewhere alone"),
         (["env.num_items=2", "output_dir=here"], "use --output DIR"),
         (["resume=here"], "'resume=here' is of hpo-train"),
-        (["--batches", "1"], "--batches must be an integer >= 2"),
+        (["--batches", "1"], "num_batches must be an integer >= 2"),
     ],
 )
 def test_command_refuses_bad_input(monkeypatch, capsys, arguments, words):

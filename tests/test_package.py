@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shrunk import SMALL, TINY
+from shrunk import TINY
 
 import hpo_torchrl
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import choices, compose_config
+from hpo_torchrl.problems import InventoryEnv
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hpo_torchrl"
@@ -130,15 +131,14 @@ def test_every_config_line_is_explained(path):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/gradients.md"])
 def test_python_of_the_documents_runs(page, tmp_path, monkeypatch):
-    """As it is written, but with fewer updates, actions, and instances and steps of tests."""
+    """Each block as it stands, but for the sizes of what it trains and samples."""
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / page).read_text()
-    text = text.replace("num_updates=50", "num_updates=2, **small").replace("1_000_000", "10_000")
-    small = dict(entry.split("=") for entry in SMALL if entry.startswith("evaluation"))
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
+    small = "num_updates=2, tests=hpo_torchrl.Evaluation(InventoryEnv(num_items=2), num_steps=9)"
     for block in blocks:
-        exec(compile(block, page, "exec"), {"small": {k: int(v) for k, v in small.items()}})
+        text = block.replace("num_updates=50", small).replace("1_000_000", "10_000")
+        exec(compile(text, page, "exec"), {"InventoryEnv": InventoryEnv})
 
 
 def test_gradients_page_names_what_there_is():

@@ -11,40 +11,39 @@ import pytest
 import torch
 
 import hpo_torchrl
-from hpo_torchrl.experiments.threads import set_threads
+from hpo_torchrl.experiments.run import threads
 
 
-@pytest.fixture(autouse=True)
-def as_before():
-    number = torch.get_num_threads()
-    yield
-    torch.set_num_threads(number)
-
-
-def config(number, policy=(64, 64), critic=(64, 64)):
-    nets = {"policy": {"hidden": policy}, "critic": {"hidden": critic}}
+def config(number, policy=None, critic=None):
+    nets = {"policy": {"hidden": policy or [64, 64]}, "critic": {"hidden": critic or [64]}}
     return {"trainer": {"num_threads": number}, **nets}
 
 
+def used(number, **nets) -> int:
+    with threads(config(number, **nets)):
+        return torch.get_num_threads()
+
+
 @pytest.mark.parametrize("cores", [1, 2, 64])
-def test_the_default_is_by_the_size_of_the_nets(monkeypatch, cores):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    many = min(cores, 4)
-    assert set_threads(config(None)) == 1
-    assert set_threads(config(None, policy=[])) == 1
-    assert set_threads(config(None, policy=[64, 512])) == many == torch.get_num_threads()
-    assert set_threads(config(None, critic=[256])) == many
-    assert set_threads(config(3)) == 3 == torch.get_num_threads()
-
-
-def test_sizes_that_will_be_refused_are_left_to_who_refuses_them():
-    assert set_threads(config(None, policy="wide", critic=["512", None])) == 1
+def test_the_default_is_by_the_size_of_the_nets(cores):
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        many = min(cores, 4)
+        assert used(None) == used(None, policy=[]) == 1
+        assert used(None, policy=[64, 512]) == used(None, critic=[256]) == many
+        assert used(3) == 3
+        # Sizes that will be refused are left to who refuses them.
+        assert used(None, policy="wide", critic=["512", None]) == 1
+        assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("number", [0, 1.5, "two"])
 def test_bad_numbers_are_refused(number):
     with pytest.raises((TypeError, ValueError), match=r"trainer\.num_threads must be an integer"):
-        set_threads(config(number))
+        used(number)
 
 
 def test_commands_let_waiting_threads_sleep():

@@ -20,11 +20,11 @@ from hpo_torchrl.algorithms.optimization import RewardScaler, clip_gradients
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.diagnostics import GradientSampler
 from hpo_torchrl.envs import ReplicatedEnv
+from hpo_torchrl.experiments.api import load_run
 from hpo_torchrl.experiments.build import build_algorithm
 from hpo_torchrl.experiments.cli import train
 from hpo_torchrl.experiments.config import compose_config
-from hpo_torchrl.experiments.run import evaluate_run, gradients_run, restore_policy, train_run
-from hpo_torchrl.experiments.seeds import train_seeds
+from hpo_torchrl.experiments.run import gradients_run, restore_policy, train_run
 from hpo_torchrl.modules import HybridPolicy, make_value_network, replicate
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Traces, optimal_s_S
@@ -323,7 +323,7 @@ def test_each_seed_of_several_is_a_run_of_its_own(tmp_path, algorithm):
     assert own.read_config() == ordinary.read_config()
     assert own.found == ordinary.found
     check(own)
-    evaluated = evaluate_run(own.path)
+    evaluated = load_run(own.path).evaluate()
     assert {key: evaluated[key] for key in shared} == pytest.approx(shared)
     for folder in (first, own):
         cut_back(folder)
@@ -334,9 +334,10 @@ def test_each_seed_of_several_is_a_run_of_its_own(tmp_path, algorithm):
     check(own)
     config = first.read_config()
     with pytest.raises(FileExistsError, match=r"already holds a run \(seeds\.yaml\)"):
-        train_seeds(config, whole.path, 2)
+        train_run(config, whole.path, num_seeds=2)
+    other = {**config, "env": {**config["env"], "seed": 7}}
     with pytest.raises(ValueError, match=r"env\.seed=7"):
-        train_seeds({**config, "env": {**config["env"], "seed": 7}}, tmp_path / "more", 2)
+        train_run(other, tmp_path / "more", num_seeds=2)
 
 
 class Watch(Callback):
@@ -414,7 +415,7 @@ def test_gradients_are_those_of_the_policy_that_the_run_ends_with(tmp_path, monk
     checkpoint.load()
     last = algorithm.policy.state_dict()
     assert any(not torch.equal(used[key], last[key]) for key in used)
-    assert evaluate_run(tmp_path / "run")["test_cost"] == summary["test_cost"]
+    assert load_run(tmp_path / "run").evaluate()["test_cost"] == summary["test_cost"]
     restore_policy(algorithm, config, tmp_path / "run")
     ended = algorithm.policy.state_dict()
     assert all(torch.equal(used[key], ended[key]) for key in used)

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl.core.checks import accepted, did_you_mean
+from hpo_torchrl.core.checks import accepted
 from hpo_torchrl.envs.wrapped import Spaces
-from hpo_torchrl.experiments.build import build_algorithm, build_tests
-from hpo_torchrl.experiments.config import NOT_SETTINGS, compose_config, load_config
-from hpo_torchrl.experiments.policy import TrainedPolicy
-from hpo_torchrl.experiments.run import Tests, make_trainer, restore_policy, start
-from hpo_torchrl.experiments.targets import locate
-from hpo_torchrl.experiments.threads import set_threads
-from hpo_torchrl.training import Callback, Evaluation, RunFolder
-
-Tested = Evaluation | Mapping[str, Evaluation] | None
-
-_SECTIONS = ("env", "collect", "policy", "critic", "algorithm", "evaluation", "trainer", "logger")
-_STEPS = 300  # of a test on an environment object whose episodes do not end
+from hpo_torchrl.experiments.build import build_algorithm
+from hpo_torchrl.experiments.config import SECTIONS, compose_config, load_config
+from hpo_torchrl.experiments.run import (
+    Tests,
+    in_short,
+    make_trainer,
+    new_folder,
+    restore_policy,
+    threads,
+    train_run,
+)
+from hpo_torchrl.training import Callback, RunFolder
 
 
 def train(
@@ -36,8 +37,7 @@ def train(
     *,
     folder: str | Path | None = None,
     seed: int = 0,
-    num_updates: int | None = None,
-    tests: Tested = None,
+    tests: Tests = None,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     allow: Sequence[str] = (),
@@ -46,20 +46,19 @@ def train(
     """Train a policy, and leave the folder of a run.
 
     Args:
-        env: an environment object, on which the policy is trained; the class of one, which is
-            built with ``env={...}``; or the name of a configured one, as in ``env=`` on the command
+        env: an environment object, on which the policy is trained; the class of one, which
+            the settings build; or the name of a configured one, as in ``env=`` on the command
             line (a list of overrides is taken as well: ``["env=inventory", "env.num_items=3"]``).
         algorithm: name of the algorithm.
         folder: where the run goes; by default a new folder under ``runs/``, which is printed.
         seed: seed of the initial weights, the sampled actions, and an environment that is built.
-        num_updates: number of updates; as configured by default.
         tests: what the policy is tested on, one evaluation or several by name; the first is the
             primary one, and is used during training too. By default as configured, and for an
             environment object a copy of it over 300 steps (an episode, if it has an end).
         callbacks: what else happens; see :class:`~hpo_torchrl.training.Callback`.
         resume: go on with the run in ``folder``.
         allow: modules outside this package whose classes may be built when a run is resumed.
-        settings: what is configured otherwise: by its own name (``learning_rate=1e-3``) where only
+        settings: what is configured otherwise: by its own name (``num_updates=100``) where only
             one section has it, by section (``trainer={"eval_every": 5}``), or dotted
             (``**{"policy.hidden": [8]}``).
 
@@ -83,58 +82,29 @@ def train(
         >>> action["discrete"].shape, action["continuous"].shape
         ((), (1,))
     """
-    given = _flat(settings)
-    if num_updates is not None:
-        given["trainer.num_updates"] = num_updates
     chosen = [f"algorithm={algorithm}", f"seed={seed}"]
     built: EnvBase | None = None
     if isinstance(env, (str, list, tuple)):
         named = [env] if isinstance(env, str) else env
         chosen += [text if "=" in text else f"env={text}" for text in named]
-    elif isinstance(env, type) and issubclass(env, EnvBase) and _importable(env):
+    elif _is_env_class(env) and env.__module__ != "__main__" and "." not in env.__qualname__:
         chosen.append(f"env._target_={env.__module__}.{env.__qualname__}")
         allow = [*allow, env.__module__]
-    else:
-        built = _object(env, seed, given)
+    else:  # an object, or a class that another process does not find by its name
+        built = _object(env, seed, settings)
         spaces = Spaces.of(built)
-        spaces["name"] = spaces["original"]
-        given["collect.batch_size"] = [*built.batch_size] or None
-        chosen.append(f"env._target_={Spaces.__module__}.Spaces")
-        chosen += [f"env.{key}={_word(key, value)}" for key, value in spaces.items()]
-    config = _configured(chosen, given)
-    name = f"{config['env']['name']}-{algorithm}-seed{seed}-{datetime.now():%Y%m%d-%H%M%S}"
-    files = RunFolder(folder or Path("runs") / name)
-    if not resume:
-        files.check_new()
+        target = {"_target_": f"{Spaces.__module__}.Spaces", "name": spaces["original"]}
+        chosen.append("env=custom")
+        settings = {"env": {**target, **spaces}, **settings}
+        settings["collect.batch_size"] = [*built.batch_size] or None
+    files = [key for key, value in settings.items() if key in SECTIONS and isinstance(value, str)]
+    chosen += [f"{section}={settings.pop(section)}" for section in files]
+    config = compose_config(chosen, **settings)
+    place = Path(folder or new_folder(config))
     if folder is None and config["trainer"]["progress"]:
-        print(f"{'folder':<17}{files.path}", flush=True)
-    with _threads(config):
-        learner = build_algorithm(config, env=built)
-        known = _tests(config, built, tests)
-        start(make_trainer(config, files.path, learner, known, callbacks=callbacks), resume=resume)
-    return Run(files.path, allow=allow, env=built, tests=tests)
-
-
-def load_run(
-    folder: str | Path,
-    *,
-    allow: Sequence[str] = (),
-    env: EnvBase | None = None,
-    tests: Tested = None,
-) -> Run:
-    """Return the run of a folder.
-
-    Args:
-        folder: its folder.
-        allow: modules outside this package whose classes may be built.
-        env: the environment, if the run was trained on an environment object.
-        tests: what it is tested on, if that was given to :func:`train`.
-
-    Raises:
-        RunFolderError: the folder holds no run.
-    """
-    load_config(folder, allow)  # refuse what is no run, or not allowed
-    return Run(folder, allow=allow, env=env, tests=tests)
+        print(f"{'folder':<17}{place}", flush=True)
+    train_run(config, place, resume=resume, env=built, tests=tests, callbacks=callbacks)
+    return Run(place, allow=allow, env=built, tests=tests)
 
 
 def load_policy(
@@ -151,20 +121,25 @@ def load_policy(
     Raises:
         RunFolderError: the folder holds no run, or its checkpoint is damaged.
     """
-    config = load_config(folder, allow)
-    with torch.random.fork_rng():  # initial weights are drawn, and then replaced
-        algorithm: Any = build_algorithm(config, env=env)
-    restore_policy(algorithm, config, folder, only_policy=True)
-    return TrainedPolicy(algorithm.policy, algorithm.env)
+    return Run(folder, allow=allow, env=env).policy
 
 
 class Run:
     """A run in its folder: the policy, the figures, and the means to test it again.
 
-    Arguments are those of :func:`load_run`.
+    Args:
+        folder: its folder.
+        allow: modules outside this package whose classes may be built.
+        env: the environment, if the run was trained on an environment object.
+        tests: what it is tested on, if that was given to :func:`train`.
 
     Attributes:
         folder: the folder.
+        config: the configuration.
+
+    Raises:
+        RunFolderError: the folder holds no run.
+        ValueError: its configuration names a class of another module.
     """
 
     def __init__(
@@ -173,20 +148,19 @@ class Run:
         *,
         allow: Sequence[str] = (),
         env: EnvBase | None = None,
-        tests: Tested = None,
+        tests: Tests = None,
     ) -> None:
-        self.folder = Path(folder)
-        self._files, self._allow, self._env, self._tests = RunFolder(folder), allow, env, tests
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The configuration."""
-        return load_config(self.folder, self._allow)
+        self.folder, self._files = Path(folder), RunFolder(folder)
+        self.config = load_config(folder, allow)
+        self._env, self._tests = env, tests
 
     @cached_property
     def policy(self) -> TrainedPolicy:
         """The policy that the run ends with."""
-        return load_policy(self.folder, allow=self._allow, env=self._env)
+        with torch.random.fork_rng():  # initial weights are drawn, and then replaced
+            algorithm: Any = build_algorithm(self.config, env=self._env)
+        restore_policy(algorithm, self.config, self.folder, only_policy=True)
+        return TrainedPolicy(algorithm.policy, algorithm.env)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -205,145 +179,143 @@ class Run:
 
     def evaluate(self) -> dict[str, Any]:
         """Test the policy again, and return a summary like that of training; change no file."""
-        config = self.config
-        with _threads(config), torch.random.fork_rng():
-            learner: Any = build_algorithm(config, env=copy.deepcopy(self._env))
-            if isinstance(learner.env, Spaces):
-                raise learner.env.missing()
-            tests = _tests(config, self._env, self._tests)
-            trainer = make_trainer(config, self.folder, learner, tests, progress=False, logs=False)
+        quiet = partial(make_trainer, progress=False, logs=False)
+        with threads(self.config), torch.random.fork_rng():
+            env = copy.deepcopy(self._env)
+            trainer = quiet(self.config, self.folder, env=env, tests=self._tests)
             trainer.restore()
             return trainer.summary()
 
     def __repr__(self) -> str:
+        done = in_short(self.summary) if self._files.summary.exists() else "not finished"
         names = f"{self.config['env']['name']}, {self.config['algorithm']['name']}"
-        if not self._files.summary.exists():
-            return f"Run({str(self.folder)!r}: {names}, not finished)"
-        cost = self.summary["test_cost"]
-        shown = f"test cost {cost:.4f}"
-        if "test_reward" in self.summary:
-            shown = f"test reward {-cost:.4f}"
-        gap = "" if self.gap is None else f", gap {self.gap:+.2%}"
-        return f"Run({str(self.folder)!r}: {names}, {shown}{gap})"
+        return f"Run({str(self.folder)!r}: {names}, {done})"
 
 
-# -- settings --------------------------------------------------------------------------------------
+load_run = Run  # to open a run is to read its configuration
 
 
-def _importable(env: type) -> bool:
-    """Whether another process finds a class by its name."""
-    return env.__module__ != "__main__" and "<locals>" not in env.__qualname__
+class TrainedPolicy(TensorDictModuleBase):
+    """A policy to be used: on observations, on states, and on tensordicts.
+
+    Called with an observation ``(*B, observation_dim)``, with a mapping that holds it as
+    ``"observation"`` (and ``"action_mask"`` where there is one), or with a mapping of all state
+    entries (``"step"`` may be left out), it returns the action: ``"discrete"``, int64 ``(*B,)``,
+    and ``"continuous"``, ``(*B, n)``. Called with a tensordict it writes ``"action"`` there and
+    returns it, so it can be given to ``env.rollout``.
+
+    Args:
+        module: the policy, a :class:`~hpo_torchrl.modules.HybridPolicy` or a rule.
+        env: an environment of the problem, which turns states into observations.
+
+    Raises:
+        ValueError: an entry is unknown or missing, or has another shape.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_torchrl.experiments.api import TrainedPolicy
+        >>> from hpo_torchrl.modules import HybridPolicy
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> env = InventoryEnv(lead_time=2)
+        >>> policy = TrainedPolicy(HybridPolicy.for_env(env), env)
+        >>> policy({"inventory": torch.tensor([[30.0, 12.0]])})["discrete"]
+        tensor(0)
+        >>> action, _ = policy.predict([[3.0, 1.2], [0.5, 0.0]])
+        >>> action["continuous"].shape
+        (2, 1)
+    """
+
+    env: EnvBase
+
+    def __init__(self, module: TensorDictModuleBase, env: EnvBase) -> None:
+        super().__init__()
+        self.module = module
+        self.in_keys, self.out_keys = list(module.in_keys), list(module.out_keys)
+        object.__setattr__(self, "env", env)  # a module too, but no part of this one
+
+    def forward(self, given: Any, *, deterministic: bool = True) -> Any:
+        """Return the action, or the tensordict that was given, with the action.
+
+        Args:
+            given: an observation, a mapping of entries, or a tensordict.
+            deterministic: whether to take the most probable discrete action and the mean of the
+                continuous one, instead of drawing them.
+        """
+        kind = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+        with torch.no_grad(), set_exploration_type(kind):
+            if not isinstance(given, TensorDictBase):
+                entries = given if isinstance(given, Mapping) else {"observation": given}
+                answer = self.module(self._read(entries))
+                return {key: answer["action", key] for key in ("discrete", "continuous")}
+            if not set(self.module.in_keys) <= {*given.keys()}:
+                known = given.select(*self.env.observation_spec.keys(), strict=False)
+                given.update(self._read(known))
+            return self.module(given)
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[dict[str, np.ndarray], None]:
+        """Act on arrays, in the manner of Stable-Baselines3.
+
+        Args:
+            observation: one observation, a batch of them, or a mapping as for a call.
+            state: not used; a policy has no memory.
+            episode_start: not used.
+            deterministic: whether to take the most probable action.
+
+        Returns:
+            The action, ``"discrete"`` and ``"continuous"`` as arrays, and ``None`` for the state.
+        """
+        action = self(observation, deterministic=deterministic)
+        return {key: value.cpu().numpy() for key, value in action.items()}, None
+
+    def _read(self, given: Mapping[str, Any] | TensorDictBase) -> TensorDict:
+        """Return what the policy reads, of the entries of a state or an observation."""
+        spec, batch = self.env.observation_spec, len(self.env.batch_size)
+        known, names, reads = {*spec.keys()}, {*given.keys()}, {*self.module.in_keys}
+        state = {*getattr(self.env, "state_names", ())} - {"step"}
+        if not names <= known or not (reads <= names or (state and state <= names)):
+            raise ValueError(
+                f"The policy reads {', '.join(map(str, reads))}, or a whole state "
+                f"({', '.join(sorted(state)) or 'which is not known here'}); got "
+                f"{', '.join(names)}. A run on an environment object knows its state if it is "
+                "loaded with env=..."
+            )
+        entries, shape = {}, torch.Size()
+        for name, value in given.items():
+            entries[name] = torch.as_tensor(value, dtype=spec[name].dtype, device=self.env.device)
+            own, found = spec[name].shape[batch:], entries[name].shape
+            shape = found[: len(found) - len(own)]
+            if found[len(shape) :] != own:
+                raise ValueError(
+                    f"{name} must have the shape {tuple(own)}, or that after batch dimensions; got "
+                    f"{tuple(found)}."
+                )
+        if not reads <= names:
+            entries.setdefault("step", torch.zeros((*shape, 1), dtype=torch.int64))
+            entries |= self.env.show(entries)
+        return TensorDict(entries, batch_size=shape, device=self.env.device)
 
 
-def _object(env: Any, seed: int, given: dict[str, Any]) -> EnvBase:
-    """Return an environment object, built from a class and the settings for it where need be."""
-    if isinstance(env, type) and issubclass(env, EnvBase):
-        own = {key[4:]: given.pop(key) for key in [*given] if key.startswith("env.")}
-        env = env(**{"batch_size": given.pop("batch_size", 128), "seed": seed, **own})
+def _is_env_class(env: Any) -> bool:
+    return isinstance(env, type) and issubclass(env, EnvBase)
+
+
+def _object(env: Any, seed: int, settings: dict[str, Any]) -> EnvBase:
+    """Return an environment object, built from a class and its part of the settings if need be."""
+    if _is_env_class(env):
+        given = {"batch_size": 128, "seed": seed}
+        for name in accepted(env):
+            for key in {name, f"env.{name}"} & {*settings}:
+                given[name] = settings.pop(key)
+        env = env(**given)
     if not isinstance(env, EnvBase):
         raise TypeError(
             "env must be an environment (a DifferentiableEnv, or any EnvBase whose step keeps the "
             f"graph), the class of one, or a name such as 'inventory'; got {env!r}."
         )
     return env
-
-
-def _flat(settings: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Return settings by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value and (at or key.split(".")[0] in _SECTIONS):
-            found |= _flat(value, f"{at}{key}.")
-        else:
-            found[f"{at}{key}"] = value
-    return found
-
-
-def _configured(chosen: list[str], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Compose a configuration, with settings under their full names."""
-    config = compose_config(chosen)
-    for key in given:
-        if key in NOT_SETTINGS:
-            raise ValueError(f"{key} belongs to the command line; use folder=... and resume=True.")
-    named = {key if "." in key else _full(key, config): value for key, value in given.items()}
-    return compose_config([*chosen, *(f"{key}={_word(key, v)}" for key, v in named.items())])
-
-
-def _full(key: str, config: Mapping[str, Any]) -> str:
-    """Return the full name of a setting that is given by its own name alone."""
-    if key in config:
-        return key
-    sections = {name: config[name] for name in _SECTIONS if isinstance(config.get(name), dict)}
-    targets = {name: part["_target_"] for name, part in sections.items() if "_target_" in part}
-    taken = {name: accepted(locate(f"{name}._target_", path)) for name, path in targets.items()}
-    # A key that the files do not list may still be an argument of what a section builds.
-    listed = [f"{name}.{key}" for name, section in sections.items() if key in section]
-    found = listed or [f"{name}.{key}" for name, arguments in taken.items() if key in arguments]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(
-            f"{key} is a setting of several sections; name one: {', '.join(found)}, as in "
-            f"train(..., **{{{found[0]!r}: ...}})."
-        )
-    known = [name for section in (*sections.values(), *taken.values()) for name in section]
-    raise ValueError(
-        f"Unknown setting {key!r}.{did_you_mean(key, known)} Sections and their settings stand in "
-        "configs/; hpo-train --cfg prints them all."
-    )
-
-
-def _word(key: str, value: Any) -> str:
-    """Write a plain value as on the command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, (int, float, np.number)):
-        return repr(value.item() if isinstance(value, np.number) else value)
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, (str, Path)):
-        escaped = str(value).replace("'", "\\'")
-        return f"'{escaped}'"
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(_word(key, entry) for entry in value)}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{name}:{_word(key, entry)}' for name, entry in value.items())}}}"
-    raise TypeError(
-        f"{key} must be a plain value (number, text, list or mapping), got {type(value).__name__}; "
-        "an environment with other arguments is given as an object: train(MyEnv(...))."
-    )
-
-
-def _tests(
-    config: Mapping[str, Any],
-    env: EnvBase | None,
-    tests: Tested,
-) -> Tests:
-    """Return the tests by name, the primary one's name, and that of use during training."""
-    if tests is None and env is None:
-        return build_tests(config)
-    if tests is None:
-        settings, steps = config["evaluation"], getattr(env, "horizon", None) or _STEPS
-        tests = {
-            name: Evaluation(
-                copy.deepcopy(env),
-                num_steps=test.get("num_steps") or steps,
-                skip=test.get("skip", 0),
-                seed=settings["seed"],
-            )
-            for name, test in settings["tests"].items()
-        }
-    named = {"test": tests} if isinstance(tests, Evaluation) else dict(tests)
-    primary = next(iter(named))
-    return named, primary, named[primary]
-
-
-@contextmanager
-def _threads(config: Mapping[str, Any]) -> Any:
-    """Compute with as many threads as configured, and leave torch as it was."""
-    before = torch.get_num_threads()
-    try:
-        set_threads(config)
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -6,9 +6,8 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # Before torch is loaded: threads that wait for each other sleep. Waiting awake, they are a quarter
 # faster on free cores, and two to four times slower beside anything else that runs.
@@ -19,24 +18,21 @@ from omegaconf import OmegaConf
 
 from hpo_torchrl import reporting
 from hpo_torchrl.algorithms import NonFiniteError
-from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.experiments.api import load_run
 from hpo_torchrl.experiments.config import (
-    NOT_SETTINGS,
     choices,
+    compose_command,
     compose_config,
-    compose_settings,
+    key_of,
     load_config,
-    run_settings,
 )
-from hpo_torchrl.experiments.run import evaluate_run, gradients_run, train_run
-from hpo_torchrl.experiments.seeds import train_seeds
+from hpo_torchrl.experiments.run import gradients_run, new_folder, train_run
 from hpo_torchrl.experiments.sweep import run_sweep
-from hpo_torchrl.training import CheckpointError
 from hpo_torchrl.training.run_folder import RunFolder
 
-_INTERRUPTED = (
-    "interrupted; a training goes on with hpo-train resume=FOLDER, a sweep with its own command."
-)
+# Errors that a user can mend.
+_EXPECTED = (ValueError, TypeError, OSError, NonFiniteError, NotImplementedError)
+_INTERRUPTED = "interrupted; go on with hpo-train resume=FOLDER, a sweep by the same command again"
 
 
 def train(argv: Sequence[str] | None = None) -> None:
@@ -56,24 +52,14 @@ def train(argv: Sequence[str] | None = None) -> None:
     parser.epilog = ".  ".join(
         f"{section}: {', '.join(choices(section))}" for section in ("env", "algorithm")
     )
-    _command("hpo-train", parser, argv, _train)
+    _command(parser, argv, _train)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> None:
     """Evaluate a run from the command line: ``hpo-eval DIR``; ``argv`` as for :func:`train`."""
     parser = _parser("hpo-eval", "Evaluate the newest checkpoint of a run on its tests.")
     parser.add_argument("run_dir", metavar="DIR", help="folder of the run")
-    parser.add_argument("--device", help="where to evaluate; the run's own device by default")
-    _command(
-        "hpo-eval",
-        parser,
-        argv,
-        lambda given: print(
-            reporting.format_summary(
-                evaluate_run(given.run_dir, device=given.device, allow=given.allow)
-            )
-        ),
-    )
+    _command(parser, argv, _evaluate)
 
 
 def gradients(argv: Sequence[str] | None = None) -> None:
@@ -91,8 +77,7 @@ def gradients(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", metavar="DIR", help="folder of gradients.csv and gradients.png")
     parser.add_argument("--batches", type=int, default=40, help="batches per estimator")
     parser.add_argument("--reference", type=int, default=160, help="batches of the reference")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the batches")
-    _command("hpo-gradients", parser, argv, _gradients)
+    _command(parser, argv, _gradients)
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -104,51 +89,56 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
         default=[],
         help="a module whose classes the folder of a run may name; repeat it for several",
     )
-    if name != "hpo-eval":
-        parser.add_argument(
-            "--config-dir", metavar="DIR", help="a folder of further files, laid out like configs/"
-        )
+    parser.add_argument(
+        "--config-dir", metavar="DIR", help="a folder of further files, laid out like configs/"
+    )
     return parser
 
 
 def _command(
-    name: str,
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     action: Callable[[argparse.Namespace], Any],
 ) -> None:
+    """Run a command; an error that a user can mend is one line, any other shows its trace."""
     given = parser.parse_intermixed_args(argv)
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # a module of one's own may lie there
-    _or_exit(name, lambda: action(given))
+    try:
+        action(given)
+    except (Exception, KeyboardInterrupt) as error:
+        # Interrupted while it has swapped a module's parameters, tensordict 0.14 raises an error
+        # of its own on top of the interrupt.
+        interrupt = any(isinstance(one, KeyboardInterrupt) for one in (error, error.__context__))
+        if not interrupt and not isinstance(error, _EXPECTED):
+            raise
+        words = _INTERRUPTED if interrupt else error
+        parser.exit(130 if interrupt else 2, f"{parser.prog}: error: {words}\n")
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    print(reporting.format_summary(load_run(given.run_dir, allow=given.allow).evaluate()))
 
 
 def _gradients(given: argparse.Namespace) -> None:
-    run_dir = None
     folders = [text for text in given.what if "=" not in text or Path(text).is_dir()]
-    for flag in ("batches", "reference"):
-        check_int(f"--{flag}", getattr(given, flag), minimum=2)
-    if folders:
-        if len(given.what) > 1:
-            raise ValueError(
-                f"A run is measured under its own configuration: give {folders[0]} alone, or "
-                "settings alone for an untrained policy."
-            )
-        run_dir = Path(folders[0])
-        config = load_config(run_dir, given.allow)
-    else:
-        for text in given.what:
-            if _key(text) in NOT_SETTINGS:
-                raise ValueError(f"{text!r} is of hpo-train; use --output DIR, or give the run.")
+    if folders and len(given.what) > 1:
+        raise ValueError(
+            f"A run is measured under its own configuration: give {folders[0]} alone, or "
+            "settings alone for an untrained policy."
+        )
+    run_dir = folders[0] if folders else None
+    if run_dir is None:
         config = compose_config(given.what, given.config_dir)
-    output = Path(given.output) if given.output else run_dir or Path(".")
+    else:
+        config = load_config(run_dir, given.allow)
+    output = Path(given.output or run_dir or ".")
     report = gradients_run(
         config,
         run_dir,
         output_dir=output,
         num_batches=given.batches,
         num_reference=given.reference,
-        seed=given.seed,
     )
     print(
         reporting.format_gradients(
@@ -162,92 +152,43 @@ def _train(given: argparse.Namespace) -> None:
     if given.multirun:
         run_sweep(given.settings, given.config_dir)
         return
-    settings = compose_settings(given.settings, given.config_dir)
+    config, command = compose_command(given.settings, given.config_dir)
     if given.cfg:
-        print(yaml.safe_dump(settings, sort_keys=False), end="")
+        print(yaml.safe_dump({**config, **command}, sort_keys=False), end="")
         return
-    number = check_int("num_seeds", settings["num_seeds"], minimum=1)
-    if settings["resume"] is not None:
-        print(_resume(settings, given))
-        return
-    folder = Path(str(settings["output_dir"] or _new_folder(settings)))
+    resume = command["resume"] is not None
+    folder = Path(str(command["resume"] or command["output_dir"] or new_folder(config)))
+    if resume:
+        config = _saved(folder, {**config, **command}, given)
     print(f"{'folder':<17}{folder}", flush=True)
-    if number == 1:
-        print(reporting.format_summary(train_run(run_settings(settings), folder)))
-    else:
-        print(reporting.format_seeds(train_seeds(run_settings(settings), folder, number)))
+    summary = train_run(config, folder, num_seeds=command["num_seeds"], resume=resume)
+    print(
+        reporting.format_seeds(summary)
+        if isinstance(summary, list)
+        else reporting.format_summary(summary)
+    )
 
 
-def _resume(settings: dict[str, Any], given: argparse.Namespace) -> str:
-    """Go on with the run, or the runs, of a folder; return what there is to print."""
-    if settings["output_dir"] is not None:
-        raise ValueError(
-            "resume goes on in the folder of the run itself; leave output_dir="
-            f"{settings['output_dir']} out."
-        )
-    folder = RunFolder(str(settings["resume"]))
-    print(f"{'folder':<17}{folder.path}", flush=True)
-    seeds = folder.read_seeds()
-    found = 1 if seeds is None else len(seeds)
-    if "num_seeds" in map(_key, given.settings) and settings["num_seeds"] != found:
-        raise ValueError(
-            f"resume goes on with the {found} seed{'s' * (found > 1)} of {folder.path}, got "
-            f"num_seeds={settings['num_seeds']}; leave it out."
-        )
-    first = folder if seeds is None else folder.of_seed(seeds[0])
-    saved = load_config(first.path, given.allow)
-    _check_same(saved, settings, given.settings)
-    if seeds is None:
-        return reporting.format_summary(train_run(saved, folder.path, resume=True))
-    return reporting.format_seeds(train_seeds(saved, folder.path, len(seeds), resume=True))
+def _saved(folder: Path, settings: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """Return the configuration of the run, or the first of the runs, that a folder holds.
 
-
-def _new_folder(settings: dict[str, Any]) -> Path:
-    seed, number = settings["seed"], settings["num_seeds"]
-    seeds = f"seed{seed}" if number == 1 else f"seeds{seed}-{seed + number - 1}"
-    name = f"{settings['env']['name']}-{settings['algorithm']['name']}-{seeds}"
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def _check_same(saved: dict[str, Any], settings: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Refuse overrides that would change a run on its way."""
-    for override in overrides:
-        key = _key(override)
-        if key in NOT_SETTINGS:
-            continue
-        old = OmegaConf.select(OmegaConf.create(saved), key)
-        new = OmegaConf.select(OmegaConf.create(settings), key)
-        if old != new:
+    Raises:
+        ValueError: an override would change the run on its way.
+    """
+    files = RunFolder(folder)
+    seeds = files.read_seeds()
+    config = load_config(folder if seeds is None else files.of_seed(seeds[0]).path, given.allow)
+    saved = OmegaConf.create({**config, "num_seeds": 1 if seeds is None else len(seeds)})
+    wanted = OmegaConf.create(settings)
+    for override in given.settings:
+        key = key_of(override)
+        if key != "resume" and OmegaConf.select(saved, key) != OmegaConf.select(wanted, key):
             raise ValueError(
-                f"resume goes on under the run's own configuration, but {override!r} would change "
-                f"{key}. Leave it out, or start a new run with output_dir=DIR."
+                f"resume goes on under the run's own configuration, in its own folder, but "
+                f"{override!r} would change {key}. Leave it out, or start a new run with "
+                "output_dir=DIR."
             )
-
-
-def _key(override: str) -> str:
-    return override.split("=", 1)[0].lstrip("+~")
-
-
-def _or_exit(command: str, action: Callable[[], Any]) -> None:
-    """Run a command; an error that a user can mend is one line, any other shows its trace."""
-    expected = (ValueError, TypeError, OSError, CheckpointError, NonFiniteError)
-    try:
-        action()
-    except expected as error:
-        _exit(command, str(error))
-    except KeyboardInterrupt:
-        _exit(command, _INTERRUPTED, code=130)
-    except RuntimeError as error:
-        # Interrupted while it has swapped a module's parameters, tensordict 0.14 raises an error
-        # of its own on top of the interrupt.
-        if isinstance(error.__context__, KeyboardInterrupt):
-            _exit(command, _INTERRUPTED, code=130)
-        raise
-
-
-def _exit(command: str, message: str, code: int = 2) -> NoReturn:
-    print(f"{command}: error: {message}", file=sys.stderr)
-    raise SystemExit(code)
+    return config
 
 
 if __name__ == "__main__":

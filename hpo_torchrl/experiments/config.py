@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from torch.utils._pytree import tree_map
 
 from hpo_torchrl.core.checks import did_you_mean
-from hpo_torchrl.experiments.build import check_config
-from hpo_torchrl.experiments.targets import BUILT, check_targets, plugins
+from hpo_torchrl.experiments.targets import BUILT, check_config, check_targets, known_keys, plugins
 from hpo_torchrl.training.run_folder import RunFolder
 
 _PACKAGE = Path(__file__).parents[1]
@@ -24,34 +33,73 @@ _PACKAGE = Path(__file__).parents[1]
 CONFIGS = next(
     path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()
 )
-# Sections whose keys are those of a constructor, which refuses unknown ones itself.
-_FREE = (*(f"{name}." for name in BUILT), "evaluation.validation.", "evaluation.tests.")
+SECTIONS = (*BUILT, "collect", "evaluation", "trainer", "logger")
+# Sections whose keys are those of a constructor, which may take more than the YAML lists.
+_FREE = (*BUILT, "evaluation.validation", "evaluation.tests")
 # Keys of a command, not of a run: where it goes and what is said about it.
-NOT_SETTINGS = ("output_dir", "resume", "num_seeds", "sweep_dir", "sweep_estimate")
+COMMAND_KEYS = ("output_dir", "resume", "num_seeds", "sweep_dir", "sweep_estimate")
 
 
-def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
+def compose_config(
+    overrides: Sequence[str], config_dir: str | None = None, **settings: Any
+) -> dict[str, Any]:
     """Return the configuration of a run under these settings, as ``hpo-train`` resolves it.
 
     Args:
         overrides: ``key=value`` texts as on the command line.
         config_dir: a folder of further YAML files, laid out like ``configs/``.
+        settings: further values, by full name (``"policy.hidden"``), by section, or by their own
+            name where only one section has it.
 
     Raises:
         ValueError: a key or file is unknown, or a value cannot be read; the message names it.
+        TypeError: a value of ``settings`` is not a plain one.
     """
-    return run_settings(compose_settings(overrides, config_dir))
+    for text in (*overrides, *settings):
+        if key_of(text) in COMMAND_KEYS:
+            raise ValueError(
+                f"{text!r} is of hpo-train: in Python use folder=... and resume=True, with "
+                "hpo-gradients use --output DIR, or give the folder of the run."
+            )
+    return compose_command(overrides, config_dir, **settings)[0]
 
 
-def compose_settings(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
-    """Do what :func:`compose_config` does, and keep the keys of the command."""
+def compose_command(
+    overrides: Sequence[str], config_dir: str | None = None, **settings: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Do what :func:`compose_config` does, and return the values of ``COMMAND_KEYS`` besides."""
     with hydra_session():
-        return resolve(compose_worded(prepare(overrides, config_dir)))
+        config = compose("train", prepare(overrides, config_dir), return_hydra_config=True)
+        for section in _FREE:
+            OmegaConf.set_struct(OmegaConf.select(config, section), False)
+        for key, value in settings.items():
+            plain = json.loads(json.dumps(value, default=partial(_plain, key)))
+            OmegaConf.update(config, _full_name(key, config), plain)
+        return resolve(config)
 
 
-def run_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a run is bound to: without the keys of the command."""
-    return {key: value for key, value in settings.items() if key not in NOT_SETTINGS}
+def compose_sweep(
+    overrides: Sequence[str], config_dir: str | None = None
+) -> tuple[DictConfig, list[tuple[list[str], dict[str, Any]]]]:
+    """Compose all runs of a sweep, within :func:`hydra_session`.
+
+    Returns:
+        The configuration of the sweep, with the keys of the command and Hydra's own, and for each
+        run the overrides that make it and its configuration.
+    """
+    hydra = GlobalHydra.instance().hydra
+    config = hydra.compose_config(
+        "train", prepare(overrides, config_dir), RunMode.MULTIRUN, with_log_configuration=True
+    )
+    # An experiment's keys as the command line's: the same key given there takes their place.
+    params = (config.hydra.sweeper.get("params") or {}).items()
+    texts = [*(free_key(f"{key}={value}") for key, value in params), *config.hydra.overrides.task]
+    runs = []
+    parsed = OverridesParser.create().parse_overrides(texts)
+    for words in BasicSweeper.split_arguments(parsed, None)[0]:
+        whole = [*config.hydra.overrides.hydra, *words]
+        runs.append((words, resolve(compose("train", whole, return_hydra_config=True))[0]))
+    return config, runs
 
 
 def load_config(run_dir: str | Path, allow: Sequence[str] = ()) -> dict[str, Any]:
@@ -78,14 +126,21 @@ def choices(section: str) -> list[str]:
 
 @contextmanager
 def hydra_session() -> Iterator[None]:
-    """Let Hydra find the configs of this package, installed plug-ins, and empty sections."""
+    """Let Hydra find the configs of this package, installed plug-ins, and empty sections.
+
+    Raises:
+        ValueError: Hydra refused something in this time; the message names key, value and fix.
+    """
     store = ConfigStore.instance()
     for section in BUILT:
         store.store(group=section, name="custom", node={})
         for name, target in plugins(section).items():
             store.store(group=section, name=name, node={"_target_": target})
-    with initialize_config_dir(str(CONFIGS), job_name="hpo-train", version_base="1.3"):
-        yield
+    try:
+        with initialize_config_dir(str(CONFIGS), job_name="hpo-train", version_base="1.3"):
+            yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_worded(error)) from error
 
 
 def prepare(overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
@@ -106,50 +161,39 @@ def prepare(overrides: Sequence[str], config_dir: str | None = None) -> list[str
 
 def free_key(override: str) -> str:
     """Let Hydra take a key that the YAML of its section does not list."""
-    return f"++{override}" if override.startswith(_FREE) else override
+    return f"++{override}" if override.startswith(tuple(f"{name}." for name in _FREE)) else override
 
 
-def compose_worded(overrides: Sequence[str]) -> DictConfig:
-    """Compose with Hydra's own section; an error names key, value and fix as a ``ValueError``."""
-    try:
-        return compose("train", list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(str(error), overrides)) from error
+def key_of(override: str) -> str:
+    """Return the key of an override."""
+    return override.split("=", 1)[0].lstrip("+~")
 
 
-def resolve(config: DictConfig, hydra_config: DictConfig | None = None) -> dict[str, Any]:
-    """Return a composed configuration as plain values, with names and checked keys.
+def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a composed configuration, and the keys of the command, as plain and checked values.
 
     Args:
-        config: the configuration; with Hydra's own section if that is not given.
-        hydra_config: Hydra's own section.
+        config: what Hydra composed, with its own section.
 
     Raises:
         ValueError: a key is unknown or missing; the message names it.
     """
-    chosen = (config.hydra if hydra_config is None else hydra_config).runtime.choices
+    chosen = config.hydra.runtime.choices
     with read_write(config), open_dict(config):
-        config.pop("hydra", None)
-    try:
-        settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        config.pop("hydra")
+    settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     for section in ("env", "algorithm"):
         name = settings[section].pop("name", None) or chosen[section]
         if name == "custom":
             name = str(settings[section].get("_target_")).rpartition(".")[2]
         settings[section] = {"name": name, **settings[section]}
-    settings["env"] = _absolute(settings["env"])
+    settings["env"] = tree_map(_absolute, settings["env"])
     check_config(settings)
-    return settings
+    return settings, {key: settings.pop(key) for key in COMMAND_KEYS}
 
 
 def _absolute(value: Any) -> Any:
-    """Name files by their full paths, so that a run can be resumed from another folder."""
-    if isinstance(value, Mapping):
-        return {key: _absolute(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_absolute(entry) for entry in value]
+    """Name a file by its full path, so that a run can be resumed from another folder."""
     is_file = isinstance(value, str) and Path(value).suffix and Path(value).is_file()
     return str(Path(value).absolute()) if is_file else value
 
@@ -164,22 +208,47 @@ def _quote_folder(argument: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def explain(message: str, overrides: Sequence[str]) -> str:
-    """Say what is wrong with an override, given Hydra's own words, within :func:`hydra_session`."""
-    unknown = re.search(r"Could not override '([^']+)'", message)
-    if unknown is None:
-        return " ".join(message.split())
-    key = unknown.group(1)
-    given = next((text for text in overrides if text.split("=", 1)[0].lstrip("+~") == key), key)
-    section, _, leaf = key.rpartition(".")
-    config = compose("train")
-    node = OmegaConf.select(config, section) if section else config
-    if not isinstance(node, DictConfig):
-        known = [str(name) for name in config]
-        return f"Unknown key in {given!r}: there is no section {section!r}. Sections: {known}."
-    known = [str(name) for name in node]
-    place = f"{section}." if section else ""
+def _full_name(key: str, config: DictConfig) -> str:
+    """Return the full name of a setting that may be given by its own name alone."""
+    if key.split(".")[0] in config:
+        return key
+    # A key that the files do not list may still be an argument of what a section builds.
+    listed = {section: [*map(str, config[section])] for section in SECTIONS}
+    taken = {section: known_keys(section, config[section]) for section in BUILT}
+    places = [f"{section}.{key}" for section, names in listed.items() if key in names]
+    found = places or [f"{section}.{key}" for section, names in taken.items() if key in names]
+    if len(found) == 1:
+        return found[0]
+    hint = did_you_mean(key, chain(*listed.values(), *taken.values()))
+    if found:
+        hint = f" Name one of {', '.join(found)}, as in train(..., **{{{found[0]!r}: ...}})."
+    raise ValueError(
+        f"Unknown setting {key!r}: {len(found)} sections have it.{hint} Sections and their "
+        "settings stand in configs/; hpo-train --cfg prints them all."
+    )
+
+
+def _plain(key: str, value: Any) -> Any:
+    """Return a value that JSON does not know as one that it does."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (torch.dtype, Path)):
+        return str(value).removeprefix("torch.")
+    raise TypeError(
+        f"{key} must be a plain value (number, text, list or mapping), got {type(value).__name__}; "
+        "an environment with other arguments is given as an object: train(MyEnv(...))."
+    )
+
+
+def _worded(error: Exception) -> str:
+    """Say which key Hydra or OmegaConf does not know, and which there are; else what they say."""
+    cause = error.__cause__ or error
+    if not isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        return " ".join(str(error).split())
+    given = re.search(r"To append to your config use \+(.*)", str(error))
+    where = f" in {given.group(1)!r}" if given else ""
+    known = [str(name) for name in cause.parent_node or () if name != "hydra"]
     return (
-        f"Unknown key in {given!r}.{did_you_mean(leaf, known)} "
-        f"Known keys: {', '.join(place + name for name in known)}."
+        f"Unknown key {cause.full_key}{where}.{did_you_mean(str(cause.key), known)} "
+        f"Known keys: {', '.join(known)}."
     )

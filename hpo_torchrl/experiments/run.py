@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,74 +18,82 @@ from hpo_torchrl.algorithms import Algorithm
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
-from hpo_torchrl.experiments.config import load_config
-from hpo_torchrl.experiments.targets import call_with
-from hpo_torchrl.experiments.threads import set_threads
+from hpo_torchrl.experiments.targets import check_keys
 from hpo_torchrl.training import Callback, Evaluation, RunFolder, SeedRun, Trainer
 
-Tests = tuple[Mapping[str, Evaluation], str, Evaluation]
+Tests = Evaluation | Mapping[str, Evaluation] | None
+
+# Products of narrower layers are over before a second thread has woken up.
+_WIDE = 256
+_MOST_THREADS = 4
 
 
 def train_run(
     config: Mapping[str, Any],
     run_dir: str | Path,
     *,
+    num_seeds: int = 1,
     resume: bool = False,
-    progress: bool | None = None,
-    callbacks: Sequence[Callback] = (),
-) -> dict[str, Any]:
+    **how: Any,
+) -> Any:
     """Train as configured, in ``run_dir``, and leave summary and pictures there.
 
     Everything is built and checked before the folder is touched. With ``gradients`` in the
     configuration, the trained policy's gradients are measured too; see :func:`gradients_run`.
 
+    Several seeds, that of the configuration and those after it, train as one computation. Each run
+    is what it would be alone, up to rounding, and its folder ``run_dir/seed=K`` is as good: it can
+    be evaluated, compared, and gone on with by itself.
+
     Args:
         config: the resolved configuration, as ``configs/train.yaml`` lays it out.
         run_dir: folder of the run: new or empty of runs, or with ``resume`` an interrupted run.
-        resume: go on from the newest checkpoint.
-        progress: whether to show progress bars; as configured by default.
-        callbacks: what else happens; see :class:`~hpo_torchrl.training.Callback`.
+        num_seeds: number of seeds; a resumed run has those that it had.
+        resume: go on from the newest checkpoint (that all seeds have).
+        how: further arguments of :func:`make_trainer`.
 
     Returns:
-        The summary.
+        The summary; of several seeds a list with that of each.
 
     Raises:
-        FileExistsError: ``run_dir`` already holds a run.
+        FileExistsError: a folder already holds a run.
         ValueError: a value of the configuration is refused; the message names its key.
-        TypeError: a value has the wrong type.
+        TypeError: a value has the wrong type; several seeds of this cannot be batched.
         CheckpointError: the run cannot be resumed.
         NonFiniteError: training met NaN or infinity.
     """
+    folder = RunFolder(run_dir)
+    seeds = folder.read_seeds() if resume else None
+    if check_int("num_seeds", num_seeds, minimum=1) > 1 and not resume:
+        first = check_int("seed", config["seed"], minimum=0)
+        if (own := config["env"].get("seed")) is not None:
+            raise ValueError(
+                f"num_seeds trains seeds {first} and up, but env.seed={own!r} would be one for "
+                "all; leave env.seed out."
+            )
+        seeds = list(range(first, first + num_seeds))
     if not resume:
-        RunFolder(run_dir).check_new()
-    set_threads(config)
-    trainer = make_trainer(
-        config,
-        run_dir,
-        build_algorithm(config),
-        build_tests(config),
-        progress=progress,
-        callbacks=callbacks,
-    )
-    return start(trainer, resume=resume)
-
-
-def start(trainer: Trainer, *, resume: bool = False) -> Any:
-    """Write the configuration of each seed to its folder, or resume there; then train."""
-    if resume:
-        trainer.resume()
-    else:
-        for run in trainer.runs:
-            run.folder.write_config(run.checkpoint.config)
-    return trainer.train()
+        for place in (folder, *map(folder.of_seed, seeds or ())):
+            place.check_new()
+    with threads(config):
+        trainer = make_trainer(config, run_dir, seeds=seeds, **how)
+        if resume:
+            trainer.resume()
+        else:
+            if seeds is not None:
+                folder.write_seeds(seeds)
+            for run in trainer.runs:
+                run.folder.write_config(run.checkpoint.config)
+        return trainer.train()
 
 
 def make_trainer(
-    config: Any,
-    run_dir: Any,
-    algorithm: Algorithm,
-    tests: Tests,
+    config: Mapping[str, Any],
+    run_dir: str | Path,
     *,
+    seeds: Sequence[int] | None = None,
+    env: EnvBase | None = None,
+    tests: Tests = None,
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
     logs: bool = True,
@@ -90,44 +101,66 @@ def make_trainer(
     """Return the trainer of a configuration.
 
     Args:
-        config: the resolved configuration; a list with one for each seed if there are several.
-        run_dir: folder of the run; a list likewise.
-        algorithm: what it trains.
-        tests: what :func:`~hpo_torchrl.experiments.build.build_tests` returns.
-        callbacks: what else happens.
+        config: the resolved configuration; with several seeds that of the first.
+        run_dir: folder of the run, or of the folders of several seeds.
+        seeds: the seeds to train as one computation; ``None`` trains that of the configuration.
+        env: the environment, if the configuration does not describe it.
+        tests: what the policy is tested on; as configured by default.
+        callbacks: what else happens; see :class:`~hpo_torchrl.training.Callback`.
         progress: whether to show progress bars; as configured by default.
         logs: whether the logger of the configuration is opened.
 
     Raises:
-        ValueError: a key of the ``trainer`` section is unknown, or a value is refused.
+        ValueError: a value of the configuration is refused.
     """
-    first = config if isinstance(config, Mapping) else config[0]
-    settings = {key: value for key, value in first["trainer"].items() if key != "num_threads"}
-    named, primary, validation = tests
+    algorithm = build_algorithm(config, seeds, env=env)
+    known, primary, validation = build_tests(config, env, tests)
+    settings = {key: value for key, value in config["trainer"].items() if key != "num_threads"}
     if progress is not None:
         settings["progress"] = progress
-    arguments = {
-        "algorithm": algorithm,
-        "run_dir": run_dir,
-        "config": config,
-        "tests": named,
-        "primary": primary,
-        "validation": validation,
-        "reference": named[primary].reference(),
-        "validation_reference": None if validation is named[primary] else validation.reference(),
-        "env_name": first["env"]["name"],
-        "algorithm_name": first["algorithm"]["name"],
-        "logger_backend": first["logger"]["backend"] if logs else None,
-        "callbacks": [LearningCurve(), *_measuring(first, algorithm), *callbacks],
-    }
-    return call_with("trainer", Trainer, {**settings, **arguments})
+    folder, members = RunFolder(run_dir), seeds or ()
+    return Trainer(
+        algorithm,
+        **settings,
+        run_dir=[folder.of_seed(seed).path for seed in members] or run_dir,
+        config=[{**config, "seed": seed} for seed in members] or config,
+        tests=known,
+        primary=primary,
+        validation=validation,
+        reference=known[primary].reference(),
+        validation_reference=None if validation is known[primary] else validation.reference(),
+        env_name=config["env"]["name"],
+        algorithm_name=config["algorithm"]["name"],
+        logger_backend=config["logger"]["backend"] if logs else None,
+        callbacks=[Pictures(config["gradients"]), *callbacks],
+    )
 
 
-class LearningCurve(Callback):
-    """Draws ``learning_curve.png`` at the end of a run."""
+class Pictures(Callback):
+    """Draws ``learning_curve.png`` at the end of a run, and measures its gradients if asked to.
+
+    Args:
+        gradients: sizes of the report of :func:`gradients_run`, ``None`` for none.
+
+    Raises:
+        TypeError: the sizes are no mapping of integers.
+        ValueError: a size is unknown or too small.
+    """
+
+    def __init__(self, gradients: Mapping[str, int] | None) -> None:
+        if not isinstance(gradients, Mapping | None):
+            raise TypeError(
+                "gradients must be null, or sizes such as {num_batches: 40, num_reference: 160}, "
+                f"got {gradients!r}."
+            )
+        self.sizes = gradients
+        check_keys("gradients", gradients or {}, ["num_batches", "num_reference"])
+        for name, size in (gradients or {}).items():
+            check_int(f"gradients.{name}", size, minimum=2)
 
     def on_train_end(self, trainer: Trainer, summary: Any) -> None:
-        """Draw the curve of each seed."""
+        """Draw the curve, and write ``gradients.csv`` and ``gradients.png``, of each seed."""
+        algorithm: Any = trainer.algorithm
         reference = trainer.validation_reference
         for run in trainer.runs:
             tested = [row for row in run.logger.rows if "test_cost" in row]
@@ -140,75 +173,62 @@ class LearningCurve(Callback):
                 lower_bound=reference.lower_bound,
                 baselines=reference.baselines,
             )
+            if self.sizes is not None:
+                gradients_run(
+                    run.checkpoint.config,
+                    run.folder.path,
+                    output_dir=run.folder.path,
+                    env=algorithm.env if run.index is None else None,
+                    progress=trainer.progress,
+                    **self.sizes,
+                )
 
 
-class Gradients(Callback):
-    """Measures the gradients of a trained policy at the end of a run; see :func:`gradients_run`.
-
-    Args:
-        num_batches: gradients per estimator.
-        num_reference: batches behind the reference gradient.
-    """
-
-    def __init__(self, num_batches: int = 40, num_reference: int = 160) -> None:
-        self.sizes = {"num_batches": num_batches, "num_reference": num_reference}
-        for name, size in self.sizes.items():
-            check_int(f"gradients.{name}", size, minimum=2)
-
-    def on_train_end(self, trainer: Trainer, summary: Any) -> None:
-        """Write ``gradients.csv`` and ``gradients.png`` of each seed."""
-        algorithm: Any = trainer.algorithm
-        for run in trainer.runs:
-            folder = run.folder.path
-            gradients_run(
-                run.checkpoint.config,
-                folder,
-                output_dir=folder,
-                progress=trainer.progress,
-                env=algorithm.env if run.index is None else None,
-                **self.sizes,
-            )
-
-
-def _measuring(config: Mapping[str, Any], algorithm: Algorithm) -> list[Callback]:
-    section = config.get("gradients")  # runs of older versions have none
-    if section is None:
-        return []
-    if not isinstance(section, Mapping):
-        raise TypeError(
-            "gradients must be null, or sizes such as {num_batches: 40, num_reference: 160}, "
-            f"got {section!r}."
-        )
-    _differentiable(algorithm, config)
-    return [call_with("gradients", Gradients, section)]
-
-
-def evaluate_run(
-    run_dir: str | Path, *, device: str | None = None, allow: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Evaluate the policy that a run ends with, by its newest checkpoint; no file is changed.
+def gradients_run(
+    config: Mapping[str, Any],
+    run_dir: str | Path | None = None,
+    *,
+    output_dir: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    env: EnvBase | None = None,
+    **sizes: int,
+) -> GradientReport:
+    """Measure the gradient estimators on a configured problem; see :func:`gradient_report`.
 
     Args:
-        run_dir: folder of the run.
-        device: where to evaluate; the run's own device by default.
-        allow: modules whose classes the run may name; see
-            :func:`~hpo_torchrl.experiments.config.load_config`.
-
-    Returns:
-        A summary like that of training.
+        config: the resolved configuration.
+        run_dir: folder of a run; the policy that it ends with is measured. ``None`` measures the
+            untrained policy.
+        output_dir: where ``gradients.csv`` and ``gradients.png`` go; ``None`` writes nothing.
+        seed: seed of the batches.
+        progress: whether to show a progress bar.
+        env: the environment, if the configuration does not describe it.
+        sizes: ``num_batches`` (gradients per estimator) and ``num_reference`` (batches behind the
+            reference gradient).
 
     Raises:
         RunFolderError: the folder holds no run, or its checkpoint is damaged.
+        ValueError: a value of the configuration is refused, or its algorithm has no simulator
+            gradients.
     """
-    saved = load_config(run_dir, allow)
-    config = saved if device is None else {**saved, "device": device}
-    set_threads(config)
-    algorithm = build_algorithm(config)
-    trainer = make_trainer(config, run_dir, algorithm, build_tests(config), logs=False)
-    # The tests may run on another device than the training: only that may differ.
-    trainer.runs[0].checkpoint.config = saved
-    trainer.restore()
-    return trainer.summary()
+    check_int("seed", seed, minimum=0)
+    with threads(config):
+        algorithm: Any = build_algorithm(config, env=env)
+        if run_dir is not None:
+            restore_policy(algorithm, config, run_dir)
+        torch.manual_seed(seed)
+        algorithm.env.set_seed(seed)
+        bar = partial(tqdm, unit="batch", dynamic_ncols=True, disable=not progress)
+        report = gradient_report(
+            GradientSampler.of(algorithm), progress=lambda loop: iter(bar([*loop])), **sizes
+        )
+    if output_dir is not None:
+        folder = RunFolder(output_dir)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        reporting.write_rows(folder.gradients, report.rows)
+        reporting.plot_gradients(folder.gradients_picture, report.rows, ceiling=report.ceiling)
+    return report
 
 
 def restore_policy(
@@ -229,73 +249,44 @@ def restore_policy(
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another configuration.
     """
-    run = SeedRun(algorithm, run_dir, config, select=config["trainer"].get("select", "last"))
+    run = SeedRun(algorithm, run_dir, config, select=config["trainer"]["select"])
     run.checkpoint.load(components=("policy", "selection") if only_policy else None)
     run.select()
 
 
-def gradients_run(
-    config: Mapping[str, Any],
-    run_dir: str | Path | None = None,
-    *,
-    output_dir: str | Path | None = None,
-    num_batches: int = 40,
-    num_reference: int = 160,
-    seed: int = 0,
-    progress: bool = True,
-    env: EnvBase | None = None,
-) -> GradientReport:
-    """Measure the gradient estimators on a configured problem; see :func:`gradient_report`.
+@contextmanager
+def threads(config: Mapping[str, Any]) -> Iterator[None]:
+    """Compute with as many threads as ``trainer.num_threads`` says, and leave torch as it was.
 
-    Args:
-        config: the resolved configuration.
-        run_dir: folder of a run; the policy that it ends with is measured. ``None`` measures the
-            untrained policy.
-        output_dir: where ``gradients.csv`` and ``gradients.png`` go; ``None`` writes nothing.
-        num_batches: gradients per estimator.
-        num_reference: batches behind the reference gradient.
-        seed: seed of the batches.
-        progress: whether to show a progress bar.
-        env: the environment, if the configuration does not describe it.
+    ``None`` is 1 for nets whose layers are all narrower than 256 units, else torch's own number,
+    that of the cores, at most 4.
 
     Raises:
-        RunFolderError: the folder holds no run, or its checkpoint is damaged.
-        ValueError: a value of the configuration is refused, or its algorithm has no simulator
-            gradients.
+        TypeError: the number is not an integer.
+        ValueError: it is below 1.
     """
-    check_int("seed", seed, minimum=0)
-    set_threads(config)
-    algorithm = _differentiable(build_algorithm(config, env=env), config)
-    if run_dir is not None:
-        restore_policy(algorithm, config, run_dir)
-    torch.manual_seed(seed)
-    algorithm.env.set_seed(seed)
-    report = gradient_report(
-        GradientSampler.of(algorithm),
-        num_batches=num_batches,
-        num_reference=num_reference,
-        progress=lambda loop: iter(
-            tqdm(
-                loop,
-                total=num_batches + num_reference,
-                unit="batch",
-                disable=not progress,
-                dynamic_ncols=True,
-            )
-        ),
-    )
-    if output_dir is not None:
-        folder = RunFolder(output_dir)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        reporting.write_rows(folder.gradients, report.rows)
-        reporting.plot_gradients(folder.gradients_picture, report.rows, ceiling=report.ceiling)
-    return report
+    before, number = torch.get_num_threads(), config["trainer"]["num_threads"]
+    if number is None:
+        # Sizes that are no integers will be refused by the networks.
+        layers = [config[section].get("hidden") for section in ("policy", "critic")]
+        sizes = [size for hidden in layers if isinstance(hidden, list) for size in hidden]
+        wide = any(isinstance(size, int) and size >= _WIDE for size in sizes)
+        number = min(_MOST_THREADS, before) if wide else 1
+    torch.set_num_threads(check_int("trainer.num_threads", number, minimum=1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _differentiable(algorithm: Algorithm, config: Mapping[str, Any]) -> Any:
-    if not algorithm.differentiable:
-        raise ValueError(
-            "Gradients are measured of algorithms that roll out differentiably (algorithm=hpo), "
-            f"got {config['algorithm']['name']!r}."
-        )
-    return algorithm
+def new_folder(config: Mapping[str, Any]) -> Path:
+    """Return a new folder under ``runs/``, named by problem, algorithm, seed and time."""
+    name = f"{config['env']['name']}-{config['algorithm']['name']}-seed{config['seed']}"
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def in_short(summary: Mapping[str, Any]) -> str:
+    """Return the cost (or reward) of a summary and its gap in a few words."""
+    figure = "test_reward" if "test_reward" in summary else "test_cost"
+    gap = "" if summary.get("gap") is None else f", gap {summary['gap']:+.2%}"
+    return f"{figure.replace('_', ' ')} {summary[figure]:.4f}{gap}"

@@ -2,76 +2,50 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
 import sys
+import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, NamedTuple
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext
+from omegaconf import DictConfig
 from torchrl.checkpoint import CheckpointRotation
-from tqdm import tqdm
 
 from hpo_torchrl.core.checks import check_bool, first_line
-from hpo_torchrl.experiments.config import (
-    NOT_SETTINGS,
-    compose_worded,
-    explain,
-    free_key,
-    hydra_session,
-    prepare,
-    resolve,
-    run_settings,
-)
-from hpo_torchrl.experiments.estimate import describe_cost
-from hpo_torchrl.experiments.run import train_run
+from hpo_torchrl.experiments.build import build_algorithm, build_tests
+from hpo_torchrl.experiments.config import COMMAND_KEYS, compose_sweep, hydra_session, key_of
+from hpo_torchrl.experiments.run import in_short, threads, train_run
 from hpo_torchrl.training.checkpoint import differences
 from hpo_torchrl.training.run_folder import RunFolder
 
-DONE, UNFINISHED, NEW, FAILED = "done already", "unfinished", "new", "failed"
+DONE, UNFINISHED, NEW = "done already", "unfinished", "new"
 # Overrides that do not name a run: where it goes, what is shown, what is measured afterwards.
-_NOT_IN_NAMES = {*NOT_SETTINGS, "experiment", "gradients", "trainer.progress", "hydra.searchpath"}
+_NOT_IN_NAMES = {*COMMAND_KEYS, "experiment", "gradients", "trainer.progress", "hydra.searchpath"}
 _LONGEST_NAME = 180
 
 
 class Job(NamedTuple):
-    """One run of a sweep: its folder, settings, and the overrides that name it."""
+    """One run of a sweep: its folder, its settings, and the overrides that make it."""
 
-    overrides: list[str]
     folder: Path
     settings: dict[str, Any]
-
-
-class Outcome(NamedTuple):
-    """What became of a job: ``DONE``, ``FAILED`` or ``"trained"``, and the words for it."""
-
-    status: str
-    folder: Path
-    words: str
-
-
-class SweepRefused(BaseException):
-    """A sweep that cannot start; the cause says why.
-
-    Not an ``Exception``: Hydra turns those of a callback into warnings and goes on.
-    """
+    overrides: list[str]
 
 
 def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
-    """Train all runs of a sweep, each in a folder of its own.
+    """Train all runs of a sweep, each in a folder of its own, by the launcher that Hydra is told.
 
     Args:
         overrides: settings, with several values by commas.
@@ -82,54 +56,83 @@ def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
         SystemExit: runs failed.
     """
     with hydra_session():
-        try:
-            GlobalHydra.instance().hydra.multirun(
-                config_name="train",
-                task_function=_run_job,
-                overrides=prepare(overrides, config_dir),
-                with_log_configuration=True,
-            )
-        except SweepRefused as refused:
-            raise (refused.__cause__ or refused) from None
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(explain(str(error), overrides)) from error
+        config, runs = compose_sweep(overrides, config_dir)
+        for key, default in (("output_dir", None), ("resume", None), ("num_seeds", 1)):
+            if config[key] != default:
+                raise ValueError(
+                    f"{key}={config[key]} is of a single run: leave --multirun out, or sweep over "
+                    "seed=0,1,... into sweep_dir=DIR."
+                )
+        experiment = config.hydra.runtime.choices.get("experiment") or "sweep"
+        where = Path(str(config.sweep_dir or Path("runs", experiment)))
+        jobs = [Job(where / run_name(words), settings, words) for words, settings in runs]
+        if len({job.folder for job in jobs}) < len(jobs):
+            raise ValueError("Two runs of this sweep are the same: give each value once.")
+        states = [run_state(job.folder, job.settings) for job in jobs]
+        kinds = [state for state in (DONE, UNFINISHED, NEW) if state in states]
+        shown = ", ".join(f"{states.count(state)} {state}" for state in kinds)
+        number = "1 run" if len(jobs) == 1 else f"{len(jobs)} runs"
+        print(f"{'plan':<17}{number} in {where}: {shown}", flush=True)
+        pending = [job for job, state in zip(jobs, states, strict=True) if state != DONE]
+        # Hydra's own launcher trains one after another; another one may not say how many at once.
+        workers = config.hydra.launcher.get("n_jobs", 1)
+        workers = workers if workers > 0 else os.cpu_count() or 1
+        if pending and check_bool("sweep_estimate", config.sweep_estimate):
+            print(describe_cost([job.settings for job in pending], workers), flush=True)
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(GlobalHydra.instance().config_loader(), Callbacks(config)),
+            task_function=partial(train_job, jobs, pending, workers == 1),
+            config=config,
+        )
+        ended = launcher.launch([job.overrides for job in pending], 0) if pending else []
+        failures = [job.return_value for job in ended if job.return_value]
+    if failures:
+        print(f"hpo-train: {len(failures)} of {len(jobs)} runs failed:", file=sys.stderr)
+        print(*failures, "The same command tries them again.", sep="\n", file=sys.stderr)
+        raise SystemExit(1)
 
 
-def _run_job(config: DictConfig) -> Outcome:
-    """Do one job, in the process that the launcher chose for it."""
-    settings = HydraConfig.get()
-    job = make_job(resolve(config, settings), list(settings.overrides.task), _experiment(settings))
-    shows_bar = _workers(settings) == 1 and sys.stderr.isatty()
-    return train_job(job, progress=shows_bar and job.settings["trainer"]["progress"])
-
-
-def make_job(settings: dict[str, Any], overrides: Sequence[str], experiment: str | None) -> Job:
-    """Return the job of a configuration.
+def train_job(
+    jobs: Sequence[Job], pending: Sequence[Job], bars: bool, config: DictConfig
+) -> str | None:
+    """Train a run of a sweep, in any process of a launcher, and say how it ended.
 
     Args:
-        settings: the resolved configuration, with the keys of the command.
-        overrides: the job's overrides.
-        experiment: name of the experiment, which names the sweep's folder.
+        jobs: all runs, which are counted.
+        pending: those to train, in the order in which they are launched.
+        bars: whether a run may show its progress bars.
+        config: what Hydra composed for the run.
 
-    Raises:
-        ValueError: the job would resume a run, or train several seeds.
+    Returns:
+        What failed, which the folder of the run records too.
     """
-    if settings["resume"] is not None:
-        raise ValueError(
-            f"resume={settings['resume']} goes on with one run: leave --multirun out. A sweep goes "
-            "on where it stopped when its own command is given again."
-        )
-    if settings["num_seeds"] != 1:
-        raise ValueError(
-            f"num_seeds={settings['num_seeds']} trains its seeds in one run: leave --multirun out, "
-            "or sweep over seed=0,1,..."
-        )
-    if settings["output_dir"] is not None:
-        folder = Path(str(settings["output_dir"]))
-    else:
-        parent = Path(str(settings["sweep_dir"] or Path("runs", experiment or "sweep")))
-        folder = parent / run_name(overrides)
-    return Job(_naming(overrides), folder, run_settings(settings))
+    job = pending[HydraConfig.get().job.num]
+    files, failure = RunFolder(job.folder), None
+    files.failure.unlink(missing_ok=True)
+    resume = run_state(job.folder, job.settings) == UNFINISHED
+    if not resume:
+        # Stopped before its first checkpoint, a run leaves nothing to keep.
+        files.config.unlink(missing_ok=True)
+        shutil.rmtree(files.checkpoints, ignore_errors=True)
+    # A run goes on under its own configuration, which is that of this sweep.
+    settings = files.read_config() if resume else job.settings
+    bar = bars and sys.stderr.isatty() and job.settings["trainer"]["progress"]
+    try:
+        summary = train_run(settings, job.folder, resume=resume, progress=bar)
+        words = f"{in_short(summary)}, {summary['wall_seconds']:.0f} s"
+        done = sum(RunFolder(other.folder).summary.exists() for other in jobs)
+        count = f"{done} of {len(jobs)} done"
+    except Exception as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error  # tensordict 0.14 puts its own error on top
+        count, words = "failed", f"{type(error).__name__}: {first_line(error)}"
+        failure = f"  {files.failure}: {words}"
+        job.folder.mkdir(parents=True, exist_ok=True)
+        files.failure.write_text(f"{words}\n\n{traceback.format_exc()}")
+    common = set.intersection(*(set(other.overrides) for other in jobs))
+    label = run_name(text for text in job.overrides if text not in common)
+    print(f"{count:<17}{label}   {words}", flush=True)
+    return failure
 
 
 def run_name(overrides: Iterable[str]) -> str:
@@ -143,9 +146,11 @@ def run_name(overrides: Iterable[str]) -> str:
         >>> run_name(["policy.hidden=[8,8]", "device=cuda:1"])
         'device=cuda-1,policy.hidden=[8,8]~6e4471a0'
     """
-    named = _naming(overrides)
-    raw = ",".join(named) or "default"
-    short = raw
+    keys = {text.lstrip("+"): key_of(text) for text in overrides}
+    named = [
+        text for text in sorted(keys) if not {keys[text], keys[text].split(".")[0]} & _NOT_IN_NAMES
+    ]
+    raw = short = ",".join(named) or "default"
     if len(raw) > _LONGEST_NAME:  # the last words of the keys
         short = ",".join(re.sub(r"^[^=]*\.", "", text) for text in named)[:_LONGEST_NAME]
     name = re.sub(r"[^\w.,=+\[\]-]", "-", short, flags=re.ASCII)
@@ -158,193 +163,70 @@ def run_state(folder: Path, settings: Mapping[str, Any]) -> str:
     New is also a run that was stopped before its first checkpoint.
 
     Raises:
-        ValueError: the folder holds a run of another configuration, or an incomplete one.
+        ValueError: the folder holds a run of another configuration.
+        FileExistsError: it holds a run without its configuration.
     """
     files = RunFolder(folder)
     if not files.config.exists():
-        if files.found:
-            raise ValueError(
-                f"{folder} holds {' and '.join(files.found)} without {files.config.name}, so the "
-                "run cannot be identified. Move it away, or give this sweep another folder by "
-                "sweep_dir=DIR."
-            )
+        files.check_new()  # of what else it holds nobody knows the configuration
         return NEW
+    changed = differences(files.read_config(), settings)
     # Whether a bar is shown may change on the way.
-    saved, wanted = (
-        {**config, "trainer": {**config["trainer"], "progress": None}}
-        for config in (files.read_config(), settings)
-    )
-    if changed := differences(saved, wanted):
+    if changed := [text for text in changed if not text.startswith("trainer.progress ")]:
         raise ValueError(
             f"{folder} holds a run of another configuration: {'; '.join(changed)}. Give this "
             "sweep another folder by sweep_dir=DIR, or move that run away; nothing was changed."
         )
-    usable = updates_done(folder) is not None
-    measured = settings.get("gradients") is None or (
-        files.gradients.exists() and files.gradients_picture.exists()
-    )
-    if files.summary.exists() and (measured or not usable):
+    if files.summary.exists():
         return DONE
-    return UNFINISHED if usable else NEW
+    readable = CheckpointRotation(files.checkpoints, keep_last=1).latest()
+    return NEW if readable is None else UNFINISHED
 
 
-def updates_done(folder: Path) -> int | None:
-    """Return the updates of the newest checkpoint that can be read, or ``None``."""
-    newest = CheckpointRotation(RunFolder(folder).checkpoints, keep_last=1).latest()
-    return None if newest is None else int(newest.stem.rpartition("-")[2])
+def describe_cost(pending: Sequence[Mapping[str, Any]], workers: int) -> str:
+    """Measure the first and the last of some runs, and return the line that says what all cost.
+
+    Args:
+        pending: the configuration of each run.
+        workers: how many go side by side.
+    """
+    try:
+        ends = [seconds_of(settings) for settings in (pending[0], pending[-1])]
+    except Exception as error:  # the run will report the full error
+        return f"{'estimated time':<17}unknown: {type(error).__name__}: {first_line(error)}"
+    minutes = math.ceil(sum(ends) / 2 * math.ceil(len(pending) / workers) / 60)
+    return (
+        f"{'estimated time':<17}{minutes // 60}:{minutes % 60:02d} (hours:minutes): "
+        f"{len(pending)} runs, {workers} at a time; the first and the last take "
+        f"{ends[0]:.1f} and {ends[1]:.1f} s"
+    )
 
 
-def train_job(job: Job, *, progress: bool) -> Outcome:
-    """Train a job of a sweep, go on with it, or skip it; a failure is recorded in its folder.
+def seconds_of(settings: Mapping[str, Any]) -> float:
+    """Measure how long a run takes; takes seconds, writes nothing.
+
+    One update, after one to warm up, and each test are measured; a batch of ``gradients`` counts as
+    an update; the reference cost, files and pictures are left out.
 
     Raises:
-        ValueError: its folder holds a run of another configuration.
+        ValueError: a value of the configuration is refused.
     """
-    state, files = run_state(job.folder, job.settings), RunFolder(job.folder)
-    if state == DONE:
-        return Outcome(DONE, job.folder, "")
-    files.failure.unlink(missing_ok=True)
-    try:
-        if state == UNFINISHED:  # under its own configuration, which is that of this sweep
-            summary = train_run(files.read_config(), job.folder, resume=True, progress=progress)
-        else:
-            # Stopped before its first checkpoint, a run leaves nothing to keep.
-            files.config.unlink(missing_ok=True)
-            shutil.rmtree(files.checkpoints, ignore_errors=True)
-            summary = train_run(job.settings, job.folder, progress=progress)
-    except Exception as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error  # tensordict 0.14 puts its own error on top
-        job.folder.mkdir(parents=True, exist_ok=True)
-        words = f"{type(error).__name__}: {first_line(error)}"
-        files.failure.write_text(f"{words}\n\n{traceback.format_exc()}")
-        return Outcome(FAILED, job.folder, words)
-    return Outcome("trained", job.folder, _in_short(summary))
+    with threads(settings):
+        algorithm = build_algorithm(settings)
+        tests, _, validation = build_tests(settings)
+        total = sum(_seconds(partial(test.run, algorithm.policy)) for test in tests.values())
+        if algorithm.learns:
+            algorithm.anneal(0.0)
+            _seconds(algorithm.iterate)
+            updates, every = (settings["trainer"][key] for key in ("num_updates", "eval_every"))
+            batches = updates + sum((settings["gradients"] or {}).values())
+            total += batches * _seconds(algorithm.iterate)
+            total += (1 + updates / every) * _seconds(partial(validation.run, algorithm.policy))
+        algorithm.collector.shutdown()
+    return total
 
 
-class SweepCallback(Callback):
-    """Prints the plan before the first job, counts runs, and lists failures at the end."""
-
-    def __init__(self) -> None:
-        self.labels: dict[Path, str] = {}  # what tells a run from the others, by its folder
-        self.bar: tqdm | None = None
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Plan all jobs, refuse what cannot be, and say what it will cost."""
-        try:
-            self._start(config)
-        except Exception as error:
-            raise SweepRefused from error
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Say how a job ended and how many are done; in the launcher's process of the job."""
-        if not self.labels or job_return.status != JobStatus.COMPLETED:
-            return
-        status, folder, words = job_return.return_value
-        done = sum(RunFolder(other).summary.exists() for other in self.labels)
-        count = status if status in (DONE, FAILED) else f"{done} of {len(self.labels)} done"
-        label = self.labels.get(folder, str(folder))
-        tqdm.write(f"{count:<17}{label}   {shorten(words, 100)}".rstrip())
-        sys.stdout.flush()
-        if self.bar is not None and status != DONE:
-            self.bar.update()
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Close the bar; list failures and exit with code 1 if there are any."""
-        if self.bar is not None:
-            self.bar.close()
-        records = [RunFolder(folder).failure for folder in self.labels]
-        failures = [record for record in records if record.exists()]
-        if failures:
-            print(f"hpo-train: {len(failures)} of {len(records)} runs failed:", file=sys.stderr)
-            for record in failures:
-                print(f"  {record}: {record.read_text().splitlines()[0]}", file=sys.stderr)
-            print("The same command tries them again.", file=sys.stderr)
-            raise SystemExit(1)
-
-    def _start(self, config: DictConfig) -> None:
-        jobs = _plan(config)
-        states = [run_state(job.folder, job.settings) for job in jobs]
-        common = set.intersection(*(set(job.overrides) for job in jobs))
-        self.labels = {
-            job.folder: ",".join(text for text in job.overrides if text not in common) or "the run"
-            for job in jobs
-        }
-        where = Path(os.path.commonpath([job.folder.parent for job in jobs]))
-        counts = {state: states.count(state) for state in (DONE, UNFINISHED, NEW)}
-        shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        runs = "1 run" if len(jobs) == 1 else f"{len(jobs)} runs"
-        print(f"{'plan':<17}{runs} in {where}: {shown}", flush=True)
-        pending = [
-            (job.settings, updates_done(job.folder) or 0)
-            for job, state in zip(jobs, states, strict=True)
-            if state != DONE
-        ]
-        if pending and check_bool("sweep_estimate", config.sweep_estimate):
-            print(describe_cost(pending, _workers(config.hydra)), flush=True)
-        if config.hydra.sweep.dir == ".":
-            with read_write(config), open_dict(config):
-                config.hydra.sweep.dir = str(where)  # Hydra's record of the sweep goes there too
-        if _workers(config.hydra) == 1:
-            self.bar = tqdm(
-                total=len(jobs), initial=counts[DONE], unit="run", position=0, dynamic_ncols=True
-            )
-
-
-def _plan(config: DictConfig) -> list[Job]:
-    """Return the jobs that Hydra's basic sweeper will start."""
-    sweeper = config.hydra.sweeper
-    if not sweeper._target_.endswith(".BasicSweeper"):
-        raise ValueError(
-            f"Sweeps are planned with Hydra's basic sweeper, got {sweeper._target_}; leave "
-            "hydra/sweeper out."
-        )
-    # An experiment's keys as the command line's: the same key given there takes their place.
-    params = {free_key(f"{key}="): value for key, value in (sweeper.params or {}).items()}
-    with read_write(config), open_dict(config):
-        sweeper.params = {key.rstrip("="): value for key, value in params.items()}
-    texts = [f"{key}{value}" for key, value in params.items()]
-    parsed = OverridesParser.create().parse_overrides([*texts, *config.hydra.overrides.task])
-    jobs: dict[Path, Job] = {}
-    for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
-        composed = compose_worded([*config.hydra.overrides.hydra, *overrides])
-        experiment = _experiment(composed.hydra)  # before it is resolved
-        job = make_job(resolve(composed), overrides, experiment)
-        if job.folder in jobs:
-            raise ValueError(
-                f"Two runs of this sweep would share the folder {job.folder}. Give each value "
-                "once, and in a sweep sweep_dir=DIR instead of output_dir=DIR."
-            )
-        jobs[job.folder] = job
-    return list(jobs.values())
-
-
-def _experiment(hydra_config: DictConfig) -> str | None:
-    return hydra_config.runtime.choices.get("experiment")
-
-
-def _workers(hydra_config: DictConfig) -> int | None:
-    """Runs side by side; ``None`` where only the launcher knows."""
-    launcher = hydra_config.launcher
-    if launcher._target_.endswith(".BasicLauncher"):
-        return 1
-    number = launcher.get("n_jobs")
-    if number is None or not launcher._target_.endswith(".JoblibLauncher"):
-        return None
-    return number if number > 0 else max(1, (os.cpu_count() or 1) + 1 + number)
-
-
-def _naming(overrides: Iterable[str]) -> list[str]:
-    """The overrides that name a run, by alphabet."""
-    keys = {text: text.split("=", 1)[0].lstrip("+~") for text in overrides}
-    left_out = {text for text, key in keys.items() if {key, key.split(".")[0]} & _NOT_IN_NAMES}
-    return sorted(text.lstrip("+") for text in keys if text not in left_out)
-
-
-def _in_short(summary: Mapping[str, Any]) -> str:
-    words = [f"test cost {summary['test_cost']:.4f}"]
-    for key, label in (("gap", "gap"), ("gap_to_lower_bound", "gap at most")):
-        if summary.get(key) is not None:
-            words.append(f"{label} {100 * summary[key]:+.2f} %")
-            break
-    return ", ".join([*words, f"{summary['wall_seconds']:.0f} s"])
+def _seconds(action: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start

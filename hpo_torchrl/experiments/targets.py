@@ -23,98 +23,122 @@ _DEFAULTS = {
     "policy": "hpo_torchrl.modules.HybridPolicy.for_env",
     "critic": "hpo_torchrl.modules.make_value_network",
 }
+# Arguments that every environment is given, if it takes them.
+_SHARED = ("batch_size", "device", "dtype", "seed")
 # Entry-point groups in which installed packages offer classes for a section.
 PLUGINS = {"env": "hpo_torchrl.problems", "algorithm": "hpo_torchrl.algorithms"}
 # Nested targets of these names are finished by who takes them: classes with some arguments.
 _PARTIAL = ("loss", "network")
-# Arguments that a policy network is given besides its sizes, if it takes them.
-_FACTS = ("continuous_bounds", "branch_bounds", "num_heads", "action_scale", "device", "dtype")
-_SIZES = ("observation_dim", "num_discrete", "continuous_dim")
+# Keys of a section that are no arguments of what it builds, besides its name in ``BUILT``.
+_MARKS = ("_target_", "_partial_")
+# Arguments that a policy network is given, of which the latter only if it takes them.
+_OFFERED = (
+    *("observation_dim", "num_discrete", "continuous_dim"),
+    *("continuous_bounds", "branch_bounds", "num_heads", "action_scale", "device", "dtype"),
+)
 # Rooms of this package whose classes any run's folder may name.
 _SAFE_ROOMS = ("algorithms", "envs", "modules", "objectives", "problems")
 
 
 def instantiate(section: str, settings: Mapping[str, Any], **given: Any) -> Any:
-    """Build what a section names, after checking its keys.
+    """Build what a section names.
 
     Args:
         section: its name in messages: ``"env"``, ``"algorithm.loss"``, ...
         settings: ``_target_`` and the arguments, in which nested targets are built as well: a
             ``loss`` or ``network`` (or with ``_partial_: true``) as a partial of the class.
-        given: further arguments, which the section may not set.
-
-    Raises:
-        ValueError: the target cannot be found, or a key is unknown or missing.
-    """
-    target, arguments = check_section(section, settings, given)
-    built = {key: _built(f"{section}.{key}", value) for key, value in arguments.items()}
-    known = accepted(target)
-    if section.endswith(".network"):
-        # A network takes those of the offered facts that it asks for.
-        return lambda *sizes, **facts: target(
-            *sizes, **{key: fact for key, fact in facts.items() if key in known}, **built
-        )
-    if _is_partial(section, settings):
-        return partial(target, **built)
-    return target(**given, **built)
-
-
-def call_with(section: str, function: Callable, arguments: Mapping[str, Any]) -> Any:
-    """Call ``function`` with a section's keys, refusing the ones it does not take.
-
-    Raises:
-        ValueError: a key is unknown; the message names it, its value and the known ones.
-    """
-    check_keys(section, arguments, accepted(function))
-    return function(**arguments)
-
-
-def check_section(
-    section: str, settings: Mapping[str, Any], given: Collection[str] = ()
-) -> tuple[Callable, dict[str, Any]]:
-    """Check the keys of a section; return its target and the arguments that it sets.
-
-    Args:
-        section: its name.
-        settings: ``_target_`` and arguments.
-        given: names of the arguments that it may not set.
-
-    Raises:
-        ValueError: the target cannot be found, or a key is unknown or missing.
+        given: further arguments.
     """
     target = target_of(section, settings)
-    known: dict[str, Any] = accepted(target)
-    required = [] if _is_partial(section, settings) else _required(target)
-    own = settings.get("network")
+    marks = (*_MARKS, "name") if section in BUILT else _MARKS
+    arguments = {key: value for key, value in settings.items() if key not in marks}
+    built = {key: _built(f"{section}.{key}", value) for key, value in arguments.items()}
+    if not settings.get("_partial_", section.rpartition(".")[2] in _PARTIAL):
+        return target(**given, **built)
+    if not section.endswith(".network"):
+        return partial(target, **built)
+    known = accepted(target)
+
+    def network(*sizes: int, **facts: Any) -> Any:
+        # A network takes those of the offered facts that it asks for.
+        return target(*sizes, **{key: facts[key] for key in facts if key in known}, **built)
+
+    return network
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check the keys of all sections that build something, without building it.
+
+    Raises:
+        ValueError: a target cannot be found, or a key is unknown or missing.
+    """
+    collecting(config)
+    for section, given in BUILT.items():
+        settings, target = config[section], target_of(section, config[section])
+        check_keys(section, settings, known_keys(section, settings))
+        for parameter in next(signatures(target)):
+            required = parameter.kind in NAMED and parameter.default is parameter.empty
+            if required and parameter.name not in (*settings, *given, *_SHARED):
+                raise ValueError(
+                    f"{section}.{parameter.name} must be given: {settings['_target_']} has no "
+                    "default for it."
+                )
+        for name, nested in _targets(section, settings):
+            if name != section:
+                check_keys(name, nested, accepted(target_of(name, nested)))
+    tests = config["evaluation"]["tests"]
+    places = {f"evaluation.tests.{name}": test for name, test in tests.items()}
+    places["evaluation.validation"] = config["evaluation"]["validation"]
+    known = [*known_keys("env", config["env"]), *_SHARED, "num_steps", "skip", "like"]
+    for place, changes in places.items():
+        check_keys(place, changes, known)
+
+
+def known_keys(section: str, settings: Mapping[str, Any]) -> list[str]:
+    """Return the arguments that a section may set, without those that it is given anyway."""
+    target, network = target_of(section, settings), settings.get("network")
+    known, given = dict.fromkeys(accepted(target)), BUILT[section]
     if section == "policy" and getattr(target, "__name__", None) == "for_env":
-        network = HybridNetwork if own is None else target_of("policy.network", own)
-        known = {**accepted(network), **known}
-        given = (*given, *_SIZES, *_FACTS)
-    elif section == "critic" and own is not None:
-        known, required = {"network": None}, []
-    known = {name: known[name] for name in known if name not in given}
-    left_out = ("_target_", "_partial_", *(["name"] if section in BUILT else []))
-    arguments = {key: value for key, value in settings.items() if key not in left_out}
-    check_keys(section, arguments, known)
-    for key, value in _nested(section, arguments):
-        check_section(key, value)
-    shared = ("batch_size", "device", "dtype", "seed")  # an environment is given these anyway
-    lacking = [name for name in required if name not in (*arguments, *given, *shared)]
-    if lacking and section in BUILT:
-        raise ValueError(
-            f"{section}.{lacking[0]} must be given: {settings['_target_']} has no default for it."
-        )
-    return target, arguments
+        own = HybridNetwork if network is None else target_of("policy.network", network)
+        known, given = dict.fromkeys([*accepted(own), *known]), (*given, *_OFFERED)
+    elif section == "critic" and network is not None:
+        known = {"network": None}
+    return [name for name in known if name not in given]
 
 
-def check_keys(section: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:
+def check_keys(section: str, settings: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise a ``ValueError`` that names the first unknown key, its value and the known ones."""
-    for key, value in arguments.items():
-        if key not in known:
+    for key, value in settings.items():
+        if key not in known and key not in (*_MARKS, "name"):
             raise ValueError(
                 f"Unknown key {section}.{key}={value!r}.{did_you_mean(key, known)} "
                 f"Known keys of {section}: {', '.join(known)}."
             )
+
+
+def collecting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the ``collect`` section that its algorithm is given.
+
+    Raises:
+        ValueError: the algorithm does not take one of them.
+    """
+    target = target_of("algorithm", config["algorithm"])
+    if not getattr(target, "learns", True):
+        return {}  # a rule collects nothing
+    known = {*accepted(target), "gradients"}
+    if not getattr(target, "differentiable", True):
+        known -= {"gradients", "checkpoint_steps", "compile"}  # of the simulator's gradients
+    given = {f"collect.{key}": value for key, value in config["collect"].items()}
+    del given["collect.batch_size"]  # the environment's
+    for key, value in {**given, "gradients": config.get("gradients")}.items():
+        if value and key.removeprefix("collect.") not in known:
+            raise ValueError(
+                f"{key}={value!r} cannot be given to algorithm={config['algorithm'].get('name')}, "
+                "which has no use for it; leave it null."
+            )
+    return {
+        key: value for key, value in config["collect"].items() if key in known and value is not None
+    }
 
 
 def check_targets(config: Any, allow: Sequence[str] = ()) -> None:
@@ -129,22 +153,21 @@ def check_targets(config: Any, allow: Sequence[str] = ()) -> None:
     Raises:
         ValueError: another class is named; the message says how to allow it.
     """
-    trusted = [*allow, *(name.split(".")[0] for part in PLUGINS for name in plugins(part).values())]
-    for key, path in _targets("", config):
-        root = str(path).split(".")[0]
-        own = root == "hpo_torchrl"
-        found = locate(key, path) if own or _within(str(path), trusted) else None
+    installed = [path for section in PLUGINS for path in plugins(section).values()]
+    trusted = [*allow, *(path.split(".")[0] for path in installed)]
+    for name, section in _targets("", config):
+        path = str(section["_target_"])
+        found = target_of(name, section) if _within(path, [*trusted, "hpo_torchrl"]) else None
         owner = getattr(found, "__self__", found)
-        rooms = trusted
-        if own:  # classes, their own class methods, and the functions that make networks
-            is_class = isinstance(owner, type)
-            rooms = [f"hpo_torchrl.{room}" for room in (_SAFE_ROOMS if is_class else ["modules"])]
-        safe = all(_within(str(getattr(one, "__module__", "")), rooms) for one in (found, owner))
-        if not safe:
+        # Its own classes, their class methods, and the functions that make networks.
+        own = _SAFE_ROOMS if isinstance(owner, type) else ["modules"]
+        known = [*trusted, *(f"hpo_torchrl.{room}" for room in own)]
+        if not all(_within(str(getattr(one, "__module__", "")), known) for one in (found, owner)):
+            root = path.split(".")[0]
             raise ValueError(
-                f"{key}={path!r} of this run is not a class of this package that runs are built "
-                f"from, and its folder may come from anyone. If you trust it, allow its module: "
-                f"--allow {root} on the command line, allow=[{root!r}] in Python."
+                f"{name}._target_={path!r} of this run is not a class of this package that runs "
+                f"are built from, and its folder may come from anyone. If you trust it, allow its "
+                f"module: --allow {root} on the command line, allow=[{root!r}] in Python."
             )
 
 
@@ -160,67 +183,44 @@ def plugins(section: str) -> dict[str, str]:
     return {point.name: point.value.replace(":", ".") for point in found}
 
 
-def locate(key: str, path: Any) -> Callable[..., Any]:
-    """Return the class, class method or function with a full name.
+def target_of(section: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the class, class method or function that a section names.
 
     Raises:
         ValueError: it cannot be imported or called; the message names the key.
     """
+    path = settings.get("_target_", _DEFAULTS.get(section))
     try:
         found = _locate(path)
+        if callable(found):
+            return found
+        cause = f"it is a {type(found).__name__}"
     except Exception as error:
-        cause = error if error.__cause__ is None else error.__cause__
-        raise ValueError(
-            f"{key}={path!r} cannot be imported ({first_line(cause)}): give the full name of a "
-            "class, my_package.MyClass, in an installed module or one of the current directory."
-        ) from error
-    if not callable(found):
-        raise ValueError(f"{key}={path!r} is no class or function but {type(found).__name__}.")
-    return found
-
-
-def _required(target: Callable) -> list[str]:
-    first = next(signatures(target))
-    return [p.name for p in first if p.kind in NAMED and p.default is p.empty]
-
-
-def target_of(section: str, settings: Mapping[str, Any]) -> Callable:
-    """Return what a section builds; see :func:`locate`."""
-    return locate(f"{section}._target_", settings.get("_target_", _DEFAULTS.get(section)))
-
-
-def _is_target(value: Any) -> bool:
-    return isinstance(value, Mapping) and "_target_" in value
-
-
-def _is_partial(section: str, settings: Mapping[str, Any]) -> bool:
-    return bool(settings.get("_partial_", section.rpartition(".")[2] in _PARTIAL))
+        cause = first_line(error.__cause__ or error)
+    raise ValueError(
+        f"{section}._target_={path!r} cannot be imported or called ({cause}): give the full name "
+        "of a class, my_package.MyClass, in an installed module or one of the current directory."
+    )
 
 
 def _built(section: str, value: Any) -> Any:
     if isinstance(value, list):
-        return [_built(f"{section}[{i}]", entry) for i, entry in enumerate(value)]
-    return instantiate(section, value) if _is_target(value) else value
+        return [_built(section, entry) for entry in value]
+    is_target = isinstance(value, Mapping) and "_target_" in value
+    return instantiate(section, value) if is_target else value
 
 
-def _nested(place: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The outermost sections with a target in a value, with their names."""
+def _targets(place: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All sections in a value that name a target, with their names."""
+    entries: dict[str, Any] = {}
     if isinstance(value, Mapping):
-        entries = [(f"{place}.{key}" if place else str(key), entry) for key, entry in value.items()]
-    else:
-        entries = [(f"{place}[{i}]", entry) for i, entry in enumerate(value)]
-    for name, entry in entries:
-        if _is_target(entry):
-            yield name, entry
-        elif isinstance(entry, (Mapping, list, tuple)):
-            yield from _nested(name, entry)
-
-
-def _targets(place: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """All targets in a value, with their keys."""
-    for name, section in _nested(place, value):
-        yield f"{name}._target_", section["_target_"]
-        yield from _targets(name, section)
+        if "_target_" in value:
+            yield place, value
+        entries = {f"{place}.{key}".lstrip("."): entry for key, entry in value.items()}
+    elif isinstance(value, (list, tuple)):
+        entries = {f"{place}[{i}]": entry for i, entry in enumerate(value)}
+    for name, entry in entries.items():
+        yield from _targets(name, entry)
 
 
 def _within(name: str, modules: Sequence[str]) -> bool:

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hpo_torchrl.core.checks import check_bool, check_choice, check_dtype, check_int, per_item
-from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
-from hpo_torchrl.envs.pieces import Breakpoint, Gap
 from hpo_torchrl.problems.inventory.demand import Demand, make_demand
 from hpo_torchrl.problems.inventory.features import Feature
 from hpo_torchrl.problems.inventory.instances import STARTS, from_file, heterogeneous

@@ -54,8 +54,8 @@ class Ordering:
         self.simple = False
         if hybrid:
             cut = Pieces.cut(self.breakpoints(), low=0.0).without(self.gaps())
-            sizes = {"per_item": self.cut_per_item, "choices": self.num_discrete}
-            self.pieces = ActionPieces(cut, num_items, **sizes, **place)
+            place |= {"per_item": self.cut_per_item, "choices": self.num_discrete}
+            self.pieces = ActionPieces(cut, num_items, **place)
             self.num_discrete *= self.pieces.num_discrete
             self.simple = {type(f) for f in jumping} == {FixedCost} and self.suppliers is None
         self._joint_cost = float(sum(f.cost for f in features if type(f) is FixedCost))
