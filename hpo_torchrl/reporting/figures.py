@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _HIGHEST = 5.0
 # Gaps in percent, and signal-to-noise ratios, below this are drawn here.
 _SMALLEST = 1e-2
+# So are larger values here: a gradient that hardly has noise has a ratio beyond any axis.
+_LARGEST = 1e12
 # A logarithmic axis of a wider range has room for its major labels only.
 _WIDE = 20.0
 # No multiple of the number of colours, so that lines of the same colour differ.
@@ -147,7 +149,7 @@ def _draw_lines(axes: Axes, rows: pd.DataFrame, x: str, y: str, names: Names) ->
         if bars:
             look |= {"marker": _MARKERS[place % len(_MARKERS)], "markersize": 4}
         ends = scale * line.set_index(x)[[y, f"{y}_low", f"{y}_high"]].replace(math.inf, math.nan)
-        middle, low, high = (ends.clip(lower=least)[column] for column in ends)
+        middle, low, high = (ends.clip(least, _LARGEST)[column] for column in ends)
         axes.plot(middle.index, middle, **look)
         if low.notna().any():
             shade, width = (axes.vlines, 4) if bars else (axes.fill_between, 0)
