@@ -175,10 +175,11 @@ def test_unreadable_traces_are_refused(tmp_path, capsys):
     message = said(tmp_path / "demand.npy")
     assert "traces must have shape (B, T, n)" in message
     assert "(8, 30)" in message
-    (tmp_path / "junk.pt").write_bytes(b"junk")
-    torch.save({"a": 1}, tmp_path / "other.pt")
-    assert "cannot be read as numbers" in said(tmp_path / "junk.pt")
-    assert "must hold one tensor, got a dict" in said(tmp_path / "other.pt")
+    (tmp_path / "junk.npy").write_bytes(b"junk")
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    for name in ("junk.npy", "objects.npy", "absent.npy"):
+        assert f"{name}' cannot be read" in said(tmp_path / name)
+    assert "give a .npy file" in said(tmp_path / "demand.pt")
 
 
 def test_what_a_folder_holds_is_never_lost_or_mixed_up(tmp_path, capsys):

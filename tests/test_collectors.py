@@ -152,7 +152,7 @@ def credit_by_hand(policy, step, observation, periods, discount):
     for t, nudge in enumerate(nudges):
         future = sum(discount**k * reward for k, reward in enumerate(rewards[t:]))
         (credit,) = torch.autograd.grad(future, nudge, retain_graph=True)
-        direct, _ = policy.distribution(seen[t]).branch(options[t])
+        direct = policy.distribution(seen[t]).mode_of(options[t])
         total = total + gradient(credit * direct, policy)
     return total
 

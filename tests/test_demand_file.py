@@ -21,8 +21,10 @@ from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.experiments.cli import evaluate, train
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import InventoryEnv
-from hpo_torchrl.problems.inventory import Record, RecordedItems, TotalDemandPolicy
+from hpo_torchrl.problems.inventory import Record
 from hpo_torchrl.problems.inventory.demand_file import DemandFileError, read_demand
+from hpo_torchrl.problems.inventory.optima.recorded_demand import RecordedItems
+from hpo_torchrl.problems.inventory.rules import TotalDemandPolicy
 from hpo_torchrl.training import Evaluation
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,9 @@ from torchrl.envs.utils import check_env_specs
 
 from hpo_torchrl.envs import certify
 from hpo_torchrl.problems import InventoryEnv
-from hpo_torchrl.problems.inventory import Demand, Normal, Poisson, Record, Traces, s_S_cost
+from hpo_torchrl.problems.inventory import Demand, Normal, Poisson, Record, Traces
 from hpo_torchrl.problems.inventory.features import AllUnitsDiscount, FixedCost, LostSales
+from hpo_torchrl.problems.inventory.optima.s_S import s_S_cost
 
 
 def act(td, discrete, continuous):

@@ -481,12 +481,12 @@ def test_a_stochastic_action_is_drawn_afresh_and_shared_by_the_options():
 LINEAR = TensorDictModule(nn.Linear(DIM, 1), in_keys=["x"], out_keys=["state_value"])
 BAD_BRANCHES = [
     ({"gamma": 1.1}, ValueError, "gamma must be a finite number >= 0 and <= 1, got 1.1"),
-    ({"critic": nn.Linear(2, 1)}, TypeError, "critic must be a TensorDictModule.*got Linear"),
-    ({"critic": LINEAR}, ValueError, r"critic must read 'observation'.*in_keys=\['x'\]"),
+    ({"critic": nn.Linear(2, 1)}, ValueError, "critic must be a TensorDictModule.*got Linear"),
+    ({"critic": LINEAR}, ValueError, r"critic must be.*reads 'observation'.*\['x'"),
     ({"noise": torch.ones(4, 6, DIM)}, ValueError, r"\(4, 5, 2\), got \(4, 6, 2\)"),
     ({"noise": torch.ones(4, 5, 3)}, ValueError, r"\(4, 5, 2\), got \(4, 5, 3\)"),
-    ({"noise": None}, TypeError, "noise must be the tensor.*got NoneType"),
-    ({"rollout": {}}, TypeError, "rollout must be a tensordict.*got dict"),
+    ({"noise": None}, ValueError, "noise must have shape"),
+    ({"rollout": {}}, ValueError, "rollout must be a tensordict.*got dict"),
     ({"policy": nn.Identity()}, TypeError, "branched_returns needs.*Identity"),
     ({"env": InventoryEnv(batch_size=4)}, KeyError, r"rollout lacks \['inventory'\]"),
     ({"env": Switched(3)}, ValueError, r"\(3, 'T'\), got \(4, 5\)"),

@@ -12,8 +12,8 @@ import torch
 import hpo_torchrl.modules
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.envs import DifferentiableEnv
-from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy, make_value_network
-from hpo_torchrl.modules.sampling import HybridDraw
+from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
+from hpo_torchrl.modules.sampling import HybridDraw, chosen_branch
 from hpo_torchrl.objectives import HPOLoss
 from hpo_torchrl.problems import InventoryEnv
 
@@ -68,8 +68,8 @@ def forced(options, normals=None):
 
     def draw(distribution, logits, loc, scale, noise, heads):
         t = next(steps)
-        loc, scale = HybridDistribution(logits, loc, scale).branch(options[..., t])
-        u = loc if scale is None else loc + scale * normals[..., t, :]
+        loc, scale, _ = chosen_branch(loc, scale, options[..., t])
+        u = (loc if scale is None else loc + scale * normals[..., t, :].unsqueeze(-2)).squeeze(-2)
         return HybridDraw(options[..., t], u, logits)
 
     with pytest.MonkeyPatch.context() as patch:

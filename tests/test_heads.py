@@ -111,7 +111,7 @@ def test_the_loss_with_heads_has_the_exact_gradient(steps):
             observation = env.observe(state)
             discrete = torch.tensor([options, options])
             dist = policy.distribution(observation)
-            u = dist.branch(discrete)[0]
+            u = dist.mode_of(discrete)
             log_prob = log_prob + dist.log_prob_discrete(discrete)
             after, reward = env.dynamics(state, {"discrete": discrete, "continuous": u}, None)
             rows.append((observation, discrete, u, reward, env.observe(after)))

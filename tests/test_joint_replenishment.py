@@ -13,15 +13,13 @@ from scipy.stats import binom, poisson
 from stock_oracles import certified, expected_cost, simulate, z_score
 
 from hpo_torchrl.problems import InventoryEnv
-from hpo_torchrl.problems.inventory import (
-    Items,
-    PeriodicPolicy,
-    TotalDemandPolicy,
-    joint_replenishment_lower_bound,
-    joint_replenishment_optimum,
-    optimal_s_S,
-)
+from hpo_torchrl.problems.inventory import joint_replenishment_optimum, optimal_s_S
 from hpo_torchrl.problems.inventory.optima import optimal_stopping
+from hpo_torchrl.problems.inventory.optima.items import Items
+from hpo_torchrl.problems.inventory.optima.joint_replenishment import (
+    joint_replenishment_lower_bound,
+)
+from hpo_torchrl.problems.inventory.rules import PeriodicPolicy, TotalDemandPolicy
 
 # Per item; mean 10, h = 1, p = 9, K = 64 n, L = 2.
 OPTIMUM = {1: 37.0644, 2: 38.1397, 3: 38.5078}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torchrl.envs import TransformedEnv
@@ -14,9 +16,11 @@ from hpo_torchrl.collectors import (
     differentiable_rollout,
     straight_through_rollout,
 )
+from hpo_torchrl.core.categorical import entropy_of
 from hpo_torchrl.diagnostics import GradientSampler, exact_gradient
 from hpo_torchrl.envs import DifferentiableEnv, hybridize
 from hpo_torchrl.modules import HybridPolicy, make_value_network
+from hpo_torchrl.modules.sampling import normalised
 from hpo_torchrl.objectives import HPOLoss
 
 
@@ -192,6 +196,14 @@ def test_estimators_that_try_every_option_leave_out_what_is_not_allowed():
     found = GradientSampler.of(hpo).sample()
     assert {"mixed, expected options", "Gumbel straight-through", "score function only"} <= {*found}
     assert all(bool(g.isfinite().all()) for groups in found.values() for g in groups.values())
+
+
+def test_a_masked_action_adds_nothing_to_the_gradient_of_a_heavy_entropy():
+    logits = torch.zeros(2, 3, requires_grad=True)
+    masked = normalised(logits, torch.tensor([[True, True, False]]).expand(2, 3))
+    (1e6 * entropy_of(masked)).sum().backward()
+    assert logits.grad.isfinite().all()
+    assert entropy_of(masked).tolist() == pytest.approx([math.log(2)] * 2)
 
 
 def test_a_hybridized_environment_keeps_the_mask():

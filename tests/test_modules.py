@@ -435,6 +435,6 @@ def test_a_subclass_of_the_network_is_sampled_by_its_own_forward():
     policy = HybridPolicy(Shifted(4, 3, 2))
     observation = torch.randn(6, 4)
     action = policy.act(observation)
-    wanted = policy.distribution(observation).branch(action.discrete)[0]
+    wanted = policy.distribution(observation).mode_of(action.discrete)
     close(action.continuous, wanted)
     assert (action.continuous > 3.0).all()

@@ -13,8 +13,9 @@ from scipy.stats import poisson
 from stock_oracles import expected_cost, simulate, z_score
 from stockpyl.ss import s_s_discrete_exact
 
-from hpo_torchrl.problems.inventory import optimal_s_S, s_S_cost
+from hpo_torchrl.problems.inventory import optimal_s_S
 from hpo_torchrl.problems.inventory.optima import s_S as s_S_module
+from hpo_torchrl.problems.inventory.optima.s_S import s_S_cost
 
 # demand_mean, lead_time -> s, S, cost; with h = 1, p = 9, K = 64.
 REFERENCE = {

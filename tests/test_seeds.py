@@ -260,16 +260,16 @@ def test_randomness_is_that_of_each_seed():
     orders = many.permutation(9)
     assert all(torch.equal(orders[at], one.permutation(9)) for at, one in enumerate(alone))
     states = [many.state(at).state_dict() for at in range(3)]
-    before = many.normal((3, 4))
+    before = many.draw("normal", (3, 4))
     for at, state in enumerate(states):
         many.state(at).load_state_dict(state)
-    assert torch.equal(many.normal((3, 4)), before)
+    assert torch.equal(many.draw("normal", (3, 4)), before)
     torch.manual_seed(1)
-    found = Randomness().normal((3,))
+    found = Randomness().draw("normal", (3,))
     torch.manual_seed(1)
     assert torch.equal(found, torch.randn(3))
     with pytest.raises(ValueError, match=r"draw for 3 seeds .*got \(2, 3\)"):
-        many.normal((2, 3))
+        many.draw("normal", (2, 3))
     with pytest.raises(ValueError, match="at least one seed"):
         Randomness([])
     with pytest.raises(ValueError, match="needs an index below 3"):

@@ -37,11 +37,11 @@ from hpo_torchrl.training import (
     Evaluation,
     RunFolder,
     RunFolderError,
-    RunLogger,
     Selection,
     StopTraining,
     Trainer,
 )
+from hpo_torchrl.training.run_folder import RunLogger
 
 SMALL = ["trainer.num_updates=8", "trainer.checkpoint_every=3", "trainer.eval_every=6"]
 SMALL += ["collect.batch_size=16", "collect.unroll_length=10", "trainer.progress=false"]

@@ -12,7 +12,6 @@ from scipy.stats import poisson
 from stock_oracles import certified, cheapest_average, expected_cost, simulate, z_score
 
 from hpo_torchrl.problems.inventory import (
-    Items,
     joint_replenishment_optimum,
     lost_sales_optimum,
     optimal_s_S,
@@ -22,6 +21,7 @@ from hpo_torchrl.problems.inventory.optima import lost_sales as lost_sales_modul
 from hpo_torchrl.problems.inventory.optima import minor_costs as minor_module
 from hpo_torchrl.problems.inventory.optima import optimal_stopping as grid_module
 from hpo_torchrl.problems.inventory.optima import order_cost as order_cost_module
+from hpo_torchrl.problems.inventory.optima.items import Items
 
 
 def fixed(K):
@@ -134,7 +134,7 @@ def test_a_fixed_cost_gives_the_s_S_policy(instance):
     optimum = optimal_s_S(*instance)
     found = order_cost_optimum(mean, h, p, fixed(K), L)
     assert certified(found)
-    assert found.width == pytest.approx(0.0, abs=1e-6)
+    assert found.lower == pytest.approx(found.cost, rel=1e-6)
     assert found.cost == pytest.approx(optimum.cost, rel=1e-8)
     S = int(optimum.policy.S)
     s = S - int(optimum.policy.Q)

@@ -122,11 +122,9 @@ class HPO(GraphLearner, PassLearner):
         """Return the components of a learner, and the weight of an adaptive cross term."""
         found = super().components(seed_index)
         weight = getattr(self.loss, "cross_term_weight", None)
-        return (
-            found
-            if weight is None
-            else found | {"cross_term_weight": SeedState(weight, seed_index)}
-        )
+        if weight is not None:
+            found["cross_term_weight"] = SeedState(weight, seed_index)
+        return found
 
     @torch.no_grad()
     def _mean_action(self, data: TensorDictBase) -> Tensor:

@@ -18,11 +18,12 @@ from torchrl.objectives.value.functional import vec_generalized_advantage_estima
 from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
 from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, check_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
+from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
-from hpo_torchrl.objectives.base import unsqueeze_like, values_where
+from hpo_torchrl.objectives.base import values_where
 
 
 def setting(

@@ -11,8 +11,8 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from hpo_torchrl.algorithms.base import NonFiniteError
+from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_choice, check_float
-from hpo_torchrl.objectives.base import unsqueeze_like
 
 if TYPE_CHECKING:
     from hpo_torchrl.algorithms.learner import Learner

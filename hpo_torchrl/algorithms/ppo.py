@@ -216,7 +216,7 @@ class PPOLoss(HybridLossModule):
         data = tensordict.detach()
         clipped = self.clipped(data)
         terms, metrics = self.shared_terms(data, self.clipped.dist.logits)
-        terms["loss_objective"] = clipped["loss_objective"].squeeze(-1)
+        terms["loss_objective"] = clipped["loss_objective"].reshape(data.shape)
         if self.scale_entropy_coeff > 0.0 and "loss_entropy" in terms:
             dist = self.clipped.dist
             spread = dist.entropy() - dist.entropy_discrete()

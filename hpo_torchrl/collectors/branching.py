@@ -9,8 +9,9 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from hpo_torchrl.collectors.engine import Transition, expand_mask
+from hpo_torchrl.collectors.engine import Transition
 from hpo_torchrl.collectors.inputs import Entries, check_functional, check_single_choice, noise_of
+from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridPolicy
@@ -123,8 +124,7 @@ def branched_returns(
         Tensor ``(*B, T, M)``, without a graph.
 
     Raises:
-        TypeError: the environment or policy has no functional core, or the critic is no module
-            of tensordicts.
+        TypeError: the environment or policy has no functional core.
         KeyError: the rollout lacks an entry.
         ValueError: a shape, a key of the critic or gamma is wrong.
 
@@ -189,7 +189,7 @@ def branched_returns(
             rows = after
             continue
         rows = {
-            key: torch.where(expand_mask(moving, value), value, rows[key])
+            key: torch.where(unsqueeze_like(moving, value), value, rows[key])
             for key, value in after.items()
         }
         running[begun] = moving & ~over
@@ -201,38 +201,27 @@ def branched_returns(
 
 
 def _check_critic(critic: TensorDictModuleBase | None) -> None:
-    if critic is not None and not isinstance(critic, TensorDictModuleBase):
-        raise TypeError(
-            "critic must be a TensorDictModule from 'observation' to 'state_value', or None, got "
-            f"{type(critic).__name__}; build one with make_value_network(env)."
-        )
-    if critic is not None and [*critic.in_keys, *critic.out_keys] != ["observation", "state_value"]:
+    keys = [*getattr(critic, "in_keys", ()), *getattr(critic, "out_keys", ())]
+    if critic is not None and keys != ["observation", "state_value"]:
         raise ValueError(
-            "critic must read 'observation' alone and write 'state_value', got "
-            f"in_keys={critic.in_keys} and out_keys={critic.out_keys}."
+            "critic must be a TensorDictModule that reads 'observation' alone and writes "
+            f"'state_value', or None, got {type(critic).__name__} with the keys {keys}; build one "
+            "with make_value_network(env)."
         )
 
 
 def _check_data(
     env: DifferentiableEnv, rollout: TensorDictBase, noise: Tensor, names: tuple[str, ...]
 ) -> None:
-    if not isinstance(rollout, TensorDictBase):
-        raise TypeError(
-            f"rollout must be a tensordict of shape (*B, T), got {type(rollout).__name__}; make "
-            "it with differentiable_rollout(env, policy, T, noise=noise)."
-        )
-    batch = tuple(env.batch_size)
-    if rollout.shape[:-1] != batch or rollout.ndim != len(batch) + 1:
+    batch, shape = tuple(env.batch_size), getattr(rollout, "shape", None)
+    if shape is None or shape[:-1] != batch or len(shape) != len(batch) + 1:
         raise ValueError(
-            f"rollout must have shape (*B, T) = {(*batch, 'T')}, got {tuple(rollout.shape)}."
+            f"rollout must be a tensordict of shape (*B, T) = {(*batch, 'T')}, got "
+            f"{type(rollout).__name__} of shape {shape}."
         )
     if missing := [key for key in names if rollout.get(key, None) is None]:
         raise KeyError(
             f"rollout lacks {missing}: it must hold the state and observation of every step, as "
             "differentiable_rollout returns them."
         )
-    if not isinstance(noise, Tensor):
-        raise TypeError(
-            f"noise must be the tensor that the rollout was given, got {type(noise).__name__}."
-        )
-    noise_of(env, rollout, rollout.shape[-1], noise)
+    noise_of(env, rollout, shape[-1], torch.empty(0) if noise is None else noise)

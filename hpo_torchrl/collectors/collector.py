@@ -57,7 +57,7 @@ class _BatchCollector:
         """Return running instances, a share of them restarted."""
         if self.reset_fraction == 0.0:
             return carried
-        drawn = self.randomness.uniform(self.env.batch_size, device=self.env.device)
+        drawn = self.randomness.draw("uniform", self.env.batch_size, device=self.env.device)
         mask = (drawn < self.reset_fraction).unsqueeze(-1)
         if not bool(mask.any()):  # nothing is drawn then, for one seed as for many
             return carried

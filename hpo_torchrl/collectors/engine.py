@@ -19,6 +19,7 @@ from hpo_torchrl.collectors.inputs import (
     samples_as_ours,
     steps_of,
 )
+from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
@@ -99,7 +100,7 @@ class Engine:
                 fresh = fresh(over) if bool(over.any()) else None
             if fresh is not None:
                 carried = {
-                    key: torch.where(expand_mask(over, value), fresh[key], value)
+                    key: torch.where(unsqueeze_like(over, value), fresh[key], value)
                     for key, value in carried.items()
                 }
         # Popped, so that what is stacked already is not held twice.
@@ -224,11 +225,6 @@ def _discounted(value: Tensor, discount: float) -> Tensor:
     # Between a value and itself, of which one end has a gradient: two operations of torch's own
     # take half the time of a function in Python, which could leave infinities alone.
     return torch.lerp(value.detach(), value, discount)
-
-
-def expand_mask(mask: Tensor, value: Tensor) -> Tensor:
-    """Append dimensions to a mask ``(*B, 1)`` until it broadcasts with an entry."""
-    return mask.reshape(*mask.shape, *(1,) * (value.ndim - mask.ndim))
 
 
 def _entries_of(draw: HybridDraw, policy: HybridPolicy) -> dict[Any, Tensor]:

@@ -227,8 +227,6 @@ def straight_through_rollout(
     policy: HybridPolicy,
     num_steps: int,
     *,
-    tensordict: TensorDictBase | None = None,
-    noise: Tensor | None = None,
     temperature: float = 1.0,
     **settings: Any,
 ) -> TensorDict:
@@ -263,11 +261,9 @@ def straight_through_rollout(
             ``(M, *B)``, without a graph, besides the call that executes d.
         policy: a policy that reads ``"observation"``, and no mask but the environment's.
         num_steps: number of steps T.
-        tensordict: where to start, as ``env.reset()`` returns it; ``None`` resets.
-        noise: noise of the rollout, ``(*B, T, *noise_shape)``, as ``env.sample_noise(T)`` returns
-            it; ``None`` draws it.
         temperature: :math:`\tau > 0`; lower has less bias and more variance.
-        settings: ``discount``, ``checkpoint_steps`` and ``randomness`` of a :class:`Rollout`.
+        settings: ``tensordict``, ``noise``, ``discount``, ``checkpoint_steps`` and ``randomness``
+            of a :func:`differentiable_rollout`.
 
     Returns:
         Tensordict of shape ``(*B, T)`` with the entries of :func:`differentiable_rollout`.
@@ -291,5 +287,4 @@ def straight_through_rollout(
         >>> policy.network.discrete[-1].bias.grad.any().item()
         True
     """
-    rollout = Rollout(env, policy, temperature=temperature, **settings)
-    return rollout(num_steps, tensordict=tensordict, noise=noise)
+    return differentiable_rollout(env, policy, num_steps, temperature=temperature, **settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 # Entry that says which discrete actions may be chosen; TorchRL's own name for it.
@@ -34,9 +33,10 @@ def entropy_of(logits: Tensor) -> Tensor:
 def finite(logits: Tensor) -> Tensor:
     """Return log-probabilities without -inf, which a masked option has, its probability being 0.
 
-    Clamped, it adds 0 to an entropy or a divergence: 0 * -inf would be NaN.
+    Clamped, it adds 0 to an entropy or a divergence, and to their gradients: 0 * -inf would be NaN.
+    The end is one that a weight does not make infinite, and whose exponential is 0.
     """
-    return logits.clamp_min(torch.finfo(logits.dtype).min)
+    return logits.clamp_min(-1e6)
 
 
 def divergence_of(before: Tensor, after: Tensor, ndim: int) -> Tensor:
@@ -59,3 +59,8 @@ def over_heads(value: Tensor, ndim: int) -> Tensor:
         ndim: number of dimensions of B.
     """
     return value.sum(-1) if value.ndim > ndim else value
+
+
+def unsqueeze_like(value: Tensor, like: Tensor) -> Tensor:
+    """Append dimensions of size 1 until a tensor broadcasts with one that begins alike."""
+    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))

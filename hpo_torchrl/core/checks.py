@@ -81,19 +81,6 @@ def check_sizes(name: str, value: Any) -> list[int]:
     return [check_int(name, size, minimum=1) for size in (value if many else [value])]
 
 
-def check_range(name: str, value: Any) -> tuple[float, float]:
-    """Return ``value`` if it is two numbers, the first above 0 and at most the second.
-
-    Raises:
-        TypeError: a bound is not a number.
-        ValueError: it is not two bounds in this order.
-    """
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise ValueError(f"{name} must be two numbers [low, high], got {value!r}.")
-    low = check_float(f"{name}[0]", value[0], minimum=0.0, strict=True)
-    return low, check_float(f"{name}[1]", value[1], minimum=low)
-
-
 def check_dtype(dtype: Any) -> torch.dtype:
     """Return ``dtype`` if it is a floating-point type of torch, else raise a ``TypeError``."""
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

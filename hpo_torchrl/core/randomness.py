@@ -10,8 +10,6 @@ from torch import Tensor
 
 from hpo_torchrl.core.checks import check_int
 
-_Shape = Sequence[int]
-
 
 class Randomness:
     """A source of random numbers.
@@ -33,8 +31,8 @@ class Randomness:
 
     Examples:
         >>> from hpo_torchrl.core.randomness import Randomness
-        >>> together = Randomness([3, 4]).normal((2, 5))
-        >>> bool((together[1] == Randomness(4).normal((5,))).all())
+        >>> together = Randomness([3, 4]).draw("normal", (2, 5))
+        >>> bool((together[1] == Randomness(4).draw("normal", (5,))).all())
         True
     """
 
@@ -55,17 +53,9 @@ class Randomness:
         """Return the object itself."""
         return self
 
-    def exponential(self, shape: _Shape, dtype: Any = None, device: Any = None) -> Tensor:
-        """Draw from Exp(1); with S seeds the shape begins with S."""
-        return self.fill("exponential", torch.empty(tuple(shape), dtype=dtype, device=device))
-
-    def normal(self, shape: _Shape, dtype: Any = None, device: Any = None) -> Tensor:
-        """Draw from the standard normal distribution; likewise."""
-        return self.fill("normal", torch.empty(tuple(shape), dtype=dtype, device=device))
-
-    def uniform(self, shape: _Shape, dtype: Any = None, device: Any = None) -> Tensor:
-        """Draw from the uniform distribution on [0, 1); likewise."""
-        return self.fill("uniform", torch.empty(tuple(shape), dtype=dtype, device=device))
+    def draw(self, kind: str, shape: Sequence[int], **place: Any) -> Tensor:
+        """Draw numbers of a kind, see :meth:`fill`; with S seeds the shape begins with S."""
+        return self.fill(kind, torch.empty(tuple(shape), **place))
 
     def fill(self, kind: str, values: Tensor) -> Tensor:
         """Fill a tensor with draws of a kind: ``"exponential"``, ``"normal"`` or ``"uniform"``."""

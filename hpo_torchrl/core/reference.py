@@ -37,11 +37,6 @@ class Optimum:
     policy: Any = field(compare=False)
     lower: float | None = None
 
-    @property
-    def width(self) -> float | None:
-        """Relative width of the bounds, cost / lower - 1; ``None`` without a lower bound."""
-        return None if self.lower is None else self.cost / self.lower - 1
-
 
 @dataclass(frozen=True)
 class Reference:

@@ -69,14 +69,8 @@ class GradientSampler:
         self._running = collector.carried
 
     def _loss(self, cross_term: bool | str, lmbda: float) -> Any:
-        loss = HPOLoss(
-            self.policy,
-            self.critic,
-            cross_term=cross_term,
-            clip_epsilon=None,
-            entropy_coeff=None,
-            critic_coeff=None,
-        )
+        off: Any = dict.fromkeys(("clip_epsilon", "entropy_coeff", "critic_coeff"))
+        loss = HPOLoss(self.policy, self.critic, cross_term=cross_term, **off)
         given = {} if self.critic is None else {"lmbda": lmbda}
         loss.make_value_estimator(gamma=self.collector.discount, **given)
         return loss
@@ -156,7 +150,8 @@ class GradientSampler:
         if running is None or collector.reset_at_each_iter:
             return collector.env.reset()
         number = running.numel()
-        rows = (number * collector.randomness.uniform((number,), device=running.device)).long()
+        drawn = collector.randomness.draw("uniform", (number,), device=running.device)
+        rows = (number * drawn).long()
         return collector.restarted(running.reshape(-1)[rows].reshape(running.shape))
 
     def rollout(

@@ -19,7 +19,8 @@ from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.targets import check_keys
-from hpo_torchrl.training import Callback, Evaluation, RunFolder, SeedRun, Trainer
+from hpo_torchrl.training import Callback, Evaluation, RunFolder, Trainer
+from hpo_torchrl.training.seed_run import SeedRun
 
 Tests = Evaluation | Mapping[str, Evaluation] | None
 

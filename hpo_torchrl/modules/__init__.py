@@ -6,13 +6,12 @@ from hpo_torchrl.modules.layers import make_q_network, make_value_network
 from hpo_torchrl.modules.network import HybridNetwork
 from hpo_torchrl.modules.policy import HybridPolicy, RulePolicy
 from hpo_torchrl.modules.replicate import replicate
-from hpo_torchrl.modules.sampler import HybridAction, HybridSampler
+from hpo_torchrl.modules.sampler import HybridSampler
 from hpo_torchrl.modules.sampling import HybridDistribution
 
 __all__ = [
     "ActionRange",
     "ContinuousDistribution",
-    "HybridAction",
     "HybridDistribution",
     "HybridNetwork",
     "HybridPolicy",

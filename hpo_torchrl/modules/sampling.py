@@ -222,7 +222,7 @@ class HybridDistribution(Distribution):
         """Draw the random numbers of a sample; from torch's global generator by default."""
         randomness = randomness or Randomness()
         place: dict[str, Any] = {"dtype": self.loc.dtype, "device": self.loc.device}
-        logs = randomness.exponential((*sample_shape, *self.logits.shape), **place).log_()
+        logs = randomness.draw("exponential", (*sample_shape, *self.logits.shape), **place).log_()
         if self.scale is None:
             return Noise(logs)
         own = torch.empty((*sample_shape, *self.batch_shape, *self.event_shape), **place)
@@ -252,11 +252,6 @@ class HybridDistribution(Distribution):
             return self.distribution.mode(self.loc, self.scale)
         noise = branched(noise, self.logits[..., 0], self.heads)
         return self.distribution.sample(self.loc, self.scale, noise)
-
-    def branch(self, discrete: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return ``loc`` and ``scale`` of the given discrete actions, each ``(*B, n)``."""
-        loc, scale, _ = chosen_branch(self.loc, self.scale, discrete)
-        return flat(loc, self.heads), None if scale is None else flat(scale, self.heads)
 
     def mode_of(self, discrete: Tensor) -> Tensor:
         """Return the mode of u given the discrete actions, ``(*B, n)``."""

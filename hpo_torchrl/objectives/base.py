@@ -10,7 +10,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torchrl.objectives import distance_loss
 
-from hpo_torchrl.core.categorical import entropy_of, over_heads
+from hpo_torchrl.core.categorical import entropy_of, over_heads, unsqueeze_like
 from hpo_torchrl.core.checks import check_choice, check_float
 from hpo_torchrl.objectives.advantages import AdvantageLoss
 
@@ -235,8 +235,3 @@ def values_where(
     steps = where.reshape(-1, where.shape[-1]).any(0).nonzero().squeeze(-1)
     value = torch.where(where[..., steps], values(data[..., steps]).squeeze(-1), 0.0)
     return value.new_zeros(where.shape).index_copy(-1, steps, value)
-
-
-def unsqueeze_like(value: Tensor, like: Tensor) -> Tensor:
-    """Give a scalar or ``(S,)`` the dimensions of what it is multiplied with."""
-    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))

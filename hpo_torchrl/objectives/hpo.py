@@ -10,8 +10,9 @@ from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor, nn
 
+from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_bool, check_float
-from hpo_torchrl.objectives.base import HybridLossModule, unsqueeze_like, values_where
+from hpo_torchrl.objectives.base import HybridLossModule, values_where
 
 _NO_GRADIENT = (
     "The rewards {key!r} carry no gradient, so there is no pathwise term. Usual causes: the batch "

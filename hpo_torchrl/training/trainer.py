@@ -93,16 +93,11 @@ class Trainer:
         self.validation_reference = self.validation_reference or self.reference
         self.callbacks = [*([ProgressBar()] if self.progress else []), *self.callbacks]
         pairs = zip(self._each(self.run_dir), self._each(self.config), strict=True)
+        many = self.algorithm.num_seeds is not None
+        shared: Any = {"select": self.select, "logger_backend": self.logger_backend}
         self.runs = [
-            SeedRun(
-                self.algorithm,
-                folder,
-                config,
-                index=None if self.algorithm.num_seeds is None else index,
-                select=self.select,
-                logger_backend=self.logger_backend,
-            )
-            for index, (folder, config) in enumerate(pairs)
+            SeedRun(self.algorithm, folder, config, index=at if many else None, **shared)
+            for at, (folder, config) in enumerate(pairs)
         ]
         self.update, self.wall_seconds = 0, 0.0
         self.stopped: str | None = None

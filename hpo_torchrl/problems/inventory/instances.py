@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpo_torchrl.core.checks import check_choice, check_int, check_range
+from hpo_torchrl.core.checks import check_choice, check_float, check_int
 from hpo_torchrl.problems.inventory.record import Record
 
 if TYPE_CHECKING:
@@ -66,7 +66,10 @@ def heterogeneous(
                 f"{name} is drawn from {label} for heterogeneous items, got {others[name]!r} "
                 "as well; leave it out, or use the class (env=inventory) itself."
             )
-        low, high = check_range(label, bounds)
+        if np.shape(bounds) != (2,):
+            raise ValueError(f"{label} must be two numbers [low, high], got {bounds!r}.")
+        low = check_float(f"{label}[0]", bounds[0], minimum=0.0, strict=True)
+        high = check_float(f"{label}[1]", bounds[1], minimum=low)
         # A stream of its own for each: what one draws does not depend on how many there are.
         rng = np.random.default_rng([instance_seed, stream])
         others[name] = rng.uniform(low, high, num_items).tolist()

@@ -39,7 +39,7 @@ class Record(Demand, name="record"):
 
     Args:
         record: demand of all periods there are, ``(T, n)``; or ``(B, T, n)``, of its own for each
-            of B env instances; or the path of a ``.npy`` or ``.pt`` file that holds it.
+            of B env instances; or the path of a ``.npy`` file that holds it.
         periods: which of them are replayed: ``(first, end)``, without ``end``; all by default.
         train_periods: which of them are known when decisions are learned: their mean is the unit
             of observations and actions, and rules are tuned to them. By default ``periods``.
@@ -222,7 +222,7 @@ class Traces(Record, name="traces"):
     """A trace of demand for each of B env instances; an episode is the trace, from its start.
 
     Args:
-        traces: demand, ``(B, T, n)``, or the path of a ``.npy`` or ``.pt`` file that holds it. It
+        traces: demand, ``(B, T, n)``, or the path of a ``.npy`` file that holds it. It
             sets the batch size to B and, where none is given, the horizon to T.
         mean: unit of observations and actions; the mean of the traces by default.
     """
@@ -279,20 +279,10 @@ def check_periods(name: str, periods: Any, length: int, history: int) -> tuple[i
 
 
 def _load(key: str, path: Path) -> Tensor:
-    """Read numbers from a ``.npy`` or ``.pt`` file."""
-    if path.suffix not in (".npy", ".pt") or not path.is_file():
-        raise ValueError(
-            f"{key} must name a .npy or .pt file; {str(path)!r} is not a file of them."
-        )
+    """Read numbers from a ``.npy`` file."""
     try:
-        if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        if path.suffix != ".npy":
+            raise ValueError("give a .npy file, as numpy.save writes it")
+        return torch.from_numpy(np.load(path, allow_pickle=False))
     except Exception as error:
-        raise ValueError(
-            f"{key}={str(path)!r} cannot be read as numbers: {first_line(error)}"
-        ) from error
-    if not isinstance(content, Tensor):
-        what = type(content).__name__
-        raise ValueError(f"{key}={str(path)!r} must hold one tensor, got a {what}.")
-    return content
+        raise ValueError(f"{key}={str(path)!r} cannot be read: {first_line(error)}.") from error

@@ -28,7 +28,7 @@ class OrderUpToPolicy(RulePolicy):
 
     Examples:
         >>> from hpo_torchrl.problems import InventoryEnv
-        >>> from hpo_torchrl.problems import OrderUpToPolicy
+        >>> from hpo_torchrl.problems.inventory.rules import OrderUpToPolicy
         >>> env = InventoryEnv(num_items=2, batch_size=4)
         >>> env.rollout(3, OrderUpToPolicy([38, 38]))["action", "discrete"].all().item()
         True
@@ -88,7 +88,8 @@ class TotalDemandPolicy(OrderUpToPolicy):
         S: order-up-to level of each item.
 
     Examples:
-        >>> from hpo_torchrl.problems.inventory import Items, RecordedItems
+        >>> from hpo_torchrl.problems.inventory.optima.items import Items
+        >>> from hpo_torchrl.problems.inventory.optima.recorded_demand import RecordedItems
         >>> found = TotalDemandPolicy.optimum(Items([10, 10], 1, 9, 2 * 64, 2))
         >>> found.policy.Q, found.policy.S.tolist(), round(found.cost / 2, 4)
         (69.0, [62.0, 62.0], 38.2508)
@@ -165,7 +166,7 @@ class PeriodicPolicy(OrderUpToPolicy):
         S: order-up-to level of each item.
 
     Examples:
-        >>> from hpo_torchrl.problems.inventory import Items
+        >>> from hpo_torchrl.problems.inventory.optima.items import Items
         >>> found = PeriodicPolicy.optimum(Items([10, 10], 1, 9, 2 * 64, 2))
         >>> found.policy.R, found.policy.S.tolist(), round(found.cost / 2, 4)
         (4, [63.0, 63.0], 38.8823)
