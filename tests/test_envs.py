@@ -431,7 +431,10 @@ def test_bad_input_is_named(arguments, error, message):
         (lambda: Record(UNIT[0], (3, 9)), r"periods must be \(first, end\) within the 5 periods"),
         (lambda: Record(UNIT[0], history=5), "history=5"),
         (lambda: Record(UNIT[0], start_period="last"), "start_period must be one of"),
-        (lambda: Record("demand.csv"), r"demand.record must name a .npy or .pt file"),
+        (
+            lambda: Record("demand.csv"),
+            "record='demand.csv' cannot be read: give a .npy file",
+        ),
     ],
 )
 def test_bad_records_are_named(make, message):

@@ -489,7 +489,7 @@ BAD_BRANCHES = [
     ({"rollout": {}}, ValueError, "rollout must be a tensordict.*got dict"),
     ({"policy": nn.Identity()}, TypeError, "branched_returns needs.*Identity"),
     ({"env": InventoryEnv(batch_size=4)}, KeyError, r"rollout lacks \['inventory'\]"),
-    ({"env": Switched(3)}, ValueError, r"\(3, 'T'\), got \(4, 5\)"),
+    ({"env": Switched(3)}, ValueError, r"\(3, 'T'\), got TensorDict of shape \(4, 5\)"),
 ]
 
 
@@ -507,5 +507,7 @@ def test_a_rollout_without_time_is_refused():
     env = Switched()
     policy = policy_for(env)
     rollout, noise = rolled(env, policy, 5)
-    with pytest.raises(ValueError, match=r"rollout must have shape \(\*B, T\)"):
+    with pytest.raises(
+        ValueError, match=r"rollout must be a tensordict of shape \(\*B, T\).*of shape \(4,\)"
+    ):
         branched_returns(env, policy, rollout[:, 0], noise)

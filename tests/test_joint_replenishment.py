@@ -99,7 +99,7 @@ def play(policy, instance, start, periods=660):
     def decide(t, level, pipeline):
         inventory = torch.as_tensor(level + sum(pipeline)).double().unsqueeze(-1)
         step = torch.full((len(level), 1), t)
-        ordering, quantity = policy.decide(inventory, step)
+        ordering, quantity = policy.decide(*(inventory, step)[: len(policy.in_keys)])
         return (quantity * ordering.unsqueeze(-1)).long().numpy()
 
     def order_cost(quantity):
@@ -393,7 +393,7 @@ GOOD = {
         ("demand_mean", [10, 0], ValueError, r"\[1\] must be a finite number > 0, got 0"),
         ("demand_mean", [10, "8"], TypeError, r"\[1\] must be a finite number > 0, got '8'"),
         ("demand_mean", [], ValueError, " must be a number or hold one entry per item: .* got 0"),
-        ("demand_mean", "10", TypeError, " must be a number or a sequence .* got '10'"),
+        ("demand_mean", "10", TypeError, " must be a finite number > 0, got '10'"),
         ("holding_cost", [1, 1, 1], ValueError, None),
         ("holding_cost", 0, ValueError, " must be a finite number > 0, got 0"),
         ("shortage_cost", math.nan, ValueError, " must be a finite number > 0, got nan"),

@@ -263,7 +263,7 @@ def test_a_loss_trains_in_an_algorithm_of_the_package(folder):
         "hpo_torchrl.training.Trainer",
         "hpo_torchrl.reporting.write_report",
         "hpo_torchrl.problems.InventoryEnv.register_gym",
-        "hpo_torchrl.problems.inventory.env.Path",
+        "hpo_torchrl.problems.inventory.record.Path",
         "tank.torch.hub.load",
     ],
 )

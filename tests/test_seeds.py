@@ -254,9 +254,9 @@ def test_randomness_is_that_of_each_seed():
     seeds = [3, 4, 11]
     many, alone = Randomness(seeds), [Randomness(seed) for seed in seeds]
     for draw in ("exponential", "normal", "uniform"):
-        found = getattr(many, draw)((3, 20, 2), DOUBLE)
+        found = many.draw(draw, (3, 20, 2), dtype=DOUBLE)
         for at, one in enumerate(alone):
-            assert torch.equal(found[at], getattr(one, draw)((20, 2), DOUBLE))
+            assert torch.equal(found[at], one.draw(draw, (20, 2), dtype=DOUBLE))
     orders = many.permutation(9)
     assert all(torch.equal(orders[at], one.permutation(9)) for at, one in enumerate(alone))
     states = [many.state(at).state_dict() for at in range(3)]

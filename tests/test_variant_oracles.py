@@ -465,7 +465,7 @@ def test_what_is_too_large_is_named(monkeypatch):
         (-1.0, ValueError, "minor_costs must be a finite number >= 0, got -1"),
         ([1.0], ValueError, "minor_costs must be a number or hold .*expected num_items=2 .*got 1"),
         ([1.0, math.inf], ValueError, r"minor_costs\[1\] must be a finite number >= 0, got inf"),
-        ("10", TypeError, "minor_costs must be a number or a sequence .*got '10'"),
+        ("10", TypeError, "minor_costs must be a finite number >= 0, got '10'"),
     ],
 )
 def test_bad_minor_costs_are_named(value, error, expected):

@@ -213,8 +213,8 @@ def _check_critic(critic: TensorDictModuleBase | None) -> None:
 def _check_data(
     env: DifferentiableEnv, rollout: TensorDictBase, noise: Tensor, names: tuple[str, ...]
 ) -> None:
-    batch, shape = tuple(env.batch_size), getattr(rollout, "shape", None)
-    if shape is None or shape[:-1] != batch or len(shape) != len(batch) + 1:
+    batch, shape = tuple(env.batch_size), tuple(getattr(rollout, "shape", ()))
+    if shape[:-1] != batch or len(shape) != len(batch) + 1:
         raise ValueError(
             f"rollout must be a tensordict of shape (*B, T) = {(*batch, 'T')}, got "
             f"{type(rollout).__name__} of shape {shape}."
