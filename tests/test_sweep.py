@@ -100,7 +100,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(capsys):
     process = get_context("fork").Process(target=multirun, args=arguments)
     process.start()
     end = time.monotonic() + 60
-    while not list(Path("sweep").glob("*seed=1*/checkpoints/checkpoint-*[24].torchrl")):
+    while not list(Path("sweep").glob("*seed=1*/checkpoints/checkpoint-*[24].ckpt")):
         assert process.is_alive()
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -129,7 +129,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(capsys):
         for path in [*run.glob("checkpoints/*"), *run.glob("*.csv"), *run.glob("summary.json")]:
             path.unlink()
         if checkpoint is not None:
-            (run / "checkpoints" / "checkpoint-000000000000.torchrl").write_bytes(checkpoint)
+            (run / "checkpoints" / "checkpoint-000000000000.ckpt").write_bytes(checkpoint)
         multirun(*QUICK, "seed=0,1")
         assert "1 done already, 1 new" in capsys.readouterr().out
         assert course(run) == whole

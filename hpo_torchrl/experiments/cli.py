@@ -177,7 +177,7 @@ def _saved(folder: Path, settings: dict[str, Any], given: argparse.Namespace) ->
     """
     files = RunFolder(folder)
     seeds = files.read_seeds()
-    config = load_config(folder if seeds is None else files.of_seed(seeds[0]).path, given.allow)
+    config = load_config(folder, given.allow, of_seeds=seeds is not None)
     saved = OmegaConf.create({**config, "num_seeds": 1 if seeds is None else len(seeds)})
     wanted = OmegaConf.create(settings)
     for override in given.settings:

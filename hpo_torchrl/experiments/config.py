@@ -102,18 +102,21 @@ def compose_sweep(
     return config, runs
 
 
-def load_config(run_dir: str | Path, allow: Sequence[str] = ()) -> dict[str, Any]:
+def load_config(
+    run_dir: str | Path, allow: Sequence[str] = (), *, of_seeds: bool = False
+) -> dict[str, Any]:
     """Read the configuration of a run, and check that it is safe to build.
 
     Args:
         run_dir: folder of the run.
         allow: modules, besides this package and installed plug-ins, whose classes it may name.
+        of_seeds: see :meth:`~hpo_torchrl.training.RunFolder.read_config`.
 
     Raises:
         RunFolderError: the folder holds no run, or its configuration is damaged.
         ValueError: the configuration names a class of another module.
     """
-    config = RunFolder(run_dir).read_config()
+    config = RunFolder(run_dir).read_config(of_seeds=of_seeds)
     check_targets(config, allow)
     return config
 

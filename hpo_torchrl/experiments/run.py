@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -73,16 +73,18 @@ def train_run(
                 "all; leave env.seed out."
             )
         seeds = list(range(first, first + num_seeds))
-    if not resume:
-        for place in (folder, *map(folder.of_seed, seeds or ())):
-            place.check_new()
-    with threads(config):
+    places = [folder, *map(folder.of_seed, seeds or ())]
+    with threads(config), ExitStack() as owned:
+        for place in places:
+            owned.enter_context(place.owned())
+            if not resume:
+                place.check_new()
         trainer = make_trainer(config, run_dir, seeds=seeds, **how)
-        if resume:
+        if resume and trainer.begun:
             trainer.resume()
-        else:
+        else:  # new, or stopped before its first checkpoint
             if seeds is not None:
-                folder.write_seeds(seeds)
+                folder.write_seeds(seeds, config)
             for run in trainer.runs:
                 run.folder.write_config(run.checkpoint.config)
         return trainer.train()

@@ -21,13 +21,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig
-from torchrl.checkpoint import CheckpointRotation
 
 from hpo_torchrl.core.checks import check_bool, first_line
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import COMMAND_KEYS, compose_sweep, hydra_session, key_of
 from hpo_torchrl.experiments.run import in_short, threads, train_run
-from hpo_torchrl.training.checkpoint import differences
+from hpo_torchrl.training.checkpoint import Checkpoint, differences
 from hpo_torchrl.training.run_folder import RunFolder
 
 DONE, UNFINISHED, NEW = "done already", "unfinished", "new"
@@ -179,8 +178,7 @@ def run_state(folder: Path, settings: Mapping[str, Any]) -> str:
         )
     if files.summary.exists():
         return DONE
-    readable = CheckpointRotation(files.checkpoints, keep_last=1).latest()
-    return NEW if readable is None else UNFINISHED
+    return UNFINISHED if Checkpoint(folder, {}, config={}).updates() else NEW
 
 
 def describe_cost(pending: Sequence[Mapping[str, Any]], workers: int) -> str:

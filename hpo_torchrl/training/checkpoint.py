@@ -1,28 +1,54 @@
-"""Checkpoints that resume a run exactly, on TorchRL's checkpoint format (no pickle)."""
+"""Checkpoints that resume a run exactly, and that are refused unless they are whole."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import hashlib
+import io
+import json
+import warnings
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchrl.checkpoint import Checkpoint as TorchRLCheckpoint
-from torchrl.checkpoint import CheckpointRotation, GlobalRNGState
+import torch
+from torch import Tensor
+from torchrl.checkpoint import GlobalRNGState
 
+from hpo_torchrl.algorithms import NonFiniteError
 from hpo_torchrl.core.checks import first_line
-from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
+from hpo_torchrl.training.run_folder import RunFolder, RunFolderError, replace
+
+_MANIFEST, _SUFFIX, _KEPT = "manifest.json", ".ckpt", 2
 
 
 class CheckpointError(RunFolderError):
     """A checkpoint is missing, damaged, or belongs to another configuration."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint is not what was written."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The content of a checkpoint: the update, the trainer's counters, a state by component."""
+
+    update: int
+    counters: dict[str, Any]
+    states: dict[str, Any]
+
+
 class Checkpoint:
     """The checkpoints of one run, in ``DIR/checkpoints``; the newest two stay.
 
-    Each is one archive of tensors and JSON, written beside its place and moved there in one
-    step, so that a killed run leaves whole checkpoints only. Loading executes no pickled code.
-    It keeps all components, the global random-number generators and the trainer's counters.
+    Each is one zip archive: ``manifest.json`` with the update, the configuration, the trainer's
+    counters and a SHA-256 digest of every other member, and a member for each component, written
+    by :func:`torch.save`. It is written beside its place, flushed to the disk and moved there in
+    one step, so that a killed run leaves whole checkpoints only. Loading accepts only what the
+    manifest lists, and only tensors and plain values (``torch.load(weights_only=True)``): no code
+    in a checkpoint is run. The global random-number generators are a component too.
 
     Args:
         run_dir: folder of the run.
@@ -43,8 +69,7 @@ class Checkpoint:
         self, run_dir: str | Path, components: Mapping[str, Any], *, config: Mapping[str, Any]
     ) -> None:
         self.directory, self.config = RunFolder(run_dir).checkpoints, dict(config)
-        self._checkpoint = TorchRLCheckpoint(format="archive", **components, rng=GlobalRNGState())
-        self._rotation = CheckpointRotation(self.directory, keep_last=2)
+        self.components = {**components, "rng": GlobalRNGState()}
 
     def save(self, update: int, counters: Mapping[str, Any]) -> Path:
         """Write the checkpoint of an update; a crash on the way leaves the older ones as they are.
@@ -52,14 +77,35 @@ class Checkpoint:
         Args:
             update: number of updates done.
             counters: JSON values of the trainer, given back by :meth:`load`.
+
+        Returns:
+            The file.
+
+        Raises:
+            NonFiniteError: a component holds NaN or infinity; nothing is written.
         """
-        metadata = {"config": self.config, "counters": dict(counters)}
-        return self._rotation.save(self._checkpoint, step=update, metadata=metadata)
+        members = {}
+        for name, component in self.components.items():
+            state = component.state_dict()
+            if bad := not_finite(state):
+                last = self.newest() if self.updates() else "missing"
+                raise NonFiniteError(
+                    f"Update {update} spoilt {name}{bad}, which is not finite. It was not saved: "
+                    f"the last good checkpoint is {last}."
+                )
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            members[name] = buffer.getvalue()
+        manifest = {"update": update, "config": self.config, "counters": dict(counters)}
+        replace(self._path(update), seal(manifest, members))
+        for old in self.updates()[:-_KEPT]:
+            self._path(old).unlink()
+        return self._path(update)
 
     def load(
         self, update: int | None = None, components: Collection[str] | None = None
     ) -> tuple[int, dict[str, Any]]:
-        """Restore the newest checkpoint, or that of an update.
+        """Restore the newest checkpoint that is whole, or that of an update.
 
         Args:
             update: number of updates after which it was written.
@@ -69,56 +115,135 @@ class Checkpoint:
             The number of updates done and the trainer's counters.
 
         Raises:
-            CheckpointError: there is none, it is damaged, or it is of another configuration; the
-                message says what to do.
+            CheckpointError: there is none, it is damaged, it cannot be read, or it is of another
+                configuration; the message says what to do.
         """
-        update = self.newest_update() if update is None else update
+        (saved,) = read_together([self], update)
+        self.restore(saved, components)
+        return saved.update, saved.counters
+
+    def restore(self, saved: Saved, components: Collection[str] | None = None) -> None:
+        """Give the components the states of a checkpoint.
+
+        Raises:
+            CheckpointError: a state does not fit its component.
+        """
+        for name, state in saved.states.items():
+            if name in self.components and (components is None or name in components):
+                try:
+                    self.components[name].load_state_dict(state)
+                except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                    raise CheckpointError(
+                        f"{self._path(saved.update)} does not fit: {name} is built differently now "
+                        f"({first_line(error)}). Resume with the version that trained the run."
+                    ) from error
+
+    def read(self, update: int) -> Saved:
+        """Return the checkpoint of an update, after checking all of it; change nothing.
+
+        Raises:
+            DamagedError: it is not what was written.
+            CheckpointError: it cannot be read, or is of another configuration.
+        """
         path = self._path(update)
-        if not path.exists():
-            raise CheckpointError(f"{self.directory} holds no checkpoint of update {update}.")
-        names = None if components is None else [n for n in components if n in self._checkpoint]
         try:
-            metadata = TorchRLCheckpoint.manifest(path)["metadata"]
-            changed = differences(metadata["config"], self.config)
-            if not changed:
-                self._checkpoint.load(path, components=names)
-        except Exception as error:
-            others = [other for other in self._rotation.checkpoints() if other != path]
-            fix = "No other checkpoint is left: start the run anew in another folder."
-            if others:
-                fix = f"Delete it to go on from {others[-1].name}."
+            data = path.read_bytes()
+        except FileNotFoundError as error:
             raise CheckpointError(
-                f"{path} is damaged or incomplete ({first_line(error)}). {fix}"
+                f"{self.directory} holds no checkpoint of update {update}."
             ) from error
-        if changed:
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error.strerror}); the file itself may well be whole. "
+                f"Mend that, then go on by resume={self.directory.parent}."
+            ) from error
+        try:
+            manifest, states = _unpacked(data, set(self.components))
+            if manifest["update"] != update:
+                raise ValueError(f"it is of update {manifest['update']}, not {update}")
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise DamagedError(f"{path} is damaged or incomplete ({first_line(error)}).") from error
+        if changed := differences(manifest["config"], _plain(self.config)):
             raise CheckpointError(
                 f"{path} was written under another configuration: {'; '.join(changed)}. "
                 "Resume with the run's own configuration, or start a new run in another folder."
             )
-        return update, metadata["counters"]
+        return Saved(update, manifest["counters"], states)
+
+    def forget(self, update: int) -> None:
+        """Delete the checkpoints of later updates."""
+        for later in self.updates():
+            if later > update:
+                self._path(later).unlink()
+
+    def updates(self) -> list[int]:
+        """Return the updates that have a checkpoint here, whole or not, in order."""
+        names = (path.stem.removeprefix("checkpoint-") for path in self.directory.glob("*"))
+        return sorted(
+            int(name) for name in names if name.isdigit() and self._path(int(name)).is_file()
+        )
 
     def newest(self) -> Path:
-        """Return the newest checkpoint, whole or not; raise as :meth:`newest_update` does."""
-        return self._path(self.newest_update())
-
-    def newest_update(self) -> int:
-        """Return the number of updates of the newest checkpoint, whole or not.
+        """Return the newest checkpoint, whole or not.
 
         Raises:
             CheckpointError: there is none.
         """
-        paths = self.directory.glob(f"checkpoint-{'[0-9]' * 12}.torchrl")
-        newest = max((path.stem for path in paths), default=None)
-        if newest is None:
+        if not (updates := self.updates()):
             raise CheckpointError(
-                f"{self.directory} holds no checkpoint (checkpoint-*.torchrl): either this is not "
-                "the folder of a run, or the run stopped before its first one. Start it with "
-                "output_dir=DIR, after deleting what the folder holds, instead of resume=DIR."
+                f"{self.directory} holds no checkpoint (checkpoint-*{_SUFFIX}): either this is not "
+                "the folder of a run, or the run stopped before its first one."
             )
-        return int(newest.rpartition("-")[2])
+        return self._path(updates[-1])
 
     def _path(self, update: int) -> Path:
-        return self.directory / f"checkpoint-{update:012d}.torchrl"
+        return self.directory / f"checkpoint-{update:012d}{_SUFFIX}"
+
+
+def read_together(checkpoints: Sequence[Checkpoint], update: int | None = None) -> list[Saved]:
+    """Read the newest update of which all runs have a whole checkpoint, or that of an update.
+
+    A damaged checkpoint is passed over, with a warning that names it.
+
+    Raises:
+        CheckpointError: there is none; see :meth:`Checkpoint.read`.
+    """
+    if update is not None:
+        return [checkpoint.read(update) for checkpoint in checkpoints]
+    for checkpoint in checkpoints:
+        checkpoint.newest()
+    damage = ""
+    for common in sorted(set.intersection(*(set(c.updates()) for c in checkpoints)), reverse=True):
+        try:
+            found = [checkpoint.read(common) for checkpoint in checkpoints]
+        except DamagedError as error:
+            damage += f"{error} "
+            continue
+        if damage:
+            warnings.warn(f"{damage}Going on from update {common}.", stacklevel=2)
+        return found
+    if damage:
+        raise DamagedError(f"{damage}No other checkpoint is left: start the run anew.")
+    newest = [checkpoint.updates()[-1] for checkpoint in checkpoints]
+    raise CheckpointError(
+        f"The seeds have no checkpoint in common: they have come to different updates, "
+        f"{min(newest)} to {max(newest)}. Go on with each alone, as by "
+        f"resume={checkpoints[0].directory.parent}."
+    )
+
+
+def not_finite(state: Any, at: str = "") -> str | None:
+    """Return the dotted name of the first tensor that holds NaN or infinity; ``None`` if none."""
+    if isinstance(state, Tensor):
+        return None if not state.is_floating_point() or bool(state.isfinite().all()) else at
+    items: Any = ()
+    if isinstance(state, Mapping):
+        items = state.items()
+    elif isinstance(state, (list, tuple)):
+        items = enumerate(state)
+    return next((bad for key, one in items if (bad := not_finite(one, f"{at}.{key}"))), None)
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any], at: str = "") -> list[str]:
@@ -131,3 +256,51 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any], at: str = 
         elif old != new:
             found.append(f"{at}{key} was {old!r}, is {new!r}")
     return found
+
+
+def seal(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> bytes:
+    """Return the archive of a manifest and members, with digests of them all."""
+    plain = _plain(manifest) | {"members": {key: _digest(data) for key, data in members.items()}}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_MANIFEST, json.dumps(plain | {"digest": _digest(_text(plain))}, indent=2))
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def _unpacked(data: bytes, expected: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the manifest and the states of an archive; raise if anything is not as written."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+        manifest = json.loads(archive.read(_MANIFEST))
+        digest = manifest.pop("digest")
+        if digest != _digest(_text(manifest)):
+            raise ValueError(f"{_MANIFEST} was changed")
+        if sorted(names) != sorted([_MANIFEST, *manifest["members"]]):
+            raise ValueError(f"its members are {names}, not those that were written")
+        if absent := expected - set(manifest["members"]):
+            raise ValueError(f"it holds no {', '.join(sorted(absent))}")
+        states = {}
+        for name, written in manifest["members"].items():
+            content = archive.read(name)
+            if _digest(content) != written:
+                raise ValueError(f"{name} was changed")
+            # Refuses everything but tensors and plain values, so that no code is run.
+            states[name] = torch.load(io.BytesIO(content), weights_only=True)
+            if bad := not_finite(states[name]):
+                raise ValueError(f"{name}{bad} is not finite")
+    return manifest, states
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _text(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, sort_keys=True).encode()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON gives it back: lists for tuples, text for the rest."""
+    return json.loads(json.dumps(value, default=str))

@@ -7,7 +7,9 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +80,43 @@ class RunFolder:
         """Return the folder of one seed's run, in that of several."""
         return RunFolder(self.path / f"seed={seed}")
 
-    def check_new(self) -> None:
-        """Raise a ``FileExistsError`` if the folder holds a run, or is a file."""
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the folder until the block ends; the kernel lets go of it where a process dies.
+
+        It is made if need be, and removed if nothing was written there.
+
+        Raises:
+            FileExistsError: another process owns it, whom the message names; or it is a file.
+        """
+        import fcntl
+
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"output_dir={str(self.path)!r} is a file; name a folder.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = self.path / ".lock"
+        with lock.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise FileExistsError(
+                    f"{self.path} is in use by {file.read() or 'another process'}, and a folder "
+                    "has one owner: wait for it, stop it, or choose another output_dir."
+                ) from error
+            if not os.fstat(file.fileno()).st_nlink:  # opened before its last owner removed it
+                raise FileExistsError(f"{self.path} was in use until just now; try again.")
+            file.truncate(0)
+            print(f"process {os.getpid()} on {platform.node()}", end="", file=file, flush=True)
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+                with suppress(OSError):
+                    self.path.rmdir()
+
+    def check_new(self) -> None:
+        """Raise a ``FileExistsError`` if the folder holds a run."""
         if found := self.found:
             raise FileExistsError(
                 f"output_dir={str(self.path)!r} already holds a run ({', '.join(found)}). Go on "
@@ -90,19 +125,25 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Make the folder and write the resolved configuration."""
-        _replace(self.config, yaml.safe_dump(dict(config), sort_keys=False))
+        replace(self.config, yaml.safe_dump(dict(config), sort_keys=False))
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self, *, of_seeds: bool = False) -> dict[str, Any]:
         """Return the configuration.
+
+        Args:
+            of_seeds: return what several seeds share, that of the first of them.
 
         Raises:
             RunFolderError: the folder holds no run, or its configuration is damaged.
         """
-        if not self.config.is_file():
-            raise RunFolderError(
-                f"{self.path} is not the folder of a run: it holds no {self.config.name}."
-            )
-        config = _read_names(self.config, yaml.safe_load)
+        if not of_seeds and not self.config.is_file():
+            seeds = self.read_seeds()
+            fix = f"it holds no {self.config.name}."
+            if seeds is not None:
+                fix = f"it holds those of seeds {seeds}. Name one: {self.of_seed(seeds[0]).path}"
+            raise RunFolderError(f"{self.path} is not the folder of a run: {fix}")
+        config = _read_names(self.seeds if of_seeds else self.config, yaml.safe_load)
+        config = config.get("config") or {} if of_seeds else config
         lacking = [name for name in _SECTIONS if not isinstance(config.get(name), dict)]
         lacking += [] if "seed" in config else ["seed"]
         if lacking:
@@ -112,9 +153,10 @@ class RunFolder:
             )
         return config
 
-    def write_seeds(self, seeds: Sequence[int]) -> None:
-        """Make the folder and write which seeds have folders in it."""
-        _replace(self.seeds, yaml.safe_dump({"seeds": list(seeds)}))
+    def write_seeds(self, seeds: Sequence[int], config: Mapping[str, Any]) -> None:
+        """Make the folder and write which seeds have folders in it, with their configuration."""
+        content = {"seeds": list(seeds), "config": dict(config)}
+        replace(self.seeds, yaml.safe_dump(content, sort_keys=False))
 
     def read_seeds(self) -> list[int] | None:
         """Return the seeds that have folders in this one; ``None`` if it is no such folder.
@@ -135,7 +177,7 @@ class RunFolder:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in summary.items()
         }
-        _replace(self.summary, json.dumps(clean, indent=2) + "\n")
+        replace(self.summary, json.dumps(clean, indent=2) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
         """Return the summary.
@@ -225,14 +267,17 @@ class RunLogger:
         writer = csv.DictWriter(draft, self._columns)
         writer.writeheader()
         writer.writerows(self.rows)
-        _replace(self.folder.metrics, draft.getvalue())
+        replace(self.folder.metrics, draft.getvalue())
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a text file in one step, and the folder that it lies in."""
+def replace(path: Path, content: str | bytes) -> None:
+    """Write a file in one step, on the disk before it has its name, and the folder it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8", newline="")
+    draft = path.with_name(f".{path.name}.tmp")
+    with draft.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(draft, path)
 
 

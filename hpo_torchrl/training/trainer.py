@@ -12,7 +12,7 @@ from hpo_torchrl.algorithms import Algorithm, NonFiniteError
 from hpo_torchrl.core.checks import check_bool, check_int
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.training.callbacks import Callback, ProgressBar, StopTraining
-from hpo_torchrl.training.checkpoint import CheckpointError
+from hpo_torchrl.training.checkpoint import read_together
 from hpo_torchrl.training.evaluation import CostEstimate, Evaluation
 from hpo_torchrl.training.seed_run import SeedRun
 
@@ -102,24 +102,22 @@ class Trainer:
         self.update, self.wall_seconds = 0, 0.0
         self.stopped: str | None = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint of every seed, or of a later update than 0 of any."""
+        updates = [run.checkpoint.updates() for run in self.runs]
+        return all(updates) or any(max(own, default=0) > 0 for own in updates)
+
     def restore(self) -> None:
         """Load the newest checkpoint that all seeds have; change no file.
 
         Raises:
             CheckpointError: see :meth:`Checkpoint.load`.
         """
-        newest = [run.checkpoint.newest_update() for run in self.runs]
-        for run in self.runs:
-            try:
-                self.update, counters = run.checkpoint.load(min(newest))
-            except CheckpointError as error:
-                if len(set(newest)) == 1:
-                    raise
-                raise CheckpointError(
-                    f"{error} The seeds have come to different updates, {min(newest)} to "
-                    f"{max(newest)}; go on with each alone, as by resume={run.folder.path}."
-                ) from error
-            self.wall_seconds = counters["wall_seconds"]
+        saved = read_together([run.checkpoint for run in self.runs])
+        for run, own in zip(self.runs, saved, strict=True):
+            run.checkpoint.restore(own)
+            self.update, self.wall_seconds = own.update, own.counters["wall_seconds"]
 
     def resume(self) -> None:
         """Go on from a checkpoint: :meth:`restore`, and cut every folder back to it.
@@ -128,8 +126,7 @@ class Trainer:
         """
         self.restore()
         for run in self.runs:
-            while run.checkpoint.newest_update() > self.update:
-                run.checkpoint.newest().unlink()
+            run.checkpoint.forget(self.update)
             run.logger.resume(self.update)
 
     def train(self) -> Any:

@@ -1,0 +1,288 @@
+"""What is saved is what is loaded: no code runs, no damage is silent, a folder has one owner."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from shrunk import SMALL
+
+import hpo_torchrl
+from hpo_torchrl.algorithms import NonFiniteError
+from hpo_torchrl.experiments import cli
+from hpo_torchrl.experiments.config import compose_config
+from hpo_torchrl.experiments.run import train_run
+from hpo_torchrl.training import Checkpoint, CheckpointError, RunFolder
+from hpo_torchrl.training.checkpoint import DamagedError, seal
+
+FEW = [*SMALL, "trainer.num_updates=3", "trainer.checkpoint_every=1", "trainer.progress=false"]
+OPENERS = {
+    "hpo-eval": lambda run: cli.evaluate([str(run)]),
+    "resume": lambda run: cli.train([f"resume={run}"]),
+    "load_policy": hpo_torchrl.load_policy,
+    "hpo-gradients": lambda run: cli.gradients([str(run), "--batches", "2", "--reference", "2"]),
+}
+
+
+class Bomb:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, mark) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train_run(compose_config(FEW), folder)
+    return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def newest(run):
+    return max((run / "checkpoints").glob("*"))
+
+
+def members_of(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def zipped(members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def resealed(path, change):
+    """Change the members of a checkpoint, and make all its sums and digests right again."""
+    members = members_of(path)
+    manifest = json.loads(members.pop("manifest.json"))
+    change(members)
+    path.write_bytes(seal({k: manifest[k] for k in ("update", "config", "counters")}, members))
+
+
+def pickled(mark):
+    buffer = io.BytesIO()
+    torch.save({"weight": Bomb(mark)}, buffer)
+    return buffer.getvalue()
+
+
+def in_config(change):
+    def plant(run, mark):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        change(config, mark)
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+    return plant
+
+
+def in_checkpoint(change):
+    return lambda run, mark: resealed(newest(run), lambda members: change(members, mark))
+
+
+PAYLOADS = {
+    "a component": in_checkpoint(lambda m, mark: m.update(policy=pickled(mark))),
+    "a bare pickle": in_checkpoint(lambda m, mark: m.update(policy=pickle.dumps(Bomb(mark)))),
+    "a pickle beside": in_checkpoint(lambda m, mark: m.update({"other.pickle": pickled(mark)})),
+    "the generators": in_checkpoint(lambda m, mark: m.update(rng=pickled(mark))),
+    "a python tag": lambda run, mark: (run / "config.yaml").write_text(
+        f"env: !!python/object/apply:os.mkdir ['{mark}']\n"
+    ),
+    "a tag in the seeds": lambda run, mark: (
+        (run / "config.yaml").unlink(),
+        (run / "seeds.yaml").write_text(f"seeds: !!python/object/apply:os.mkdir ['{mark}']\n"),
+    ),
+    "the class of the env": in_config(
+        lambda c, mark: c["env"].update(_target_="os.mkdir", path=str(mark))
+    ),
+    "the class of the algorithm": in_config(
+        lambda c, mark: c["algorithm"].update(_target_="os.mkdir", path=str(mark))
+    ),
+    "a nested class": in_config(
+        lambda c, mark: c["policy"].update(network={"_target_": "os.mkdir", "path": str(mark)})
+    ),
+    "a class in a list": in_config(
+        lambda c, mark: c["env"].update(features=[{"_target_": "os.mkdir", "path": str(mark)}])
+    ),
+    "a callback of hydra": in_config(
+        lambda c, mark: c.update(
+            hydra={"callbacks": {"mine": {"_target_": "os.mkdir", "path": str(mark)}}}
+        )
+    ),
+    "demand of objects": in_config(
+        lambda c, mark: (
+            np.save(f"{mark}.npy", np.array([Bomb(mark)]), allow_pickle=True),
+            c["env"].update(demand={"name": "traces", "traces": f"{mark}.npy"}, num_items=None),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PAYLOADS)
+def test_opening_a_run_executes_nothing(run, tmp_path, place, capsys):
+    mark = tmp_path / "mark"
+    PAYLOADS[place](run, mark)
+    if place == "the generators":  # the older checkpoints hold it as well: there is no way back
+        for path in (run / "checkpoints").glob("*"):
+            resealed(path, lambda members: members.update(rng=pickled(mark)))
+    for open_run in OPENERS.values():
+        copy = shutil.copytree(run, tmp_path / "copy")
+        with contextlib.suppress(SystemExit, ValueError, TypeError, UserWarning):
+            open_run(copy)
+        assert not mark.exists()
+        shutil.rmtree(copy)
+
+
+def test_every_change_of_a_checkpoint_is_noticed(run):
+    """With the archive's own sums right: an edit, a cut, an older part, an older checkpoint."""
+    config = RunFolder(run).read_config()
+    old, new = sorted((run / "checkpoints").glob("*"))[-2:]
+    members, older = members_of(new), members_of(old)
+    chance = random.Random(0)
+    mutants = {f"{name} of before": members | {name: older[name]} for name in ("policy", "critic")}
+    mutants["older"] = older
+    for name, data in members.items():
+        for number in range(12):
+            at = chance.randrange(len(data))
+            flipped = data[:at] + bytes([data[at] ^ 1 << number % 8]) + data[at + 1 :]
+            mutants[f"{name} {number}"] = members | {name: flipped}
+        mutants[f"{name} cut"] = members | {name: data[:-7]}
+        mutants[f"no {name}"] = {key: value for key, value in members.items() if key != name}
+    checkpoint = Checkpoint(run, {"policy": torch.nn.Linear(1, 1)}, config=config)
+    update = checkpoint.updates()[-1]
+    checkpoint.read(update)
+    for what, content in mutants.items():
+        new.write_bytes(zipped(content))
+        with pytest.raises(DamagedError):
+            print(what, checkpoint.read(update))
+    for size in (0, 20, len(zipped(members)) // 2, len(zipped(members)) - 10):
+        new.write_bytes(zipped(members)[:size])
+        with pytest.raises(DamagedError):
+            checkpoint.read(update)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(run, monkeypatch, capsys):
+    monkeypatch.chdir(run.parent)
+    whole = RunFolder(run).read_summary()
+    newest(run).write_bytes(newest(run).read_bytes()[:-50])
+    (run / "summary.json").unlink()
+    with pytest.warns(UserWarning, match=r"0+3\.ckpt is damaged .*Going on from update 2"):
+        cli.train(["resume=run"])
+    again = RunFolder(run).read_summary()
+    assert again | {"wall_seconds": 0} == whole | {"wall_seconds": 0}
+    for path in (run / "checkpoints").glob("*"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="No other checkpoint is left"):
+        hpo_torchrl.load_policy(run)
+
+
+def test_a_failing_disk_is_no_damage(run, monkeypatch):
+    checkpoint = Checkpoint(run, {}, config=RunFolder(run).read_config())
+
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", full)
+    with pytest.raises(CheckpointError, match=r"No space left.*well be whole.*resume=") as found:
+        checkpoint.load()
+    assert not isinstance(found.value, DamagedError)
+
+
+def test_what_is_not_finite_is_neither_saved_nor_loaded(tmp_path):
+    net = torch.nn.Linear(2, 1)
+    checkpoint = Checkpoint(tmp_path, {"net": net}, config={})
+    path = checkpoint.save(0, {})
+    net.bias.data.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"Update 1 spoilt net\.bias.*checkpoint-0+0\.ckpt"):
+        checkpoint.save(1, {})
+    assert checkpoint.newest() == path
+    buffer = io.BytesIO()
+    torch.save(net.state_dict(), buffer)
+    resealed(path, lambda members: members.update(net=buffer.getvalue()))
+    with pytest.raises(DamagedError, match=r"net\.bias is not finite"):
+        checkpoint.load()
+
+
+def test_a_folder_has_one_owner(run):
+    folder = RunFolder(run)
+    with folder.owned():
+        child = os.fork()
+        if not child:  # another process
+            code = 1
+            try:
+                with contextlib.redirect_stderr(io.StringIO()) as said:
+                    cli.train([f"resume={run}"])
+            except SystemExit:
+                code = 0 if f"in use by process {os.getppid()}" in said.getvalue() else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with folder.owned():  # and is free again
+        pass
+    assert not (run / ".lock").exists()
+
+
+def test_a_killed_owner_owns_nothing(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        with folder.owned():
+            os.write(write, b"x")
+            signal.pause()
+    os.read(read, 1)
+    with pytest.raises(FileExistsError, match=f"process {child}"), folder.owned():
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with folder.owned():
+        pass
+    assert not folder.path.exists()  # nothing was written there
+
+
+def test_several_seeds_go_on_wherever_they_were_killed(tmp_path):
+    whole = RunFolder(tmp_path / "whole")
+    cli.train([*FEW, "trainer.num_updates=1", "num_seeds=2", f"output_dir={whole.path}"])
+    config = whole.read_config(of_seeds=True)
+    for left in ("the seeds", "one configuration", "one checkpoint"):
+        parts = RunFolder(tmp_path / left)
+        parts.write_seeds([0, 1], config)
+        if left != "the seeds":
+            parts.of_seed(0).write_config(config)
+        if left == "one checkpoint":
+            shutil.copytree(whole.of_seed(0).checkpoints, parts.of_seed(0).checkpoints)
+            newest(parts.of_seed(0).path).unlink()
+        train_run(config, parts.path, resume=True)
+        for seed in (0, 1):
+            one, other = (folder.of_seed(seed).read_summary() for folder in (whole, parts))
+            assert one | {"wall_seconds": 0} == other | {"wall_seconds": 0}
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_resumed(run, whole):
+    shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").unlink()
+    (run / "metrics.csv").unlink()
+    cli.train([f"resume={run}"])
+    one, other = (RunFolder(folder).read_summary() for folder in (run, whole))
+    assert one | {"wall_seconds": 0} == other | {"wall_seconds": 0}
