@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from tiny_problems import PROBLEMS
+from tiny_problems import PROBLEMS, gradient, returns
 
 from hpo_torchrl.collectors import (
     DifferentiableCollector,
@@ -21,13 +21,9 @@ from hpo_torchrl.diagnostics import ESTIMATORS, GradientSampler
 from hpo_torchrl.modules import make_value_network
 from hpo_torchrl.objectives import HPOLoss
 
-# 100,000 rollouts for every estimator in a test, and twice as many for the report.
+# 200,000 rollouts in the report; in a test half as many for faults and a quarter for estimators.
 BATCHES, ROLLOUTS, GROUPS = 40, 2500, 20
 FORCED = 0.4  # the weight that the adaptive cross term is given
-
-
-def returns(batch):
-    return batch["next", "reward"].detach().squeeze(-1).flip(-1).cumsum(-1).flip(-1)
 
 
 def mean_return_of_the_option(batch):
@@ -44,10 +40,10 @@ def mean_return_of_the_option(batch):
 class Bench:
     """Surrogates, by estimator, whose gradient is one batch's estimate of the exact gradient."""
 
-    def __init__(self, name):
+    def __init__(self, name, rollouts=ROLLOUTS):
         self.problem = problem = PROBLEMS[name]()
-        self.env = problem.environment(ROLLOUTS // problem.starts)
-        self.cut = problem.environment(ROLLOUTS // problem.starts, cut=True, seed=1)
+        self.env = problem.environment(rollouts // problem.starts)
+        self.cut = problem.environment(rollouts // problem.starts, cut=True, seed=1)
         self.steps, self.policy, self.losses = problem.steps, problem.policy, {}
 
     def loss(self, **kwargs):
@@ -127,14 +123,7 @@ class Bench:
         parameters, draws = list(self.problem.named.values()), defaultdict(list)
         for _ in range(batches):
             for name, surrogate in self.surrogates(names):
-                parts = torch.autograd.grad(
-                    surrogate,
-                    parameters,
-                    retain_graph=True,
-                    materialize_grads=True,
-                    allow_unused=True,
-                )
-                draws[name].append(torch.cat([part.flatten() for part in parts]))
+                draws[name].append(gradient(surrogate, parameters))
         return {name: torch.stack(rows) for name, rows in draws.items()}
 
 
@@ -175,10 +164,10 @@ FAULTS = [
 FAULTY = ["linear, 2 modes", "curved, noise", "inventory, L=0, n=2", "gaussian, linear, u of 2"]
 
 
-def certify(name, batches=BATCHES):
+def certify(name, batches=BATCHES, rollouts=ROLLOUTS):
     """Z-scores by estimator on a problem."""
     torch.manual_seed(0)
-    bench = Bench(name)
+    bench = Bench(name, rollouts)
     exact = bench.problem.flat(bench.problem.exact().total)
     claimed = [estimator for estimator, names in UNBIASED.items() if name in names]
     draws = bench.draws(claimed, batches)
@@ -208,7 +197,7 @@ def expose(name, batches=BATCHES):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_estimators_are_unbiased(name):
-    for estimator, (z, grouped) in certify(name).items():
+    for estimator, (z, grouped) in certify(name, rollouts=ROLLOUTS // 2).items():
         assert z.abs().max() < 4.5, estimator
         assert 0.7 < grouped.square().mean().sqrt() < 1.3, estimator
 
@@ -240,9 +229,7 @@ def test_registered_estimators_are_unbiased(name):
             draws[known].append(problem.steps * torch.cat([found[group] for group in groups]))
     for known, rows in draws.items():
         rows = torch.stack(rows)
-        error = rows.std(0) / len(rows) ** 0.5
-        live = error > 0
-        assert ((rows.mean(0) - target)[live] / error[live]).abs().max() < 4.5, known
+        assert z_scores(rows, target)[0].abs().max() < 4.5, known
         assert torch.equal((rows == 0).all(0), target == 0), known
 
 
@@ -259,19 +246,6 @@ def test_quadratures_have_converged(name):
     problem = PROBLEMS[name]()
     fine, coarse = (problem.flat(problem.exact(num_nodes=nodes).total) for nodes in (10, 8))
     assert (fine - coarse).abs().max() < 1e-4 * fine.norm()
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_problems_put_every_coordinate_at_stake(name):
-    problem = PROBLEMS[name]()
-    exact = problem.exact()
-    dead = problem.flat(exact.total) == 0
-    if problem.kind != "inventory":
-        assert not dead.any()
-        return
-    # The quantity of the option not to order is never used, nor is anything else idle.
-    inputs = problem.policy.network.skip.weight.shape[1]
-    assert dead.sum() == problem.dim * (3 + 1 + inputs)
 
 
 def report():
