@@ -263,7 +263,10 @@ REFUSED = {
         "noise_support must be values of shape",
     ),
     "no distribution": ({"noise_support": (SUPPORT, HALVES / 2)}, "got a sum of 0.5"),
-    "negative probability": ({"noise_support": (SUPPORT, HALVES * 3 - 1)}, "must be >= 0"),
+    "negative probability": (
+        {"noise_support": (SUPPORT, torch.tensor([1.5, -0.5]))},
+        "must be >= 0",
+    ),
     "gaussian without nodes": ({}, "give num_nodes"),
     "gaussian with no node": ({"num_nodes": 0}, "num_nodes"),
     "beyond the episode": ({"num_steps": 6}, "num_steps=6 from step 0 leaves the episode"),
