@@ -216,9 +216,11 @@ def test_a_hybridized_environment_keeps_the_mask():
 
 
 def test_a_wrong_mask_is_named():
-    class Wrong(Shuttle):
-        def allowed(self, state):
-            return super().allowed(state).float()
-
-    with pytest.raises(ValueError, match=r"Wrong.allowed must return bool of shape \(64, 3\)"):
-        Wrong().reset()
+    env = Shuttle(batch_size=3)
+    env.allowed = lambda state: torch.zeros(3, 3, dtype=torch.bool)
+    for route in ("functional", "general"):
+        with pytest.raises(ValueError, match="mask must allow at least one discrete action"):
+            differentiable_rollout(env, policy_for(env), 3, route=route)
+    env.allowed = lambda state: torch.ones(3, 3)
+    with pytest.raises(ValueError, match=r"Shuttle.allowed must return bool of shape \(3, 3\)"):
+        env.reset()
