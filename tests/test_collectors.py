@@ -436,6 +436,6 @@ def test_a_plain_environment_trains():
     )
     test = Evaluation(Drift(), num_steps=40, seed=0)
     before = test.run(policy).mean
-    for _ in range(30):
+    for _ in range(20):
         hpo.iterate()
     assert test.run(policy).mean < 0.8 * before

@@ -236,7 +236,8 @@ def test_cached_log_probs_are_right_and_carry_no_graph():
 @pytest.mark.parametrize("scale", [0.0, 0.3])
 def test_it_feeds_torchrl_ppo_without_any_simulator_gradient(scale):
     env = inventory()
-    policy, critic = perturb(HybridPolicy.for_env(env, scale=scale)), make_value_network(env)
+    policy = perturb(HybridPolicy.for_env(env, scale=scale), 0.2)
+    critic = make_value_network(env)
     collector = Collector(
         env, policy, frames_per_batch=40, total_frames=80, auto_register_policy_transforms=False
     )
