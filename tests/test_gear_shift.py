@@ -14,8 +14,8 @@ from hpo_torchrl.training import Evaluation
 EXAMPLE = Path(__file__).parents[1] / "examples" / "gear_shift.py"
 NAMES = runpy.run_path(str(EXAMPLE))
 Car, best_policy, drive = NAMES["Car"], NAMES["best_policy"], NAMES["drive"]
-# A coarse grid, in a second; the example's own is ten times as fine.
-COARSE = (41, 31, 21)
+# A coarse grid, in a second; the example's own is thirty times as fine.
+COARSE = (31, 25, 17)
 
 
 @pytest.mark.parametrize("gear", range(NAMES["GEARS"]))

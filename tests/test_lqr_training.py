@@ -134,9 +134,9 @@ def test_one_mode_learns_the_riccati_feedback():
     """A short training comes near the exact optimum: the bulk of the way, not the last percent."""
     env = make(num_modes=1, batch_size=64, seed=0, dtype=torch.float32)
     torch.manual_seed(0)
-    hpo = build(env, learning_rate=1e-2, adam_betas=(0.9, 0.95), max_grad_norm=0.5)
-    for update in range(120):
-        hpo.anneal(update / 120)
+    hpo = build(env, learning_rate=2e-2, adam_betas=(0.9, 0.95), epochs=1, num_minibatches=1)
+    for update in range(80):
+        hpo.anneal(update / 80)
         hpo.iterate()
     test = Evaluation(make(num_modes=1, batch_size=128, dtype=torch.float32), num_steps=6, seed=5)
     optimum = Evaluation(test.env, num_steps=1, seed=5).reference().optimal_cost
