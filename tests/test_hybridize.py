@@ -478,7 +478,7 @@ def test_the_example_of_a_problem_of_ones_own(tmp_path, monkeypatch, capsys):
     # A shorter test of the policies.
     test = lambda env, **given: Evaluation(env, **given | {"num_steps": 80, "skip": 20})  # noqa: E731
     monkeypatch.setitem(main.__globals__, "Evaluation", test)
-    costs = main(updates=25, folder=str(tmp_path / "run"), batches=2)
+    costs = main(updates=20, folder=str(tmp_path / "run"), batches=2)
     assert costs["last"] < costs["first"]
     assert costs["plain"] < costs["first"]
     assert "certified True" in capsys.readouterr().out
