@@ -10,9 +10,12 @@ TINY = [
 ]
 SMALL = [
     *TINY,
-    "evaluation.validation.num_steps=60",
     "evaluation.validation.batch_size=8",
+    "evaluation.validation.num_steps=12",
+    "evaluation.validation.skip=4",
     "evaluation.tests.long_run.batch_size=8",
-    "evaluation.tests.long_run.num_steps=230",
+    "evaluation.tests.long_run.num_steps=30",
+    "evaluation.tests.long_run.skip=10",
     "evaluation.tests.protocol.batch_size=8",
+    "evaluation.tests.protocol.num_steps=20",
 ]

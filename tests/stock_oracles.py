@@ -8,6 +8,26 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.stats import poisson
 
+# demand_mean, holding_cost, shortage_cost, fixed_cost, lead_time.
+INSTANCES = [
+    (0.05, 1.0, 9.0, 2.0, 0),
+    (0.05, 1.0, 200.0, 30.0, 3),
+    (2.5, 0.3, 4.0, 10.0, 1),
+    (10, 1, 9, 64, 2),
+    (7.3, 2.0, 1.0, 25.0, 0),
+    (10, 1.0, 0.05, 50.0, 0),
+]
+ITEM = {"demand_mean": 10.0, "holding_cost": 1.0, "shortage_cost": 9.0}
+
+
+def falls(means, size):
+    """Chances of each level (column) after the demand of a period, by the one before it (row)."""
+    found = np.zeros((len(means), size, size))
+    for fall, mean in zip(found, means, strict=True):
+        for y in range(size):
+            np.add.at(fall[y], np.maximum(y - np.arange(60), 0), poisson.pmf(np.arange(60), mean))
+    return found
+
 
 def expected_cost(levels, mean, h, p):
     """Sum the cost over demand outcomes, without the closed form under test."""

@@ -12,7 +12,6 @@ from tensordict import TensorDict
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, check_env_specs
-from torchrl.modules import MLP
 
 from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
@@ -100,8 +99,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("given_noise", [True, False])
-@pytest.mark.parametrize("scale", [0.0, 0.3])
+@pytest.mark.parametrize(("scale", "given_noise"), [(0.0, True), (0.3, False)])
 @pytest.mark.parametrize("case", CASES)
 def test_both_routes_equal_env_rollout_bit_for_bit(case, scale, given_noise):
     policy = policy_for(inventory(**CASES[case]), scale=scale)
@@ -224,9 +222,8 @@ def test_a_policy_that_reads_a_mask_takes_the_general_route():
     allowed = torch.tensor([[True, False], [True, True]]).repeat(25, 1)
     start = env.reset().set("allowed", allowed)
     rollout = differentiable_rollout(env, policy, 5, tensordict=start)
-    chosen = rollout["action", "discrete"]
-    assert (chosen[::2] == 0).all()
-    assert (chosen[1::2] == 1).any()
+    taken = rollout["action", "discrete"].unflatten(0, (25, 2)).any(0).any(-1)
+    assert taken.tolist() == [False, True]
     assert rollout["next", "reward"].requires_grad
     with pytest.raises(TypeError, match="without a mask"):
         differentiable_rollout(env, policy, 5, tensordict=start, route="functional")
@@ -244,22 +241,6 @@ def test_an_environment_may_end_its_episodes_itself(horizon):
         found.append(differentiable_rollout(env, policy, 12, **given))
     assert (found[0]["step"][:, 1:] == 0).any()
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0].keys(True, True))
-
-
-def test_a_layer_of_ones_own_is_the_one_that_acts():
-    class Shifted(MLP):
-        def forward(self, inputs):
-            return super().forward(inputs) + 7.0
-
-    env = inventory()
-    policy = policy_for(env)
-    policy.network.continuous = Shifted(in_features=2, out_features=2, num_cells=[8])
-    observation, seeds = env.reset()["observation"], []
-    for act in (policy.act, lambda x: policy(TensorDict({"observation": x}, 4))["action"]):
-        torch.manual_seed(0)
-        action = act(observation)
-        seeds.append(action.continuous if hasattr(action, "continuous") else action["continuous"])
-    assert torch.equal(*seeds)
 
 
 @pytest.mark.parametrize("route", ["functional", "general"])
@@ -283,10 +264,7 @@ def test_given_noise_is_the_world_that_every_policy_faces(route):
         ({"num_steps": 0}, ValueError, "num_steps must be an integer >= 1, got 0"),
         ({"num_steps": 5.0}, TypeError, "num_steps must be an integer"),
         ({"discount": 0.0}, ValueError, "discount must be a finite number > 0 and <= 1, got 0"),
-        ({"discount": 1.1}, ValueError, "discount must be a finite number > 0 and <= 1"),
         ({"route": "fast"}, ValueError, "route must be one of 'auto', 'functional', 'general'"),
-        ({"noise": torch.ones(4, 6, 2)}, ValueError, r"noise must have shape.*got \(4, 6, 2\)"),
-        ({"noise": torch.ones(3, 5, 2)}, ValueError, r"noise must have shape.*got \(3, 5, 2\)"),
         ({"noise": torch.ones(4, 5, 1)}, ValueError, r"noise must have shape.*got \(4, 5, 1\)"),
     ],
 )
@@ -306,7 +284,9 @@ def test_batches_have_the_shape_and_go_on_where_the_last_one_ended(batch_size):
     collector = collector_of(inventory(batch_size=batch_size), total_frames=60)
     steps = 20 // math.prod(batch_size)
     batches = list(collector)
-    assert [batch.shape for batch in batches] == [(*batch_size, steps)] * 3
+    assert [batch.shape for batch in batches] == [(*batch_size, steps)] * len(collector)
+    assert collector.frames == 60
+    assert list(collector) == []
     assert all(batch.names[-1] == "time" for batch in batches)
     assert [batch["step"].min().item() for batch in batches] == [0, steps, 2 * steps]
     for last, batch in itertools.pairwise(batches):
@@ -376,10 +356,6 @@ def test_a_fraction_of_the_systems_is_restarted(fraction):
 
 
 def test_total_frames_and_length():
-    collector = collector_of(inventory(), total_frames=60)
-    assert len(collector) == len(list(collector)) == 3
-    assert collector.frames == 60
-    assert list(collector) == []
     partial = collector_of(inventory(), total_frames=50)
     assert len(partial) == len(list(partial)) == 3
     assert list(collector_of(inventory(), total_frames=0)) == []
@@ -443,8 +419,6 @@ def test_shutdown_closes_the_environment_once():
         ({"frames_per_batch": 0}, ValueError, "frames_per_batch must be an integer >= 1"),
         ({"total_frames": 1e6}, TypeError, "total_frames must be an integer >= -1"),
         ({"reset_fraction": 1.5}, ValueError, r"reset_fraction must be .* <= 1, got 1\.5"),
-        ({"discount": 2.0}, ValueError, "discount must be a finite number > 0 and <= 1"),
-        ({"route": "fast"}, ValueError, "route must be one of"),
         ({"policy": HybridPolicy(HybridNetwork(2, 3, 1))}, ValueError, "policy has 3 discrete"),
     ],
 )
@@ -462,6 +436,6 @@ def test_a_plain_environment_trains():
     )
     test = Evaluation(Drift(), num_steps=40, seed=0)
     before = test.run(policy).mean
-    for _ in range(30):
+    for _ in range(20):
         hpo.iterate()
     assert test.run(policy).mean < 0.8 * before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch.distributions import Normal, SigmoidTransform, TransformedDistribution
 
 from hpo_torchrl.algorithms import PPO
-from hpo_torchrl.collectors import Rollout, differentiable_rollout
+from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.core.categorical import BranchBounds
 from hpo_torchrl.modules import (
     ActionRange,
@@ -146,16 +145,10 @@ def test_every_route_and_ppo_take_any_distribution(distribution):
     policy = HybridPolicy.for_env(env, hidden=(8,), scale=0.5, distribution=distribution)
     for parameter in policy.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
-    start, noise, found = env.reset(), env.sample_noise(5), []
-    roll = functools.partial(differentiable_rollout, env, policy, 5, tensordict=start, noise=noise)
-    env.load_noise(None)
-    for route in (
-        functools.partial(roll, route="functional"),
-        functools.partial(roll, route="general"),
-        functools.partial(roll, checkpoint_steps=2),
-    ):
+    given, found = {"tensordict": env.reset(), "noise": env.sample_noise(5)}, []
+    for how in ({"route": "functional"}, {"route": "general"}, {"checkpoint_steps": 2}):
         torch.manual_seed(1)
-        found.append(route())
+        found.append(differentiable_rollout(env, policy, 5, **given, **how))
     for other in found[1:]:
         for key in ("action_log_prob", ("action", "continuous"), ("next", "reward")):
             torch.testing.assert_close(other[key], found[0][key])
@@ -163,13 +156,9 @@ def test_every_route_and_ppo_take_any_distribution(distribution):
     assert ((action > 0) & (action < 60)).all()
     dist = policy.get_dist(found[0].detach())
     torch.testing.assert_close(dist.log_prob(found[0]["action"]), found[0]["action_log_prob"])
-    gradients = [
-        torch.autograd.grad(
-            run["next", "reward"].sum(), list(policy.network.continuous.parameters())
-        )
-        for run in found
-    ]
-    for one, other in zip(gradients[0], gradients[2], strict=True):
+    weights = list(policy.network.continuous.parameters())
+    plain, _, again = (torch.autograd.grad(run["next", "reward"].sum(), weights) for run in found)
+    for one, other in zip(plain, again, strict=True):
         assert one.abs().max() > 0
         torch.testing.assert_close(one, other)
     surprise = -dist.log_prob(dist.sample((4_000,)))
@@ -178,39 +167,32 @@ def test_every_route_and_ppo_take_any_distribution(distribution):
     learner = PPO(env, policy, make_value_network(env, hidden=(8,)), unroll_length=5)
     assert all(math.isfinite(value) for value in learner.iterate().values())
     assert list(policy.parameter_groups()) == ["discrete", "continuous"]
-    Rollout(env, policy)
 
 
 class Plain(torch.nn.Module):
     """A network that says nothing of itself."""
 
-    def __init__(self, observation_dim, num_discrete, continuous_dim, width=4, **others):
+    def __init__(self, observation_dim, num_discrete, continuous_dim, dtype, **others):
         super().__init__()
-        self.choice = torch.nn.Linear(observation_dim, num_discrete, dtype=others["dtype"])
-        self.amount = torch.nn.Linear(observation_dim, 2 * continuous_dim, dtype=others["dtype"])
+        self.choice = torch.nn.Linear(observation_dim, num_discrete, dtype=dtype)
+        self.amount = torch.nn.Linear(observation_dim, 2 * continuous_dim, dtype=dtype)
 
     def forward(self, observation):
         amount = self.amount(observation).exp().unflatten(-1, (2, -1))
         return self.choice(observation), amount, None
 
 
-@pytest.mark.parametrize("given", ["class", "partial", "module"])
-def test_a_network_is_chosen_for_an_environment(given):
+@pytest.mark.parametrize("network", [Plain, Plain(4, 2, 2, DOUBLE)], ids=["class", "module"])
+def test_a_network_is_chosen_for_an_environment(network):
     env = bounded()
-    sizes = {"observation_dim": 4, "num_discrete": 2, "continuous_dim": 2, "dtype": DOUBLE}
-    network = {
-        "class": Plain,
-        "partial": functools.partial(Plain, width=3),
-        "module": Plain(**sizes),
-    }
-    policy = HybridPolicy.for_env(env, network=network[given])
+    policy = HybridPolicy.for_env(env, network=network)
     assert isinstance(policy.network, Plain)
     groups = {name: list(group) for name, group in policy.parameter_groups().items()}
     assert all("choice" in name for name in groups["discrete"])
     assert all("amount" in name for name in groups["continuous"])
     assert differentiable_rollout(env, policy, 3)["next", "reward"].requires_grad
     with pytest.raises(TypeError, match="module already, so hidden cannot"):
-        HybridPolicy.for_env(env, network=network["module"], hidden=(8,))
+        HybridPolicy.for_env(env, network=policy.network, hidden=(8,))
     with pytest.raises(TypeError, match="must be a module or a callable, got 3"):
         HybridPolicy.for_env(env, network=3)
 

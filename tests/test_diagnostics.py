@@ -6,7 +6,6 @@ import csv
 import importlib.util
 import math
 import statistics
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from hpo_torchrl.diagnostics import (
     exact_gradient,
     gradient_report,
 )
+from hpo_torchrl.experiments.cli import gradients, train
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.reporting import format_gradients, plot_gradients
@@ -84,14 +84,11 @@ def test_alignment_is_the_mean_cosine():
     assert report.value("Gumbel straight-through", "alignment") == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("noise", [0.0, 5.0])
-def test_intervals_cover(noise):
+def test_intervals_cover():
     """About 95 of 100 intervals hold the true noise; a fault of scale would lose most of them."""
-    if noise == 0.0:
-        report = gradient_report(Fixed(1.0, 0.0), num_batches=10, num_reference=10)
-        assert report.value("mixed", "noise") == pytest.approx(0.0, abs=1e-6)
-        return
-    held = 0
+    report = gradient_report(Fixed(1.0, 0.0), num_batches=10, num_reference=10)
+    assert report.value("mixed", "noise") == pytest.approx(0.0, abs=1e-6)
+    held, noise = 0, 5.0
     for _ in range(60):
         report = gradient_report(Fixed(1.0, noise), num_batches=30, num_reference=4)
         low, high = (report.value("mixed", f"noise_{end}") for end in ("low", "high"))
@@ -132,9 +129,9 @@ def make(critic=True, dtype=torch.float32, **network):
     return GradientSampler(collector, make_value_network(env, hidden=(8,)) if critic else None)
 
 
-@pytest.mark.parametrize("critic", [True, False])
 @pytest.mark.parametrize(
-    "network", [{}, {"scale": 0.2, "learn_scale": True}, {"shared_trunk": True}]
+    ("critic", "network"),
+    [(True, {}), (False, {"scale": 0.2, "learn_scale": True}), (True, {"shared_trunk": True})],
 )
 def test_every_estimator_is_drawn(critic, network):
     sampler = make(critic, torch.float64, **network)
@@ -153,7 +150,7 @@ def test_estimators_without_bias_agree_in_the_mean():
     sampler = make(critic=False)
     draw, unbiased = sampler.sample, ["mixed", "mixed, leave-one-out", "mixed, expected options"]
     sampler.sample = lambda names=(*unbiased, "Gumbel straight-through"): draw(names)
-    report = gradient_report(sampler, num_batches=100, num_reference=100)
+    report = gradient_report(sampler, num_batches=60, num_reference=100)
     for name in unbiased:
         assert report.value(name, "bias_low") < 0.02, name
     assert report.value("Gumbel straight-through", "bias_low", "discrete") > 0.1
@@ -266,27 +263,19 @@ def test_report_is_formatted_and_drawn(tmp_path):
     assert path.stat().st_size > 10_000
 
 
-def run_gradients(monkeypatch, *arguments):
-    from hpo_torchrl.experiments.cli import gradients
-
-    few = ["--batches", "3", "--reference", "4"]
-    monkeypatch.setattr(sys, "argv", ["hpo-gradients", *few, *arguments])
-    gradients()
+def run_gradients(*arguments):
+    gradients(["--batches", "3", "--reference", "4", *arguments])
 
 
 def test_command_measures_a_run_and_leaves_it_as_it_was(tmp_path, monkeypatch, capsys):
-    from hpo_torchrl.experiments.cli import train
-
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: path.touch())
     run_dir = tmp_path / "run"
-    settings = [*SMALL, f"output_dir={run_dir}"]
-    monkeypatch.setattr(sys, "argv", ["hpo-train", *settings])
-    train()
+    train([*SMALL, f"output_dir={run_dir}"])
     before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
     shown = []
     for _ in range(2):
         capsys.readouterr()
-        run_gradients(monkeypatch, str(run_dir))
+        run_gradients(str(run_dir))
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1]  # the same seed
     assert "continuous action" in shown[0]
@@ -300,7 +289,8 @@ def test_command_measures_a_run_and_leaves_it_as_it_was(tmp_path, monkeypatch, c
 
 
 def test_command_measures_an_untrained_policy(tmp_path, monkeypatch, capsys):
-    run_gradients(monkeypatch, *SMALL, "env.num_items=2", "--output", str(tmp_path / "here"))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: path.touch())
+    run_gradients(*SMALL, "env.num_items=2", "--output", str(tmp_path / "here"))
     assert (tmp_path / "here" / "gradients.csv").is_file()
     assert "mixed" in capsys.readouterr().out
 
@@ -313,22 +303,20 @@ def test_command_measures_an_untrained_policy(tmp_path, monkeypatch, capsys):
         (["env.num_items=2", "somewhere"], "give somewhere alone"),
         (["env.num_items=2", "output_dir=here"], "use --output DIR"),
         (["resume=here"], "'resume=here' is of hpo-train"),
-        (["--batches", "1"], "num_batches must be an integer >= 2"),
     ],
 )
-def test_command_refuses_bad_input(monkeypatch, capsys, arguments, words):
+def test_command_refuses_bad_input(capsys, arguments, words):
     with pytest.raises(SystemExit):
-        run_gradients(monkeypatch, *arguments)
+        run_gradients(*arguments)
     message = capsys.readouterr().err
     assert message.startswith("hpo-gradients: error: ")
     assert words in message
 
 
-@pytest.mark.parametrize("content", ["a: [", "seed: 1"])
-def test_command_refuses_a_damaged_configuration(tmp_path, monkeypatch, capsys, content):
-    (tmp_path / "config.yaml").write_text(content)
+def test_command_refuses_a_damaged_configuration(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("seed: 1")
     with pytest.raises(SystemExit):
-        run_gradients(monkeypatch, str(tmp_path))
+        run_gradients(str(tmp_path))
     assert "config.yaml is damaged" in capsys.readouterr().err
 
 
@@ -345,11 +333,11 @@ def theorem():
 
 
 def test_cross_term_vanishes_at_a_best_response(theorem):
-    """Exact gradients of five systems, averaged over 8 initial states each."""
+    """Exact gradients of three systems, averaged over 8 initial states each."""
     temperatures = (1.0, 0.3, 0.01)
     best, arbitrary = {}, {}
     for tau in temperatures:
-        pairs = [theorem.ratios(seed, tau, 8) for seed in range(5)]
+        pairs = [theorem.ratios(seed, tau, 8) for seed in range(3)]
         best[tau], arbitrary[tau] = (statistics.median(p) for p in zip(*pairs, strict=True))
     assert best[0.01] <= 0.005  # near the best response
     assert best[1.0] >= 0.02
@@ -368,6 +356,5 @@ def test_best_response_is_better_than_others_and_the_worst_is_worse(theorem):
 
 def test_best_response_refuses_a_temperature_of_zero(theorem):
     env, network = theorem.problem(0, 4)
-    assert isinstance(network, HybridNetwork)
     with pytest.raises(ValueError, match="temperature must not be 0"):
         BestResponse(env, network, horizon=7, temperature=0.0, state_of=theorem.state_of(env))

@@ -75,25 +75,7 @@ def slow_play(lead_time, h, p, v, K, lost_sales, inventory, discrete, quantities
     return states, rewards
 
 
-TRACES = torch.arange(24.0).reshape(2, 4, 3)
-VARIANTS = [
-    {"batch_size": 4, "horizon": 2, "initial_state": "stationary", "fixed_cost_per_item": 9.0},
-    {"demand": Traces(TRACES)},
-    {"num_items": 3, "demand": Traces(TRACES), "horizon": 2, "dtype": torch.float64},
-]
-
-
-@pytest.mark.parametrize("arguments", VARIANTS, ids=str)
-def test_specs_hold(arguments):
-    env = InventoryEnv(**arguments, seed=0)
-    check_env_specs(env, break_when_any_done="both")
-    reset = env.reset()
-    assert reset["inventory"].dtype == reset["observation"].dtype == env.reward_spec.dtype
-    assert env.reward_spec.dtype == arguments.get("dtype", torch.float32)
-    assert env.full_action_spec["action", "discrete"].dtype == torch.int64
-
-
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(data=st.data(), n=st.integers(1, 4), lead_time=st.integers(0, 4))
 def test_any_valid_arguments_make_a_sound_environment(data, n, lead_time):
     def per_item(low, high):
@@ -147,29 +129,6 @@ def test_dynamics_follow_the_equations(lead_time, lost_sales):
             torch.testing.assert_close(fast, torch.tensor(expected, **place), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("lead_time", range(5))
-def test_an_order_first_serves_the_demand_one_lead_time_later(lead_time):
-    env = InventoryEnv(1, lead_time, shortage_cost=1.0, fixed_cost_per_item=0.0, batch_size=1)
-    inventory = torch.zeros(1, 1, max(lead_time, 1))
-    discrete = torch.tensor([[0, 0, 1, 0, 0, 0, 0, 0]])
-    demand, quantities = torch.ones(1, 8, 1), torch.full((1, 8, 1), 100.0)
-    _, rewards = play(env, inventory, discrete, quantities, demand)
-    net = [-(t + 1) + (100 if t >= 2 + lead_time else 0) for t in range(8)]
-    assert rewards.tolist() == [[-abs(y) for y in net]]
-
-
-def test_not_ordering_orders_nothing_and_passes_no_gradient_to_quantities():
-    env = InventoryEnv(2, 1, batch_size=2, procurement_cost=1.0, seed=0)
-    quantities = torch.full((2, 3, 2), 7.0, requires_grad=True)
-    discrete = torch.tensor([[0, 0, 0], [0, 1, 0]])
-    demand = env.sample_noise(3)
-    states, rewards = play(env, torch.zeros(2, 2, 1), discrete, quantities, demand)
-    assert torch.equal(states[0, 1:, :, 0], -demand[0].cumsum(0))
-    (gradient,) = torch.autograd.grad(rewards.sum(), quantities)
-    assert (gradient[0] == 0).all()
-    assert (gradient[1] != 0).tolist() == [[False, False], [True, True], [False, False]]
-
-
 def test_a_negative_quantity_counts_as_nothing():
     env = InventoryEnv(1, 0, procurement_cost=5.0, fixed_cost_per_item=3.0, batch_size=1)
     quantities = torch.full((1, 1, 1), -4.0, requires_grad=True)
@@ -188,14 +147,15 @@ class Forgetful(InventoryEnv):
         return super().dynamics(state, action, noise)
 
 
-@pytest.mark.parametrize("lost_sales", [False, True])
-@pytest.mark.parametrize("lead_time", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("lead_time", "lost_sales"), [(0, True), (1, False), (3, False), (3, True)]
+)
 def test_gradients_agree_with_finite_differences(lead_time, lost_sales):
-    place = {"batch_size": 3, "dtype": torch.float64, "seed": 1}
-    inventory = 20 * torch.rand(3, 2, max(lead_time, 1)).double()
-    quantities = 1 + 20 * torch.rand(3, 6, 2).double()
+    place = {"batch_size": 2, "dtype": torch.float64, "seed": 1}
+    inventory = 20 * torch.rand(2, 2, max(lead_time, 1)).double()
+    quantities = 1 + 20 * torch.rand(2, 6, 2).double()
     inputs = inventory.requires_grad_(), quantities.requires_grad_()
-    discrete = torch.tensor([[1, 1, 0, 1, 0, 0], [0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]])
+    discrete = torch.tensor([[1, 1, 0, 1, 0, 0], [0, 1, 0, 0, 1, 0]])
 
     def check(cls):
         costs = {"procurement_cost": [0.2, 0.4], "lost_sales": lost_sales, "demand": "normal"}
@@ -222,21 +182,16 @@ def test_a_given_state_is_taken_and_keeps_its_graph():
     assert (env.reset(TensorDict({"inventory": inventory}, 3), set_state=True)["step"] == 0).all()
 
 
-ZEROS = torch.zeros(3, 1, 2)
-
-
-@pytest.mark.parametrize(
-    ("state", "error", "message"),
-    [
+def test_a_wrong_given_state_is_named():
+    zeros = torch.zeros(3, 1, 2)
+    for state, error, message in [
         ({}, KeyError, r"needs the state entry 'inventory' of shape \(3, 1, 2\)"),
         ({"inventory": torch.zeros(3, 1, 4)}, ValueError, r"'inventory' must be .*\(3, 1, 2\)"),
-        ({"inventory": ZEROS.double()}, ValueError, "'inventory' must be .*float32 .*float64"),
-        ({"inventory": ZEROS, "step": ZEROS[:, 0, :1]}, ValueError, "'step' must be torch.int64"),
-    ],
-)
-def test_a_wrong_given_state_is_named(state, error, message):
-    with pytest.raises(error, match=message):
-        InventoryEnv(batch_size=3).reset(TensorDict(state, 3), set_state=True)
+        ({"inventory": zeros.double()}, ValueError, "'inventory' must be .*float32 .*float64"),
+        ({"inventory": zeros, "step": zeros[:, 0, :1]}, ValueError, "'step' must be torch.int64"),
+    ]:
+        with pytest.raises(error, match=message):
+            InventoryEnv(batch_size=3).reset(TensorDict(state, 3), set_state=True)
 
 
 def test_a_partial_reset_leaves_the_other_systems_alone():
@@ -315,6 +270,7 @@ def test_traces_are_replayed_exactly_also_after_a_reset(horizon):
     traces = torch.randint(30, (2, 4, 3)).float()
     env = InventoryEnv(3, 1, Traces(traces), horizon=horizon)
     length = horizon or 4
+    check_env_specs(env, break_when_any_done="both")
     assert (env.batch_size, env.horizon) == ((2,), length)
     torch.testing.assert_close(env.demand_mean, traces.mean((0, 1)))
     replayed = traces[:, [t % length for t in range(10)]]
@@ -363,39 +319,32 @@ def simulate_s_S(s, S, lead_time, h, p, K, mean):
 
 
 @pytest.mark.parametrize(("s", "S", "lead_time"), [(6, 40, 0), (16, 51, 1), (30, 60, 3)])
-def test_long_run_cost_of_an_s_S_rule_is_exact(s, S, lead_time):
+def test_long_run_cost_of_an_s_S_rule_is_exact_also_by_stockpyl(s, S, lead_time):
     cost, error = simulate_s_S(s, S, lead_time, 1.0, 9.0, 64.0, 10.0)
     exact = s_S_cost(s, S, 10.0, 1.0, 9.0, 64.0, lead_time)
-    assert abs(cost - exact) < 4 * error
+    assert abs(cost - exact) < 4 * error < 0.01 * exact
     # The check can fail: a lead time one period off is far outside.
     assert abs(cost - s_S_cost(s, S, 10.0, 1.0, 9.0, 64.0, lead_time + 1)) > 20 * error
-
-
-def test_long_run_cost_agrees_with_stockpyl():
-    s, S, exact = s_s_discrete_exact(0.5, 7.0, 30.0, True, 8.0)
-    cost, error = simulate_s_S(s, S, 0, 0.5, 7.0, 30.0, 8.0)
-    assert abs(cost - exact) < 4 * error < 0.01 * exact
+    if lead_time == 0:
+        *found, optimum = s_s_discrete_exact(1.0, 9.0, 64.0, True, 10.0)
+        assert found == [s, S]
+        assert abs(cost - optimum) < 4 * error
 
 
 UNIT = torch.ones(4, 5, 1)
 BAD = [
     ({"num_items": 0}, ValueError, "num_items must be an integer >= 1, got 0"),
     ({"lead_time": -1}, ValueError, "lead_time must be an integer >= 0, got -1"),
-    ({"lead_time": 2.0}, TypeError, r"lead_time must be an integer >= 0, got 2\.0"),
-    ({"lead_time": "2"}, TypeError, "lead_time must be an integer >= 0, got '2'"),
     ({"lead_time": True}, TypeError, "lead_time must be an integer >= 0, got True"),
-    *[
-        ({name: value}, ValueError, f"{name}.* must be a finite number >= 0, got {value}")
-        for name in ("holding_cost", "shortage_cost", "procurement_cost", "fixed_cost_per_item")
-        for value in (-1.0, math.nan, math.inf)
-    ],
-    ({"demand": 0.0}, ValueError, "demand.mean must be a finite number > 0"),
-    ({"demand": [1.0, math.nan], "num_items": 2}, ValueError, r"demand.mean\[1\] must be"),
+    ({"holding_cost": -1.0}, ValueError, "holding_cost.* must be .* >= 0, got -1.0"),
+    ({"shortage_cost": math.nan}, ValueError, "shortage_cost.* must be .* >= 0, got nan"),
+    ({"procurement_cost": math.inf}, ValueError, "procurement_cost.* must be .* >= 0, got inf"),
+    ({"fixed_cost_per_item": -1.0}, ValueError, "fixed_cost_per_item.* >= 0, got -1.0"),
+    ({"demand": [1.0, 0.0], "num_items": 2}, ValueError, r"demand.mean\[1\] must be .* > 0"),
     ({"demand": {"mean": 3.0}}, ValueError, "mappings with a name such as"),
     ({"demand": {"name": "normal", "men": 3.0}}, ValueError, "Unknown key 'men'.*'mean'"),
     ({"features": [], "fixed_cost_per_item": 1.0}, ValueError, "leave one of them out"),
     ({"hybrid": 0}, TypeError, "hybrid must be true or false"),
-    ({"holding_cost": [1.0, 2.0]}, ValueError, "holding_cost .*num_items=1 entries, got 2"),
     ({"holding_cost": UNIT[:, 0, 0], "num_items": 3}, ValueError, "holding_cost .*=3.* got 4"),
     ({"shortage_cost": "9"}, TypeError, "shortage_cost must be a finite number"),
     ({"demand": "poison"}, ValueError, "demand must be one of 'poisson', 'normal', .*got 'poison'"),
@@ -404,7 +353,6 @@ BAD = [
     ({"horizon": 2.5}, TypeError, "horizon must be an integer"),
     ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1"),
     ({"batch_size": (2, 1.5)}, TypeError, "batch_size must be an integer"),
-    ({"batch_size": 2.0}, TypeError, "batch_size"),
     ({"dtype": torch.int64}, TypeError, "dtype must be a floating-point"),
     ({"dtype": "float32"}, TypeError, "dtype must be a floating-point torch.dtype"),
     ({"demand": Traces(UNIT.expand(4, 5, 2)), "num_items": 1}, ValueError, "of 2 items, .* = 1"),
@@ -414,42 +362,34 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
-def test_bad_input_is_named(arguments, error, message):
-    with pytest.raises(error, match=message):
-        InventoryEnv(**arguments)
+def test_bad_input_is_named():
+    for arguments, error, message in BAD:
+        with pytest.raises(error, match=message):
+            InventoryEnv(**arguments)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
+def test_bad_records_are_named():
+    for make, message in [
         (lambda: Traces(UNIT[0]), r"traces must have shape.* got \(5, 1\)"),
         (lambda: Record(UNIT[0, :, 0]), r"record must have shape \(T, n\) = \(periods, items\)"),
         (lambda: Traces(-UNIT), "traces must be finite and >= 0"),
-        (lambda: Traces(UNIT * math.nan), "traces must be finite and >= 0"),
         (lambda: Record(0 * UNIT[0]), r"No demand in train_periods=\(0, 5\) for item 0"),
         (lambda: Record(UNIT[0], (3, 9)), r"periods must be \(first, end\) within the 5 periods"),
         (lambda: Record(UNIT[0], history=5), "history=5"),
         (lambda: Record(UNIT[0], start_period="last"), "start_period must be one of"),
-        (
-            lambda: Record("demand.csv"),
-            "record='demand.csv' cannot be read: give a .npy file",
-        ),
-    ],
-)
-def test_bad_records_are_named(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+        (lambda: Record("demand.csv"), "record='demand.csv' cannot be read: give a .npy file"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 def test_a_record_and_its_traces_are_replayed_alike():
     """One mechanism: a record for all is the same as a trace for each that holds it."""
     record = torch.randint(1, 30, (9, 2)).double()
-    both = [
-        InventoryEnv(demand=Record(values, history=3, start_period="first"), batch_size=4, seed=0)
-        for values in (record, record.expand(4, 9, 2))
-    ]
-    runs = [env.rollout(14, never_order) for env in both]
+    runs = []
+    for values in (record, record.expand(4, 9, 2)):
+        demand = Record(values, history=3, start_period="first")
+        runs.append(InventoryEnv(demand=demand, batch_size=4, seed=0).rollout(14, never_order))
     for key in ("recent", "period", "inventory", "observation"):
         assert torch.equal(runs[0][key], runs[1][key])
     met = runs[0]["next", "recent"][0, :, :, -1].double()
@@ -459,11 +399,10 @@ def test_a_record_and_its_traces_are_replayed_alike():
 def test_recorded_demand_with_lost_sales_and_a_discount():
     record = torch.randint(1, 30, (40, 1)).double()
     features = [FixedCost(64.0), LostSales(), AllUnitsDiscount([50.0], [1.0, 0.9])]
-    env = InventoryEnv(
-        demand=Record(record, history=2), features=features, initial_state="random", batch_size=500
-    )
+    arguments = {"features": features, "initial_state": "random", "batch_size": 200}
+    env = InventoryEnv(demand=Record(record, history=2), **arguments)
     assert str(env.pieces) == "action: {0} (0, 50) [50, inf)"
-    assert certify(env, 20_000).exact
+    assert certify(env, 4_000).exact
     check_env_specs(env)
     after = env.rollout(10, break_when_any_done=False)["next"]
     assert (after["inventory"] >= 0).all()

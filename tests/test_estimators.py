@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict.nn import TensorDictModule
+from tiny_problems import scale_gradient
 from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -93,6 +94,9 @@ def policy_for(env, *, sharp=False, seed=0, **arguments):
     return HybridPolicy(Sharp(network) if sharp else network)
 
 
+MASKED = HybridPolicy(policy_for(Switched()).network, mask_key="allowed")
+
+
 def gradient(output, policy):
     parameters = list(policy.parameters())
     return torch.autograd.grad(
@@ -132,8 +136,9 @@ ENVS = {
 }
 
 
-@pytest.mark.parametrize("mode", [ExplorationType.RANDOM, ExplorationType.DETERMINISTIC])
-@pytest.mark.parametrize("scale", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("scale", "mode"), [(0.0, ExplorationType.DETERMINISTIC), (0.3, ExplorationType.RANDOM)]
+)
 @pytest.mark.parametrize("name", ENVS)
 def test_forward_is_that_of_a_differentiable_rollout_to_the_last_bit(name, scale, mode):
     policy = policy_for(ENVS[name](), scale=scale)
@@ -183,10 +188,6 @@ def test_without_gradients_no_option_is_branched(monkeypatch):
     assert calls[2:] == [(4, DIM), (3, 4, DIM)]
 
 
-def scaled(value, factor):
-    return value * factor + (value * (1.0 - factor)).detach()
-
-
 def by_hand(policy, start, noise, *, horizon, temperature, discount, fresh):
     """Sum of rewards by the textbook: onehot + soft - sg(soft) weighs every option's outcome."""
     x, total = start, 0.0
@@ -212,13 +213,12 @@ def by_hand(policy, start, noise, *, horizon, temperature, discount, fresh):
             state = state + weight[:, m, None] * after
             reward = reward + weight[:, m] * gain
         total = total + reward.sum()
-        x = scaled(state, discount)
+        x = scale_gradient(state, discount)
     return total
 
 
-@pytest.mark.parametrize("discount", [1.0, 0.8])
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
-@pytest.mark.parametrize(("horizon", "scale"), [(10, 0.0), (10, 0.4), (3, 0.4)])
+@pytest.mark.parametrize(("temperature", "discount"), [(0.3, 1.0), (4.0, 0.8)])
+@pytest.mark.parametrize(("horizon", "scale"), [(10, 0.0), (3, 0.4)])
 def test_gradient_is_that_of_the_textbook_formula(horizon, scale, temperature, discount):
     env = Switched(horizon=horizon)
     policy = policy_for(env, scale=scale, learn_scale=scale > 0)
@@ -319,11 +319,11 @@ def test_inventory_option_zero_orders_exactly_nothing():
 BAD_ROLLOUTS = [
     ({"num_steps": 0}, ValueError, "num_steps must be an integer >= 1, got 0"),
     ({"temperature": 0.0}, ValueError, "temperature must be a finite number > 0, got 0"),
-    ({"temperature": "1"}, TypeError, "temperature must be a finite number > 0"),
     ({"discount": 1.5}, ValueError, "discount must be a finite number > 0 and <= 1, got 1.5"),
     ({"noise": torch.ones(4, 6, DIM)}, ValueError, r"noise must have shape.*got \(4, 6, 2\)"),
     ({"policy": nn.Identity()}, TypeError, "straight_through_rollout needs.*Identity"),
     ({"env": None}, TypeError, "straight_through_rollout needs a DifferentiableEnv.*NoneType"),
+    ({"policy": MASKED}, TypeError, "straight_through_rollout needs.*without a mask"),
 ]
 
 
@@ -333,15 +333,6 @@ def test_wrong_arguments_of_the_rollout_are_named(arguments, error, message):
     arguments = {"env": env, "policy": policy_for(env), "num_steps": 5} | arguments
     with pytest.raises(error, match=message):
         straight_through_rollout(**arguments)
-
-
-def test_a_masked_policy_is_refused():
-    env = Switched()
-    policy = HybridPolicy(policy_for(env).network, mask_key="allowed")
-    with pytest.raises(TypeError, match="without a mask"):
-        straight_through_rollout(env, policy, 2)
-    with pytest.raises(TypeError, match=r"branched_returns needs.*without a mask"):
-        branched_returns(env, policy, env.rollout(2), env.sample_noise(2))
 
 
 # -- branched returns ----------------------------------------------------------------------------
@@ -389,8 +380,7 @@ SIMULATED = {
 }
 
 
-@pytest.mark.parametrize("gamma", [1.0, 0.8, 0.0])
-@pytest.mark.parametrize("bootstrap", [False, True])
+@pytest.mark.parametrize(("bootstrap", "gamma"), [(False, 1.0), (True, 0.8), (True, 0.0)])
 @pytest.mark.parametrize("name", SIMULATED)
 def test_branches_are_those_of_one_simulation_each(name, bootstrap, gamma):
     env = SIMULATED[name]()
@@ -481,15 +471,14 @@ def test_a_stochastic_action_is_drawn_afresh_and_shared_by_the_options():
 LINEAR = TensorDictModule(nn.Linear(DIM, 1), in_keys=["x"], out_keys=["state_value"])
 BAD_BRANCHES = [
     ({"gamma": 1.1}, ValueError, "gamma must be a finite number >= 0 and <= 1, got 1.1"),
-    ({"critic": nn.Linear(2, 1)}, ValueError, "critic must be a TensorDictModule.*got Linear"),
     ({"critic": LINEAR}, ValueError, r"critic must be.*reads 'observation'.*\['x'"),
-    ({"noise": torch.ones(4, 6, DIM)}, ValueError, r"\(4, 5, 2\), got \(4, 6, 2\)"),
     ({"noise": torch.ones(4, 5, 3)}, ValueError, r"\(4, 5, 2\), got \(4, 5, 3\)"),
     ({"noise": None}, ValueError, "noise must have shape"),
     ({"rollout": {}}, ValueError, "rollout must be a tensordict.*got dict"),
-    ({"policy": nn.Identity()}, TypeError, "branched_returns needs.*Identity"),
+    ({"policy": MASKED}, TypeError, "branched_returns needs.*without a mask"),
     ({"env": InventoryEnv(batch_size=4)}, KeyError, r"rollout lacks \['inventory'\]"),
     ({"env": Switched(3)}, ValueError, r"\(3, 'T'\), got TensorDict of shape \(4, 5\)"),
+    ({"env": Switched((4, 5))}, ValueError, r"shape \(\*B, T\).* got TensorDict of shape \(4, 5\)"),
 ]
 
 
@@ -501,13 +490,3 @@ def test_wrong_arguments_of_branched_returns_are_named(arguments, error, message
     defaults = {"env": env, "policy": policy, "rollout": rollout, "noise": noise}
     with pytest.raises(error, match=message):
         branched_returns(**defaults | arguments)
-
-
-def test_a_rollout_without_time_is_refused():
-    env = Switched()
-    policy = policy_for(env)
-    rollout, noise = rolled(env, policy, 5)
-    with pytest.raises(
-        ValueError, match=r"rollout must be a tensordict of shape \(\*B, T\).*of shape \(4,\)"
-    ):
-        branched_returns(env, policy, rollout[:, 0], noise)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_problems import DOUBLE, PROBLEMS
+from tiny_problems import DOUBLE, PROBLEMS, gradient, returns
 from torchrl.envs import TransformedEnv
 
 from hpo_torchrl.collectors import differentiable_rollout
@@ -18,13 +18,6 @@ from hpo_torchrl.objectives import CrossTermWeight, HPOLoss
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 
 TERMS = ("total", "pathwise", "score_function", "cross")
-
-
-def gradient(output, parameters, retain_graph=True):
-    parts = torch.autograd.grad(
-        output, parameters, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
-    )
-    return torch.cat([part.flatten() for part in parts])
 
 
 def assert_near(found, expected, tolerance=1e-10):
@@ -130,6 +123,10 @@ def test_terms_add_up_and_the_total_is_the_slope_of_the_objective(name):
     assert_near(sum(terms), total)
     assert exact.norm("total") == pytest.approx(total.norm().item())
     assert set(exact.total) == set(problem.named)
+    # The quantity of the option not to order is never used, nor is anything else idle.
+    inputs = problem.policy.network.skip.weight.shape[1]
+    idle = problem.dim * (3 + 1 + inputs) if problem.kind == "inventory" else 0
+    assert (total == 0).sum() == idle
     assert all(exact.cross[key].shape == value.shape for key, value in problem.named.items())
 
     direction = {key: torch.randn_like(value) for key, value in problem.named.items()}
@@ -141,22 +138,6 @@ def test_terms_add_up_and_the_total_is_the_slope_of_the_objective(name):
         objectives.append(problem.exact().objective)
     slope = (objectives[0] - objectives[1]) / (2 * width)
     assert slope == pytest.approx(float(total @ problem.flat(direction)), rel=1e-4)
-
-
-@pytest.mark.parametrize("name", ["curved, shared trunk", "inventory, L=1", "linear, 1 input"])
-def test_enumerated_noise_is_the_average_of_given_noise(name):
-    problem = shrunk(name, steps=3)
-    values, chance = problem.staging[2]
-    expected = dict.fromkeys(TERMS, 0.0)
-    for drawn in itertools.product(range(len(chance)), repeat=3):
-        noise = values[list(drawn)].expand(problem.starts, -1, -1)
-        one = problem.exact(noise=noise, noise_support=None)
-        for term in TERMS:
-            part = problem.flat(getattr(one, term))
-            expected[term] = expected[term] + chance[list(drawn)].prod() * part
-    exact = problem.exact()
-    for term in TERMS:
-        assert_near(problem.flat(getattr(exact, term)), expected[term])
 
 
 def test_any_distribution_of_u_is_integrated():
@@ -187,9 +168,8 @@ def test_any_distribution_of_u_is_integrated():
     assert_near(found, gradient(objective.mean(), [named[name] for name in exact.total]), 1e-7)
 
 
-@pytest.mark.parametrize("nodes", [2, 5])
-def test_quadrature_is_the_closed_form_of_a_quadratic_reward(nodes):
-    problem = shrunk("gaussian, linear, u of 2", steps=1, nodes=nodes)
+def test_quadrature_is_the_closed_form_of_a_quadratic_reward():
+    problem = shrunk("gaussian, linear, u of 2", steps=1, nodes=2)
     env = problem.environment()
     x = problem.staging[0]["x"]
     logits, loc, scale = problem.policy.network(env.observe({"x": x, "step": torch.zeros(2, 1)}))
@@ -233,20 +213,6 @@ def test_single_precision_is_computed_in_double(name):
     torch.testing.assert_close(single.total, double.total, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["curved, noise", "inventory, L=2, n=2"])
-def test_systems_of_the_batch_are_averaged(name):
-    whole = PROBLEMS[name]()
-    one = PROBLEMS[name]()
-    one.starts, expected = 1, 0.0
-    start, noise, support = whole.staging
-    for system in range(whole.starts):
-        row = slice(system, system + 1)
-        given = None if noise is None else noise[row]
-        one.staging = ({key: value[row] for key, value in start.items()}, given, support)
-        expected = expected + one.flat(one.exact().total) / whole.starts
-    assert_near(whole.flat(whole.exact().total), expected)
-
-
 def test_any_batch_shape_and_start_are_taken():
     flat = InventoryEnv(batch_size=4, initial_state="random", seed=0, dtype=DOUBLE)
     policy = PROBLEMS["inventory, L=2"]().policy
@@ -281,66 +247,36 @@ def small(**kwargs):
     return InventoryEnv(**{"batch_size": 2, "seed": 0, "horizon": 5, "dtype": DOUBLE} | kwargs)
 
 
-def later(env):
-    start = env.reset()
-    start["step"] += 3
-    return start
-
-
-SUPPORT = torch.tensor([[1.0], [2.0]])
+SUPPORT, HALVES = torch.tensor([[1.0], [2.0]]), torch.tensor([0.5, 0.5])
 REFUSED = {
-    "too many steps to enumerate": (
-        {"num_steps": 5, "max_leaves": 63},
-        {},
-        r"2 initial states x \(2 discrete actions x 1 .* 5 steps = 64 rows, above "
-        r"max_leaves=63\. Take few",
-    ),
-    "too many values to enumerate": (
-        {"num_steps": 5, "num_nodes": 10, "max_leaves": 1000},
-        {"scale": 0.3},
-        r"2 discrete actions x 10 values .* = 6\.4e\+06 rows",
-    ),
-    "no steps": ({"num_steps": 0}, {}, "num_steps"),
+    "no steps": ({"num_steps": 0}, "num_steps"),
     "noise of the wrong shape": (
         {"noise": torch.ones(2, 4, 1)},
-        {},
         r"noise must have shape .* \(2, 3, 1\), got \(2, 4, 1\)",
     ),
     "noise given twice": (
-        {"noise": torch.ones(2, 3, 1), "noise_support": (SUPPORT, torch.tensor([0.5, 0.5]))},
-        {},
+        {"noise": torch.ones(2, 3, 1), "noise_support": (SUPPORT, HALVES)},
         "either noise",
     ),
     "support of the wrong shape": (
-        {"noise_support": (SUPPORT[:, 0], torch.tensor([0.5, 0.5]))},
-        {},
+        {"noise_support": (SUPPORT[:, 0], HALVES)},
         "noise_support must be values of shape",
     ),
-    "probabilities that do not add up": (
-        {"noise_support": (SUPPORT, torch.tensor([0.5, 0.25]))},
-        {},
-        "got a sum of 0.75",
-    ),
+    "no distribution": ({"noise_support": (SUPPORT, HALVES / 2)}, "got a sum of 0.5"),
     "negative probability": (
         {"noise_support": (SUPPORT, torch.tensor([1.5, -0.5]))},
-        {},
         "must be >= 0",
     ),
-    "gaussian without nodes": ({}, {"scale": 0.3}, "give num_nodes"),
-    "gaussian with no node": ({"num_nodes": 0}, {"scale": 0.3}, "num_nodes"),
-    "longer than the episode": ({"num_steps": 6}, {}, "leaves the episode of horizon 5"),
-    "beyond the episode": (
-        {"tensordict": later(small())},
-        {},
-        "num_steps=3 from step 3 leaves the episode",
-    ),
+    "gaussian without nodes": ({}, "give num_nodes"),
+    "gaussian with no node": ({"num_nodes": 0}, "num_nodes"),
+    "beyond the episode": ({"num_steps": 6}, "num_steps=6 from step 0 leaves the episode"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name):
-    kwargs, network, message = REFUSED[name]
-    policy = HybridPolicy.for_env(small(), hidden=(3,), **network)
+    kwargs, message = REFUSED[name]
+    policy = HybridPolicy.for_env(small(), hidden=(3,), scale=0.3 if "gaussian" in name else 0.0)
     with pytest.raises(ValueError, match=message):
         exact_gradient(small(), policy, **{"num_steps": 3} | kwargs)
 
@@ -356,6 +292,11 @@ def test_other_environments_and_masks_are_refused():
 def test_largest_size_that_is_allowed():
     policy = HybridPolicy.for_env(small(), hidden=(3,))
     assert exact_gradient(small(), policy, 5, max_leaves=64).objective < 0.0
+    message = (
+        r"2 initial states x \(2 discrete actions x 1 .* 5 steps = 64 rows, above max_leaves=63"
+    )
+    with pytest.raises(ValueError, match=message):
+        exact_gradient(small(), policy, 5, max_leaves=63)
 
 
 # -- the weight of the cross term ----------------------------------------------------------------
@@ -367,12 +308,11 @@ def observe(weight, shares, parameter):
     return weight
 
 
-@pytest.mark.parametrize("spread", [0.5, 5.0])
-def test_signal_and_power_estimate_the_squared_mean_without_and_with_its_noise(spread):
+def test_signal_and_power_estimate_the_squared_mean_without_and_with_its_noise():
     parameter = torch.zeros(3, dtype=DOUBLE, requires_grad=True)
-    mean, rows, steps = torch.tensor([1.0, -2.0, 0.5], dtype=DOUBLE), 6, 2
+    mean, rows, steps, spread = torch.tensor([1.0, -2.0, 0.5], dtype=DOUBLE), 6, 2, 3.0
     draws = []
-    for _ in range(1000):
+    for _ in range(400):
         shares = mean + spread * torch.randn(rows, steps, 3, dtype=DOUBLE)
         weight = observe(CrossTermWeight(decay=0.0), shares, parameter)
         draws.append(torch.stack([weight.signal, weight.power]))
@@ -488,7 +428,7 @@ def test_adaptive_weight_is_that_of_the_halves_of_the_batch(functional):
 
 def test_cross_term_leaves_values_alone():
     setting, values = Setting(), []
-    for cross in (True, False, True, False, "adaptive"):
+    for cross in (True, False, "adaptive"):
         for functional in (True, False):
             terms = setting.loss(cross_term=cross, functional=functional)(setting.batch)
             values.append(torch.stack([terms["loss_pathwise"], terms["loss_objective"]]))
@@ -498,7 +438,7 @@ def test_cross_term_leaves_values_alone():
 
 def test_a_cross_term_of_another_kind_is_refused():
     policy = PROBLEMS["curved, noise"]().policy
-    for wrong in ("yes", "on", "", None, 1, 0, 0.5):
+    for wrong in ("yes", None, 1, 0.5):
         with pytest.raises(ValueError, match="cross_term must be true, false or 'adaptive'"):
             HPOLoss(policy, cross_term=wrong)
 
@@ -516,23 +456,13 @@ def test_weight_survives_a_state_dict():
     assert other.cross_term_weight.power > 0.0
 
 
-def test_adaptive_cross_term_needs_two_rollouts():
-    setting = Setting()
-    with pytest.raises(ValueError, match="got a single rollout"):
-        setting.loss(cross_term="adaptive")(setting.batch[:1])
-
-
-def returns(batch):
-    return batch["next", "reward"].detach().flip(-2).cumsum(-2).flip(-2)
-
-
 @pytest.mark.parametrize("shape", [(20,), (4, 5)])
 def test_leave_one_out_is_the_return_less_the_others_mean(shape):
     setting = Setting()
     advantage = setting.loss(baseline="leave_one_out").advantages(
         setting.batch.detach().reshape(*shape, -1)
     )["advantage"]
-    value = returns(setting.batch)
+    value = returns(setting.batch).unsqueeze(-1)
     for row in range(20):
         others = [value[other] for other in range(20) if other != row]
         expected = value[row] - torch.stack(others).mean(0)
@@ -550,9 +480,8 @@ def test_refusals_of_baselines():
         setting.loss(baseline="leave_one_out")(setting.batch[:1])
 
 
-@pytest.mark.parametrize("clip_epsilon", [None, 0.2])
 @pytest.mark.parametrize("name", ["linear, 3 modes", "inventory, L=0", "gaussian, curved, noise"])
-def test_expected_options_with_exact_values_are_the_exact_score_function(name, clip_epsilon):
+def test_expected_options_with_exact_values_are_the_exact_score_function(name):
     """One step, where Q is the reward: no sampled option, no variance left."""
     problem = shrunk(name, steps=1)
     start, noise, support = problem.staging
@@ -572,7 +501,7 @@ def test_expected_options_with_exact_values_are_the_exact_score_function(name, c
             reward = env.dynamics(state, taken, given.expand(problem.starts, -1))[1]
             value[:, option] = value[:, option] + chance * share * reward
     batch["action_value"] = value.detach().unsqueeze(1)
-    loss = HPOLoss(problem.policy, **EXACT | {"clip_epsilon": clip_epsilon})
+    loss = HPOLoss(problem.policy, **EXACT | {"clip_epsilon": 0.2})
     terms = loss(batch)
     found = -gradient(terms["loss_objective"], list(problem.named.values()))
     assert_near(found, problem.flat(problem.exact().score_function))

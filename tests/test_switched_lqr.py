@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -76,7 +77,7 @@ def slow_play(A, B, Q, R, x, modes, inputs, noise, limit):
 # -- the environment -----------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(
     sizes=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4)),
     batch=st.lists(st.integers(1, 3), max_size=2),
@@ -114,15 +115,13 @@ def test_any_sizes_make_a_sound_environment(
     assert not rollout["next", "truncated"].any()
 
 
-@pytest.mark.parametrize("noise", [0.0, 1.0])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 1), (3, 3, 5), (3, 4, 2)])
-def test_dynamics_follow_the_equations(sizes, noise):
+def test_dynamics_follow_the_equations(sizes):
     M, n, m = sizes
     matrices = random_system(*sizes)
-    env = env_of(matrices, batch_size=5, process_noise=noise, horizon=9, state_limit=12.0)
+    env = env_of(matrices, batch_size=5, process_noise=1.0, horizon=9, state_limit=12.0)
     x0, modes = 5 * torch.randn(5, n).double(), torch.randint(M, (5, 9))
     inputs, w = torch.randn(5, 9, m).double(), env.sample_noise(9)
-    assert w.any() == (noise > 0)
     states, rewards = play(env, x0, modes, inputs, w)
     for b in range(5):
         inputs_b = (value[b].numpy() for value in (x0, modes, inputs, w))
@@ -131,15 +130,14 @@ def test_dynamics_follow_the_equations(sizes, noise):
         np.testing.assert_allclose(rewards[b], slow[1], rtol=1e-10)
 
 
-@pytest.mark.parametrize("equal", [False, True])
-def test_dynamics_map_and_are_pure(equal):
+def test_dynamics_map_and_are_pure():
     A, B, Q, R = random_system(3, 4, 2)
-    env = env_of((A[[0, 0, 0]] if equal else A, B, Q, R))
     state = {"x": torch.randn(7, 4).double()}
     action = {"discrete": torch.randint(3, (7,)), "continuous": torch.randn(7, 2).double()}
     inputs = (state, action, torch.randn(7, 4).double())
-    mapped, batched = torch.vmap(env.dynamics)(*inputs), env.dynamics(*inputs)
-    torch.testing.assert_close(mapped, batched)
+    for transitions in (A, A[[0, 0, 0]]):
+        env = env_of((transitions, B, Q, R))
+        torch.testing.assert_close(torch.vmap(env.dynamics)(*inputs), env.dynamics(*inputs))
 
 
 def test_the_guard_clips_and_passes_no_gradient():
@@ -150,9 +148,8 @@ def test_the_guard_clips_and_passes_no_gradient():
     assert torch.autograd.grad(states.sum(), x0)[0].flatten().tolist() == [0.0, 0.5]
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.2])
-def test_gradients_agree_with_finite_differences(noise):
-    env = env_of(random_system(3, 3, 2), batch_size=2, process_noise=noise)
+def test_gradients_agree_with_finite_differences():
+    env = env_of(random_system(3, 3, 2), batch_size=2, process_noise=0.2)
     inputs = torch.randn(2, 3).double(), torch.randn(2, 4, 2).double()
     modes, w = torch.randint(3, (2, 4)), env.sample_noise(4)
     assert gradcheck(
@@ -162,21 +159,16 @@ def test_gradients_agree_with_finite_differences(noise):
 
 @pytest.mark.parametrize("observe_time", [False, True])
 def test_both_rollout_routes_are_equal(observe_time):
-    def roll(route):
-        arguments = {"batch_size": 6, "horizon": 4, "process_noise": 0.1}
+    runs, arguments = [], {"batch_size": 6, "horizon": 4, "process_noise": 0.1}
+    for route in ("functional", "general"):
         env = env_of(random_system(3, 3, 2), observe_time=observe_time, **arguments)
         torch.manual_seed(1)
         policy = HybridPolicy.for_env(env, hidden=(8,), scale=0.3)
         rollout = differentiable_rollout(env, policy, 7, route=route)
         loss = rollout["next", "reward"].sum()
-        return rollout, torch.autograd.grad(loss, policy.parameters(), allow_unused=True)
-
-    (one, gradients), (other, expected) = roll("functional"), roll("general")
-    assert set(one.keys(True, True)) == set(other.keys(True, True))
-    assert all(torch.equal(value, other[key]) for key, value in one.items(True, True))
-    for value, truth in zip(gradients, expected, strict=True):
-        assert (value is None) == (truth is None)
-        assert value is None or torch.equal(value, truth)
+        gradients = torch.autograd.grad(loss, policy.parameters(), allow_unused=True)
+        runs.append((dict(rollout.items(True, True)), gradients))
+    torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
 def test_the_observation_is_of_order_one_and_ends_with_the_time():
@@ -188,9 +180,7 @@ def test_the_observation_is_of_order_one_and_ends_with_the_time():
     times = env.rollout(5)["observation"][0, :, -1]
     torch.testing.assert_close(times, torch.arange(5) / 5)
     assert env.action_scale.tolist() == [3.0] * 4
-
-
-def test_process_noise_has_the_spread_it_should():
+    # So has the process noise the spread it should.
     env = SwitchedLQREnv.from_recipe(3, 2, batch_size=500, process_noise=0.7, seed=0)
     drawn = env.sample_noise(40)
     assert drawn.mean().abs() < 0.01
@@ -300,14 +290,13 @@ def test_the_policy_follows_each_systems_own_step_and_type():
 
 
 def test_a_fixed_mode_tends_to_the_algebraic_riccati_equation():
-    A, B, Q, R = matrices = random_system(3, 4, 2, growth=0.9)
+    A, B, Q, R = random_system(3, 4, 2, growth=0.9)
     Q = Q + 0.1 * np.eye(4)
     x0 = torch.eye(4).double()
     costs = fixed_mode_cost(A, B, Q, R, 300, x0)
     for mode in range(3):
         P = solve_discrete_are(*(matrix[mode] for matrix in (A, B, Q, R)))
         np.testing.assert_allclose(costs[mode], np.diag(P), rtol=1e-9)
-    assert len(matrices) == 4
 
 
 # Computed once by an independent program: cost per period over all dimensions. The mean of 4,096
@@ -324,7 +313,7 @@ def test_reference_values(n, expected):
     assert 0.27 < excess < 0.48
 
 
-@pytest.mark.parametrize(("n", "M"), [(10, 4), (8, 8), (24, 6)])
+@pytest.mark.parametrize(("n", "M"), [(8, 8), (16, 6)])
 def test_larger_recipes_are_certified_to_one_percent_and_need_every_mode(n, M):
     optimum = switched_lqr_optimum(*recipe_matrices(n, M), 20, 0.01)
     env = env_of(recipe_matrices(n, M), batch_size=256)
@@ -335,37 +324,30 @@ def test_larger_recipes_are_certified_to_one_percent_and_need_every_mode(n, M):
 
 # -- bad input -----------------------------------------------------------------------------------
 
-NAN = np.array([[[math.nan, 0], [0, 1]], EYE])
 BAD_MATRICES = [
     ({"A": EYE}, ValueError, r"A must have shape \(M, n, n\).*got \(2, 2\); a single mode is A=\["),
     ({"A": np.zeros((0, 2, 2))}, ValueError, r"A must have .*at least one mode, got \(0, 2, 2\)"),
     ({"A": np.zeros((2, 2, 3))}, ValueError, r"A must have shape.*got \(2, 2, 3\)"),
     ({"A": [[[1, 0], [1]]]}, ValueError, "A must have rows of equal length"),
     ({"A": "two"}, TypeError, "A must hold real numbers.*got 'two'"),
-    ({"A": NAN}, ValueError, "A must hold finite numbers; it holds NaN or infinity"),
-    ({"B": [[[1], [math.inf]]] * 2}, ValueError, "B must hold finite numbers"),
+    ({"B": [[[1], [math.inf]]] * 2}, ValueError, "B must hold finite numbers; it holds NaN or inf"),
     ({"B": [[1, 1], [1, 2]]}, ValueError, r"B must have shape \(M, n, m\) = \(2, 2, m\).*\(2, 2\)"),
     ({"B": np.ones((3, 2, 1))}, ValueError, r"B must have.*got \(3, 2, 1\)"),
     ({"B": np.ones((2, 2, 0))}, ValueError, "B must have.*at least one input"),
-    ({"Q": np.eye(3)}, ValueError, r"Q must have shape \(2, 2\), or \(2, 2, 2\).*got \(3, 3\)"),
     ({"R": EYE}, ValueError, r"R must have shape \(1, 1\), or \(2, 1, 1\).*got \(2, 2\)"),
     ({"Q": [[1, 1], [0, 1]]}, ValueError, "Q must be symmetric.* by up to 1;"),
     ({"Q": [[1, 2], [2, 1]]}, ValueError, "Q must be positive semidefinite.* eigenvalue of -1"),
     ({"R": [[0]]}, ValueError, "R must be positive definite.* eigenvalue of 0 in mode 0"),
     ({"R": [[[1]], [[-1]]]}, ValueError, "R must be positive definite.* -1 in mode 1"),
     ({"horizon": 0}, ValueError, "horizon must be an integer >= 1, got 0"),
-    ({"horizon": 2.0}, TypeError, "horizon must be an integer"),
 ]
 BAD_ENV = [
     ({"horizon": None}, TypeError, "horizon must be an integer"),
     ({"process_noise": -1.0}, ValueError, "process_noise must be a finite number >= 0, got -1"),
-    ({"process_noise": "1"}, TypeError, "process_noise must be a finite number"),
     ({"initial_range": 0.0}, ValueError, "initial_range must be a finite number > 0"),
     ({"state_limit": math.nan}, ValueError, "state_limit must be a finite number > 0"),
     ({"state_limit": 5.0}, ValueError, r"state_limit must be at least .* = 7\.071.*got 5"),
     ({"observe_time": 1}, TypeError, "observe_time must be true or false"),
-    ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1"),
-    ({"dtype": torch.int64}, TypeError, "dtype must be a floating-point"),
     ({"A": np.array([EYE, 1e300 * EYE])}, ValueError, "must be finite in torch.float32, got"),
     ({"B": np.zeros((2, 2, 1))}, ValueError, "no policy can hold.* 2 times per step in every"),
 ]
@@ -379,11 +361,8 @@ BAD_RECIPE = [
 ]
 
 
-def fixed_cost(**arguments):
-    return fixed_mode_cost(**arguments, x0=[1.0, 0.0])
-
-
 def test_bad_input_is_named():
+    fixed_cost = functools.partial(fixed_mode_cost, x0=[1.0, 0.0])
     unstable = {**EXAMPLE, "A": [[[2, 1], [0, 2]]] * 2, "dtype": torch.float32}
     for functions, good, cases in [
         ([SwitchedLQREnv], unstable, [*BAD_MATRICES, *BAD_ENV]),

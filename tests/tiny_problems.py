@@ -14,6 +14,23 @@ from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 DOUBLE = torch.float64
 
 
+def gradient(output, parameters):
+    """Gradient of a scalar as one vector; zeros where it does not reach."""
+    parts = torch.autograd.grad(
+        output, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([part.flatten() for part in parts])
+
+
+def scale_gradient(value, factor):
+    return value * factor + (value * (1.0 - factor)).detach()
+
+
+def returns(batch):
+    """Return from every step to the end of the window, ``(*B, T)``, off the graph."""
+    return batch["next", "reward"].detach().squeeze(-1).flip(-1).cumsum(-1).flip(-1)
+
+
 class _Staged:
     """Starts in given states; its noise is given, or drawn from a finite support.
 

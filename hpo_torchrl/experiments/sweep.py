@@ -26,7 +26,12 @@ from hpo_torchrl.core.checks import check_bool, first_line
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import COMMAND_KEYS, compose_sweep, hydra_session, key_of
 from hpo_torchrl.experiments.run import in_short, threads, train_run
-from hpo_torchrl.training.checkpoint import Checkpoint, differences
+from hpo_torchrl.training.checkpoint import (
+    Checkpoint,
+    DamagedError,
+    differences,
+    read_together,
+)
 from hpo_torchrl.training.run_folder import RunFolder
 
 DONE, UNFINISHED, NEW = "done already", "unfinished", "new"
@@ -178,7 +183,12 @@ def run_state(folder: Path, settings: Mapping[str, Any]) -> str:
         )
     if files.summary.exists():
         return DONE
-    return UNFINISHED if Checkpoint(folder, {}, config={}).updates() else NEW
+    checkpoint = Checkpoint(folder, {}, config=files.read_config())
+    try:
+        whole = bool(checkpoint.updates() and read_together([checkpoint]))
+    except DamagedError:
+        whole = False
+    return UNFINISHED if whole else NEW
 
 
 def describe_cost(pending: Sequence[Mapping[str, Any]], workers: int) -> str:
