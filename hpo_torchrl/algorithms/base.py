@@ -1,4 +1,4 @@
-"""What every algorithm is to the trainer; and rules, which need no training."""
+"""The algorithm as the trainer sees it; and rules, which need no training."""
 
 from __future__ import annotations
 

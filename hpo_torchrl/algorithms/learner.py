@@ -1,4 +1,4 @@
-"""What all algorithms that train networks share: settings, reward units, advantages, passes."""
+"""The base of all algorithms that train networks: settings, reward units, advantages, passes."""
 
 from __future__ import annotations
 

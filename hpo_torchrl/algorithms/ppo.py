@@ -97,9 +97,9 @@ class PPO(PassLearner):
     Everything that decides is TorchRL's: its ``Collector`` gathers the rollouts, its GAE gives the
     advantages, its ``ClipPPOLoss`` clips the ratio of
     :math:`\log \mathrm{Cat}(d) + \log \mathcal N(u \mid d)`. No gradient of the simulator is used.
-    What :class:`HPO` does besides its gradient (one reward scale, restarts, annealing, gradient
-    clipping, learning-rate multipliers that follow the KL divergence, many seeds) is the same here,
-    so that a comparison of the two compares gradients.
+    The steps of :class:`HPO` besides its gradient (one reward scale, restarts, annealing, gradient
+    clipping, learning-rate multipliers that follow the KL divergence, many seeds) are the same
+    here, so that a comparison of the two compares gradients.
 
     The entropy bonus is that of the discrete choice; the standard deviation of u has a bonus of
     its own, in the same unit per dimension.

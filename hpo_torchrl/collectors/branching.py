@@ -1,4 +1,4 @@
-"""What every discrete action leads to, by simulation: straight-through steps, estimates of Q."""
+"""Simulating every discrete action of a step: straight-through steps, estimates of Q."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from hpo_torchrl.core.checks import first_line
 _LENGTHS = (5, 6, 4, 7, 8, 3)
 # Graphs that one object may compile, and that all of a process may: torch counts them per function.
 _OWN_GRAPHS, _ALL_GRAPHS = 8, 1024
-# What torch raises where it does not compile, whatever the reason.
+# The errors of torch where it does not compile, whatever the reason.
 _REFUSALS = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
 
 

@@ -37,7 +37,7 @@ Transition = Callable[..., tuple[HybridDraw, dict[str, Tensor], Tensor, "Tensor 
 def policy_step(env: DifferentiableEnv, policy: HybridPolicy) -> Transition:
     """Return what takes one step by sampling from the policy.
 
-    What it computes once, such as a learned scale, belongs to the graph of one chunk.
+    A value computed once, such as a learned scale, belongs to the graph of one chunk.
     """
     sample = policy.sampler()
 
@@ -190,7 +190,7 @@ class Engine:
 
 
 class _States(torch.autograd.Function):
-    """What steps start from and what they lead to, without resets: two views of one memory.
+    """The states that steps start from and lead to, without resets: two views of one memory.
 
     The gradient of the former, but for the start, has passed a transition and is discounted.
     """

@@ -1,1 +1,1 @@
-"""What every room shares: checks, discrete choices, randomness, references, style of pictures."""
+"""Tools of every room: checks, discrete choices, randomness, references, style of pictures."""

@@ -1,4 +1,4 @@
-"""What arguments a callable takes, and checks of their values, shared by every room.
+"""The arguments that a callable takes, and checks of their values, for every room.
 
 Each error names the argument, the value and the fix.
 """

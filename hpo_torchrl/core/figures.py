@@ -1,4 +1,4 @@
-"""What all pictures share: a colour-blind safe palette and the style of a figure."""
+"""The style of all pictures: a colour-blind safe palette, thin grids and one size."""
 
 from __future__ import annotations
 

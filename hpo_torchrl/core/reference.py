@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 
 
 class Test(Protocol):
-    """What a problem may ask of a test: see :class:`~hpo_torchrl.training.Evaluation`."""
+    """The part of a test that a problem may use: see :class:`~hpo_torchrl.training.Evaluation`."""
 
     env: Any
     num_steps: int

@@ -22,7 +22,7 @@ _quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What :func:`gradient_report` measured.
+    """The figures that :func:`gradient_report` measured.
 
     Attributes:
         rows: one dict per parameter group and estimator: ``group``, ``estimator``, ``whole`` (an

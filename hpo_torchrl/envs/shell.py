@@ -1,4 +1,4 @@
-"""What TorchRL asks of an environment: specs, steps, resets and a generator."""
+"""The side of an environment that TorchRL sees: specs, steps, resets and a generator."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ class ReplicatedEnv(WrappedEnv):
 
 
 class Spaces(DifferentiableEnv):
-    """What a policy needs to know of an environment object that a run was trained on.
+    """The spaces of an environment object that a run was trained on, as its policy needs them.
 
     A run on an environment that was built elsewhere cannot build it again. It keeps its spaces
     instead, from which its policy can be built: it then acts on observations, but nothing can be

@@ -108,7 +108,7 @@ def train_job(
         config: what Hydra composed for the run.
 
     Returns:
-        What failed, which the folder of the run records too.
+        The failure, if any, which the folder of the run records too.
     """
     job = pending[HydraConfig.get().job.num]
     files, failure = RunFolder(job.folder), None

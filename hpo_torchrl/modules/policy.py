@@ -87,7 +87,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         self.observation_key, self.mask_key = observation_key, mask_key
         self.stochastic = "scale" in parameters.out_keys
         self.return_log_prob: bool = self[-1].return_log_prob
-        # What a distribution is made with: whether there are heads, and the distribution of u.
+        # The arguments of a distribution: whether there are heads, and the distribution of u.
         self._kind: dict[str, Any] = self[-1].distribution_kwargs
 
     @classmethod

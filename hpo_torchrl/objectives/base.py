@@ -1,4 +1,4 @@
-"""What losses of hybrid policies share: critic and entropy terms, and how terms are reduced."""
+"""The base of losses of hybrid policies: critic and entropy terms, and how terms are reduced."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class HybridLossModule(AdvantageLoss):
     def _reduced(self, value: Tensor, data: TensorDictBase, reduction: str) -> Tensor:
         if self.num_seeds is None or reduction == "none":
             return self._reduce_loss(value, data, reduction=reduction)
-        # What is masked is 0 here, in the values as in the count of those that are not.
+        # Masked steps are 0 here, in the values as in the count of those that are not.
         total, count = (
             self._reduce_loss(each, data, reduction="none").flatten(1).sum(1)
             for each in (value, torch.ones_like(value))

@@ -14,7 +14,7 @@ from hpo_torchrl.core.checks import check_float, first_line
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
 
 FINISHED, UNFINISHED, DAMAGED, REPLACED = "finished", "not finished", "damaged", "replaced"
-# What a gap is to, in the order of preference: the cost, and the gap to it.
+# The costs that a gap may be to, in the order of preference, and that gap.
 REFERENCES = {
     "optimum": ("optimal_cost", "gap"),
     "lower bound": ("lower_bound", "gap_to_lower_bound"),

@@ -105,7 +105,7 @@ def format_table(rows: pd.DataFrame | Sequence[Row], columns: Mapping[str, str])
 def write_rows(path: str | Path, rows: pd.DataFrame | Sequence[Row]) -> Path:
     """Write rows that share their keys, a gradient report for example, as a CSV file.
 
-    What is unknown stays empty.
+    Unknown values stay empty.
     """
     pd.DataFrame(rows).to_csv(path, index=False)
     return Path(path)

@@ -32,7 +32,7 @@ class StopTraining(Exception):  # noqa: N818
 
 
 class Callback:
-    """What happens around a training run; override what you need.
+    """Hooks around a training run; override what you need.
 
     A hook that gets one value per run (a row, a cost, a path, a summary) gets a list of them, one
     per seed, where the algorithm trains several seeds (``algorithm.num_seeds``).

@@ -1,4 +1,4 @@
-"""What belongs to one seed of a run, and which update's policy it ends with."""
+"""The parts of a run that belong to one seed, and the choice of the policy it ends with."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Selection:
 
 
 class SeedRun:
-    """What belongs to one seed of a run: policy, folder, checkpoints, log, and the best policy.
+    """The parts of a run that belong to one seed: policy, folder, checkpoints, log, best policy.
 
     Args:
         algorithm: the algorithm.

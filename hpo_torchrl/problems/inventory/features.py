@@ -1,4 +1,4 @@
-"""What an order may cost and do: pieces of an inventory problem that can be put together.
+"""Costs and effects of an order: pieces of an inventory problem that can be put together.
 
 Each is one equation, in its original form: a function of the quantities q, with its jumps.
 :class:`~hpo_torchrl.problems.InventoryEnv` adds them up and turns the jumps into discrete actions.
@@ -125,7 +125,7 @@ class MinimumOrder(Feature, name="minimum_order"):
         return [Gap(0.0, self.minimum, 0.0)]
 
     def delivered(self, quantity: Tensor) -> Tensor:
-        """What reaches the minimum."""
+        """Deliver what reaches the minimum."""
         return torch.where(quantity >= self.minimum, quantity, torch.zeros_like(quantity))
 
 
@@ -241,7 +241,7 @@ class Truckloads(Feature, name="truckloads"):
         return [Gap(most, float("inf"), most)]
 
     def delivered(self, quantity: Tensor) -> Tensor:
-        """What the fleet holds."""
+        """Deliver what the fleet holds."""
         most = self.capacity * self.num_trucks
         total = quantity.sum(-1, keepdim=True)
         return torch.where(total > most, quantity / total.clamp_min(most) * most, quantity)
@@ -300,11 +300,11 @@ class LostSales(Feature, name="lost_sales"):
     r"""Unmet demand is lost: :math:`y^+` is carried over, :math:`\min(D, x^+)` is sold."""
 
     def carried_over(self, level: Tensor) -> Tensor:
-        """What is left."""
+        """Carry over what is left."""
         return level.clamp_min(0.0)
 
     def sold(self, available: Tensor, demand: Tensor, sold: Tensor) -> Tensor:
-        """What is there, at most."""
+        """Sell at most what is there."""
         return torch.minimum(demand, available.clamp_min(0.0))
 
 

@@ -1,4 +1,4 @@
-"""What an order costs and does: features put together, and the pieces between their jumps."""
+"""The cost and the effect of an order: features together, and the pieces between their jumps."""
 
 from __future__ import annotations
 

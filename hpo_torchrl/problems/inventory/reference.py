@@ -1,4 +1,4 @@
-"""What the best inventory policy costs, where it is known, and what a learned one looks like."""
+"""The cost of the best inventory policy, where it is known, and the look of a learned one."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def switched_lqr_reference(env: Any, test: Test) -> Reference:
 def _pilot(system: System, horizon: int, tolerance: float) -> tuple[list[Stage], list[float]]:
     """Return the stages of a fair policy, and the tolerance of each that is worth computing.
 
-    Of each stage only the best form for some random states is kept. Such a policy shows how the
+    Only the best form of each stage for some random states is kept. Such a policy shows how the
     cost spreads over time: ``left[t]`` is the share of it that comes after t steps. A relative loss
     e with T - t steps to go is the share e left[t] of the whole.
     """

@@ -153,7 +153,7 @@ class _Grid(PositionGrid):
             at = np.where(best == least, places[axis], H.shape[axis])
             at = _least_above(at, axis)
             orders = k + least < best
-            # What is ordered of the items before may depend on where this one ends.
+            # The orders of the items before may depend on where this one ends.
             levels = [
                 np.where(orders, np.take_along_axis(level, at, axis), level) for level in levels
             ]
