@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
-import json
 import os
 import pickle
 import random
 import shutil
 import signal
-import zipfile
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from hpo_torchrl.experiments import cli
 from hpo_torchrl.experiments.config import compose_config
 from hpo_torchrl.experiments.run import train_run
 from hpo_torchrl.training import Checkpoint, CheckpointError, RunFolder
-from hpo_torchrl.training.checkpoint import DamagedError, seal
+from hpo_torchrl.training.checkpoint import DamagedError, Saved, packed
 
 FEW = [*SMALL, "trainer.num_updates=3", "trainer.checkpoint_every=1", "trainer.progress=false"]
 OPENERS = {
@@ -61,31 +60,11 @@ def newest(run):
     return max((run / "checkpoints").glob("*"))
 
 
-def members_of(path):
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def zipped(members):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
-
-
-def resealed(path, change):
-    """Change the members of a checkpoint, and make all its sums and digests right again."""
-    members = members_of(path)
-    manifest = json.loads(members.pop("manifest.json"))
-    change(members)
-    path.write_bytes(seal({k: manifest[k] for k in ("update", "config", "counters")}, members))
-
-
-def pickled(mark):
-    buffer = io.BytesIO()
-    torch.save({"weight": Bomb(mark)}, buffer)
-    return buffer.getvalue()
+def rewrite(path, change):
+    """Change the content of a checkpoint, and give it the digest that it should have."""
+    content = torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
+    change(content)
+    path.write_bytes(packed(Saved(**content)))
 
 
 def in_config(change):
@@ -97,15 +76,27 @@ def in_config(change):
     return plant
 
 
-def in_checkpoint(change):
-    return lambda run, mark: resealed(newest(run), lambda members: change(members, mark))
+def in_checkpoints(change):
+    """Plant something in all of them: else there would be a way back."""
+
+    def plant(run, mark):
+        for path in (run / "checkpoints").glob("*"):
+            rewrite(path, lambda content: change(content, mark))
+
+    return plant
+
+
+def bare(run, mark):
+    for path in (run / "checkpoints").glob("*"):
+        content = pickle.dumps(Bomb(mark))
+        path.write_bytes(hashlib.sha256(content).digest() + content)
 
 
 PAYLOADS = {
-    "a component": in_checkpoint(lambda m, mark: m.update(policy=pickled(mark))),
-    "a bare pickle": in_checkpoint(lambda m, mark: m.update(policy=pickle.dumps(Bomb(mark)))),
-    "a pickle beside": in_checkpoint(lambda m, mark: m.update({"other.pickle": pickled(mark)})),
-    "the generators": in_checkpoint(lambda m, mark: m.update(rng=pickled(mark))),
+    "a component": in_checkpoints(lambda c, mark: c["states"].update(policy=Bomb(mark))),
+    "a weight": in_checkpoints(lambda c, mark: c["states"]["policy"].update(more=Bomb(mark))),
+    "the counters": in_checkpoints(lambda c, mark: c["counters"].update(more=Bomb(mark))),
+    "a bare pickle": bare,
     "a python tag": lambda run, mark: (run / "config.yaml").write_text(
         f"env: !!python/object/apply:os.mkdir ['{mark}']\n"
     ),
@@ -143,9 +134,6 @@ PAYLOADS = {
 def test_opening_a_run_executes_nothing(run, tmp_path, place, capsys):
     mark = tmp_path / "mark"
     PAYLOADS[place](run, mark)
-    if place == "the generators":  # the older checkpoints hold it as well: there is no way back
-        for path in (run / "checkpoints").glob("*"):
-            resealed(path, lambda members: members.update(rng=pickled(mark)))
     for open_run in OPENERS.values():
         copy = shutil.copytree(run, tmp_path / "copy")
         with contextlib.suppress(SystemExit, ValueError, TypeError, UserWarning):
@@ -155,31 +143,29 @@ def test_opening_a_run_executes_nothing(run, tmp_path, place, capsys):
 
 
 def test_every_change_of_a_checkpoint_is_noticed(run):
-    """With the archive's own sums right: an edit, a cut, an older part, an older checkpoint."""
+    """An edited, cut, lengthened or older file; and one of another update under its own digest."""
     config = RunFolder(run).read_config()
     old, new = sorted((run / "checkpoints").glob("*"))[-2:]
-    members, older = members_of(new), members_of(old)
-    chance = random.Random(0)
-    mutants = {f"{name} of before": members | {name: older[name]} for name in ("policy", "critic")}
-    mutants["older"] = older
-    for name, data in members.items():
-        for number in range(12):
-            at = chance.randrange(len(data))
-            flipped = data[:at] + bytes([data[at] ^ 1 << number % 8]) + data[at + 1 :]
-            mutants[f"{name} {number}"] = members | {name: flipped}
-        mutants[f"{name} cut"] = members | {name: data[:-7]}
-        mutants[f"no {name}"] = {key: value for key, value in members.items() if key != name}
-    checkpoint = Checkpoint(run, {"policy": torch.nn.Linear(1, 1)}, config=config)
+    data, chance, mutants = new.read_bytes(), random.Random(0), {"older": old.read_bytes()}
+    for number in range(200):
+        at = chance.randrange(len(data))
+        mutants[f"byte {at}"] = data[:at] + bytes([data[at] ^ 1 << number % 8]) + data[at + 1 :]
+    mutants |= {f"first {size}": data[:size] for size in (0, 20, 32, len(data) // 2, len(data) - 1)}
+    mutants["one more"] = data + b"0"
+    checkpoint = Checkpoint(run, {}, config=config)
     update = checkpoint.updates()[-1]
     checkpoint.read(update)
     for what, content in mutants.items():
-        new.write_bytes(zipped(content))
+        new.write_bytes(content)
         with pytest.raises(DamagedError):
             print(what, checkpoint.read(update))
-    for size in (0, 20, len(zipped(members)) // 2, len(zipped(members)) - 10):
-        new.write_bytes(zipped(members)[:size])
-        with pytest.raises(DamagedError):
-            checkpoint.read(update)
+    new.write_bytes(data)
+    rewrite(new, lambda content: content.update(update=1))
+    with pytest.raises(DamagedError, match=f"it is of update 1, not {update}"):
+        checkpoint.read(update)
+    rewrite(new, lambda content: content.update(update=update) or content["states"].pop("rng"))
+    with pytest.raises(DamagedError, match="it holds no rng"):
+        checkpoint.read(update)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_word(run, monkeypatch, capsys):
@@ -217,9 +203,7 @@ def test_what_is_not_finite_is_neither_saved_nor_loaded(tmp_path):
     with pytest.raises(NonFiniteError, match=r"Update 1 spoilt net\.bias.*checkpoint-0+0\.ckpt"):
         checkpoint.save(1, {})
     assert checkpoint.newest() == path
-    buffer = io.BytesIO()
-    torch.save(net.state_dict(), buffer)
-    resealed(path, lambda members: members.update(net=buffer.getvalue()))
+    rewrite(path, lambda content: content["states"].update(net=net.state_dict()))
     with pytest.raises(DamagedError, match=r"net\.bias is not finite"):
         checkpoint.load()
 

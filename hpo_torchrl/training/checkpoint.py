@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import warnings
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +17,7 @@ from hpo_torchrl.algorithms import NonFiniteError
 from hpo_torchrl.core.checks import first_line
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError, replace
 
-_MANIFEST, _SUFFIX, _KEPT = "manifest.json", ".ckpt", 2
+_SUFFIX, _KEPT = ".ckpt", 2
 
 
 class CheckpointError(RunFolderError):
@@ -31,11 +28,11 @@ class DamagedError(CheckpointError):
     """A checkpoint is not what was written."""
 
 
-@dataclass(frozen=True)
-class Saved:
-    """The content of a checkpoint: the update, the trainer's counters, a state by component."""
+class Saved(NamedTuple):
+    """The content of a checkpoint."""
 
     update: int
+    config: dict[str, Any]
     counters: dict[str, Any]
     states: dict[str, Any]
 
@@ -43,12 +40,11 @@ class Saved:
 class Checkpoint:
     """The checkpoints of one run, in ``DIR/checkpoints``; the newest two stay.
 
-    Each is one zip archive: ``manifest.json`` with the update, the configuration, the trainer's
-    counters and a SHA-256 digest of every other member, and a member for each component, written
-    by :func:`torch.save`. It is written beside its place, flushed to the disk and moved there in
-    one step, so that a killed run leaves whole checkpoints only. Loading accepts only what the
-    manifest lists, and only tensors and plain values (``torch.load(weights_only=True)``): no code
-    in a checkpoint is run. The global random-number generators are a component too.
+    Each is one file: a SHA-256 digest, then what :func:`torch.save` makes of the update, the
+    configuration, the trainer's counters and the state of each component, the global
+    random-number generators among them. It is written beside its place, flushed to the disk and
+    moved there in one step, so that a killed run leaves whole checkpoints only. Loading accepts
+    tensors and plain values alone (``torch.load(weights_only=True)``): no code in it is run.
 
     Args:
         run_dir: folder of the run.
@@ -84,20 +80,14 @@ class Checkpoint:
         Raises:
             NonFiniteError: a component holds NaN or infinity; nothing is written.
         """
-        members = {}
-        for name, component in self.components.items():
-            state = component.state_dict()
-            if bad := not_finite(state):
-                last = self.newest() if self.updates() else "missing"
-                raise NonFiniteError(
-                    f"Update {update} spoilt {name}{bad}, which is not finite. It was not saved: "
-                    f"the last good checkpoint is {last}."
-                )
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            members[name] = buffer.getvalue()
-        manifest = {"update": update, "config": self.config, "counters": dict(counters)}
-        replace(self._path(update), seal(manifest, members))
+        states = {name: one.state_dict() for name, one in self.components.items()}
+        if bad := not_finite(states):
+            last = self.newest() if self.updates() else "missing"
+            raise NonFiniteError(
+                f"Update {update} spoilt {bad}, which is not finite. It was not saved: the last "
+                f"good checkpoint is {last}."
+            )
+        replace(self._path(update), packed(Saved(update, self.config, dict(counters), states)))
         for old in self.updates()[:-_KEPT]:
             self._path(old).unlink()
         return self._path(update)
@@ -158,19 +148,21 @@ class Checkpoint:
                 f"Mend that, then go on by resume={self.directory.parent}."
             ) from error
         try:
-            manifest, states = _unpacked(data, set(self.components))
-            if manifest["update"] != update:
-                raise ValueError(f"it is of update {manifest['update']}, not {update}")
+            saved = _unpacked(data)
+            if saved.update != update:
+                raise ValueError(f"it is of update {saved.update}, not {update}")
+            if absent := {*self.components} - {*saved.states}:
+                raise ValueError(f"it holds no {', '.join(sorted(absent))}")
         except MemoryError:
             raise
         except Exception as error:
             raise DamagedError(f"{path} is damaged or incomplete ({first_line(error)}).") from error
-        if changed := differences(manifest["config"], _plain(self.config)):
+        if changed := differences(saved.config, self.config):
             raise CheckpointError(
                 f"{path} was written under another configuration: {'; '.join(changed)}. "
                 "Resume with the run's own configuration, or start a new run in another folder."
             )
-        return Saved(update, manifest["counters"], states)
+        return saved
 
     def forget(self, update: int) -> None:
         """Delete the checkpoints of later updates."""
@@ -243,7 +235,8 @@ def not_finite(state: Any, at: str = "") -> str | None:
         items = state.items()
     elif isinstance(state, (list, tuple)):
         items = enumerate(state)
-    return next((bad for key, one in items if (bad := not_finite(one, f"{at}.{key}"))), None)
+    found = (not_finite(one, f"{at}.{key}".lstrip(".")) for key, one in items)
+    return next((bad for bad in found if bad), None)
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any], at: str = "") -> list[str]:
@@ -258,49 +251,20 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any], at: str = 
     return found
 
 
-def seal(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> bytes:
-    """Return the archive of a manifest and members, with digests of them all."""
-    plain = _plain(manifest) | {"members": {key: _digest(data) for key, data in members.items()}}
+def packed(saved: Saved) -> bytes:
+    """Return the bytes of a checkpoint."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_MANIFEST, json.dumps(plain | {"digest": _digest(_text(plain))}, indent=2))
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
+    torch.save(saved._asdict(), buffer)
+    return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
 
 
-def _unpacked(data: bytes, expected: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the manifest and the states of an archive; raise if anything is not as written."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = archive.namelist()
-        manifest = json.loads(archive.read(_MANIFEST))
-        digest = manifest.pop("digest")
-        if digest != _digest(_text(manifest)):
-            raise ValueError(f"{_MANIFEST} was changed")
-        if sorted(names) != sorted([_MANIFEST, *manifest["members"]]):
-            raise ValueError(f"its members are {names}, not those that were written")
-        if absent := expected - set(manifest["members"]):
-            raise ValueError(f"it holds no {', '.join(sorted(absent))}")
-        states = {}
-        for name, written in manifest["members"].items():
-            content = archive.read(name)
-            if _digest(content) != written:
-                raise ValueError(f"{name} was changed")
-            # Refuses everything but tensors and plain values, so that no code is run.
-            states[name] = torch.load(io.BytesIO(content), weights_only=True)
-            if bad := not_finite(states[name]):
-                raise ValueError(f"{name}{bad} is not finite")
-    return manifest, states
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _text(manifest: Mapping[str, Any]) -> bytes:
-    return json.dumps(manifest, sort_keys=True).encode()
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON gives it back: lists for tuples, text for the rest."""
-    return json.loads(json.dumps(value, default=str))
+def _unpacked(data: bytes) -> Saved:
+    """Return the content of a checkpoint, or raise an error of any kind."""
+    digest, content = data[:32], data[32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("its digest is not that of its content")
+    # Refuses everything but tensors and plain values, so that no code is run.
+    saved = Saved(**torch.load(io.BytesIO(content), weights_only=True))
+    if bad := not_finite(saved.states):
+        raise ValueError(f"{bad} is not finite")
+    return saved
