@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from hpo_torchrl.collectors.engine import Transition
-from hpo_torchrl.collectors.inputs import Entries, check_functional, check_single_choice, noise_of
+from hpo_torchrl.collectors.inputs import Entries, check_functional, check_single_choice
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_float
 from hpo_torchrl.envs import DifferentiableEnv
@@ -224,4 +224,4 @@ def _check_data(
             f"rollout lacks {missing}: it must hold the state and observation of every step, as "
             "differentiable_rollout returns them."
         )
-    noise_of(env, rollout, shape[-1], torch.empty(0) if noise is None else noise)
+    env.check_noise(noise, shape[-1])

@@ -76,13 +76,7 @@ def noise_of(env: DifferentiableEnv, start: Any, num_steps: int, noise: Tensor |
     """Return the noise given for a rollout, checked, or draw it."""
     if noise is None:
         return env.sample_noise(num_steps, {key: start[key] for key in env.state_names})
-    expected = (*env.batch_size, num_steps, *env.noise_shape)
-    if tuple(noise.shape) != expected:
-        raise ValueError(
-            f"noise must have shape (*B, T, *noise_shape) = {expected}, got {tuple(noise.shape)}; "
-            f"draw it with env.sample_noise({num_steps})."
-        )
-    return noise
+    return env.check_noise(noise, num_steps)
 
 
 @torch.no_grad()

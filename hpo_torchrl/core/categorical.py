@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torchrl.envs import EnvBase
 
 # Entry that says which discrete actions may be chosen; TorchRL's own name for it.
 ACTION_MASK = "action_mask"
@@ -23,6 +24,14 @@ class BranchBounds(NamedTuple):
     low: Any
     high: Any
     of_total: bool = False
+
+
+def action_sizes(env: EnvBase) -> tuple[int, int, int | None]:
+    """Return the numbers of discrete actions, of coordinates and, if there are any, of heads."""
+    discrete = env.full_action_spec["action", "discrete"]
+    continuous = env.full_action_spec["action", "continuous"].shape
+    heads = discrete.shape[len(continuous) - 1 :]
+    return int(discrete.space.n), continuous[-1], heads[0] if heads else None
 
 
 def entropy_of(logits: Tensor) -> Tensor:

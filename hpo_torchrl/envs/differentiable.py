@@ -295,7 +295,7 @@ class DifferentiableEnv(Shell):
             state = {"step": self._step_zero()}
         with torch.no_grad():
             noise = self.draw_noise(num_steps, state)
-        return self._checked_noise(noise, num_steps)
+        return self.check_noise(noise, num_steps)
 
     # -- one step, shared by both routes ---------------------------------------------------------
 

@@ -67,16 +67,22 @@ class Shell(EnvBase):
         """
         time = len(self.batch_size)
         if noise is not None:
-            self._checked_noise(noise, noise.shape[time] if noise.ndim > time else "T")
+            self.check_noise(noise, noise.shape[time] if noise.ndim > time else "T")
         self._loaded_noise = [] if noise is None else list(noise.unbind(time))[::-1]
 
-    def _checked_noise(self, noise: Tensor, num_steps: Any) -> Tensor:
+    def check_noise(self, noise: Tensor, num_steps: Any) -> Tensor:
+        """Return the noise of a rollout if it has the right shape.
+
+        Raises:
+            ValueError: it has another one; the message says how to draw it.
+        """
         expected = (*self.batch_size, num_steps, *self.noise_shape)
-        if tuple(noise.shape) != expected:
+        found = tuple(getattr(noise, "shape", ()))
+        if found != expected:
             raise ValueError(
-                f"The noise of {type(self).__name__} must have shape (*B, T, *noise_shape) = "
-                f"{expected}, got {tuple(noise.shape)}; draw it with sample_noise(T), let "
-                "draw_noise return it, or declare another noise_shape in super().__init__."
+                f"{type(self).__name__}: noise must have shape (*B, T, *noise_shape) = {expected}, "
+                f"got {found}; draw it with sample_noise(T), let draw_noise return it, or "
+                "declare another noise_shape in super().__init__."
             )
         return noise
 

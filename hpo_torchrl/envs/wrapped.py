@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from hpo_torchrl.core.categorical import ACTION_MASK, BranchBounds
+from hpo_torchrl.core.categorical import ACTION_MASK, BranchBounds, action_sizes
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 
@@ -208,15 +208,13 @@ class Spaces(DifferentiableEnv):
     def of(env: EnvBase) -> dict[str, Any]:
         """Return the arguments, as plain values, that describe an environment."""
         inner = getattr(env, "original", getattr(env, "base_env", env))
-        actions = env.full_action_spec
-        discrete, continuous = actions["action", "discrete"], actions["action", "continuous"]
-        heads = discrete.shape[len(continuous.shape) - 1 :]
+        num_discrete, continuous_dim, num_heads = action_sizes(env)
         bounds = getattr(env, "branch_bounds", None)
         return {
             "original": type(inner).__name__,
-            "num_discrete": int(discrete.space.n),
-            "num_heads": heads[0] if heads else None,
-            "continuous_dim": continuous.shape[-1],
+            "num_discrete": num_discrete,
+            "num_heads": num_heads,
+            "continuous_dim": continuous_dim,
             "continuous_bounds": list(map(_plain, getattr(env, "continuous_bounds", (None, None)))),
             "branch_bounds": None if bounds is None else list(map(_plain, bounds)),
             "action_scale": _plain(getattr(env, "action_scale", 1.0)),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 
-from hpo_torchrl.core.categorical import ACTION_MASK
+from hpo_torchrl.core.categorical import ACTION_MASK, action_sizes
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.modules.continuous import ContinuousDistribution
 from hpo_torchrl.modules.network import HybridNetwork
@@ -130,7 +130,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         if not callable(network):
             raise TypeError(f"network must be a module or a callable, got {network!r}.")
         if not isinstance(network, nn.Module):
-            options, dimension, heads = _action_sizes(env)
+            options, dimension, heads = action_sizes(env)
             continuous = env.full_action_spec["action", "continuous"]
             network = network(
                 observation_dim=observation.shape[-1],
@@ -273,7 +273,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             env: the environment that the policy is meant for.
         """
         spec = env.observation_spec[self.observation_key]
-        options, dimension, heads = _action_sizes(env)
+        options, dimension, heads = action_sizes(env)
         shape = (options, dimension) if heads is None else (heads, options, dimension // heads)
         with torch.no_grad():
             # A distribution may have parameters of its own; its actions have the last word.
@@ -306,14 +306,6 @@ class RulePolicy(TensorDictModuleBase):
     def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
         """Return discrete actions ``(*B,)`` and continuous actions ``(*B, n)``."""
         raise NotImplementedError
-
-
-def _action_sizes(env: EnvBase) -> tuple[int, int, int | None]:
-    """Return the numbers of discrete actions, of coordinates and, if there are any, of heads."""
-    discrete = env.full_action_spec["action", "discrete"]
-    continuous = env.full_action_spec["action", "continuous"].shape
-    heads = discrete.shape[len(continuous) - 1 :]
-    return discrete.space.n, continuous[-1], heads[0] if heads else None
 
 
 def _bounds(spec: Any) -> tuple[Any, Any]:

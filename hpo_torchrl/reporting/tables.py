@@ -30,7 +30,7 @@ Each line is one way to estimate how the parameters should change, from one batc
   bias        distance of its average from that of the mixed gradient, relative to the latter; the
               mixed gradient with cross term is the yardstick even if the training leaves it out,
               and whatever bias its critic gives it is not seen here
-[low, high] are bootstrap intervals, of 95 % unless asked otherwise; a bias whose low is 0 may be
+[low, high] are bootstrap intervals of 95 %; a bias whose low is 0 may be
 none.
 A (term) is one part of the gradient: pathwise + score function + cross = mixed. An estimator that
 is not listed for some parameters is exactly 0 there."""

@@ -44,7 +44,7 @@ def solve(items: Items, minor: Vector, tolerance: float) -> tuple[float, float, 
         tolerance: The width of the bounds to reach, as a fraction of the optimum.
 
     Returns:
-        What the policy costs at most; a lower bound on the optimum; the lowest positions of the
+        The most that the policy costs; a lower bound on the optimum; the lowest positions of the
         grid, where every item is ordered; and the positions after ordering, from these up to the
         highest that the policy enters, ``(*sizes, n)``.
 
@@ -99,7 +99,7 @@ class _Grid(PositionGrid):
         """Iterate until all values change by as much.
 
         Returns:
-            What the policy costs at most, a lower bound on the optimum, and places after ordering,
+            The most that the policy costs, a lower bound on the optimum, and places after ordering,
             for all places up to the highest that the policy enters: ``(*sizes, n)``.
         """
         v = np.zeros_like(self.costs)

@@ -204,7 +204,7 @@ class StockGrid:
         """Find the policy and its bounds; None if the grid is too small to show it is optimal.
 
         Returns:
-            What the policy costs at most, what no policy can go below, the orders, and the lowest
+            The most that the policy costs, the least of any policy, the orders, and the lowest
             stock from which the policy next to never falls below the grid.
         """
         v = np.zeros(self.total.size + 2)
