@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torchrl.envs import EnvBase
 from tqdm import tqdm
@@ -79,6 +81,9 @@ def train_run(
             owned.enter_context(place.owned())
             if not resume:
                 place.check_new()
+        # Nothing here draws from these two; an environment of the user's own may.
+        random.seed(check_int("seed", config["seed"], minimum=0))
+        np.random.seed(config["seed"] % 2**32)  # noqa: NPY002
         trainer = make_trainer(config, run_dir, seeds=seeds, **how)
         if resume and trainer.begun:
             trainer.resume()
