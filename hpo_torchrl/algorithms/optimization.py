@@ -10,9 +10,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from hpo_torchrl.algorithms.base import NonFiniteError
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_choice, check_float
+from hpo_torchrl.core.finite import NonFiniteError, all_finite
 
 if TYPE_CHECKING:
     from hpo_torchrl.algorithms.learner import Learner
@@ -38,6 +38,7 @@ class Optimization:
 
     Attributes:
         groups: parameters by name, by component; with seeds ``(S, ...)``.
+        members: those of each seed.
         optimizers: one Adam for each seed.
         factor: the schedule's factor now.
 
@@ -56,19 +57,20 @@ class Optimization:
             for i, beta in enumerate(betas)
         )
         self.groups = _groups(learner.policy, learner.critic)
+        self.members = [_groups(*member) for member in learner.members()]
         # A group holds its learning-rate multiplier, so that a checkpoint has it.
         self.optimizers = [
             torch.optim.Adam(
                 [
                     {"params": list(named.values()), "lr_multiplier": 1.0}
-                    for named in _groups(*member).values()
+                    for named in member.values()
                 ],
                 lr=learner.learning_rate,
                 betas=(first, second),
                 eps=1e-5,
                 fused=True,
             )
-            for member in learner.members()
+            for member in self.members
         ]
 
     def anneal(self, progress: float) -> None:
@@ -100,9 +102,14 @@ class Optimization:
                 one for each seed. Above 2 the multiplier falls, below 1/2 it grows, up to 1. The
                 target shrinks with the schedule of the learning rate: the multiplier would undo
                 that one otherwise.
+
+        Raises:
+            NonFiniteError: the ratio is not finite: nothing says that the step was small.
         """
         if component not in self.groups:  # a network of the user's own may have no such part
             return
+        change = {component: torch.as_tensor(ratio)}
+        check_finite(change, seeds=self.seeds, label="The change of the {} actions by the update")
         ratios = (torch.as_tensor(ratio).double() / self.factor).reshape(-1).tolist()
         for group, own in zip(self.param_groups(component), ratios, strict=True):
             factor = 1.0 / _FACTOR if own > 2.0 else _FACTOR if own < 0.5 else 1.0
@@ -122,7 +129,8 @@ class Optimization:
             The gradient norms by component, and the terms.
 
         Raises:
-            NonFiniteError: a term or a gradient is not finite; no parameter has changed.
+            NonFiniteError: a term or a gradient is not finite, and no parameter has changed; or
+                the step made a parameter so.
         """
         places = list(range(len(self.optimizers)))
         if active is not None and self.seeds is not None:
@@ -141,9 +149,23 @@ class Optimization:
                 for parameter, stack in zip(own, parameters, strict=True):
                     parameter.grad = None if stack.grad is None else stack.grad[at]
             self.optimizers[at].step()
+        if not all_finite(parameters):
+            self._check_parameters()
         return {f"grad_norm/{name}": norm for name, norm in norms.items()} | {
             name: value.detach() for name, value in terms.items()
         }
+
+    def _check_parameters(self) -> None:
+        """Name the parameter that a step has spoilt: its norm is not finite."""
+        lead = () if self.seeds is None else (len(self.seeds),)
+        norms = {
+            f"{name} of the {component} network": torch.linalg.vector_norm(
+                parameter.detach().reshape(*lead, -1), dim=-1
+            )
+            for component, named in self.groups.items()
+            for name, parameter in named.items()
+        }
+        check_finite(norms, seeds=self.seeds, label="The optimizer's step: the norm of {}")
 
 
 def clip_gradients(
@@ -214,9 +236,7 @@ def check_finite(
             bad = [name for name, part in members.items() if not part[at].isfinite().all()]
             what = ", ".join(bad) or value[at].detach().mean().item()
             text = f"{label.format(key)} is not finite: {what}."
-            if seeds is None:
-                raise NonFiniteError(text)
-            raise NonFiniteError(f"Seed {seeds[at]}: {text}", at)
+            raise NonFiniteError(text, None if seeds is None else at)
 
 
 def _groups(policy: Any, critic: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
@@ -265,7 +285,7 @@ class RewardScaler(nn.Module):
     def scale(self) -> Tensor:
         """The running standard deviation; where rewards do not vary, their size."""
         deviation, size = self.variance.sqrt(), self.mean.abs()
-        return torch.where(deviation > 1e-6 * size, deviation, size).clamp_min(1e-8)
+        return torch.where(deviation <= 1e-6 * size, size, deviation).clamp_min(1e-8)
 
     def forward(self, reward: Tensor) -> Tensor:
         """Return the scaled rewards; gradients flow."""

@@ -6,14 +6,17 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.finite import NonFiniteError, not_finite, spoilt_in_batch, spoilt_in_env
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
+from hpo_torchrl.modules.sampler import DISCRETE_LOG_PROB
 
 _PIECE = 50  # steps simulated at once
 
@@ -71,8 +74,18 @@ class Evaluation:
 
         Returns:
             A :class:`CostEstimate`, or a list with one for each seed if there are several.
+
+        Raises:
+            NonFiniteError: a weight of the policy, what it decides or what that costs is NaN or
+                infinite; the message names what was spoilt first.
         """
         number, env = getattr(policy, "num_seeds", None), self.env
+        for at, member in enumerate([policy] if number is None else policy.members):
+            if bad := not_finite(dict(getattr(member, "named_parameters", dict)())):
+                raise NonFiniteError(
+                    f"The policy's weight {bad} is not finite, so that nothing is tested.",
+                    None if number is None else at,
+                )
         if number is None:
             return _estimate(self._cost(env, policy))
         if not isinstance(env, DifferentiableEnv) or not env.counts_steps:
@@ -92,6 +105,7 @@ class Evaluation:
                 piece = differentiable_rollout(env, policy, steps, tensordict=state)
                 reward = piece.get(("next", "reward")).squeeze(-1)
                 total -= reward[..., max(0, self.skip - start) :].double().sum(-1)
+                _check(env, policy, piece, total)
                 state = env.maybe_reset(env.step_mdp(piece[..., -1].copy()))
         return total / ((self.num_steps - self.skip) * getattr(env, "cost_units", 1.0))
 
@@ -99,6 +113,22 @@ class Evaluation:
         """Return what the best policy costs here, where the environment knows it."""
         known = getattr(self.env, "reference", None)
         return Reference() if known is None else known(self)
+
+
+def _check(env: EnvBase, policy: Any, piece: TensorDictBase, total: Tensor) -> None:
+    """Raise a :class:`NonFiniteError` if choices or costs of some steps are not finite.
+
+    The choices too: the argmax of NaN is 0, and costs look finite.
+    """
+    if piece.get(DISCRETE_LOG_PROB, None) is None and hasattr(policy, "discrete_logits"):
+        piece.set(DISCRETE_LOG_PROB, policy.discrete_logits(piece)[..., 0])
+    score = piece.get(DISCRETE_LOG_PROB, total)
+    if bool(total.isfinite().all() & ~score.isnan().any()):
+        return
+    many = isinstance(env, ReplicatedEnv)
+    first = spoilt_in_batch(piece, getattr(env, "state_names", ()), many=many)
+    what, at = first or ("the sum of the costs", None)
+    raise NonFiniteError(f"{spoilt_in_env(env) or what} is not finite in the test.", at)
 
 
 def _estimate(cost: Tensor) -> CostEstimate:
