@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from hpo_torchrl.core.checks import did_you_mean
-from hpo_torchrl.core.finite import NonFiniteError
 
 Metrics = dict[str, float]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -12,20 +13,27 @@ from hpo_torchrl.core.finite import NonFiniteError, not_finite, spoilt_in_batch,
 if TYPE_CHECKING:
     from hpo_torchrl.algorithms.learner import Learner
 
-# What follows from a batch, and comes after it.
-_FILLED = ("collector", "randomness", "buffer")
+Spoilt = tuple[str, int | None]
 
 
-def check_lasting(learner: Learner) -> None:
-    """Raise a :class:`NonFiniteError` if what the next update starts from is not finite.
+def spoilt_in_learner(learner: Learner, without: Collection[str] = ("buffer",)) -> Spoilt | None:
+    """Return what of all that a checkpoint holds is not finite, and the place of the seed it is of.
 
-    That is all that a checkpoint holds, but for a replay buffer, whose batches were checked.
+    The optimizer's state comes first: it is the cause of the weights that it moved.
+
+    Args:
+        learner: the learner, between two updates or in one.
+        without: names of components that are left out: a replay buffer's batches were checked.
     """
-    for at in places(learner):
+    for at in [None] if learner.num_seeds is None else range(learner.num_seeds):
         parts = learner.components(at)
-        held = {name: part.state_dict() for name, part in parts.items() if name != "buffer"}
+        held = {name: part.state_dict() for name, part in parts.items() if name not in without}
+        weights = [name for own in learner.optimization.members[at or 0].values() for name in own]
+        moments = held.pop("optimizer")["state"]
+        held = {"optimizer": {weights[place]: own for place, own in moments.items()}} | held
         if bad := not_finite(held):
-            raise NonFiniteError(f"{bad} is not finite after the update.", at)
+            return bad, at
+    return None
 
 
 def explained(
@@ -39,7 +47,16 @@ def explained(
         batch: the batch, if it was collected.
         reward: its rewards as the environment gave them.
     """
-    first = _in_networks(learner) or _in_batch(learner, batch, reward)
+    first = spoilt_in_learner(learner, without=("collector", "buffer"))
+    if first is None and (bad := spoilt_in_env(learner.env)):
+        first = bad, getattr(error, "seed_index", None)
+    if batch is not None and reward is not None:
+        batch = batch.detach().copy().set(("next", "reward"), reward)
+    elif learner.collector.carried is not None:  # where a rollout that failed has come to
+        batch = learner.collector.carried.unsqueeze(-1)
+    if first is None and batch is not None:
+        states = getattr(learner.env, "state_names", ())
+        first = spoilt_in_batch(batch, states, many=learner.num_seeds is not None)
     if first is not None:
         what, at = first
         text = f"{what} is not finite, the first that was spoilt; this was noticed by: {error}"
@@ -49,41 +66,3 @@ def explained(
         return error
     who = "" if at is None or learner.seeds is None else f"Seed {learner.seeds[at]}: "
     return NonFiniteError(who + text, at)
-
-
-def places(learner: Learner) -> list[Any]:
-    """Return the places of the seeds; ``[None]`` in an ordinary run."""
-    return [None] if learner.num_seeds is None else list(range(learner.num_seeds))
-
-
-def _in_networks(learner: Learner) -> tuple[str, int | None] | None:
-    """Look for what was not finite before the batch was; the optimizer's state is the cause of the
-    weights that it moved.
-    """
-    for at in places(learner):
-        parts: dict[str, Any] = dict(learner.components(at))
-        weights = [
-            name for named in learner.optimization.members[at or 0].values() for name in named
-        ]
-        moments = parts.pop("optimizer").state_dict()["state"]
-        held = {"optimizer": {weights[place]: own for place, own in moments.items()}}
-        held |= {name: part.state_dict() for name, part in parts.items() if name not in _FILLED}
-        if bad := not_finite(held):
-            return bad, at
-    bad = spoilt_in_env(learner.env)
-    return None if bad is None else (bad, None)
-
-
-def _in_batch(
-    learner: Learner, batch: TensorDictBase | None, reward: Tensor | None
-) -> tuple[str, int | None] | None:
-    if batch is not None:
-        batch = batch.detach().copy()
-        if reward is not None:
-            batch.set(("next", "reward"), reward)
-    elif learner.collector.carried is not None:
-        batch = learner.collector.carried.unsqueeze(-1)
-    if batch is None:
-        return None
-    states = getattr(learner.env, "state_names", ())
-    return spoilt_in_batch(batch, states, many=learner.num_seeds is not None)

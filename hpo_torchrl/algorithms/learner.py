@@ -16,11 +16,12 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
-from hpo_torchrl.algorithms.diagnosis import check_lasting, explained
+from hpo_torchrl.algorithms.diagnosis import explained, spoilt_in_learner
 from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, check_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_float, check_int
+from hpo_torchrl.core.finite import NonFiniteError
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
@@ -190,7 +191,8 @@ class Learner(Algorithm):
             batch = self.collector.collect()
             reward = batch.get(("next", "reward")).detach()  # an update rescales it
             found = self.update(batch)
-            check_lasting(self)
+            if bad := spoilt_in_learner(self):
+                raise NonFiniteError(f"{bad[0]} is not finite after the update.", bad[1])
         except ValueError as error:
             if (known := explained(self, error, batch, reward)) is error:
                 raise
@@ -213,12 +215,16 @@ class Learner(Algorithm):
         """Bring the rewards of a batch to the scale of learning; return the cost that they meant.
 
         Raises:
-            NonFiniteError: a reward, or their running scale, is not finite.
+            NonFiniteError: a reward, an action or the rewards' running scale is not finite.
         """
         reward = batch.get(("next", "reward"))
-        check_finite({"the reward ('next', 'reward')": reward}, seeds=self.seeds)
+        # The argmax of NaN is 0: a batch may look well whose choices mean nothing.
+        keys: Any = (("next", "reward"), ("action", "continuous"), "discrete_log_prob")
+        given = {str(key): batch.get(key) for key in keys if key in batch.keys(True)}
+        check_finite(given, seeds=self.seeds, label="The batch's {}")
         self.scaler.observe(reward)
-        check_finite(dict(self.scaler.named_buffers()), seeds=self.seeds, label="the reward's {}")
+        scale = dict(self.scaler.named_buffers())
+        check_finite(scale, seeds=self.seeds, label="The {} of the rewards")
         scale, shift = (unsqueeze_like(unit, reward) for unit in self.reward_units(batch))
         batch.set(("next", "reward"), reward / scale - shift)
         cost = -self.mean(reward.detach()) / getattr(self.env, "cost_units", 1.0)

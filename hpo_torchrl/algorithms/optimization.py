@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_choice, check_float
-from hpo_torchrl.core.finite import NonFiniteError, all_finite
+from hpo_torchrl.core.finite import NonFiniteError, all_finite, not_finite
 
 if TYPE_CHECKING:
     from hpo_torchrl.algorithms.learner import Learner
@@ -135,12 +135,12 @@ class Optimization:
         places = list(range(len(self.optimizers)))
         if active is not None and self.seeds is not None:
             places = active.nonzero().flatten().tolist()
-        check_finite(terms, seeds=self.seeds, active=places)
+        losses = {key: value for key, value in terms.items() if key.startswith("loss_")}
+        check_finite(losses, seeds=self.seeds, active=places)
         parameters = [p for named in self.groups.values() for p in named.values()]
         for parameter in parameters:
             parameter.grad = None
-        losses = [value for key, value in terms.items() if key.startswith("loss_")]
-        torch.stack(losses).sum().backward()
+        torch.stack(list(losses.values())).sum().backward()
         limit = self.learner.max_grad_norm
         norms = clip_gradients(self.groups, limit, seeds=self.seeds, active=places)
         for at in places:
@@ -150,22 +150,11 @@ class Optimization:
                     parameter.grad = None if stack.grad is None else stack.grad[at]
             self.optimizers[at].step()
         if not all_finite(parameters):
-            self._check_parameters()
+            bad = not_finite(self.groups) or "their norm"
+            raise NonFiniteError(f"The optimizer's step spoilt the weights: {bad} is not finite.")
         return {f"grad_norm/{name}": norm for name, norm in norms.items()} | {
             name: value.detach() for name, value in terms.items()
         }
-
-    def _check_parameters(self) -> None:
-        """Name the parameter that a step has spoilt: its norm is not finite."""
-        lead = () if self.seeds is None else (len(self.seeds),)
-        norms = {
-            f"{name} of the {component} network": torch.linalg.vector_norm(
-                parameter.detach().reshape(*lead, -1), dim=-1
-            )
-            for component, named in self.groups.items()
-            for name, parameter in named.items()
-        }
-        check_finite(norms, seeds=self.seeds, label="The optimizer's step: the norm of {}")
 
 
 def clip_gradients(
@@ -207,7 +196,7 @@ def clip_gradients(
 
 
 def check_finite(
-    values: Mapping[str, Tensor] | TensorDictBase,
+    values: Mapping[str, Tensor],
     *,
     seeds: Sequence[int] | None = None,
     active: Sequence[int] | None = None,

@@ -9,17 +9,19 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-# What a learner adds to a batch, from the first to the last.
-_ADDED = ("state_value", "critic_value", "value_target", "advantage")
-# The parts of an action, in the order in which they follow from one another.
-_PARTS = {
-    "logits": (2, "the logits"),
-    "discrete_log_prob": (2, "the logits (by {})"),
-    "loc": (3, "the loc"),
-    "continuous": (4, "the continuous action {}"),
-    "scale": (5, "the scale"),
-    "action_log_prob": (5, "the density of the continuous action ({})"),
+# The kinds of entries of a batch, in the order in which they follow from one another.
+_KINDS = {
+    "logits": "logit",
+    "discrete_log_prob": "logit",
+    "loc": "continuous action",
+    "continuous": "continuous action",
+    "scale": "density",
+    "action_log_prob": "density",
+    "reward": "reward",
 }
+_ORDER = ["state", "observation", *dict.fromkeys(_KINDS.values()), "next state", "next observation"]
+# What a learner adds, from the first to the last.
+_ADDED = ["state_value", "critic_value", "value_target", "advantage"]
 
 
 class NonFiniteError(RuntimeError, ValueError):
@@ -49,23 +51,20 @@ def not_finite(state: Any) -> str | None:
     Args:
         state: a tensor, or mappings and sequences of tensors, of any depth.
     """
-    named = list(_leaves(state, ""))
+    named = list(leaves(state))
     if all_finite(value for _, value in named):
         return None
     return next((name for name, value in named if not bool(value.isfinite().all())), None)
 
 
-def _leaves(state: Any, at: str) -> Iterator[tuple[str, Tensor]]:
-    items: Any = ()
+def leaves(state: Any, at: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the dotted names of floating-point tensors in mappings and sequences, and themselves."""
     if isinstance(state, Tensor):
         if state.is_floating_point():
             yield at, state
-    elif isinstance(state, Mapping):
-        items = state.items()
-    elif isinstance(state, (list, tuple)):
-        items = enumerate(state)
-    for key, one in items:
-        yield from _leaves(one, f"{at}.{key}".lstrip("."))
+    elif isinstance(state, (Mapping, list, tuple)):
+        for key, one in state.items() if isinstance(state, Mapping) else enumerate(state):
+            yield from leaves(one, f"{at}.{key}".lstrip("."))
 
 
 def spoilt_in_env(env: Any) -> str | None:
@@ -99,30 +98,17 @@ def spoilt_in_batch(
         if bool(bad.any()):
             time = int(bad.reshape(-1, batch.shape[-1]).any(0).nonzero()[0])
             seed = int(bad[..., time].reshape(len(bad), -1).any(-1).nonzero()[0]) if many else None
-            stage, words = _named(key, states)
-            found.append(((stage > 9, time, stage), f"{words} at time step {time}", seed))
+            name = key if isinstance(key, str) else key[-1]
+            kind = _KINDS.get(name, "state" if name in states else "observation")
+            kind = f"next {kind}" if key[0] == "next" and kind in _ORDER[:2] else kind
+            order = (1, _ADDED.index(name), 0) if name in _ADDED else (0, time, _ORDER.index(kind))
+            kind = name if name in _ADDED else kind
+            when = f" at time step {time}" if batch.shape[-1] > 1 else ""
+            found.append((order, kind, f"the {kind} {key!r}{when}", seed))
     if not found:
         return None
-    (late, time, stage), words, seed = min(found, key=lambda one: one[0])
-    if stage == 6:  # a step that spoils the state may spoil its reward by that
-        states_too = [other for at, other, _ in found if at in ((late, time, 7), (late, time, 8))]
-        words = " and ".join([words, *states_too])
+    order, kind, words, seed = min(found, key=lambda one: one[0])
+    if kind == "reward":  # a step that spoils the state may spoil its reward by that
+        same = [one[2] for one in found if one[0][:2] == order[:2] and one[0] > order]
+        words = " and ".join([words, *same])
     return words, seed
-
-
-def _named(key: Any, states: Collection[str]) -> tuple[int, str]:
-    """Return when an entry comes about within a time step, and what it is called."""
-    after, name = (
-        isinstance(key, tuple) and key[0] == "next",
-        key if isinstance(key, str) else key[-1],
-    )
-    if name in _ADDED:
-        return 10 + _ADDED.index(name), f"the {name} {key!r}"
-    if name == "reward":
-        return 6, f"the reward {key!r}"
-    if not after and name in _PARTS:
-        stage, words = _PARTS[name]
-        return stage, words.format(repr(key))
-    if name in states:
-        return 7 * after, f"the state {key!r}"
-    return 7 * after + 1, f"the observation {key!r}"

@@ -207,13 +207,11 @@ class HybridDistribution(Distribution):
             if mask is not None:
                 check_mask(mask)
             # Normalised, a row is NaN where a logit was NaN or infinite, and its argmax is 0.
-            bad = {"logits": self.logits.isnan(), "loc": ~loc.isfinite()}
-            for name, where in bad.items():
-                if bool(where.any()):
+            for name, value in {"logits": self.logits.exp(), "loc": loc}.items():
+                if not bool(value.isfinite().all()):
                     raise NonFiniteError(
-                        f"The policy's {name} must be finite, got NaN or infinity in "
-                        f"{int(where.sum())} of {where.numel()} entries; check the network's "
-                        "weights and what it observes."
+                        f"{name} must be finite, got NaN or infinity; check the network's weights "
+                        "and what it observes."
                     )
 
     @property

@@ -83,8 +83,8 @@ class Checkpoint:
         if bad := not_finite(states):
             last = self.newest() if self.updates() else "none"
             raise NonFiniteError(
-                f"Update {update} spoilt {bad}, which is not finite. It was not saved; {last} stays "
-                "the newest checkpoint."
+                f"Update {update} spoilt {bad}, which is not finite, so it is not saved; {last} "
+                "stays the newest checkpoint."
             )
         replace(self._path(update), packed(Saved(update, self.config, dict(counters), states)))
         for old in self.updates()[:-_KEPT]:

@@ -268,23 +268,20 @@ class Trainer:
             yield
         except NonFiniteError as error:
             run = self.runs[error.seed_index or 0]
-            raise NonFiniteError(f"{what}{error} {self._way_on(run)}", error.seed_index) from error
-
-    def _way_on(self, run: SeedRun) -> str:
-        causes = (
-            "Common causes: a learning rate or reward that is too large, dynamics that overflow."
-        )
-        if not run.checkpoint.updates():
-            return f"There is no checkpoint yet: change the configuration. {causes}"
-        again = (
-            f"hpo-train resume={run.folder.path if run.index is None else run.folder.path.parent}"
-        )
-        if (rate := getattr(self.algorithm, "learning_rate", None)) is not None:
-            again += f" algorithm.learning_rate={rate / 2:g}"
-        return (
-            f"The last good checkpoint is {run.checkpoint.newest()}; go on from it with smaller "
-            f"steps by {again}. {causes}"
-        )
+            advice = "There is no checkpoint yet: change the configuration."
+            if run.checkpoint.updates():
+                folder = run.folder.path if run.index is None else run.folder.path.parent
+                rate = getattr(self.algorithm, "learning_rate", None)
+                smaller = "" if rate is None else f" algorithm.learning_rate={rate / 2:g}"
+                advice = (
+                    f"The last good checkpoint is {run.checkpoint.newest()}; go on from it by "
+                    f"hpo-train resume={folder}{smaller}."
+                )
+            raise NonFiniteError(
+                f"{what}{error} {advice} Common causes: a learning rate or reward that is too "
+                "large, or dynamics that overflow.",
+                error.seed_index,
+            ) from error
 
     @property
     def _frames(self) -> int:
