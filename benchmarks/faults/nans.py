@@ -302,20 +302,20 @@ class Planter:
         start = rf"Update {self.update}: {who}"
         if "head" in kind or kind == "trunk":
             part = {"trunk": "trunk", "discrete head": "discrete"}.get(kind, "continuous")
-            return rf"{start}policy\.\S*\b{part}\.\S+ is not finite, the first"
+            return rf"{start}policy\.\S*\b{part}\.\S+ is not finite, and was spoilt first"
         known = {
-            "reward": r"the reward .* at time step \d+ is not finite, the first",
+            "reward": r"the reward .* at time step \d+ is not finite, and was spoilt first",
             "state": r"(the reward .{,50} and )?the (next )?state .{,10}'(inventory|x)'",
             "observation": r"the (next )?observation .{,10}'observation'",
             "logits": "(the logit |logits must be finite)",
             "loc": "(the continuous action |loc must be finite)",
-            "critic": r"critic\.\S+ is not finite, the first",
-            "gradient": "The gradient of the continuous network is not finite",
-            "exp_avg": r"optimizer\.\S+\.exp_avg is not finite, the first",
-            "exp_avg_sq": r"optimizer\.\S+\.exp_avg_sq is not finite, the first",
+            "critic": r"critic\.\S+ is not finite, and was spoilt first",
+            "gradient": r"The gradient of continuous\.\S+ is not finite",
+            "exp_avg": r"optimizer\.\S+\.exp_avg is not finite, and was spoilt first",
+            "exp_avg_sq": r"optimizer\.\S+\.exp_avg_sq is not finite, and was spoilt first",
             "variance": r"reward_scaler\.variance",
             "weight": r"reward_scaler\.weight",
-            "advantage": "the advantage ",
+            "advantage": "the estimate 'advantage'",
             "parameter": "the environment's holding_cost",
             "cross-term weight": r"cross_term_weight\.power",
             "learning rate": "The optimizer's step spoilt the weights",

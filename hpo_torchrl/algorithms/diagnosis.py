@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from hpo_torchrl.core.finite import NonFiniteError, not_finite, spoilt_in_batch, spoilt_in_env
+from hpo_torchrl.core.finite import NonFiniteError, not_finite, spoilt_first
 
 if TYPE_CHECKING:
     from hpo_torchrl.algorithms.learner import Learner
 
-Spoilt = tuple[str, int | None]
 
-
-def spoilt_in_learner(learner: Learner, without: Collection[str] = ("buffer",)) -> Spoilt | None:
-    """Return what of all that a checkpoint holds is not finite, and the place of the seed it is of.
+def check_lasting(learner: Learner, without: Collection[str] = ("buffer",)) -> None:
+    """Raise a :class:`NonFiniteError` if something that a checkpoint holds is not finite.
 
     The optimizer's state comes first: it is the cause of the weights that it moved.
 
@@ -32,14 +30,13 @@ def spoilt_in_learner(learner: Learner, without: Collection[str] = ("buffer",)) 
         moments = held.pop("optimizer")["state"]
         held = {"optimizer": {weights[place]: own for place, own in moments.items()}} | held
         if bad := not_finite(held):
-            return bad, at
-    return None
+            raise NonFiniteError(f"{bad} is not finite.", at)
 
 
-def explained(
+def explain(
     learner: Learner, error: ValueError, batch: TensorDictBase | None, reward: Tensor | None
-) -> ValueError:
-    """Return the error that names what was spoilt first; the very error if it was something else.
+) -> None:
+    """Raise a :class:`NonFiniteError` that names what was spoilt first, if anything was.
 
     Args:
         learner: whose update failed.
@@ -47,22 +44,20 @@ def explained(
         batch: the batch, if it was collected.
         reward: its rewards as the environment gave them.
     """
-    first = spoilt_in_learner(learner, without=("collector", "buffer"))
-    if first is None and (bad := spoilt_in_env(learner.env)):
-        first = bad, getattr(error, "seed_index", None)
     if batch is not None and reward is not None:
         batch = batch.detach().copy().set(("next", "reward"), reward)
     elif learner.collector.carried is not None:  # where a rollout that failed has come to
         batch = learner.collector.carried.unsqueeze(-1)
-    if first is None and batch is not None:
-        states = getattr(learner.env, "state_names", ())
-        first = spoilt_in_batch(batch, states, many=learner.num_seeds is not None)
+    try:
+        check_lasting(learner, without=("collector", "buffer"))
+        first = spoilt_first(learner.env, batch, many=learner.num_seeds is not None)
+    except NonFiniteError as spoilt:
+        first = str(spoilt).removesuffix(" is not finite."), spoilt.seed_index
+    if first is None and not isinstance(error, NonFiniteError):
+        return
+    text, at = str(error), getattr(error, "seed_index", None)
     if first is not None:
-        what, at = first
-        text = f"{what} is not finite, the first that was spoilt; this was noticed by: {error}"
-    elif isinstance(error, NonFiniteError):
-        text, at = str(error), error.seed_index
-    else:
-        return error
+        text = f"{first[0]} is not finite, and was spoilt first. Noticed: {error}"
+        at = at if first[1] is None else first[1]
     who = "" if at is None or learner.seeds is None else f"Seed {learner.seeds[at]}: "
-    return NonFiniteError(who + text, at)
+    raise NonFiniteError(who + text, at) from error

@@ -16,12 +16,11 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
-from hpo_torchrl.algorithms.diagnosis import explained, spoilt_in_learner
+from hpo_torchrl.algorithms.diagnosis import check_lasting, explain
 from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, check_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_float, check_int
-from hpo_torchrl.core.finite import NonFiniteError
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
@@ -191,12 +190,10 @@ class Learner(Algorithm):
             batch = self.collector.collect()
             reward = batch.get(("next", "reward")).detach()  # an update rescales it
             found = self.update(batch)
-            if bad := spoilt_in_learner(self):
-                raise NonFiniteError(f"{bad[0]} is not finite after the update.", bad[1])
+            check_lasting(self)
         except ValueError as error:
-            if (known := explained(self, error, batch, reward)) is error:
-                raise
-            raise known from error
+            explain(self, error, batch, reward)
+            raise
         return found
 
     # -- rewards, values, advantages -------------------------------------------------------------
@@ -219,12 +216,10 @@ class Learner(Algorithm):
         """
         reward = batch.get(("next", "reward"))
         # The argmax of NaN is 0: a batch may look well whose choices mean nothing.
-        keys: Any = (("next", "reward"), ("action", "continuous"), "discrete_log_prob")
-        given = {str(key): batch.get(key) for key in keys if key in batch.keys(True)}
-        check_finite(given, seeds=self.seeds, label="The batch's {}")
+        chosen = batch.select(("next", "reward"), "action", "discrete_log_prob", strict=False)
+        check_finite(chosen.to_dict(), seeds=self.seeds, label="The batch's {}")
         self.scaler.observe(reward)
-        scale = dict(self.scaler.named_buffers())
-        check_finite(scale, seeds=self.seeds, label="The {} of the rewards")
+        check_finite(dict(self.scaler.named_buffers()), seeds=self.seeds, label="The rewards' {}")
         scale, shift = (unsqueeze_like(unit, reward) for unit in self.reward_units(batch))
         batch.set(("next", "reward"), reward / scale - shift)
         cost = -self.mean(reward.detach()) / getattr(self.env, "cost_units", 1.0)

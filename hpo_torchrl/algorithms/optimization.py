@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_choice, check_float
-from hpo_torchrl.core.finite import NonFiniteError, all_finite, not_finite
+from hpo_torchrl.core.finite import NonFiniteError, all_finite, leaves, not_finite
 
 if TYPE_CHECKING:
     from hpo_torchrl.algorithms.learner import Learner
@@ -176,7 +176,7 @@ def clip_gradients(
         Norms by component, scalars or ``(S,)``.
 
     Raises:
-        NonFiniteError: a gradient is not finite; the message names component and parameters.
+        NonFiniteError: a gradient is not finite; the message names component and parameter.
     """
     lead = () if seeds is None else (len(seeds),)
     gradients, norms = {}, {}
@@ -186,8 +186,10 @@ def clip_gradients(
             sizes = [torch.linalg.vector_norm(g.reshape(*lead, -1), dim=-1) for g in own.values()]
             norms[component] = torch.linalg.vector_norm(torch.stack(sizes), dim=0)
             gradients[component] = own
-    place: dict[str, Any] = {"seeds": seeds, "active": active, "parts": gradients}
-    check_finite(norms, label="The gradient of the {} network", **place)
+    if not all_finite(norms.values()):
+        place: dict[str, Any] = {"seeds": seeds, "active": active}
+        check_finite(gradients, label="The gradient of {}", **place)
+        check_finite(norms, label="The gradient's norm of {}", **place)
     for component, norm in norms.items():
         factor = (max_norm / (norm + 1e-6)).clamp_max(1.0)
         for gradient in gradients[component].values():
@@ -196,36 +198,27 @@ def clip_gradients(
 
 
 def check_finite(
-    values: Mapping[str, Tensor],
+    values: Mapping[str, Any],
     *,
     seeds: Sequence[int] | None = None,
     active: Sequence[int] | None = None,
     label: str = "{}",
-    parts: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Raise a :class:`NonFiniteError` that names the first entry that is NaN or infinite.
 
     Args:
-        values: what is checked, by name; with seeds ``(S, ...)``.
+        values: what is checked, by name, of any depth; with seeds ``(S, ...)``.
         seeds: the seeds on the leading axis; ``None`` without one.
         active: places of the seeds that count; ``None`` counts all.
         label: what an entry is called in the message.
-        parts: what an entry is made of, by name: the message lists the bad ones.
     """
-    if not len(values) or bool(torch.stack([v.isfinite().all() for v in values.values()]).all()):
+    if not_finite(values) is None:
         return
-    places: list[Any] = [...]  # all of a value that has no axis of seeds
-    if seeds is not None:
-        places = list(range(len(seeds)) if active is None else active)
-    for key, value in values.items():
-        for at in places:
-            if bool(value[at].isfinite().all()):
-                continue
-            members = {} if parts is None else parts[key]
-            bad = [name for name, part in members.items() if not part[at].isfinite().all()]
-            what = ", ".join(bad) or value[at].detach().mean().item()
-            text = f"{label.format(key)} is not finite: {what}."
-            raise NonFiniteError(text, None if seeds is None else at)
+    every = range(len(seeds or ()))
+    for at in [None] if seeds is None else every if active is None else active:
+        rows = {name: value if at is None else value[at] for name, value in leaves(values)}
+        if bad := not_finite(rows):
+            raise NonFiniteError(f"{label.format(bad)} is not finite.", at)
 
 
 def _groups(policy: Any, critic: nn.Module) -> dict[str, dict[str, nn.Parameter]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tensordict import TensorDictBase
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import get_total_norm
 
-# The kinds of entries of a batch, in the order in which they follow from one another.
+# What a learner adds to a batch, and all entries of one, as they follow from one another.
+_ADDED = ["state_value", "critic_value", "value_target", "advantage"]
 _KINDS = {
     "logits": "logit",
     "discrete_log_prob": "logit",
@@ -18,10 +20,10 @@ _KINDS = {
     "scale": "density",
     "action_log_prob": "density",
     "reward": "reward",
+    **dict.fromkeys(_ADDED, "estimate"),
 }
-_ORDER = ["state", "observation", *dict.fromkeys(_KINDS.values()), "next state", "next observation"]
-# What a learner adds, from the first to the last.
-_ADDED = ["state_value", "critic_value", "value_target", "advantage"]
+_ORDER = ["state", "observation", "logit", "continuous action", "density", "reward", "next state"]
+_ORDER += ["next observation", "estimate"]
 
 
 class NonFiniteError(RuntimeError, ValueError):
@@ -58,41 +60,36 @@ def not_finite(state: Any) -> str | None:
 
 
 def leaves(state: Any, at: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the dotted names of floating-point tensors in mappings and sequences, and themselves."""
+    """Yield the floating-point tensors in mappings and sequences, each with its dotted name."""
     if isinstance(state, Tensor):
-        if state.is_floating_point():
+        if state.is_floating_point() and not is_lazy(state):
             yield at, state
     elif isinstance(state, (Mapping, list, tuple)):
         for key, one in state.items() if isinstance(state, Mapping) else enumerate(state):
             yield from leaves(one, f"{at}.{key}".lstrip("."))
 
 
-def spoilt_in_env(env: Any) -> str | None:
-    """Return the name of the first tensor of an environment's own that holds NaN.
+def spoilt_first(
+    env: Any, batch: TensorDictBase | None, *, many: bool = False
+) -> tuple[str, int | None] | None:
+    """Return what was not finite first, in words, and the place of the seed it is of.
 
-    Infinity may be meant, as the end of an unbounded range.
+    Tensors of the environment's own are looked at first, for NaN: infinity may be meant there.
+    Then time steps are walked in their order; within one state and observation, logits, continuous
+    action, reward, and what the step leads to. Values and advantages come after all of them.
+
+    Args:
+        env: the environment.
+        batch: rollouts ``(*B, T)``; with seeds ``(S, *B, T)``.
+        many: whether there is an axis of seeds.
     """
     for one in (getattr(env, "base_env", env), *getattr(env, "members", ())):
         for name, value in vars(one).items():
             if isinstance(value, Tensor) and bool(value.isnan().any()):
-                return f"the environment's {name}"
-    return None
-
-
-def spoilt_in_batch(
-    batch: TensorDictBase, states: Collection[str] = (), *, many: bool = False
-) -> tuple[str, int | None] | None:
-    """Return what of a batch is not finite first, in words, and the place of the seed it is of.
-
-    Time steps are walked in their order; within one state and observation, logits, continuous
-    action, reward, and what the step leads to; values and advantages after all of them.
-
-    Args:
-        batch: rollouts ``(*B, T)``; with seeds ``(S, *B, T)``.
-        states: names of the entries that are the environment's state.
-        many: whether there is an axis of seeds.
-    """
-    found = []
+                return f"the environment's {name}", None
+    if batch is None:
+        return None
+    found, states = [], getattr(env, "state_names", ())
     for key, value in batch.items(True, True):
         bad = ~value.isfinite().reshape(*batch.shape, -1).all(-1)
         if bool(bad.any()):
@@ -101,8 +98,9 @@ def spoilt_in_batch(
             name = key if isinstance(key, str) else key[-1]
             kind = _KINDS.get(name, "state" if name in states else "observation")
             kind = f"next {kind}" if key[0] == "next" and kind in _ORDER[:2] else kind
-            order = (1, _ADDED.index(name), 0) if name in _ADDED else (0, time, _ORDER.index(kind))
-            kind = name if name in _ADDED else kind
+            order = (0, time, _ORDER.index(kind))
+            if name in _ADDED:  # an advantage comes of all later steps
+                order = (1, _ADDED.index(name), 0)
             when = f" at time step {time}" if batch.shape[-1] > 1 else ""
             found.append((order, kind, f"the {kind} {key!r}{when}", seed))
     if not found:

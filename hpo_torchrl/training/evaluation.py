@@ -13,7 +13,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.core.checks import check_int
-from hpo_torchrl.core.finite import NonFiniteError, not_finite, spoilt_in_batch, spoilt_in_env
+from hpo_torchrl.core.finite import NonFiniteError, not_finite, spoilt_first
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
 from hpo_torchrl.modules.sampler import DISCRETE_LOG_PROB
@@ -125,10 +125,9 @@ def _check(env: EnvBase, policy: Any, piece: TensorDictBase, total: Tensor) -> N
     score = piece.get(DISCRETE_LOG_PROB, total)
     if bool(total.isfinite().all() & ~score.isnan().any()):
         return
-    many = isinstance(env, ReplicatedEnv)
-    first = spoilt_in_batch(piece, getattr(env, "state_names", ()), many=many)
+    first = spoilt_first(env, piece, many=isinstance(env, ReplicatedEnv))
     what, at = first or ("the sum of the costs", None)
-    raise NonFiniteError(f"{spoilt_in_env(env) or what} is not finite in the test.", at)
+    raise NonFiniteError(f"{what} is not finite in the test.", at)
 
 
 def _estimate(cost: Tensor) -> CostEstimate:
