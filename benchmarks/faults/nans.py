@@ -119,6 +119,8 @@ def build(case: Case, folder: Path) -> Trainer:
         envs, policies, critics = zip(*members, strict=True)
         env, policy, critic = ReplicatedEnv(envs), replicate(policies), replicate(critics)
     own: dict[str, Any] = {"seed": SEEDS if case.many else SEEDS[0], "unroll_length": STEPS}
+    if case.algorithm in ("hpo", "ppo"):
+        own |= {"epochs": 1, "num_minibatches": 2}
     if case.kind == "cross-term weight":
         own["cross_term"] = "adaptive"
     if case.algorithm == "pathwise":

@@ -8,20 +8,29 @@ from typing import TYPE_CHECKING
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from hpo_torchrl.core.finite import NonFiniteError, not_finite, spoilt_first
+from hpo_torchrl.core.finite import NonFiniteError, all_finite, leaves, not_finite, spoilt_first
 
 if TYPE_CHECKING:
     from hpo_torchrl.algorithms.learner import Learner
 
 
-def check_lasting(learner: Learner, without: Collection[str] = ("buffer",)) -> None:
-    """Raise a :class:`NonFiniteError` if something that a checkpoint holds is not finite.
+def check_lasting(learner: Learner) -> None:
+    """Raise a :class:`NonFiniteError` if something is not finite that the next update starts from.
+
+    Weights and reward scale were checked where they changed, and a replay buffer's batches before.
+    """
+    kept = [list(own.values()) for o in learner.optimization.optimizers for own in o.state.values()]
+    kept += [list(loss.buffers()) for loss in learner.losses()]
+    if (carried := learner.collector.carried) is not None:
+        kept.append(list(carried.values(True, True)))
+    if not all_finite(value for _, value in leaves(kept)):
+        _name_lasting(learner, ("buffer",))
+
+
+def _name_lasting(learner: Learner, without: Collection[str]) -> None:
+    """Raise an error that names what of all that a checkpoint holds is not finite, if anything.
 
     The optimizer's state comes first: it is the cause of the weights that it moved.
-
-    Args:
-        learner: the learner, between two updates or in one.
-        without: names of components that are left out: a replay buffer's batches were checked.
     """
     for at in [None] if learner.num_seeds is None else range(learner.num_seeds):
         parts = learner.components(at)
@@ -49,7 +58,7 @@ def explain(
     elif learner.collector.carried is not None:  # where a rollout that failed has come to
         batch = learner.collector.carried.unsqueeze(-1)
     try:
-        check_lasting(learner, without=("collector", "buffer"))
+        _name_lasting(learner, without=("collector", "buffer"))
         first = spoilt_first(learner.env, batch, many=learner.num_seeds is not None)
     except NonFiniteError as spoilt:
         first = str(spoilt).removesuffix(" is not finite."), spoilt.seed_index

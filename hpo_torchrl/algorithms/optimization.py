@@ -136,13 +136,12 @@ class Optimization:
         if active is not None and self.seeds is not None:
             places = active.nonzero().flatten().tolist()
         losses = {key: value for key, value in terms.items() if key.startswith("loss_")}
-        check_finite(losses, seeds=self.seeds, active=places)
         parameters = [p for named in self.groups.values() for p in named.values()]
         for parameter in parameters:
             parameter.grad = None
         torch.stack(list(losses.values())).sum().backward()
         limit = self.learner.max_grad_norm
-        norms = clip_gradients(self.groups, limit, seeds=self.seeds, active=places)
+        norms = clip_gradients(self.groups, limit, seeds=self.seeds, active=places, losses=losses)
         for at in places:
             if self.seeds is not None:  # each optimizer steps on its own rows of the stack
                 own = [p for group in self.optimizers[at].param_groups for p in group["params"]]
@@ -163,6 +162,7 @@ def clip_gradients(
     *,
     seeds: Sequence[int] | None = None,
     active: Sequence[int] | None = None,
+    losses: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Clip the gradient of each component, of each seed, and return the norms before.
 
@@ -171,12 +171,13 @@ def clip_gradients(
         max_norm: largest norm of a component's gradient.
         seeds: the seeds on the leading axis; ``None`` without one.
         active: see :func:`check_finite`.
+        losses: terms that the gradients are of, which are checked with them.
 
     Returns:
         Norms by component, scalars or ``(S,)``.
 
     Raises:
-        NonFiniteError: a gradient is not finite; the message names component and parameter.
+        NonFiniteError: a term or a gradient is not finite; the message names the first.
     """
     lead = () if seeds is None else (len(seeds),)
     gradients, norms = {}, {}
@@ -186,8 +187,10 @@ def clip_gradients(
             sizes = [torch.linalg.vector_norm(g.reshape(*lead, -1), dim=-1) for g in own.values()]
             norms[component] = torch.linalg.vector_norm(torch.stack(sizes), dim=0)
             gradients[component] = own
-    if not all_finite(norms.values()):
+    found = [*(losses or {}).values(), *norms.values()]
+    if found and not bool(torch.stack(found).isfinite().all()):
         place: dict[str, Any] = {"seeds": seeds, "active": active}
+        check_finite(losses or {}, **place)
         check_finite(gradients, label="The gradient of {}", **place)
         check_finite(norms, label="The gradient's norm of {}", **place)
     for component, norm in norms.items():
