@@ -20,7 +20,7 @@ from hpo_torchrl.algorithms import DDPG, HPO, NonFiniteError
 from hpo_torchrl.algorithms.optimization import RewardScaler
 from hpo_torchrl.core.finite import not_finite, spoilt_first
 from hpo_torchrl.experiments import cli
-from hpo_torchrl.modules import HybridDistribution, HybridPolicy, make_value_network
+from hpo_torchrl.modules import HybridDistribution, HybridPolicy, make_value_network, replicate
 from hpo_torchrl.objectives.hpo import CrossTermWeight
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.training import Checkpoint, Evaluation, Selection
@@ -94,17 +94,28 @@ def test_values_are_not_checked_in_an_exported_graph():
     assert all(map(torch.equal, exported(seen), Act()(seen)))
 
 
-@pytest.mark.parametrize("return_log_prob", [True, False])
-@pytest.mark.parametrize("fill", [NAN, 3e38])
-def test_a_policy_of_nan_has_no_cost(fill, return_log_prob):
-    env, policy, _ = parts(return_log_prob=return_log_prob)
+def spoil_discrete_head(policy, fill):
     with torch.no_grad():
         for name, weight in policy.named_parameters():
             if "discrete" in name:
                 weight.fill_(fill)
                 weight.view(-1)[::2] *= -1.0
-    with pytest.raises(NonFiniteError, match=r"weight \S+discrete" if fill != fill else "logit"):
-        Evaluation(env, num_steps=6, seed=0).run(policy)
+
+
+@pytest.mark.parametrize("return_log_prob", [True, False])
+@pytest.mark.parametrize(("fill", "named"), [(NAN, r"weight \S+discrete"), (3e38, "the logit ")])
+def test_a_policy_of_nan_has_no_cost(fill, named, return_log_prob, monkeypatch):
+    env, policy, _ = parts(return_log_prob=return_log_prob)
+    spoil_discrete_head(policy, fill)
+    test = Evaluation(env, num_steps=6, seed=0)
+    with pytest.raises(NonFiniteError, match=named):
+        test.run(policy)
+    seeds = replicate([parts(return_log_prob=return_log_prob)[1], policy])
+    for together in (True, False):  # seeds side by side, and one after another
+        monkeypatch.setattr(InventoryEnv, "counts_steps", together)
+        with pytest.raises(NonFiniteError, match=named) as caught:
+            test.run(seeds)
+        assert caught.value.seed_index == 1
 
 
 def test_a_test_that_is_not_finite_ends_the_run_without_a_summary(tmp_path):

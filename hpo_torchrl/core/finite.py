@@ -91,8 +91,8 @@ def spoilt_first(
         return None
     found, states = [], getattr(env, "state_names", ())
     for key, value in batch.items(True, True):
-        bad = ~value.isfinite().reshape(*batch.shape, -1).all(-1)
-        if bool(bad.any()):
+        if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+            bad = ~value.isfinite().reshape(*batch.shape, -1).all(-1)
             time = int(bad.reshape(-1, batch.shape[-1]).any(0).nonzero()[0])
             seed = int(bad[..., time].reshape(len(bad), -1).any(-1).nonzero()[0]) if many else None
             name = key if isinstance(key, str) else key[-1]

@@ -80,18 +80,23 @@ class Evaluation:
                 infinite; the message names what was spoilt first.
         """
         number, env = getattr(policy, "num_seeds", None), self.env
-        for at, member in enumerate([policy] if number is None else policy.members):
-            if bad := not_finite(dict(getattr(member, "named_parameters", dict)())):
-                raise NonFiniteError(
-                    f"The policy's weight {bad} is not finite, so that nothing is tested.",
-                    None if number is None else at,
-                )
         if number is None:
-            return _estimate(self._cost(env, policy))
+            return self._one(policy)
         if not isinstance(env, DifferentiableEnv) or not env.counts_steps:
             # When episodes end depends on what a policy does, and so would the draws that follow.
-            return [self.run(member) for member in policy.members]
+            return [self._one(member, at) for at, member in enumerate(policy.members)]
+        for at, member in enumerate(policy.members):
+            _check_weights(member, at)
         return [_estimate(cost) for cost in self._cost(ReplicatedEnv(env, number), policy)]
+
+    def _one(self, policy: Any, at: int | None = None) -> CostEstimate:
+        """Test one policy, that of a seed."""
+        try:
+            _check_weights(policy, at)
+            return _estimate(self._cost(self.env, policy))
+        except NonFiniteError as error:
+            error.seed_index = at
+            raise
 
     def _cost(self, env: EnvBase, policy: Any) -> Tensor:
         """Return the cost per unit and period of every instance, of the batch shape."""
@@ -113,6 +118,12 @@ class Evaluation:
         """Return what the best policy costs here, where the environment knows it."""
         known = getattr(self.env, "reference", None)
         return Reference() if known is None else known(self)
+
+
+def _check_weights(policy: Any, at: int | None) -> None:
+    """Raise a :class:`NonFiniteError` if a weight of a policy is not finite."""
+    if bad := not_finite(dict(getattr(policy, "named_parameters", dict)())):
+        raise NonFiniteError(f"The policy's weight {bad} is not finite: it is not tested.", at)
 
 
 def _check(env: EnvBase, policy: Any, piece: TensorDictBase, total: Tensor) -> None:

@@ -268,6 +268,8 @@ class Trainer:
             yield
         except NonFiniteError as error:
             run = self.runs[error.seed_index or 0]
+            if error.seed_index is not None and not str(error).startswith("Seed "):
+                what += f"Seed {run.checkpoint.config['seed']}: "
             advice = "There is no checkpoint yet: change the configuration."
             if run.checkpoint.updates():
                 folder = run.folder.path if run.index is None else run.folder.path.parent
