@@ -187,8 +187,8 @@ def clip_gradients(
             sizes = [torch.linalg.vector_norm(g.reshape(*lead, -1), dim=-1) for g in own.values()]
             norms[component] = torch.linalg.vector_norm(torch.stack(sizes), dim=0)
             gradients[component] = own
-    found = [*(losses or {}).values(), *norms.values()]
-    if found and not bool(torch.stack(found).isfinite().all()):
+    found = [value.reshape(-1) for value in (*(losses or {}).values(), *norms.values())]
+    if found and not bool(torch.cat(found).isfinite().all()):
         place: dict[str, Any] = {"seeds": seeds, "active": active}
         check_finite(losses or {}, **place)
         check_finite(gradients, label="The gradient of {}", **place)
