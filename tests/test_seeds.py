@@ -14,8 +14,8 @@ from torch import nn
 from torchrl.envs.utils import ExplorationType
 
 from hpo_torchrl.algorithms import DDPG, HPO, PPO
-from hpo_torchrl.algorithms.base import NonFiniteError
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
+from hpo_torchrl.core.finite import NonFiniteError
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import ReplicatedEnv
 from hpo_torchrl.modules import (

@@ -180,7 +180,7 @@ def test_reward_scaler_tracks_the_standard_deviation_and_keeps_the_graph():
 def test_clip_gradients_names_the_component_that_is_not_finite():
     parameter = torch.nn.Parameter(torch.zeros(3))
     parameter.grad = torch.tensor([1.0, float("nan"), 0.0])
-    with pytest.raises(NonFiniteError, match=r"continuous network is not finite: head\.weight"):
+    with pytest.raises(NonFiniteError, match=r"gradient of continuous\.head\.weight is not"):
         clip_gradients({"continuous": {"head.weight": parameter}}, 1.0)
 
 

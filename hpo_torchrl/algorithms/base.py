@@ -16,18 +16,6 @@ from hpo_torchrl.core.checks import did_you_mean
 Metrics = dict[str, float]
 
 
-class NonFiniteError(RuntimeError):
-    """A loss, gradient or batch entry became NaN or infinite; the message names it.
-
-    Attributes:
-        seed_index: place of the seed among those trained together; ``None`` in an ordinary run.
-    """
-
-    def __init__(self, message: str, seed_index: int | None = None) -> None:
-        super().__init__(message)
-        self.seed_index = seed_index
-
-
 class Algorithm(abc.ABC):
     """Collects a batch and updates a policy; the trainer owns time, logging and files.
 
@@ -52,7 +40,7 @@ class Algorithm(abc.ABC):
         """Update the policy from one batch and return what is worth logging, for each seed.
 
         Raises:
-            NonFiniteError: a loss or gradient is not finite; no parameter has been changed by it.
+            NonFiniteError: a reward, a loss, a gradient or a weight is not finite.
         """
 
     @abc.abstractmethod

@@ -13,6 +13,7 @@ from torchrl.objectives import SoftUpdate
 from hpo_torchrl.algorithms.base import Metrics
 from hpo_torchrl.algorithms.learner import Learner, setting
 from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.finite import leaves
 from hpo_torchrl.modules import make_q_network
 from hpo_torchrl.modules.layers import ACTIVATIONS
 from hpo_torchrl.objectives import LearnedCriticLoss
@@ -110,7 +111,10 @@ class _BufferState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the buffer's own state; nothing of an empty one."""
-        return self._buffer.state_dict() if len(self._buffer) else {}
+        state = self._buffer.state_dict() if len(self._buffer) else {}
+        for _, value in leaves(state):
+            value[len(self._buffer) :] = 0.0  # memory that nothing was written to yet
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Fill the buffer again."""

@@ -16,6 +16,7 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
+from hpo_torchrl.algorithms.diagnosis import check_lasting, explain
 from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, check_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
 from hpo_torchrl.core.categorical import unsqueeze_like
@@ -178,6 +179,23 @@ class Learner(Algorithm):
         """Return the algorithm's losses: all attributes that are one."""
         return [value for value in vars(self).values() if isinstance(value, LossModule)]
 
+    def iterate(self) -> Metrics | list[Metrics]:
+        """Collect a batch and update.
+
+        Raises:
+            NonFiniteError: something became NaN or infinite; the message names what was the first.
+        """
+        batch = reward = None
+        try:
+            batch = self.collector.collect()
+            reward = batch.get(("next", "reward")).detach()  # an update rescales it
+            found = self.update(batch)
+            check_lasting(self)
+        except ValueError as error:
+            explain(self, error, batch, reward)
+            raise
+        return found
+
     # -- rewards, values, advantages -------------------------------------------------------------
 
     def prepare(self, batch: TensorDictBase) -> tuple[dict[str, Any], TensorDictBase]:
@@ -194,11 +212,14 @@ class Learner(Algorithm):
         """Bring the rewards of a batch to the scale of learning; return the cost that they meant.
 
         Raises:
-            NonFiniteError: a reward is not finite.
+            NonFiniteError: a reward, an action or the rewards' running scale is not finite.
         """
         reward = batch.get(("next", "reward"))
-        check_finite({"the reward ('next', 'reward')": reward}, seeds=self.seeds)
+        # The argmax of NaN is 0: a batch may look well whose choices mean nothing.
+        chosen = batch.select(("next", "reward"), "action", "discrete_log_prob", strict=False)
+        check_finite(chosen.to_dict(), seeds=self.seeds, label="The batch's {}")
         self.scaler.observe(reward)
+        check_finite(dict(self.scaler.named_buffers()), seeds=self.seeds, label="The rewards' {}")
         scale, shift = (unsqueeze_like(unit, reward) for unit in self.reward_units(batch))
         batch.set(("next", "reward"), reward / scale - shift)
         cost = -self.mean(reward.detach()) / getattr(self.env, "cost_units", 1.0)

@@ -10,9 +10,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from hpo_torchrl.algorithms.base import NonFiniteError
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_choice, check_float
+from hpo_torchrl.core.finite import NonFiniteError, all_finite, leaves, not_finite
 
 if TYPE_CHECKING:
     from hpo_torchrl.algorithms.learner import Learner
@@ -38,6 +38,7 @@ class Optimization:
 
     Attributes:
         groups: parameters by name, by component; with seeds ``(S, ...)``.
+        members: those of each seed.
         optimizers: one Adam for each seed.
         factor: the schedule's factor now.
 
@@ -56,19 +57,20 @@ class Optimization:
             for i, beta in enumerate(betas)
         )
         self.groups = _groups(learner.policy, learner.critic)
+        self.members = [_groups(*member) for member in learner.members()]
         # A group holds its learning-rate multiplier, so that a checkpoint has it.
         self.optimizers = [
             torch.optim.Adam(
                 [
                     {"params": list(named.values()), "lr_multiplier": 1.0}
-                    for named in _groups(*member).values()
+                    for named in member.values()
                 ],
                 lr=learner.learning_rate,
                 betas=(first, second),
                 eps=1e-5,
                 fused=True,
             )
-            for member in learner.members()
+            for member in self.members
         ]
 
     def anneal(self, progress: float) -> None:
@@ -100,9 +102,14 @@ class Optimization:
                 one for each seed. Above 2 the multiplier falls, below 1/2 it grows, up to 1. The
                 target shrinks with the schedule of the learning rate: the multiplier would undo
                 that one otherwise.
+
+        Raises:
+            NonFiniteError: the ratio is not finite: nothing says that the step was small.
         """
         if component not in self.groups:  # a network of the user's own may have no such part
             return
+        change = {component: torch.as_tensor(ratio)}
+        check_finite(change, seeds=self.seeds, label="The change of the {} actions by the update")
         ratios = (torch.as_tensor(ratio).double() / self.factor).reshape(-1).tolist()
         for group, own in zip(self.param_groups(component), ratios, strict=True):
             factor = 1.0 / _FACTOR if own > 2.0 else _FACTOR if own < 0.5 else 1.0
@@ -122,25 +129,28 @@ class Optimization:
             The gradient norms by component, and the terms.
 
         Raises:
-            NonFiniteError: a term or a gradient is not finite; no parameter has changed.
+            NonFiniteError: a term or a gradient is not finite, and no parameter has changed; or
+                the step made a parameter so.
         """
         places = list(range(len(self.optimizers)))
         if active is not None and self.seeds is not None:
             places = active.nonzero().flatten().tolist()
-        check_finite(terms, seeds=self.seeds, active=places)
+        losses = {key: value for key, value in terms.items() if key.startswith("loss_")}
         parameters = [p for named in self.groups.values() for p in named.values()]
         for parameter in parameters:
             parameter.grad = None
-        losses = [value for key, value in terms.items() if key.startswith("loss_")]
-        torch.stack(losses).sum().backward()
+        torch.stack(list(losses.values())).sum().backward()
         limit = self.learner.max_grad_norm
-        norms = clip_gradients(self.groups, limit, seeds=self.seeds, active=places)
+        norms = clip_gradients(self.groups, limit, seeds=self.seeds, active=places, losses=losses)
         for at in places:
             if self.seeds is not None:  # each optimizer steps on its own rows of the stack
                 own = [p for group in self.optimizers[at].param_groups for p in group["params"]]
                 for parameter, stack in zip(own, parameters, strict=True):
                     parameter.grad = None if stack.grad is None else stack.grad[at]
             self.optimizers[at].step()
+        if not all_finite(parameters):
+            bad = not_finite(self.groups) or "their norm"
+            raise NonFiniteError(f"The optimizer's step spoilt the weights: {bad} is not finite.")
         return {f"grad_norm/{name}": norm for name, norm in norms.items()} | {
             name: value.detach() for name, value in terms.items()
         }
@@ -152,6 +162,7 @@ def clip_gradients(
     *,
     seeds: Sequence[int] | None = None,
     active: Sequence[int] | None = None,
+    losses: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Clip the gradient of each component, of each seed, and return the norms before.
 
@@ -160,12 +171,13 @@ def clip_gradients(
         max_norm: largest norm of a component's gradient.
         seeds: the seeds on the leading axis; ``None`` without one.
         active: see :func:`check_finite`.
+        losses: terms that the gradients are of, which are checked with them.
 
     Returns:
         Norms by component, scalars or ``(S,)``.
 
     Raises:
-        NonFiniteError: a gradient is not finite; the message names component and parameters.
+        NonFiniteError: a term or a gradient is not finite; the message names the first.
     """
     lead = () if seeds is None else (len(seeds),)
     gradients, norms = {}, {}
@@ -175,8 +187,12 @@ def clip_gradients(
             sizes = [torch.linalg.vector_norm(g.reshape(*lead, -1), dim=-1) for g in own.values()]
             norms[component] = torch.linalg.vector_norm(torch.stack(sizes), dim=0)
             gradients[component] = own
-    place: dict[str, Any] = {"seeds": seeds, "active": active, "parts": gradients}
-    check_finite(norms, label="The gradient of the {} network", **place)
+    found = [value.reshape(-1) for value in (*(losses or {}).values(), *norms.values())]
+    if found and not bool(torch.cat(found).isfinite().all()):
+        place: dict[str, Any] = {"seeds": seeds, "active": active}
+        check_finite(losses or {}, **place)
+        check_finite(gradients, label="The gradient of {}", **place)
+        check_finite(norms, label="The gradient's norm of {}", **place)
     for component, norm in norms.items():
         factor = (max_norm / (norm + 1e-6)).clamp_max(1.0)
         for gradient in gradients[component].values():
@@ -185,38 +201,27 @@ def clip_gradients(
 
 
 def check_finite(
-    values: Mapping[str, Tensor] | TensorDictBase,
+    values: Mapping[str, Any],
     *,
     seeds: Sequence[int] | None = None,
     active: Sequence[int] | None = None,
     label: str = "{}",
-    parts: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Raise a :class:`NonFiniteError` that names the first entry that is NaN or infinite.
 
     Args:
-        values: what is checked, by name; with seeds ``(S, ...)``.
+        values: what is checked, by name, of any depth; with seeds ``(S, ...)``.
         seeds: the seeds on the leading axis; ``None`` without one.
         active: places of the seeds that count; ``None`` counts all.
         label: what an entry is called in the message.
-        parts: what an entry is made of, by name: the message lists the bad ones.
     """
-    if not len(values) or bool(torch.stack([v.isfinite().all() for v in values.values()]).all()):
+    if not_finite(values) is None:
         return
-    places: list[Any] = [...]  # all of a value that has no axis of seeds
-    if seeds is not None:
-        places = list(range(len(seeds)) if active is None else active)
-    for key, value in values.items():
-        for at in places:
-            if bool(value[at].isfinite().all()):
-                continue
-            members = {} if parts is None else parts[key]
-            bad = [name for name, part in members.items() if not part[at].isfinite().all()]
-            what = ", ".join(bad) or value[at].detach().mean().item()
-            text = f"{label.format(key)} is not finite: {what}."
-            if seeds is None:
-                raise NonFiniteError(text)
-            raise NonFiniteError(f"Seed {seeds[at]}: {text}", at)
+    every = range(len(seeds or ()))
+    for at in [None] if seeds is None else every if active is None else active:
+        rows = {name: value if at is None else value[at] for name, value in leaves(values)}
+        if bad := not_finite(rows):
+            raise NonFiniteError(f"{label.format(bad)} is not finite.", at)
 
 
 def _groups(policy: Any, critic: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
@@ -265,7 +270,7 @@ class RewardScaler(nn.Module):
     def scale(self) -> Tensor:
         """The running standard deviation; where rewards do not vary, their size."""
         deviation, size = self.variance.sqrt(), self.mean.abs()
-        return torch.where(deviation > 1e-6 * size, deviation, size).clamp_min(1e-8)
+        return torch.where(deviation <= 1e-6 * size, size, deviation).clamp_min(1e-8)
 
     def forward(self, reward: Tensor) -> Tensor:
         """Return the scaled rewards; gradients flow."""

@@ -261,8 +261,10 @@ class SampleCollector(_BatchCollector):
         """Collect one batch of shape ``(*B, T)``, detached; the instances run on afterwards."""
         if self.carried is not None and not self.reset_at_each_iter:
             self._collector._carrier = self.restarted(self.carried)
-        batch = self._collector.rollout()
-        self.carried = self._collector._carrier
+        try:
+            batch = self._collector.rollout()
+        finally:  # of a failed rollout, where it stopped
+            self.carried = self._collector._carrier
         self.frames += self.frames_per_batch
         # A copy: TorchRL reuses the buffers of a batch for the next one.
         return batch.exclude("logits", "loc", "scale").clone()

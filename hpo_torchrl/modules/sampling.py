@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from hpo_torchrl.core.categorical import entropy_of, over_heads
+from hpo_torchrl.core.finite import NonFiniteError
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.modules.continuous import ContinuousDistribution, Normal
 
@@ -138,11 +139,13 @@ class HybridDistribution(Distribution):
         heads: whether there are heads.
         distribution: the distribution of u, see :class:`ContinuousDistribution`.
         validate_args: check values besides shapes; by default where that is free of a host
-            synchronisation, that is on the CPU.
+            synchronisation, that is on the CPU, and where nothing is being compiled.
 
     Raises:
         ValueError: shapes disagree, a scale is negative or NaN, or a row of the mask allows no
             discrete action.
+        NonFiniteError: logits or loc are not finite (a ``ValueError`` too). Minus infinity as a
+            logit forbids its discrete action, unless it forbids all.
 
     Examples:
         >>> import torch
@@ -194,13 +197,22 @@ class HybridDistribution(Distribution):
                 f"mask must be bool of shape {tuple(logits.shape)}, got {mask.dtype} of shape "
                 f"{tuple(mask.shape)}."
             )
-        if logits.device.type == "cpu" if validate_args is None else validate_args:
+        self.logits = normalised(logits, mask)
+        if validate_args is None:
+            validate_args = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+        if validate_args:
             if self.scale is not None and not bool((self.scale >= 0).all()):
                 least = self.scale.min().item()
                 raise ValueError(f"scale must be >= 0, got a minimum of {least:g}.")
             if mask is not None:
                 check_mask(mask)
-        self.logits = normalised(logits, mask)
+            # Normalised, a row is NaN where a logit was NaN or infinite, and its argmax is 0.
+            for name, value in {"logits": self.logits.exp(), "loc": loc}.items():
+                if not bool(value.isfinite().all()):
+                    raise NonFiniteError(
+                        f"{name} must be finite, got NaN or infinity; check the network's weights "
+                        "and what it observes."
+                    )
 
     @property
     def num_discrete(self) -> int:

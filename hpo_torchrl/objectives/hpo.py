@@ -65,8 +65,10 @@ class CrossTermWeight(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight w in [0, 1], a scalar or ``(S,)``; 1 before anything was observed."""
-        seen = self.power > 0
-        return torch.where(seen, self.signal / self.power.where(seen, 1.0), 1.0).clamp(0.0, 1.0)
+        unseen = self.power == 0
+        return torch.where(unseen, 1.0, self.signal / self.power.where(~unseen, 1.0)).clamp(
+            0.0, 1.0
+        )
 
     def observe(self, cross: Tensor, parameters: Sequence[Tensor]) -> None:
         """Take a batch into the running means.

@@ -118,7 +118,7 @@ class ProgressBar(Callback):
         for name, label in _GAPS.items():
             if name in mean:
                 self._shown[label] = f"{mean[name]:+.2%}"
-                if len(rows) == 1 and not trainer.validation_reference.paired:
+                if len(rows) == 1 and not trainer.validation_reference.paired and mean["test_cost"]:
                     # Without its error a gap below zero looks like a triumph.
                     error = mean["test_cost_se"] * (1.0 + mean[name]) / mean["test_cost"]
                     self._shown[label] += f" +-{error:.2%}"

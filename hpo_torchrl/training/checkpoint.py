@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torchrl.checkpoint import GlobalRNGState
 
-from hpo_torchrl.algorithms import NonFiniteError
 from hpo_torchrl.core.checks import first_line
+from hpo_torchrl.core.finite import NonFiniteError, not_finite
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError, replace
 
 _SUFFIX, _KEPT = ".ckpt", 2
@@ -82,10 +81,10 @@ class Checkpoint:
         """
         states = {name: one.state_dict() for name, one in self.components.items()}
         if bad := not_finite(states):
-            last = self.newest() if self.updates() else "missing"
+            last = self.newest() if self.updates() else "none"
             raise NonFiniteError(
-                f"Update {update} spoilt {bad}, which is not finite. It was not saved: the last "
-                f"good checkpoint is {last}."
+                f"Update {update} spoilt {bad}, which is not finite, so it is not saved; {last} "
+                "stays the newest checkpoint."
             )
         replace(self._path(update), packed(Saved(update, self.config, dict(counters), states)))
         for old in self.updates()[:-_KEPT]:
@@ -224,19 +223,6 @@ def read_together(checkpoints: Sequence[Checkpoint], update: int | None = None) 
         f"{min(newest)} to {max(newest)}. Go on with each alone, as by "
         f"resume={checkpoints[0].directory.parent}."
     )
-
-
-def not_finite(state: Any, at: str = "") -> str | None:
-    """Return the dotted name of the first tensor that holds NaN or infinity; ``None`` if none."""
-    if isinstance(state, Tensor):
-        return None if not state.is_floating_point() or bool(state.isfinite().all()) else at
-    items: Any = ()
-    if isinstance(state, Mapping):
-        items = state.items()
-    elif isinstance(state, (list, tuple)):
-        items = enumerate(state)
-    found = (not_finite(one, f"{at}.{key}".lstrip(".")) for key, one in items)
-    return next((bad for bad in found if bad), None)
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any], at: str = "") -> list[str]:

@@ -6,14 +6,17 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.finite import NonFiniteError, not_finite, spoilt_first
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
+from hpo_torchrl.modules.sampler import DISCRETE_LOG_PROB
 
 _PIECE = 50  # steps simulated at once
 
@@ -71,14 +74,29 @@ class Evaluation:
 
         Returns:
             A :class:`CostEstimate`, or a list with one for each seed if there are several.
+
+        Raises:
+            NonFiniteError: a weight of the policy, what it decides or what that costs is NaN or
+                infinite; the message names what was spoilt first.
         """
         number, env = getattr(policy, "num_seeds", None), self.env
         if number is None:
-            return _estimate(self._cost(env, policy))
+            return self._one(policy)
         if not isinstance(env, DifferentiableEnv) or not env.counts_steps:
             # When episodes end depends on what a policy does, and so would the draws that follow.
-            return [self.run(member) for member in policy.members]
+            return [self._one(member, at) for at, member in enumerate(policy.members)]
+        for at, member in enumerate(policy.members):
+            _check_weights(member, at)
         return [_estimate(cost) for cost in self._cost(ReplicatedEnv(env, number), policy)]
+
+    def _one(self, policy: Any, at: int | None = None) -> CostEstimate:
+        """Test one policy, that of a seed."""
+        try:
+            _check_weights(policy, at)
+            return _estimate(self._cost(self.env, policy))
+        except NonFiniteError as error:
+            error.seed_index = at
+            raise
 
     def _cost(self, env: EnvBase, policy: Any) -> Tensor:
         """Return the cost per unit and period of every instance, of the batch shape."""
@@ -92,6 +110,7 @@ class Evaluation:
                 piece = differentiable_rollout(env, policy, steps, tensordict=state)
                 reward = piece.get(("next", "reward")).squeeze(-1)
                 total -= reward[..., max(0, self.skip - start) :].double().sum(-1)
+                _check(env, policy, piece, total)
                 state = env.maybe_reset(env.step_mdp(piece[..., -1].copy()))
         return total / ((self.num_steps - self.skip) * getattr(env, "cost_units", 1.0))
 
@@ -99,6 +118,27 @@ class Evaluation:
         """Return what the best policy costs here, where the environment knows it."""
         known = getattr(self.env, "reference", None)
         return Reference() if known is None else known(self)
+
+
+def _check_weights(policy: Any, at: int | None) -> None:
+    """Raise a :class:`NonFiniteError` if a weight of a policy is not finite."""
+    if bad := not_finite(dict(getattr(policy, "named_parameters", dict)())):
+        raise NonFiniteError(f"The policy's weight {bad} is not finite: it is not tested.", at)
+
+
+def _check(env: EnvBase, policy: Any, piece: TensorDictBase, total: Tensor) -> None:
+    """Raise a :class:`NonFiniteError` if choices or costs of some steps are not finite.
+
+    The choices too: the argmax of NaN is 0, and costs look finite.
+    """
+    if piece.get(DISCRETE_LOG_PROB, None) is None and hasattr(policy, "discrete_logits"):
+        piece.set(DISCRETE_LOG_PROB, policy.discrete_logits(piece)[..., 0])
+    score = piece.get(DISCRETE_LOG_PROB, total)
+    if bool(total.isfinite().all() & ~score.isnan().any()):
+        return
+    first = spoilt_first(env, piece, many=isinstance(env, ReplicatedEnv))
+    what, at = first or ("the sum of the costs", None)
+    raise NonFiniteError(f"{what} is not finite in the test.", at)
 
 
 def _estimate(cost: Tensor) -> CostEstimate:

@@ -51,8 +51,8 @@ class Selection:
         self.weights: dict[str, Any] = {}
 
     def offer(self, policy: nn.Module, update: int, cost: float) -> None:
-        """Remember the policy if it costs less than all before it."""
-        if self.select == "best" and cost < self.cost:
+        """Remember the policy if it costs less than all before it, and its cost is finite."""
+        if self.select == "best" and -math.inf < cost < self.cost:
             self.cost, self.update = cost, update
             self.weights = copy.deepcopy(policy.state_dict())
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,8 +138,8 @@ class Trainer:
             The summary; a list with one for each seed if the algorithm has several.
 
         Raises:
-            NonFiniteError: an update met NaN or infinity; the message names the update, the
-                tensor and the last good checkpoint.
+            NonFiniteError: an update or a test met NaN or infinity; the message names it, the
+                tensor that was spoilt first, the last good checkpoint and the way on.
         """
         try:
             if self.update == 0:
@@ -171,8 +173,7 @@ class Trainer:
         """
         for run in self.runs:
             run.select()
-        policy = self.algorithm.policy
-        costs = {name: self._each(test.run(policy)) for name, test in self.tests.items()}
+        costs = {name: self._test(name, test) for name, test in self.tests.items()}
         return self._shown(
             [
                 self._summary(run, {name: found[at] for name, found in costs.items()}, pictures)
@@ -216,18 +217,12 @@ class Trainer:
     def _one_update(self) -> None:
         start = time.perf_counter()
         self.algorithm.anneal(self.update / self.num_updates)
-        try:
+        with self._advising(f"Update {self.update + 1}: "):
             metrics = self._each(self.algorithm.iterate())
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"Update {self.update + 1}: {error} Training stopped; the last good checkpoint is "
-                f"{self.runs[error.seed_index or 0].checkpoint.newest()}. Common causes: a "
-                "learning rate or reward that is too large, or dynamics that overflow."
-            ) from error
         self.update += 1
         costs: list[CostEstimate] = []
         if self.validation is not None and (self.update == 1 or self._due(self.eval_every)):
-            costs = self._each(self.validation.run(self.algorithm.policy))
+            costs = self._test("validation", self.validation)
         self.wall_seconds += (time.perf_counter() - start) / len(self.runs)
         rows = [{"update": self.update, "env_steps": self._frames, **own} for own in metrics]
         if costs:
@@ -253,8 +248,42 @@ class Trainer:
 
     def _save(self) -> None:
         counters = {"wall_seconds": self.wall_seconds}
-        paths = [run.checkpoint.save(self.update, counters) for run in self.runs]
+        with self._advising():
+            paths = [run.checkpoint.save(self.update, counters) for run in self.runs]
         self._call("on_checkpoint", self._shown(paths))
+
+    def _test(self, name: str, test: Evaluation) -> list[CostEstimate]:
+        """Return what the policy of each seed costs on a test."""
+        with self._advising(f"The test {name!r} after update {self.update}: "):
+            costs = self._each(test.run(self.algorithm.policy))
+            for at, cost in enumerate(costs):
+                if not math.isfinite(cost.mean):  # of a test of the user's own
+                    raise NonFiniteError(f"its cost is {cost.mean}.", at)
+        return costs
+
+    @contextmanager
+    def _advising(self, what: str = "") -> Iterator[None]:
+        """Say where something became NaN or infinite, and how to go on."""
+        try:
+            yield
+        except NonFiniteError as error:
+            run = self.runs[error.seed_index or 0]
+            if error.seed_index is not None and not str(error).startswith("Seed "):
+                what += f"Seed {run.checkpoint.config['seed']}: "
+            advice = "There is no checkpoint yet: change the configuration."
+            if run.checkpoint.updates():
+                folder = run.folder.path if run.index is None else run.folder.path.parent
+                rate = getattr(self.algorithm, "learning_rate", None)
+                smaller = "" if rate is None else f" algorithm.learning_rate={rate / 2:g}"
+                advice = (
+                    f"The last good checkpoint is {run.checkpoint.newest()}; go on from it by "
+                    f"hpo-train resume={folder}{smaller}."
+                )
+            raise NonFiniteError(
+                f"{what}{error} {advice} Common causes: a learning rate or reward that is too "
+                "large, or dynamics that overflow.",
+                error.seed_index,
+            ) from error
 
     @property
     def _frames(self) -> int:
