@@ -26,12 +26,15 @@ from hpo_torchrl.experiments.config import (
     key_of,
     load_config,
 )
+from hpo_torchrl.experiments.files import digest, path_of
 from hpo_torchrl.experiments.run import gradients_run, new_folder, train_run
 from hpo_torchrl.experiments.sweep import run_sweep
 from hpo_torchrl.training.run_folder import RunFolder
 
 # Errors that a user can mend.
 _EXPECTED = (ValueError, TypeError, OSError, NonFiniteError, NotImplementedError)
+# What a resumed run may change, so that one that diverged is not lost.
+_RATE = "algorithm.learning_rate"
 _INTERRUPTED = "interrupted; go on with hpo-train resume=FOLDER, a sweep by the same command again"
 
 
@@ -56,9 +59,15 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(argv: Sequence[str] | None = None) -> None:
-    """Evaluate a run from the command line: ``hpo-eval DIR``; ``argv`` as for :func:`train`."""
+    """Evaluate a run: ``hpo-eval DIR [KEY=FILE ...]``; ``argv`` as for :func:`train`."""
     parser = _parser("hpo-eval", "Evaluate the newest checkpoint of a run on its tests.")
     parser.add_argument("run_dir", metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="KEY=FILE",
+        help="where a file of the run lies now, or other data to test on, as env.path=FILE",
+    )
     _command(parser, argv, _evaluate)
 
 
@@ -117,7 +126,13 @@ def _command(
 
 
 def _evaluate(given: argparse.Namespace) -> None:
-    print(reporting.format_summary(load_run(given.run_dir, allow=given.allow).evaluate()))
+    run = load_run(given.run_dir, allow=given.allow, files=_named(given.files))
+    for key, content in run.config.get("files", {}).items():
+        path = path_of(run.config, key)
+        same = digest(path) == content
+        note = "" if same else ": not the data of the training, whose units stay"
+        print(f"{'file':<17}{path} ({key}{note})")
+    print(reporting.format_summary(run.evaluate()))
 
 
 def _gradients(given: argparse.Namespace) -> None:
@@ -152,6 +167,7 @@ def _train(given: argparse.Namespace) -> None:
     if given.multirun:
         run_sweep(given.settings, given.config_dir)
         return
+    given.settings, files = _moved(given.settings)
     config, command = compose_command(given.settings, given.config_dir)
     if given.cfg:
         print(yaml.safe_dump({**config, **command}, sort_keys=False), end="")
@@ -159,9 +175,10 @@ def _train(given: argparse.Namespace) -> None:
     resume = command["resume"] is not None
     folder = Path(str(command["resume"] or command["output_dir"] or new_folder(config)))
     if resume:
-        config = _saved(folder, {**config, **command}, given)
+        config = _saved(folder, {**config, **command}, given, files)
     print(f"{'folder':<17}{folder}", flush=True)
-    summary = train_run(config, folder, num_seeds=command["num_seeds"], resume=resume)
+    going_on = {"resume": resume, "changed_files": command["changed_files"]}
+    summary = train_run(config, folder, num_seeds=command["num_seeds"], **going_on)
     print(
         reporting.format_seeds(summary)
         if isinstance(summary, list)
@@ -169,24 +186,52 @@ def _train(given: argparse.Namespace) -> None:
     )
 
 
-def _saved(folder: Path, settings: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+def _named(texts: Sequence[str]) -> dict[str, str]:
+    """Return files by the keys that overrides name them by."""
+    return {key_of(text): text.partition("=")[2].strip("'\"") for text in texts}
+
+
+def _moved(settings: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the overrides of a resumed run, and those that say where its files lie now."""
+    folder = RunFolder(_named(settings).get("resume", ""))
+    if not folder.found or folder.path == Path():
+        return [*settings], {}
+    pins = folder.read_config(of_seeds=folder.seeds.is_file()).get("files", {})
+    named = [text for text in settings if key_of(text) in pins]
+    return [text for text in settings if text not in named], _named(named)
+
+
+def _saved(
+    folder: Path, settings: dict[str, Any], given: argparse.Namespace, files: dict[str, str]
+) -> dict[str, Any]:
     """Return the configuration of the run, or the first of the runs, that a folder holds.
+
+    Args:
+        folder: its folder.
+        settings: what was composed of the overrides.
+        given: the command line.
+        files: where files of the run lie now.
 
     Raises:
         ValueError: an override would change the run on its way.
     """
-    files = RunFolder(folder)
-    seeds = files.read_seeds()
-    config = load_config(folder, given.allow, of_seeds=seeds is not None)
+    seeds = RunFolder(folder).read_seeds()
+    how: dict[str, Any] = {"files": files, "changed_files": settings["changed_files"]}
+    config = load_config(folder, given.allow, of_seeds=seeds is not None, **how)
     saved = OmegaConf.create({**config, "num_seeds": 1 if seeds is None else len(seeds)})
     wanted = OmegaConf.create(settings)
     for override in given.settings:
         key = key_of(override)
-        if key != "resume" and OmegaConf.select(saved, key) != OmegaConf.select(wanted, key):
+        if key == _RATE and "learning_rate" in config["algorithm"]:
+            config["algorithm"]["learning_rate"] = settings["algorithm"]["learning_rate"]
+        elif key in ("resume", "changed_files"):
+            continue
+        elif OmegaConf.select(saved, key) != OmegaConf.select(wanted, key):
             raise ValueError(
                 f"resume goes on under the run's own configuration, in its own folder, but "
                 f"{override!r} would change {key}. Leave it out, or start a new run with "
-                "output_dir=DIR."
+                f"output_dir=DIR. Only {_RATE} may be another one, and a file such as env.path may "
+                "have moved."
             )
     return config
 

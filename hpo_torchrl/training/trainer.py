@@ -127,7 +127,7 @@ class Trainer:
         self.restore()
         for run in self.runs:
             run.checkpoint.forget(self.update)
-            run.logger.resume(self.update)
+            run.logger.resume()
 
     def train(self) -> Any:
         """Run all updates, test, and write the summary last.
