@@ -106,8 +106,8 @@ def train(
     place = Path(folder or new_folder(config))
     if folder is None and config["trainer"]["progress"]:
         print(f"{'folder':<17}{place}", flush=True)
-    going_on: dict[str, Any] = {"resume": resume, "changed_files": changed_files}
-    train_run(config, place, **going_on, env=built, tests=tests, callbacks=callbacks)
+    how: dict[str, Any] = {"env": built, "tests": tests, "callbacks": callbacks}
+    train_run(config, place, resume=resume, changed_files=changed_files, **how)
     return Run(place, allow=allow, env=built, tests=tests)
 
 

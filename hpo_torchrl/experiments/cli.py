@@ -26,15 +26,13 @@ from hpo_torchrl.experiments.config import (
     key_of,
     load_config,
 )
-from hpo_torchrl.experiments.files import digest, path_of
+from hpo_torchrl.experiments.files import files_of
 from hpo_torchrl.experiments.run import gradients_run, new_folder, train_run
 from hpo_torchrl.experiments.sweep import run_sweep
 from hpo_torchrl.training.run_folder import RunFolder
 
 # Errors that a user can mend.
 _EXPECTED = (ValueError, TypeError, OSError, NonFiniteError, NotImplementedError)
-# What a resumed run may change, so that one that diverged is not lost.
-_RATE = "algorithm.learning_rate"
 _INTERRUPTED = "interrupted; go on with hpo-train resume=FOLDER, a sweep by the same command again"
 
 
@@ -127,10 +125,8 @@ def _command(
 
 def _evaluate(given: argparse.Namespace) -> None:
     run = load_run(given.run_dir, allow=given.allow, files=_named(given.files))
-    for key, content in run.config.get("files", {}).items():
-        path = path_of(run.config, key)
-        same = digest(path) == content
-        note = "" if same else ": not the data of the training, whose units stay"
+    for key, path, known, found in files_of(run.config):
+        note = "" if found == known else ": not the data of the training, whose units stay"
         print(f"{'file':<17}{path} ({key}{note})")
     print(reporting.format_summary(run.evaluate()))
 
@@ -177,8 +173,8 @@ def _train(given: argparse.Namespace) -> None:
     if resume:
         config = _saved(folder, {**config, **command}, given, files)
     print(f"{'folder':<17}{folder}", flush=True)
-    going_on = {"resume": resume, "changed_files": command["changed_files"]}
-    summary = train_run(config, folder, num_seeds=command["num_seeds"], **going_on)
+    how = {key: command[key] for key in ("num_seeds", "changed_files")}
+    summary = train_run(config, folder, resume=resume, **how)
     print(
         reporting.format_seeds(summary)
         if isinstance(summary, list)
@@ -193,12 +189,11 @@ def _named(texts: Sequence[str]) -> dict[str, str]:
 
 def _moved(settings: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return the overrides of a resumed run, and those that say where its files lie now."""
-    folder = RunFolder(_named(settings).get("resume", ""))
-    if not folder.found or folder.path == Path():
-        return [*settings], {}
-    pins = folder.read_config(of_seeds=folder.seeds.is_file()).get("files", {})
-    named = [text for text in settings if key_of(text) in pins]
-    return [text for text in settings if text not in named], _named(named)
+    folder, pins = RunFolder(_named(settings).get("resume", "")), {}
+    if folder.path.name and folder.found:
+        pins = folder.read_config(of_seeds=folder.seeds.is_file()).get("files", {})
+    files = [text for text in settings if key_of(text) in pins]
+    return [text for text in settings if text not in files], _named(files)
 
 
 def _saved(
@@ -216,22 +211,21 @@ def _saved(
         ValueError: an override would change the run on its way.
     """
     seeds = RunFolder(folder).read_seeds()
-    how: dict[str, Any] = {"files": files, "changed_files": settings["changed_files"]}
-    config = load_config(folder, given.allow, of_seeds=seeds is not None, **how)
+    changed: dict[str, Any] = {"files": files, "changed_files": settings["changed_files"]}
+    config = load_config(folder, given.allow, of_seeds=seeds is not None, **changed)
     saved = OmegaConf.create({**config, "num_seeds": 1 if seeds is None else len(seeds)})
     wanted = OmegaConf.create(settings)
     for override in given.settings:
         key = key_of(override)
-        if key == _RATE and "learning_rate" in config["algorithm"]:
-            config["algorithm"]["learning_rate"] = settings["algorithm"]["learning_rate"]
-        elif key in ("resume", "changed_files"):
-            continue
-        elif OmegaConf.select(saved, key) != OmegaConf.select(wanted, key):
+        old, new = (OmegaConf.select(one, key) for one in (saved, wanted))
+        if key == "algorithm.learning_rate" and old is not None:
+            config["algorithm"]["learning_rate"] = new
+        elif key not in ("resume", "changed_files") and old != new:
             raise ValueError(
                 f"resume goes on under the run's own configuration, in its own folder, but "
                 f"{override!r} would change {key}. Leave it out, or start a new run with "
-                f"output_dir=DIR. Only {_RATE} may be another one, and a file such as env.path may "
-                "have moved."
+                "output_dir=DIR. Only algorithm.learning_rate may be another one, and a file such "
+                "as env.path may have moved."
             )
     return config
 

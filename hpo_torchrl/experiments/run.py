@@ -65,24 +65,13 @@ def train_run(
         FileExistsError: a folder already holds a run.
         FileNotFoundError: a file that a resumed run was trained on is missing.
         OSError: the disk is full, or the like; the message names the path and how to go on.
-        ValueError: a file has another content; a value of the configuration is refused; the message names its key.
+        ValueError: a value of the configuration is refused, or a file has another content; the
+            message names its key.
         TypeError: a value has the wrong type; several seeds of this cannot be batched.
         CheckpointError: the run cannot be resumed.
         NonFiniteError: training met NaN or infinity.
     """
     folder = RunFolder(run_dir)
-    with folder.advising():
-        return _train_run(config, folder, num_seeds, resume, changed_files, how)
-
-
-def _train_run(
-    config: Mapping[str, Any],
-    folder: RunFolder,
-    num_seeds: int,
-    resume: bool,
-    changed_files: bool,
-    how: Mapping[str, Any],
-) -> Any:
     seeds = folder.read_seeds() if resume else None
     if check_int("num_seeds", num_seeds, minimum=1) > 1 and not resume:
         first = check_int("seed", config["seed"], minimum=0)
@@ -93,15 +82,14 @@ def _train_run(
             )
         seeds = list(range(first, first + num_seeds))
     places = [folder, *map(folder.of_seed, seeds or ())]
-    with threads(config), ExitStack() as owned:
+    with folder.advising(), threads(config), ExitStack() as owned:
         for place in places:
             owned.enter_context(place.owned())
             if not resume:
                 place.check_new()
-        saved = None
-        if resume and (seeds is not None or folder.config.exists()):
-            saved = folder.read_config(of_seeds=seeds is not None)
-        config = _bound(config, saved, folder, changed_files=changed_files)
+        begun = resume and (seeds is not None or folder.config.exists())
+        saved = folder.read_config(of_seeds=seeds is not None) if begun else None
+        config = _bound(config, saved, folder, check_bool("changed_files", changed_files))
         trainer = make_trainer(config, folder.path, seeds=seeds, **how)
         if resume and trainer.begun:  # it may have stopped before its first checkpoint
             trainer.resume()
@@ -114,11 +102,7 @@ def _train_run(
 
 
 def _bound(
-    config: Mapping[str, Any],
-    saved: Mapping[str, Any] | None,
-    folder: RunFolder,
-    *,
-    changed_files: bool,
+    config: Mapping[str, Any], saved: Mapping[str, Any] | None, folder: RunFolder, changed: bool
 ) -> dict[str, Any]:
     """Return the configuration of a run, bound to its files and to the units derived from them.
 
@@ -126,24 +110,22 @@ def _bound(
         config: the configuration that is wanted.
         saved: that of the run which goes on, if one does; the files and units are its own.
         folder: the folder of the run.
-        changed_files: whether its files may have another content.
+        changed: whether its files may have another content.
 
     Raises:
         CheckpointError: the run would go on under another configuration.
         ValueError: a file has another content.
     """
-    files = config.get("files", {}) or pinned(config).get("files", {})
     if saved is not None:
         check_same_run(saved, config, folder.config)
-        files = saved.get("files", {})
-    accepted = files if check_bool("changed_files", changed_files) else ()
-    check_files({**config, "files": files}, folder.path, accepted)
-    config = pinned(config)
-    units = (saved or config).get("units", {})
-    if "files" in config and not units:
-        own = getattr(build_env(config), "units", {})
-        units = {f"env.{name}": unit for name, unit in own.items()}
-    return {**config, "units": units} if units else config
+    own = saved or config
+    files = own.get("files") or pinned(config).get("files", {})
+    check_files({**config, "files": files}, folder.path, files if changed else ())
+    units = own.get("units", {})
+    if files and not units:
+        found = getattr(build_env(config), "units", {})
+        units = {f"env.{name}": unit for name, unit in found.items()}
+    return {**pinned(config), **({"units": units} if units else {})}
 
 
 def make_trainer(

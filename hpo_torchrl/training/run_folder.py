@@ -11,6 +11,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,8 @@ class RunFolder:
             if error.errno is None:  # says it already
                 raise
             fix = "Mend that or choose another output_dir, and start again."
-            with suppress(OSError):  # the name of the folder may be the fault
-                if self.config.exists() or self.seeds.exists():
-                    fix = f"What was saved is whole: mend that, then go on by resume={self.path}."
+            if any(map(os.path.exists, (self.config, self.seeds))):  # of no name is it an error
+                fix = f"What was saved is whole: mend that, then go on by resume={self.path}."
             raise OSError(f"{error.filename or self.path}: {error.strerror}. {fix}") from error
 
     def check_new(self) -> None:
@@ -269,18 +269,22 @@ class RunLogger:
         Raises:
             TypeError: a value is not a number.
         """
-        row = {key: _number(key, value) for key, value in row.items() if value is not None}
+        try:
+            items = [(key, value) for key, value in row.items() if value is not None]
+            row = {k: int(v) if isinstance(v, Integral) else float(v) for k, v in items}
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"metrics.csv takes numbers, got {row!r} of a callback.") from error
         self.rows.append(row)
         path = self.folder.metrics
-        size = path.stat().st_size if path.exists() else 0
-        if size != self._size and len(self.rows) > 1:
+        whole = path.exists() and path.stat().st_size == self._size
+        if not whole and len(self.rows) > 1:
             warnings.warn(f"{path} was changed by another hand; it is written anew.", stacklevel=2)
-        if size == self._size and set(row) <= set(self._columns):
+        if whole and set(row) <= set(self._columns):
             with _writing(path), path.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(row)
-            self._size = path.stat().st_size
         else:
             self._rewrite()
+        self._size = path.stat().st_size
         if self._backend is not None:
             for key, value in row.items():
                 if key != "update":
@@ -288,18 +292,15 @@ class RunLogger:
 
     def resume(self) -> None:
         """Give the file the rows of the checkpoint that was loaded; say where it had others."""
-        path, found = self.folder.metrics, []
         try:
-            found = self.folder.read_metrics()
-            same = (
-                sorted(map(repr, row.items())) == sorted(map(repr, own.items()))  # NaN is not NaN
-                for row, own in zip(found, self.rows, strict=False)
-            )
-            line = next((line for line, ok in enumerate(same, 2) if not ok), len(found) + 2)
-            wrong = f"{path}, line {line}: this is not the row that was logged, or it is missing."
+            found = self.folder.read_metrics()[: len(self.rows)]
+            texts = ([str(sorted(row.items())) for row in rows] for rows in (found, self.rows))
+            pairs = enumerate(zip_longest(*texts), start=2)
+            line = next((at for at, (one, own) in pairs if one != own), None)
+            wrong = line and f"{self.folder.metrics}, line {line}: this is not what was logged."
         except RunFolderError as error:
-            line, wrong = 0, str(error)
-        if line < len(self.rows) + 2:
+            wrong = str(error)
+        if wrong:
             warnings.warn(f"{wrong} The file is restored from the checkpoint.", stacklevel=2)
         self._rewrite()
 
@@ -350,16 +351,6 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
-
-
-def _number(key: str, value: Any) -> int | float:
-    try:
-        return int(value) if isinstance(value, Integral) else float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"metrics.csv takes numbers, got {key}={value!r}; a callback adds them to its row in "
-            "on_update_end."
-        ) from error
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
