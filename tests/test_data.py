@@ -19,7 +19,7 @@ import hpo_torchrl
 from hpo_torchrl.algorithms import NonFiniteError
 from hpo_torchrl.experiments import cli
 from hpo_torchrl.experiments.config import compose_config
-from hpo_torchrl.experiments.files import check_files, pinned
+from hpo_torchrl.experiments.pins import check_files, pinned
 from hpo_torchrl.experiments.run import train_run
 from hpo_torchrl.experiments.sweep import UNFINISHED, run_state
 from hpo_torchrl.reporting import report
@@ -151,32 +151,24 @@ def test_the_same_state_gives_the_same_orders_whatever_the_data(run, data, tmp_p
 
 
 def test_a_moved_file_resumes_to_the_same_end(recorded, run, data, tmp_path, capsys):
-    moved = tmp_path / "elsewhere, 2.csv"
+    moved, whole, few = tmp_path / "elsewhere, 2.csv", end_of(recorded / "run"), ["--batches=2"]
     shutil.copy(data, moved)
-    whole = end_of(recorded / "run")
-    content = data.read_bytes()
+    again = killed(recorded / "run", tmp_path / "again", 2)
     data.unlink()
-    try:
-        for message in (said(capsys, cli.evaluate, run), said(capsys, cli.train, f"resume={run}")):
-            assert f"{data} is missing, and the run in {run} was trained on it" in message
-            assert "env.path=FILE" in message
-        assert "what can lie elsewhere now is env.path" in said(
-            capsys, cli.evaluate, run, "env.season=7"
-        )
-        cli.evaluate([str(run), f"env.path={moved}"])
-        assert f"{moved} (env.path)\n" in capsys.readouterr().out
-        cli.train([f"resume={run}", f"env.path={moved}"])
-        assert RunFolder(run).read_config()["env"]["path"] == str(moved)
-        assert end_of(run) == whole
-        again = tmp_path / "again"
-        settings = {"collect.batch_size": 8, "collect.unroll_length": 5, "progress": False}
-        words = [word for word in RECORDED if "trainer.progress" not in word]
-        for path in (again,):
-            killed(recorded / "run", path, 2)
-            hpo_torchrl.train([*words, f"env.path='{moved}'"], folder=path, resume=True, **settings)
-        assert end_of(again) == whole
-    finally:
-        data.write_bytes(content)
+    for message in (said(capsys, cli.evaluate, run), said(capsys, cli.train, f"resume={run}")):
+        assert f"{data} is missing, and the run in {run} was trained on it" in message
+        assert "env.path=FILE" in message
+    for command in (cli.evaluate, cli.gradients):
+        message = said(capsys, command, run, "env.season=7")
+        assert "what can lie elsewhere now is env.path" in message
+    cli.gradients([str(run), f"env.path={moved}", *few, "--reference=2"])
+    cli.evaluate([str(run), f"env.path={moved}"])
+    assert f"{moved} (env.path)\n" in capsys.readouterr().out
+    cli.train([f"resume={run}", f"env.path={moved}"])
+    assert RunFolder(run).read_config()["env"]["path"] == str(moved)
+    words = [word for word in RECORDED if "trainer.progress" not in word]
+    hpo_torchrl.train([*words, f"env.path='{moved}'"], folder=again, resume=True, progress=False)
+    assert end_of(run) == end_of(again) == whole
 
 
 def test_any_file_that_a_configuration_names_is_pinned(tmp_path):

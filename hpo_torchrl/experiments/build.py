@@ -18,7 +18,7 @@ from torchrl.modules import ValueOperator
 from hpo_torchrl.algorithms import Algorithm
 from hpo_torchrl.core.checks import accepted, check_choice, check_int, first_line
 from hpo_torchrl.envs import ReplicatedEnv
-from hpo_torchrl.experiments.files import with_units
+from hpo_torchrl.experiments.pins import with_units
 from hpo_torchrl.experiments.targets import collecting, instantiate, target_of
 from hpo_torchrl.modules import replicate
 from hpo_torchrl.training import Evaluation

@@ -26,7 +26,7 @@ from hpo_torchrl.experiments.config import (
     key_of,
     load_config,
 )
-from hpo_torchrl.experiments.files import files_of
+from hpo_torchrl.experiments.pins import files_of
 from hpo_torchrl.experiments.run import gradients_run, new_folder, train_run
 from hpo_torchrl.experiments.sweep import run_sweep
 from hpo_torchrl.training.run_folder import RunFolder
@@ -60,12 +60,8 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     """Evaluate a run: ``hpo-eval DIR [KEY=FILE ...]``; ``argv`` as for :func:`train`."""
     parser = _parser("hpo-eval", "Evaluate the newest checkpoint of a run on its tests.")
     parser.add_argument("run_dir", metavar="DIR", help="folder of the run")
-    parser.add_argument(
-        "files",
-        nargs="*",
-        metavar="KEY=FILE",
-        help="where a file of the run lies now, or other data to test on, as env.path=FILE",
-    )
+    where = "where a file of the run, as env.path, lies now; or other data to test on"
+    parser.add_argument("files", nargs="*", metavar="KEY=FILE", help=where)
     _command(parser, argv, _evaluate)
 
 
@@ -78,8 +74,8 @@ def gradients(argv: Sequence[str] | None = None) -> None:
         "what",
         nargs="*",
         metavar="DIR | KEY=VALUE",
-        help="folder of a run, whose newest checkpoint is measured; or settings as of hpo-train, "
-        "whose untrained policy is",
+        help="folder of a run, whose newest checkpoint is measured (with the new place of a file "
+        "that moved); or settings as of hpo-train, whose untrained policy is",
     )
     parser.add_argument("--output", metavar="DIR", help="folder of gradients.csv and gradients.png")
     parser.add_argument("--batches", type=int, default=40, help="batches per estimator")
@@ -133,16 +129,12 @@ def _evaluate(given: argparse.Namespace) -> None:
 
 def _gradients(given: argparse.Namespace) -> None:
     folders = [text for text in given.what if "=" not in text or Path(text).is_dir()]
-    if folders and len(given.what) > 1:
-        raise ValueError(
-            f"A run is measured under its own configuration: give {folders[0]} alone, or "
-            "settings alone for an untrained policy."
-        )
     run_dir = folders[0] if folders else None
     if run_dir is None:
         config = compose_config(given.what, given.config_dir)
     else:
-        config = load_config(run_dir, given.allow)
+        others = _named([text for text in given.what if text != run_dir])
+        config = load_config(run_dir, given.allow, files=others)
     output = Path(given.output or run_dir or ".")
     report = gradients_run(
         config,
@@ -189,8 +181,8 @@ def _named(texts: Sequence[str]) -> dict[str, str]:
 
 def _moved(settings: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return the overrides of a resumed run, and those that say where its files lie now."""
-    folder, pins = RunFolder(_named(settings).get("resume", "")), {}
-    if folder.path.name and folder.found:
+    name, pins = _named(settings).get("resume"), {}
+    if name and (folder := RunFolder(name)).found:
         pins = folder.read_config(of_seeds=folder.seeds.is_file()).get("files", {})
     files = [text for text in settings if key_of(text) in pins]
     return [text for text in settings if text not in files], _named(files)

@@ -25,7 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from torch.utils._pytree import tree_map
 
 from hpo_torchrl.core.checks import did_you_mean
-from hpo_torchrl.experiments.files import check_files, is_file, moved, pinned
+from hpo_torchrl.experiments.pins import check_files, is_file, moved, pinned
 from hpo_torchrl.experiments.targets import BUILT, check_config, check_targets, known_keys, plugins
 from hpo_torchrl.training.run_folder import RunFolder
 
@@ -39,8 +39,8 @@ SECTIONS = (*BUILT, "collect", "evaluation", "trainer", "logger")
 _FREE = (*BUILT, "evaluation.validation", "evaluation.tests")
 # Keys of a command, not of a run: where it goes and what is said about it.
 COMMAND_KEYS = (
-    *("output_dir", "resume", "changed_files", "num_seeds"),
-    *("sweep_dir", "sweep_estimate"),
+    *("output_dir", "resume", "changed_files", "num_seeds", "sweep_dir"),
+    "sweep_estimate",
 )
 
 

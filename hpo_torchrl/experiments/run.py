@@ -18,7 +18,7 @@ from hpo_torchrl.algorithms import Algorithm
 from hpo_torchrl.core.checks import check_bool, check_int
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
 from hpo_torchrl.experiments.build import build_algorithm, build_env, build_tests
-from hpo_torchrl.experiments.files import check_files, pinned
+from hpo_torchrl.experiments.pins import check_files, pinned
 from hpo_torchrl.experiments.targets import check_keys
 from hpo_torchrl.training import Callback, Evaluation, RunFolder, Trainer
 from hpo_torchrl.training.checkpoint import check_same_run

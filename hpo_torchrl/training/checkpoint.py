@@ -238,17 +238,14 @@ def not_finite(state: Any, at: str = "") -> str | None:
 
 
 def differences(
-    saved: Mapping[str, Any],
-    current: Mapping[str, Any],
-    at: str = "",
-    files: Collection[str] | None = None,
+    saved: Mapping[str, Any], current: Mapping[str, Any], at: str = "", pins: Collection[str] = ()
 ) -> list[str]:
     """Return in words what changed from one configuration to another, key by key.
 
     A file that a run is pinned to is known by its content, wherever it lies: what counts is its
     digest in the section ``files``, not its path; ``units`` are a consequence of the rest.
     """
-    pins = {**saved.get("files", {}), **current.get("files", {})} if files is None else files
+    pins = pins if at else {**saved.get("files", {}), **current.get("files", {})}
     found = []
     for key in sorted({*saved, *current}, key=str):
         name, old, new = f"{at}{key}", saved.get(key, "absent"), current.get(key, "absent")

@@ -34,16 +34,16 @@ def moved(config: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         ValueError: a name is not that of a file of the run.
     """
-    config, known = copy.deepcopy(dict(config)), config.get("files", {})
+    found, known = copy.deepcopy({**config}), config.get("files", {})
     for key, path in files.items():
         if key not in known:
             raise ValueError(
                 f"{key} is not a file that this run was trained on, and a run keeps its settings: "
                 f"what can lie elsewhere now is {', '.join(known) or 'nothing'}."
             )
-        place, name = _place(config, key)
+        place, name = _place(found, key)
         place[name] = str(Path(path).absolute())
-    return config
+    return found
 
 
 def files_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str | None]]:
@@ -85,13 +85,13 @@ def check_files(
 
 def with_units(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments of the environment, with the pinned units where they say none."""
-    settings = copy.deepcopy(dict(settings))
+    found = copy.deepcopy({**settings})
     for key, unit in config.get("units", {}).items():
         with suppress(LookupError, TypeError):  # it may be of a demand that this test replaces
-            place, name = _place({"env": settings}, key)
+            place, name = _place({"env": found}, key)
             if place.get(name) is None:
                 place[name] = unit
-    return settings
+    return found
 
 
 def is_file(value: Any) -> bool:
