@@ -291,7 +291,7 @@ class RunLogger:
                     self._backend.log_scalar(key, value, step=row["update"])
 
     def resume(self) -> None:
-        """Give the file the rows of the checkpoint that was loaded; say where it had others."""
+        """Give the file the ``rows``, those of the checkpoint; say where it had others."""
         try:
             found = self.folder.read_metrics()[: len(self.rows)]
             texts = ([str(sorted(row.items())) for row in rows] for rows in (found, self.rows))
@@ -303,14 +303,6 @@ class RunLogger:
         if wrong:
             warnings.warn(f"{wrong} The file is restored from the checkpoint.", stacklevel=2)
         self._rewrite()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the rows; no file changes before :meth:`resume`."""
-        self.rows = [dict(row) for row in state["rows"]]
 
     def _rewrite(self) -> None:
         self._columns = list(dict.fromkeys(key for row in self.rows for key in row))

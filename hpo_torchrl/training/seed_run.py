@@ -99,8 +99,8 @@ class SeedRun:
         components = dict(algorithm.components(index))
         if algorithm.learns and select == "best":
             components["selection"] = self.selection
-        self.logger = components["log"] = RunLogger(folder, logger_backend)
         self.checkpoint = Checkpoint(folder, components, config=config)
+        self.logger = RunLogger(folder, logger_backend)
 
     def select(self) -> None:
         """Give the policy the weights that the run ends with."""

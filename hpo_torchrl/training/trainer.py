@@ -118,6 +118,7 @@ class Trainer:
         for run, own in zip(self.runs, saved, strict=True):
             run.checkpoint.restore(own)
             self.update, self.wall_seconds = own.update, own.counters["wall_seconds"]
+            run.logger.rows = own.counters["rows"]
 
     def resume(self) -> None:
         """Go on from a checkpoint: :meth:`restore`, and cut every folder back to it.
@@ -252,8 +253,11 @@ class Trainer:
         return last or self.update % every == 0
 
     def _save(self) -> None:
-        counters = {"wall_seconds": self.wall_seconds}
-        paths = [run.checkpoint.save(self.update, counters) for run in self.runs]
+        seconds = {"wall_seconds": self.wall_seconds}
+        paths = [
+            run.checkpoint.save(self.update, seconds | {"rows": run.logger.rows})
+            for run in self.runs
+        ]
         self._call("on_checkpoint", self._shown(paths))
 
     @property
