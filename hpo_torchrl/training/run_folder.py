@@ -143,8 +143,10 @@ class RunFolder:
             )
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Make the folder and write the resolved configuration."""
-        replace(self.config, yaml.safe_dump(dict(config), sort_keys=False))
+        """Make the folder and write the resolved configuration, unless it is there already."""
+        content = yaml.safe_dump(dict(config), sort_keys=False)
+        if not self.config.is_file() or self.config.read_bytes() != content.encode():
+            replace(self.config, content)
 
     def read_config(self, *, of_seeds: bool = False) -> dict[str, Any]:
         """Return the configuration.
