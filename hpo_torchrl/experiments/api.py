@@ -40,6 +40,7 @@ def train(
     tests: Tests = None,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
+    changed_files: bool = False,
     allow: Sequence[str] = (),
     **settings: Any,
 ) -> Run:
@@ -56,7 +57,9 @@ def train(
             primary one, and is used during training too. By default as configured, and for an
             environment object a copy of it over 300 steps (an episode, if it has an end).
         callbacks: what else happens; see :class:`~hpo_torchrl.training.Callback`.
-        resume: go on with the run in ``folder``.
+        resume: go on with the run in ``folder``, under its own settings; only ``learning_rate`` may
+            be another one, and a file that they name may have moved.
+        changed_files: whether such a file may have another content, on a resume.
         allow: modules outside this package whose classes may be built when a run is resumed.
         settings: what is configured otherwise: by its own name (``num_updates=100``) where only
             one section has it, by section (``trainer={"eval_every": 5}``), or dotted
@@ -103,12 +106,17 @@ def train(
     place = Path(folder or new_folder(config))
     if folder is None and config["trainer"]["progress"]:
         print(f"{'folder':<17}{place}", flush=True)
-    train_run(config, place, resume=resume, env=built, tests=tests, callbacks=callbacks)
+    how: dict[str, Any] = {"env": built, "tests": tests, "callbacks": callbacks}
+    train_run(config, place, resume=resume, changed_files=changed_files, **how)
     return Run(place, allow=allow, env=built, tests=tests)
 
 
 def load_policy(
-    folder: str | Path, *, allow: Sequence[str] = (), env: EnvBase | None = None
+    folder: str | Path,
+    *,
+    allow: Sequence[str] = (),
+    env: EnvBase | None = None,
+    files: Mapping[str, Any] | None = None,
 ) -> TrainedPolicy:
     """Return the policy that a run ends with: of its newest checkpoint, or the one selected.
 
@@ -117,11 +125,14 @@ def load_policy(
         allow: modules outside this package whose classes may be built.
         env: the environment, if the run was trained on an environment object and the policy is to
             act on states.
+        files: see :class:`Run`.
 
     Raises:
         RunFolderError: the folder holds no run, or its checkpoint is damaged.
+        FileNotFoundError: a file that it was trained on is missing.
+        ValueError: such a file has another content.
     """
-    return Run(folder, allow=allow, env=env).policy
+    return Run(folder, allow=allow, env=env, files=files).policy
 
 
 class Run:
@@ -132,6 +143,8 @@ class Run:
         allow: modules outside this package whose classes may be built.
         env: the environment, if the run was trained on an environment object.
         tests: what it is tested on, if that was given to :func:`train`.
+        files: where files that it was trained on lie now, as ``{"env.path": "new/demand.csv"}``; or
+            other data to test it on. Observations and orders stay in the units of its training.
 
     Attributes:
         folder: the folder.
@@ -139,7 +152,9 @@ class Run:
 
     Raises:
         RunFolderError: the folder holds no run.
-        ValueError: its configuration names a class of another module.
+        FileNotFoundError: a file that it was trained on is missing.
+        ValueError: its configuration names a class of another module, or such a file has another
+            content and is not in ``files``.
     """
 
     def __init__(
@@ -149,9 +164,10 @@ class Run:
         allow: Sequence[str] = (),
         env: EnvBase | None = None,
         tests: Tests = None,
+        files: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self._files = Path(folder), RunFolder(folder)
-        self.config = load_config(folder, allow)
+        self.config = load_config(folder, allow, files=files)
         self._env, self._tests = env, tests
 
     @cached_property

@@ -18,6 +18,7 @@ from torchrl.modules import ValueOperator
 from hpo_torchrl.algorithms import Algorithm
 from hpo_torchrl.core.checks import accepted, check_choice, check_int, first_line
 from hpo_torchrl.envs import ReplicatedEnv
+from hpo_torchrl.experiments.pins import with_units
 from hpo_torchrl.experiments.targets import collecting, instantiate, target_of
 from hpo_torchrl.modules import replicate
 from hpo_torchrl.training import Evaluation
@@ -38,7 +39,7 @@ def build_env(config: Mapping[str, Any], **changes: Any) -> EnvBase:
         ValueError: a value is refused; the message names its key.
         TypeError: a value has the wrong type.
     """
-    settings = {**config["env"], **changes}
+    settings = with_units(config, {**config["env"], **changes})
     known = accepted(target_of("env", settings))
     shared: dict[str, Any] = {key: config[key] for key in ("device", "dtype", "seed")}
     shared["batch_size"] = config["collect"]["batch_size"]

@@ -26,6 +26,7 @@ from hpo_torchrl.experiments.config import (
     key_of,
     load_config,
 )
+from hpo_torchrl.experiments.pins import files_of
 from hpo_torchrl.experiments.run import gradients_run, new_folder, train_run
 from hpo_torchrl.experiments.sweep import run_sweep
 from hpo_torchrl.training.run_folder import RunFolder
@@ -56,9 +57,11 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(argv: Sequence[str] | None = None) -> None:
-    """Evaluate a run from the command line: ``hpo-eval DIR``; ``argv`` as for :func:`train`."""
+    """Evaluate a run: ``hpo-eval DIR [KEY=FILE ...]``; ``argv`` as for :func:`train`."""
     parser = _parser("hpo-eval", "Evaluate the newest checkpoint of a run on its tests.")
     parser.add_argument("run_dir", metavar="DIR", help="folder of the run")
+    where = "where a file of the run, as env.path, lies now; or other data to test on"
+    parser.add_argument("files", nargs="*", metavar="KEY=FILE", help=where)
     _command(parser, argv, _evaluate)
 
 
@@ -71,8 +74,8 @@ def gradients(argv: Sequence[str] | None = None) -> None:
         "what",
         nargs="*",
         metavar="DIR | KEY=VALUE",
-        help="folder of a run, whose newest checkpoint is measured; or settings as of hpo-train, "
-        "whose untrained policy is",
+        help="folder of a run, whose newest checkpoint is measured (with the new place of a file "
+        "that moved); or settings as of hpo-train, whose untrained policy is",
     )
     parser.add_argument("--output", metavar="DIR", help="folder of gradients.csv and gradients.png")
     parser.add_argument("--batches", type=int, default=40, help="batches per estimator")
@@ -117,21 +120,21 @@ def _command(
 
 
 def _evaluate(given: argparse.Namespace) -> None:
-    print(reporting.format_summary(load_run(given.run_dir, allow=given.allow).evaluate()))
+    run = load_run(given.run_dir, allow=given.allow, files=_named(given.files))
+    for key, path, known, found in files_of(run.config):
+        note = "" if found == known else ": not the data of the training, whose units stay"
+        print(f"{'file':<17}{path} ({key}{note})")
+    print(reporting.format_summary(run.evaluate()))
 
 
 def _gradients(given: argparse.Namespace) -> None:
     folders = [text for text in given.what if "=" not in text or Path(text).is_dir()]
-    if folders and len(given.what) > 1:
-        raise ValueError(
-            f"A run is measured under its own configuration: give {folders[0]} alone, or "
-            "settings alone for an untrained policy."
-        )
     run_dir = folders[0] if folders else None
     if run_dir is None:
         config = compose_config(given.what, given.config_dir)
     else:
-        config = load_config(run_dir, given.allow)
+        others = _named([text for text in given.what if text != run_dir])
+        config = load_config(run_dir, given.allow, files=others)
     output = Path(given.output or run_dir or ".")
     report = gradients_run(
         config,
@@ -152,6 +155,7 @@ def _train(given: argparse.Namespace) -> None:
     if given.multirun:
         run_sweep(given.settings, given.config_dir)
         return
+    given.settings, files = _moved(given.settings)
     config, command = compose_command(given.settings, given.config_dir)
     if given.cfg:
         print(yaml.safe_dump({**config, **command}, sort_keys=False), end="")
@@ -159,9 +163,10 @@ def _train(given: argparse.Namespace) -> None:
     resume = command["resume"] is not None
     folder = Path(str(command["resume"] or command["output_dir"] or new_folder(config)))
     if resume:
-        config = _saved(folder, {**config, **command}, given)
+        config = _saved(folder, {**config, **command}, given, files)
     print(f"{'folder':<17}{folder}", flush=True)
-    summary = train_run(config, folder, num_seeds=command["num_seeds"], resume=resume)
+    how = {key: command[key] for key in ("num_seeds", "changed_files")}
+    summary = train_run(config, folder, resume=resume, **how)
     print(
         reporting.format_seeds(summary)
         if isinstance(summary, list)
@@ -169,24 +174,50 @@ def _train(given: argparse.Namespace) -> None:
     )
 
 
-def _saved(folder: Path, settings: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+def _named(texts: Sequence[str]) -> dict[str, str]:
+    """Return files by the keys that overrides name them by."""
+    return {key_of(text): text.partition("=")[2].strip("'\"") for text in texts}
+
+
+def _moved(settings: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the overrides of a resumed run, and those that say where its files lie now."""
+    name, pins = _named(settings).get("resume"), {}
+    if name and (folder := RunFolder(name)).found:
+        pins = folder.read_config(of_seeds=folder.seeds.is_file()).get("files", {})
+    files = [text for text in settings if key_of(text) in pins]
+    return [text for text in settings if text not in files], _named(files)
+
+
+def _saved(
+    folder: Path, settings: dict[str, Any], given: argparse.Namespace, files: dict[str, str]
+) -> dict[str, Any]:
     """Return the configuration of the run, or the first of the runs, that a folder holds.
+
+    Args:
+        folder: its folder.
+        settings: what was composed of the overrides.
+        given: the command line.
+        files: where files of the run lie now.
 
     Raises:
         ValueError: an override would change the run on its way.
     """
-    files = RunFolder(folder)
-    seeds = files.read_seeds()
-    config = load_config(folder, given.allow, of_seeds=seeds is not None)
+    seeds = RunFolder(folder).read_seeds()
+    changed: dict[str, Any] = {"files": files, "changed_files": settings["changed_files"]}
+    config = load_config(folder, given.allow, of_seeds=seeds is not None, **changed)
     saved = OmegaConf.create({**config, "num_seeds": 1 if seeds is None else len(seeds)})
     wanted = OmegaConf.create(settings)
     for override in given.settings:
         key = key_of(override)
-        if key != "resume" and OmegaConf.select(saved, key) != OmegaConf.select(wanted, key):
+        old, new = (OmegaConf.select(one, key) for one in (saved, wanted))
+        if key == "algorithm.learning_rate" and old is not None:
+            config["algorithm"]["learning_rate"] = new
+        elif key not in ("resume", "changed_files") and old != new:
             raise ValueError(
                 f"resume goes on under the run's own configuration, in its own folder, but "
                 f"{override!r} would change {key}. Leave it out, or start a new run with "
-                "output_dir=DIR."
+                "output_dir=DIR. Only algorithm.learning_rate may be another one, and a file such "
+                "as env.path may have moved."
             )
     return config
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -25,6 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from torch.utils._pytree import tree_map
 
 from hpo_torchrl.core.checks import did_you_mean
+from hpo_torchrl.experiments.pins import check_files, is_file, moved, pinned
 from hpo_torchrl.experiments.targets import BUILT, check_config, check_targets, known_keys, plugins
 from hpo_torchrl.training.run_folder import RunFolder
 
@@ -37,7 +38,10 @@ SECTIONS = (*BUILT, "collect", "evaluation", "trainer", "logger")
 # Sections whose keys are those of a constructor, which may take more than the YAML lists.
 _FREE = (*BUILT, "evaluation.validation", "evaluation.tests")
 # Keys of a command, not of a run: where it goes and what is said about it.
-COMMAND_KEYS = ("output_dir", "resume", "num_seeds", "sweep_dir", "sweep_estimate")
+COMMAND_KEYS = (
+    *("output_dir", "resume", "changed_files", "num_seeds", "sweep_dir"),
+    "sweep_estimate",
+)
 
 
 def compose_config(
@@ -103,21 +107,33 @@ def compose_sweep(
 
 
 def load_config(
-    run_dir: str | Path, allow: Sequence[str] = (), *, of_seeds: bool = False
+    run_dir: str | Path,
+    allow: Sequence[str] = (),
+    *,
+    of_seeds: bool = False,
+    files: Mapping[str, Any] | None = None,
+    changed_files: bool = False,
 ) -> dict[str, Any]:
-    """Read the configuration of a run, and check that it is safe to build.
+    """Read the configuration of a run, and check that it is safe to build and of the same data.
 
     Args:
         run_dir: folder of the run.
         allow: modules, besides this package and installed plug-ins, whose classes it may name.
         of_seeds: see :meth:`~hpo_torchrl.training.RunFolder.read_config`.
+        files: where files of the run lie now, by their names such as ``"env.path"``. Those that are
+            named here may have another content; the units of the policy stay.
+        changed_files: whether any file may have another content.
 
     Raises:
         RunFolderError: the folder holds no run, or its configuration is damaged.
-        ValueError: the configuration names a class of another module.
+        FileNotFoundError: a file that it was trained on is missing.
+        ValueError: the configuration names a class of another module, or such a file has another
+            content.
     """
     config = RunFolder(run_dir).read_config(of_seeds=of_seeds)
     check_targets(config, allow)
+    config = moved(config, files or {})
+    check_files(config, run_dir, config.get("files", {}) if changed_files else files or {})
     return config
 
 
@@ -190,15 +206,14 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         if name == "custom":
             name = str(settings[section].get("_target_")).rpartition(".")[2]
         settings[section] = {"name": name, **settings[section]}
-    settings["env"] = tree_map(_absolute, settings["env"])
+    command = {key: settings.pop(key) for key in COMMAND_KEYS}
     check_config(settings)
-    return settings, {key: settings.pop(key) for key in COMMAND_KEYS}
+    return pinned(tree_map(_absolute, settings)), command
 
 
 def _absolute(value: Any) -> Any:
     """Name a file by its full path, so that a run can be resumed from another folder."""
-    is_file = isinstance(value, str) and Path(value).suffix and Path(value).is_file()
-    return str(Path(value).absolute()) if is_file else value
+    return str(Path(value).absolute()) if is_file(value) else value
 
 
 def _quote_folder(argument: str) -> str:

@@ -17,11 +17,13 @@ from tqdm import tqdm
 
 from hpo_torchrl import reporting
 from hpo_torchrl.algorithms import Algorithm
-from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.checks import check_bool, check_int
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
-from hpo_torchrl.experiments.build import build_algorithm, build_tests
+from hpo_torchrl.experiments.build import build_algorithm, build_env, build_tests
+from hpo_torchrl.experiments.pins import check_files, pinned
 from hpo_torchrl.experiments.targets import check_keys
 from hpo_torchrl.training import Callback, Evaluation, RunFolder, Trainer
+from hpo_torchrl.training.checkpoint import check_same_run
 from hpo_torchrl.training.seed_run import SeedRun
 
 Tests = Evaluation | Mapping[str, Evaluation] | None
@@ -37,6 +39,7 @@ def train_run(
     *,
     num_seeds: int = 1,
     resume: bool = False,
+    changed_files: bool = False,
     **how: Any,
 ) -> Any:
     """Train as configured, in ``run_dir``, and leave summary and pictures there.
@@ -52,7 +55,9 @@ def train_run(
         config: the resolved configuration, as ``configs/train.yaml`` lays it out.
         run_dir: folder of the run: new or empty of runs, or with ``resume`` an interrupted run.
         num_seeds: number of seeds; a resumed run has those that it had.
-        resume: go on from the newest checkpoint (that all seeds have).
+        resume: go on from the newest checkpoint (that all seeds have), under the configuration of
+            the run, but for another ``algorithm.learning_rate`` and other places of its files.
+        changed_files: whether those may have another content, on a resume.
         how: further arguments of :func:`make_trainer`.
 
     Returns:
@@ -60,7 +65,10 @@ def train_run(
 
     Raises:
         FileExistsError: a folder already holds a run.
-        ValueError: a value of the configuration is refused; the message names its key.
+        FileNotFoundError: a file that a resumed run was trained on is missing.
+        OSError: the disk is full, or the like; the message names the path and how to go on.
+        ValueError: a value of the configuration is refused, or a file has another content; the
+            message names its key.
         TypeError: a value has the wrong type; several seeds of this cannot be batched.
         CheckpointError: the run cannot be resumed.
         NonFiniteError: training met NaN or infinity.
@@ -76,23 +84,53 @@ def train_run(
             )
         seeds = list(range(first, first + num_seeds))
     places = [folder, *map(folder.of_seed, seeds or ())]
-    with threads(config), ExitStack() as owned:
+    with folder.advising(), threads(config), ExitStack() as owned:
         for place in places:
             owned.enter_context(place.owned())
             if not resume:
                 place.check_new()
+        begun = resume and (seeds is not None or folder.config.exists())
+        saved = folder.read_config(of_seeds=seeds is not None) if begun else None
+        config = _bound(config, saved, folder, check_bool("changed_files", changed_files))
         # Nothing here draws from these two; an environment of the user's own may.
         random.seed(check_int("seed", config["seed"], minimum=0))
         np.random.seed(config["seed"] % 2**32)  # noqa: NPY002
-        trainer = make_trainer(config, run_dir, seeds=seeds, **how)
-        if resume and trainer.begun:
+        trainer = make_trainer(config, folder.path, seeds=seeds, **how)
+        if resume and trainer.begun:  # it may have stopped before its first checkpoint
             trainer.resume()
-        else:  # new, or stopped before its first checkpoint
-            if seeds is not None:
-                folder.write_seeds(seeds, config)
-            for run in trainer.runs:
-                run.folder.write_config(run.checkpoint.config)
+        if seeds is not None:
+            folder.write_seeds(seeds, config)
+        for run in trainer.runs:
+            run.folder.write_config(run.checkpoint.config)
+            run.folder.summary.unlink(missing_ok=True)  # a run that goes on has not finished
         return trainer.train()
+
+
+def _bound(
+    config: Mapping[str, Any], saved: Mapping[str, Any] | None, folder: RunFolder, changed: bool
+) -> dict[str, Any]:
+    """Return the configuration of a run, bound to its files and to the units derived from them.
+
+    Args:
+        config: the configuration that is wanted.
+        saved: that of the run which goes on, if one does; the files and units are its own.
+        folder: the folder of the run.
+        changed: whether its files may have another content.
+
+    Raises:
+        CheckpointError: the run would go on under another configuration.
+        ValueError: a file has another content.
+    """
+    if saved is not None:
+        check_same_run(saved, config, folder.config)
+    own = saved or config
+    files = own.get("files") or pinned(config).get("files", {})
+    check_files({**config, "files": files}, folder.path, files if changed else ())
+    units = own.get("units", {})
+    if files and not units:
+        found = getattr(build_env(config), "units", {})
+        units = {f"env.{name}": unit for name, unit in found.items()}
+    return {**pinned(config), **({"units": units} if units else {})}
 
 
 def make_trainer(

@@ -118,8 +118,9 @@ def train_job(
         # Stopped before its first checkpoint, a run leaves nothing to keep.
         files.config.unlink(missing_ok=True)
         shutil.rmtree(files.checkpoints, ignore_errors=True)
-    # A run goes on under its own configuration, which is that of this sweep.
-    settings = files.read_config() if resume else job.settings
+    # A run goes on under its own configuration: that of this sweep, but perhaps for a bar.
+    own = {"trainer": files.read_config()["trainer"]} if resume else {}
+    settings = {**job.settings, **own}
     bar = bars and sys.stderr.isatty() and job.settings["trainer"]["progress"]
     try:
         summary = train_run(settings, job.folder, resume=resume, progress=bar)

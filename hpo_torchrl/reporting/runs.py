@@ -175,11 +175,11 @@ def _read_summary(folder: RunFolder) -> dict[str, Any]:
 def _read_tests(folder: RunFolder) -> dict[str, Any]:
     """Return the tested rows of the metrics, and the last update."""
     rows = folder.read_metrics()
-    for row in rows:
+    for line, row in enumerate(rows, start=2):
         for key in _UNITS if "test_cost" in row else _UNITS[:1]:
             if not 0 < row.get(key, 0) < math.inf:
                 raise RunFolderError(
-                    f"{folder.metrics} is damaged: a row must have {key} above 0, got {row}."
+                    f"{folder.metrics} is damaged: line {line} must have {key} above 0, got {row}."
                 )
     tests = [row for row in rows if "test_cost" in row]
     return {"tests": tests, "update": int(rows[-1]["update"]) if rows else 0}

@@ -17,6 +17,8 @@ from hpo_torchrl.core.finite import NonFiniteError, not_finite
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError, replace
 
 _SUFFIX, _KEPT = ".ckpt", 2
+# Differences with which a run may go on; the content of its files is checked where they are found.
+_FREE = ("algorithm.learning_rate ", "files ", "files.")
 
 
 class CheckpointError(RunFolderError):
@@ -156,11 +158,7 @@ class Checkpoint:
             raise
         except Exception as error:
             raise DamagedError(f"{path} is damaged or incomplete ({first_line(error)}).") from error
-        if changed := differences(saved.config, self.config):
-            raise CheckpointError(
-                f"{path} was written under another configuration: {'; '.join(changed)}. "
-                "Resume with the run's own configuration, or start a new run in another folder."
-            )
+        check_same_run(saved.config, self.config, path)
         return saved
 
     def forget(self, update: int) -> None:
@@ -225,16 +223,40 @@ def read_together(checkpoints: Sequence[Checkpoint], update: int | None = None) 
     )
 
 
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any], at: str = "") -> list[str]:
-    """Return in words what changed from one configuration to another, key by key."""
+def differences(
+    saved: Mapping[str, Any], current: Mapping[str, Any], at: str = "", pins: Collection[str] = ()
+) -> list[str]:
+    """Return in words what changed from one configuration to another, key by key.
+
+    A file that a run is pinned to is known by its content, wherever it lies: what counts is its
+    digest in the section ``files``, not its path; ``units`` are a consequence of the rest.
+    """
+    pins = pins if at else {**saved.get("files", {}), **current.get("files", {})}
     found = []
-    for key in sorted({*saved, *current}):
-        old, new = saved.get(key, "absent"), current.get(key, "absent")
+    for key in sorted({*saved, *current}, key=str):
+        name, old, new = f"{at}{key}", saved.get(key, "absent"), current.get(key, "absent")
+        if name in pins or name == "units":
+            continue
+        if any(pin.startswith(f"{name}.") for pin in pins):
+            old, new = (dict(enumerate(x)) if isinstance(x, list) else x for x in (old, new))
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{at}{key}.")
+            found += differences(old, new, f"{name}.", pins)
         elif old != new:
-            found.append(f"{at}{key} was {old!r}, is {new!r}")
+            found.append(f"{name} was {old!r}, is {new!r}")
     return found
+
+
+def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], where: Path) -> None:
+    """Raise a ``CheckpointError`` if a run cannot go on under the current configuration.
+
+    Its learning rate may be another one, so that a run that diverged is not lost.
+    """
+    changed = [text for text in differences(saved, current) if not text.startswith(_FREE)]
+    if changed:
+        raise CheckpointError(
+            f"{where} was written under another configuration: {'; '.join(changed)}. A run goes on "
+            "under its own, but for algorithm.learning_rate; or start a new one in another folder."
+        )
 
 
 def packed(saved: Saved) -> bytes:

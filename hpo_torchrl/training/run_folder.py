@@ -8,8 +8,11 @@ import json
 import math
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +111,28 @@ class RunFolder:
                 raise FileExistsError(f"{self.path} was in use until just now; try again.")
             file.truncate(0)
             print(f"process {os.getpid()} on {platform.node()}", end="", file=file, flush=True)
+            drafts = map(_draft, (self.config, self.metrics, self.summary, self.seeds))
+            for draft in (*drafts, *self.checkpoints.glob(_draft(Path("checkpoint-*")).name)):
+                draft.unlink(missing_ok=True)  # of a process that was killed
             try:
                 yield
             finally:
                 lock.unlink(missing_ok=True)
                 with suppress(OSError):
                     self.path.rmdir()
+
+    @contextmanager
+    def advising(self) -> Iterator[None]:
+        """Let an error of the disk in this block name its path and how to go on."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:  # says it already
+                raise
+            fix = "Mend that or choose another output_dir, and start again."
+            if any(map(os.path.exists, (self.config, self.seeds))):  # of no name is it an error
+                fix = f"What was saved is whole: mend that, then go on by resume={self.path}."
+            raise OSError(f"{error.filename or self.path}: {error.strerror}. {fix}") from error
 
     def check_new(self) -> None:
         """Raise a ``FileExistsError`` if the folder holds a run."""
@@ -124,8 +143,10 @@ class RunFolder:
             )
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Make the folder and write the resolved configuration."""
-        replace(self.config, yaml.safe_dump(dict(config), sort_keys=False))
+        """Make the folder and write the resolved configuration, unless it is there already."""
+        content = yaml.safe_dump(dict(config), sort_keys=False)
+        if not self.config.is_file() or self.config.read_bytes() != content.encode():
+            replace(self.config, content)
 
     def read_config(self, *, of_seeds: bool = False) -> dict[str, Any]:
         """Return the configuration.
@@ -216,8 +237,8 @@ class RunFolder:
 class RunLogger:
     """Write one row per logged update to ``metrics.csv`` and pass it to a TorchRL logger.
 
-    Columns appear as they are first logged. After a resume the rows that come after the
-    checkpoint are dropped, so that the file reads like that of an uninterrupted run.
+    Columns appear as they are first logged. A checkpoint holds the rows up to its update, so that
+    the file of a resumed run reads like that of an uninterrupted one, whatever befell it.
 
     Args:
         run_dir: folder of the run.
@@ -232,6 +253,7 @@ class RunLogger:
         self.folder = RunFolder(run_dir)
         self.rows: list[dict[str, Any]] = []
         self._columns: list[str] = []
+        self._size = 0  # of the file, as it was left
         self._backend: Logger | None = None
         if backend is not None:
             check_choice("logger.backend", backend, BACKENDS)
@@ -244,21 +266,44 @@ class RunLogger:
                 ) from error
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it must hold ``"update"``."""
-        self.rows.append(dict(row))
-        if set(row) <= set(self._columns):
-            with self.folder.metrics.open("a", newline="") as file:
+        """Append a row; it must hold ``"update"``.
+
+        Raises:
+            TypeError: a value is not a number.
+        """
+        try:
+            items = [(key, value) for key, value in row.items() if value is not None]
+            row = {k: int(v) if isinstance(v, Integral) else float(v) for k, v in items}
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"metrics.csv takes numbers, got {row!r} of a callback.") from error
+        self.rows.append(row)
+        path = self.folder.metrics
+        whole = path.exists() and path.stat().st_size == self._size
+        if not whole and len(self.rows) > 1:
+            warnings.warn(f"{path} was changed by another hand; it is written anew.", stacklevel=2)
+        if whole and set(row) <= set(self._columns):
+            with _writing(path), path.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(row)
         else:
             self._rewrite()
+        self._size = path.stat().st_size
         if self._backend is not None:
             for key, value in row.items():
-                if isinstance(value, (int, float)) and key != "update":
+                if key != "update":
                     self._backend.log_scalar(key, value, step=row["update"])
 
-    def resume(self, update: int) -> None:
-        """Read the file back and keep the rows up to ``update``."""
-        self.rows = [row for row in self.folder.read_metrics() if row["update"] <= update]
+    def resume(self) -> None:
+        """Give the file the ``rows``, those of the checkpoint; say where it had others."""
+        try:
+            found = self.folder.read_metrics()[: len(self.rows)]
+            texts = ([str(sorted(row.items())) for row in rows] for rows in (found, self.rows))
+            pairs = enumerate(zip_longest(*texts), start=2)
+            line = next((at for at, (one, own) in pairs if one != own), None)
+            wrong = line and f"{self.folder.metrics}, line {line}: this is not what was logged."
+        except RunFolderError as error:
+            wrong = str(error)
+        if wrong:
+            warnings.warn(f"{wrong} The file is restored from the checkpoint.", stacklevel=2)
         self._rewrite()
 
     def _rewrite(self) -> None:
@@ -268,24 +313,50 @@ class RunLogger:
         writer.writeheader()
         writer.writerows(self.rows)
         replace(self.folder.metrics, draft.getvalue())
+        self._size = self.folder.metrics.stat().st_size
 
 
 def replace(path: Path, content: str | bytes) -> None:
     """Write a file in one step, on the disk before it has its name, and the folder it lies in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    draft = _draft(path)
+    with _writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        except BaseException:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Let an error of the disk name the file; a write that fails does not say which it was of."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     """Return what ``parse`` makes of a text file."""
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, csv.Error) as error:
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RunFolderError(f"{path} is damaged: line {line}: not UTF-8.") from error
+    except (ValueError, yaml.YAMLError) as error:
         raise RunFolderError(f"{path} is damaged: {first_line(error)}.") from error
 
 
@@ -298,19 +369,22 @@ def _read_names(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
 
 def _numbers(text: str) -> list[dict[str, Any]]:
     """Parse a table of numbers whose last line may be cut off."""
-    rows = []
-    whole = io.StringIO(text[: text.rfind("\n") + 1])
-    for number, line in enumerate(csv.DictReader(whole), start=2):
-        try:
-            if None in line or None in line.values() or not line.get("update"):
+    rows: list[dict[str, Any]] = []
+    table = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    try:
+        if text and "update" not in (table.fieldnames or ()):
+            raise ValueError("the header is missing, or names no update")
+        for line in table:
+            if None in line or None in line.values() or not line["update"]:
                 raise ValueError("it is incomplete")
-            rows.append(
-                {
-                    key: int(value) if value.lstrip("-").isdigit() else float(value)
-                    for key, value in line.items()
-                    if value
-                }
-            )
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from error
+            row = {
+                key: int(value) if value.lstrip("-").isdigit() else float(value)
+                for key, value in line.items()
+                if value
+            }
+            if rows and row["update"] <= rows[-1]["update"]:
+                raise ValueError(f"update {row['update']} is not after the one before")
+            rows.append(row)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"line {max(table.line_num, 1)}: {error}") from error
     return rows

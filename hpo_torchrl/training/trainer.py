@@ -120,6 +120,7 @@ class Trainer:
         for run, own in zip(self.runs, saved, strict=True):
             run.checkpoint.restore(own)
             self.update, self.wall_seconds = own.update, own.counters["wall_seconds"]
+            run.logger.rows = own.counters["rows"]
 
     def resume(self) -> None:
         """Go on from a checkpoint: :meth:`restore`, and cut every folder back to it.
@@ -129,7 +130,7 @@ class Trainer:
         self.restore()
         for run in self.runs:
             run.checkpoint.forget(self.update)
-            run.logger.resume(self.update)
+            run.logger.resume()
 
     def train(self) -> Any:
         """Run all updates, test, and write the summary last.
@@ -247,9 +248,12 @@ class Trainer:
         return last or self.update % every == 0
 
     def _save(self) -> None:
-        counters = {"wall_seconds": self.wall_seconds}
+        seconds = {"wall_seconds": self.wall_seconds}
         with self._advising():
-            paths = [run.checkpoint.save(self.update, counters) for run in self.runs]
+            paths = [
+                run.checkpoint.save(self.update, seconds | {"rows": run.logger.rows})
+                for run in self.runs
+            ]
         self._call("on_checkpoint", self._shown(paths))
 
     def _test(self, name: str, test: Evaluation) -> list[CostEstimate]:

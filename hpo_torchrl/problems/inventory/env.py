@@ -94,6 +94,8 @@ class InventoryEnv(DifferentiableEnv):
         order_interval: economic order interval in periods; states start and quantities are scaled
             by it.
         recorded: whether demand is one record for all env instances, to which rules can be tuned.
+        units: what was derived from recorded demand, by the argument that would give it: a run pins
+            it, so that its policy keeps its units on other data.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -184,6 +186,7 @@ class InventoryEnv(DifferentiableEnv):
         self.recorded = isinstance(demand, Record) and demand.record.ndim == 2
         if isinstance(demand, Record):
             self.record, self.train_periods = demand.record, demand.train_periods
+            self.units = {"demand.mean": demand.given_mean}
         self.ordering, self.pieces, self.features = orders, pieces, orders.features
         self.breakpoints, self.gaps = orders.breakpoints, orders.gaps
         self.cut_per_item, self.suppliers = orders.cut_per_item, orders.suppliers

@@ -89,6 +89,7 @@ def from_file(
     lead_time: int = 2,
     lost_sales: bool = False,
     initial_state: str = "random",
+    mean: float | Sequence[float] | None = None,
     **others: Any,
 ) -> InventoryEnv:
     """Make an environment of the demand in a file; see :func:`read_demand` for its format.
@@ -110,6 +111,8 @@ def from_file(
         lead_time: periods L between placing an order and being able to use it.
         lost_sales: whether unmet demand is lost.
         initial_state: stocks at the start, see the class.
+        mean: unit of observations and actions, one number or one per item; by default the mean of
+            the training part. A policy trained on one file acts alike on another in its own unit.
         others: further arguments of the class, such as costs: one number, or one per item in the
             order of their first appearance; ``None`` is not given.
 
@@ -134,6 +137,7 @@ def from_file(
         history=history,
         start_period=start_period,
         season=season,
+        mean=mean,
         items=source.items,
         labels=source.periods,
     )
@@ -143,7 +147,9 @@ def from_file(
         given.setdefault("shortage_cost", price)
     given.update({name: value for name, value in others.items() if value is not None})
     given.update(lost_sales=lost_sales, initial_state=initial_state)
-    return cls(demand.num_items, lead_time, demand, **given)
+    env = cls(demand.num_items, lead_time, demand, **given)
+    env.units = {"mean": demand.given_mean}
+    return env
 
 
 # How far items stray from their common level at a random start, in periods of demand.
