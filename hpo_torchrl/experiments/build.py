@@ -116,6 +116,7 @@ def build_tests(
         primary = next(iter(given))
         return given, primary, given[primary]
     settings = config["evaluation"]
+    check_int("evaluation.seed", settings["seed"], minimum=0)
     primary = check_choice("evaluation.primary", settings["primary"], settings["tests"])
 
     def build(num_steps: int | None = None, skip: int = 0, **changes: Any) -> Evaluation:

@@ -1,0 +1,46 @@
+"""The installed commands: an interrupt is a line from the first moment, while torch is loaded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import Any
+
+
+def train() -> None:
+    """Run ``hpo-train``."""
+    _run("experiments.cli", "train")
+
+
+def evaluate() -> None:
+    """Run ``hpo-eval``."""
+    _run("experiments.cli", "evaluate")
+
+
+def gradients() -> None:
+    """Run ``hpo-gradients``."""
+    _run("experiments.cli", "gradients")
+
+
+def report() -> None:
+    """Run ``hpo-report``."""
+    _run("reporting.report", "main")
+
+
+def _run(room: str, name: str) -> None:
+    def stop(*_: Any) -> None:
+        # At once: an exception in the midst of an import is turned into others, or swallowed.
+        os.write(2, f"{os.path.basename(sys.argv[0])}: error: interrupted\n".encode())
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # a job in the background ignores it
+        signal.signal(signal.SIGINT, stop)
+    command = getattr(import_module(f"hpo_torchrl.{room}"), name)
+    signal.signal(signal.SIGINT, before)
+    try:
+        command()
+    except KeyboardInterrupt:
+        stop()
