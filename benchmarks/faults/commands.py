@@ -1,8 +1,8 @@
-"""Bad commands: each must end in a line that says what is wrong; ``python -m benchmarks.faults.commands``.
+"""Bad commands, each of which must end in a line; ``python -m benchmarks.faults.commands``.
 
 A command is a line of ``TABLE``: what a person types, and after a bar the words that the message
-must hold. It must end with exit code 2 and, as the last line on standard error, its name, "error:"
-and the message. *Accepted* is one that ends well; *raw* is one that shows a trace, ends otherwise,
+must hold. Without words it must end well. Else it must end with exit code 2 and, as the last line
+on standard error, its name, "error:" and the message. *Accepted* is one that ends well; *raw* is one that shows a trace, ends otherwise,
 or leaves out a word.
 """
 
@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+import hpo_torchrl
 from hpo_torchrl.experiments import cli
 from hpo_torchrl.reporting import report
 
@@ -44,8 +45,8 @@ SMALL = TINY + (
     " evaluation.validation.num_steps=12 evaluation.validation.skip=4"
 )
 LONG = "x" * 300
-# By kind. A line begins with the command if it is not hpo-train. SMALL and TINY, wherever they stand,
-# are settings in front of the others that keep a run short that is accepted. file is a file, folder
+# By kind. A line begins with the command if it is not hpo-train. SMALL and TINY, wherever they
+# stand, are settings in front of the others that keep a run short that is accepted. file is a file, folder
 # an empty folder, run a run, record.csv recorded demand.
 TABLE = {
     "sections that are no sections": """
@@ -97,17 +98,17 @@ env=inventory_from_file env.path=5          | path | text
 env=switched_lqr env.num_items=3            | env.num_items | Known keys of env: dim, num_modes
 env=switched_lqr env.demand=3               | env.demand | dim
 env=switched_lqr env.groth=3                | env.groth | Did you mean 'growth'
-env=inventory_from_file env.path=record.csv env.demand=3      | env.demand | path, fractions
-env=inventory_from_file env.evaluation.quick.num_steps=60     | env.evaluation
+env=inventory_from_file env.path=record.csv env.demand=3      | demand | leave them out
+env=inventory_from_file env.path=record.csv env.evaluation.quick.num_steps=60 | env.evaluation
 algorithm=ppo algorithm.cross_term=true     | algorithm.cross_term | Known keys of algorithm
 algorithm=s_S algorithm.learning_rate=1     | algorithm.learning_rate
 algorithm=fixed_mode                        | fixed_mode
 env=switched_lqr algorithm=s_S              | s_S
 """,
     "syntax": """
---num_items 3                               | --num_items | env.num_items=3
---env.num_items=3                           | --env.num_items | env.num_items=3
---seed 3                                    | --seed | seed=3
+--num_items 3                               | --num_items | env.num_items=VALUE
+--env.num_items=3                           | --env.num_items | env.num_items=VALUE
+--seed 3                                    | --seed | dashes: seed=VALUE
 -x                                          | -x
 trainer.num_updates = 5                     | trainer.num_updates=5 | blanks
 trainer.num_updates= 5                      | trainer.num_updates=5 | blanks
@@ -238,10 +239,9 @@ env.demand=inf SMALL                      | demand
 env.demand=-1 SMALL                       | demand
 env.demand=[] SMALL                       | demand
 env.demand=[1,2] env.num_items=3 SMALL    | demand
-'env.demand={name: normal}' SMALL         | mean
 'env.demand={mean: 5}' SMALL              | name
 'env.demand={name: normal, men: 5}' SMALL | men
-'env.demand={name: record, record: absent.npy}' TINY evaluation=record | absent.npy
+'env.demand={name: record, record: absent.npy}' TINY evaluation=default | absent.npy
 env.holding_cost=-1 SMALL                 | holding_cost
 env.holding_cost=nan SMALL                | holding_cost
 env.holding_cost=null SMALL               | holding_cost
@@ -252,13 +252,13 @@ env.horizon=0 SMALL                       | horizon
 env.horizon=x SMALL                       | horizon
 env.features=5 SMALL                      | features
 env.features=[5] SMALL                    | features
-'env.features=[{name: nothing}]' SMALL    | nothing
+'env.features=[{name: nothing}]' env.fixed_cost_per_item=null SMALL    | nothing
 env._target_=null SMALL                   | env._target_
 env._target_=5 SMALL                      | env._target_
 env._target_=builtins.print SMALL         | print
 env=switched_lqr env.growth=1e10 TINY     | growth
 env=switched_lqr env.growth=1e30 TINY     | growth
-env=switched_lqr env.growth=1e100 TINY    | growth
+env=switched_lqr env.growth=1e100 TINY    | A, B
 env=switched_lqr env.growth=1e100 dtype=float64 TINY        | growth
 env=switched_lqr env.growth=1e30 dtype=float64 TINY         | growth
 env=switched_lqr env.growth=1e30 algorithm=fixed_mode         | growth
@@ -277,7 +277,6 @@ env=switched_lqr_2d TINY env.A=[[[1,0],[0]]]                | A
 env=switched_lqr_2d TINY env.A=x          | A
 env=switched_lqr_2d TINY env.A=null       | A
 env=switched_lqr_2d TINY env.R=[[-1]]     | R
-env=inventory_from_file env.path=huge.csv TINY              | huge.csv
 env=inventory_from_file env.path=record.csv env.fractions=[1,1,1] TINY | fractions
 env=inventory_from_file env.path=record.csv env.history=x TINY         | history
 env=inventory_traces env.demand.traces=null TINY            | traces
@@ -302,8 +301,6 @@ output_dir=file/sub SMALL                 | output_dir | file
 output_dir=LONG SMALL                   | output_dir | too long
 output_dir=/proc/no_such SMALL            | output_dir | /proc/no_such
 output_dir=run SMALL                      | output_dir | resume=run
-output_dir=[1] SMALL                      | output_dir
-'output_dir={a: 1}' SMALL                 | output_dir
 resume=absent                               | absent
 resume=file                                 | file
 resume=folder                               | folder
@@ -342,6 +339,21 @@ hpo-report run --output file                | file
 hpo-report run --output file/sub            | file
 hpo-report run --output /proc/no_such       | /proc/no_such
 hpo-report LONG                           | too long
+""",
+    "extreme, and possible: exit 0": """
+env.demand=1e20 env.lost_sales=true SMALL
+env.demand=1e20 SMALL
+env=inventory_from_file env.path=huge.csv TINY
+env=switched_lqr env.growth=1e10 TINY
+reference=none SMALL
+reference=none env.demand=1e6 SMALL
+reference=none algorithm=s_S SMALL
+reference=none env=switched_lqr TINY
+reference=none env=inventory_from_file env.path=record.csv TINY
+reference=none num_seeds=2 SMALL
+reference=none dtype=float64 SMALL
+--multirun seed=0,1 reference=none SMALL
+seed=9223372036854775807 SMALL
 """,
     "sweeps": """
 --multirun env=inventry,inventory           | env=inventry | Did you mean 'inventory'
@@ -446,12 +458,14 @@ def _tried(arguments: list[str], words: list[str], *, verbose: bool) -> str:
     start = time.perf_counter()
     end, errors = said(arguments)
     seconds = time.perf_counter() - start
-    last = ([""] + errors.strip().splitlines())[-1]
+    last = ["", *errors.strip().splitlines()][-1]
     if end == 1 and "--multirun" in arguments and "runs failed" in errors:  # they are listed
         end, last = 2, f"hpo-train: error: {errors}"
     lacking = [word for word in words if word not in last]
     verdict = "good"
-    if end == 0 or isinstance(end, Late):
+    if not words:
+        verdict = "good" if end == 0 else "raw"
+    elif end == 0 or isinstance(end, Late):
         verdict = "accepted"
     elif end != 2 or "Traceback" in errors or not re.match(r"hpo-\w+: error: ", last) or lacking:
         verdict = "raw"
@@ -488,9 +502,7 @@ def _place() -> Iterator[None]:
             Path("file").touch()
             Path("folder").mkdir()
             for name, odd in (("record", "3"), ("huge", "1e30")):
-                rows = [
-                    f"2024-01-{day:02d},A,{odd if day == 9 else day % 5}" for day in range(1, 31)
-                ]
+                rows = [f"{day},A,{odd if day == 9 else day % 5}" for day in range(1, 200)]
                 Path(f"{name}.csv").write_text("\n".join(["period,item,demand", *rows, ""]))
             np.save("demand.npy", np.ones((30, 1)))
             end, errors = said([*shlex.split(SMALL), "output_dir=run"])
@@ -558,8 +570,13 @@ def _processes() -> int:
     """Run the commands that may end their process; return how many ended otherwise."""
     failed = 0
     for code, expected, words in PROCESSES:
-        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        last = ([""] + ended.stderr.strip().splitlines())[-1]
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(hpo_torchrl.__file__).parents[1])},
+        )
+        last = ["", *ended.stderr.strip().splitlines()][-1]
         if ended.returncode != expected or words not in last or "Traceback" in ended.stderr:
             failed += 1
             print(f"raw ({ended.returncode}): {code.strip()[-120:]}\n    {ended.stderr[-900:]}")

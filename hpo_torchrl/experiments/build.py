@@ -56,7 +56,7 @@ def build_env(config: Mapping[str, Any], **changes: Any) -> EnvBase:
         settings["dtype"] = DTYPES[check_choice("dtype", settings["dtype"], DTYPES)]
     try:
         torch.empty(0, device=settings.get("device"))
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
             f"device={settings['device']!r} cannot be used here ({first_line(error)}); use "
             "device=cpu."
@@ -124,7 +124,7 @@ def build_tests(
         own = getattr(place, "num_periods", None) or getattr(place, "horizon", None)
         return Evaluation(
             copy.deepcopy(place) if place is env else place,
-            num_steps=num_steps or own or _TEST_STEPS,
+            num_steps=(own or _TEST_STEPS) if num_steps is None else num_steps,
             skip=skip,
             seed=settings["seed"],
         )

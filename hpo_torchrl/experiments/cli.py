@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
     """Says to who types dashes that a setting has none."""
 
     def error(self, message: str) -> NoReturn:
-        """End the command with a line; a setting among unknown options is written as it should be."""
+        """End the command with a line that shows how settings among the options are written."""
         words = re.findall(r"--?([\w.]+)", message) if "unrecognized" in message else []
         names = {word: full_names(word)[0] or [word] for word in words}
         fixes = [f"{found[0]}=VALUE" for found in names.values()]

@@ -179,8 +179,8 @@ def prepare(overrides: Sequence[str], config_dir: str | None = None) -> list[str
         if section not in keys and keys & {f"{section}._target_", f"{section}.network._target_"}
     ]
     texts = [_quote_folder(free_key(text)) for text in overrides]
-    for number, text in enumerate(texts):
-        _check_override(overrides[number : number + 3], text)
+    for text, prepared in zip(overrides, texts, strict=True):
+        _check_override(text, prepared, overrides)
     return [*folder, *own, *texts]
 
 
@@ -233,16 +233,15 @@ def _absolute(value: Any) -> Any:
     return str(Path(value).absolute()) if is_file else value
 
 
-def _check_override(texts: Sequence[str], prepared: str) -> None:
-    """Check the first of some overrides, for which what comes after it may be a hint."""
-    text, sections = texts[0], {*SECTIONS, "experiment"}
+def _check_override(text: str, prepared: str, overrides: Sequence[str]) -> None:
+    """Check one of several overrides, as given and as prepared for Hydra."""
     try:
         override = OverridesParser.create().parse_override(prepared)
-        value, section = override.value(), override.key_or_group
     except HydraException as error:
-        raise ValueError(_unreadable(texts)) from error
+        raise ValueError(_unreadable(text, overrides)) from error
+    value, section, sections = override.value(), override.key_or_group, {*SECTIONS, "experiment"}
     if not section:
-        raise ValueError(_unreadable(texts))
+        raise ValueError(_unreadable(text, overrides))
     named = isinstance(value, (str, list)) or override.is_sweep_override() or override.is_delete()
     if section in sections and not named and (section, value) != ("experiment", None):
         inner = next(iter(value.items()), None) if isinstance(value, dict) else None
@@ -253,15 +252,16 @@ def _check_override(texts: Sequence[str], prepared: str) -> None:
         )
 
 
-def _unreadable(texts: Sequence[str]) -> str:
+def _unreadable(text: str, overrides: Sequence[str]) -> str:
     """Say how an override that Hydra cannot read should be written."""
-    joined = re.sub(r"\s*=\s*", "=", " ".join(texts)).split()[0]
-    if joined != texts[0] and "=" in joined.strip("="):
-        return f"{texts[0]!r} is no setting: write {joined} without blanks around the sign."
-    if "=" not in texts[0].strip("="):
-        return f"{texts[0]!r} is no setting: write KEY=VALUE, as in env.num_items=3."
+    joined = re.sub(r"\s*=\s*", "=", " ".join(overrides)).split()
+    whole = [word for word in joined if word not in overrides and text in word.split("=")]
+    if whole:
+        return f"{text!r} is no setting: write {whole[0]} without blanks around the sign."
+    if "=" not in text.strip("="):
+        return f"{text!r} is no setting: write KEY=VALUE, as in env.num_items=3."
     return (
-        f"{texts[0]!r} cannot be read: is a bracket, brace or quote open? Quote for the shell what "
+        f"{text!r} cannot be read: is a bracket, brace or quote open? Quote for the shell what "
         "holds blanks, braces or brackets, as in 'env.demand={name: normal, mean: 10}'."
     )
 
@@ -289,6 +289,8 @@ def full_names(key: str, config: DictConfig | None = None) -> tuple[list[str], s
     if config is None:
         with hydra_session():
             config = compose("train")
+    if key.split(".")[0] in config:
+        return [key], ""
     # A key that the files do not list may still be an argument of what a section builds.
     parts = {section: config.get(section) for section in SECTIONS}
     listed = {section: [*map(str, part)] for section, part in parts.items() if part}
@@ -300,8 +302,6 @@ def full_names(key: str, config: DictConfig | None = None) -> tuple[list[str], s
 
 def _full_name(key: str, config: DictConfig) -> str:
     """Return the full name of a setting that may be given by its own name alone."""
-    if key.split(".")[0] in config:
-        return key
     found, hint = full_names(key, config)
     if len(found) == 1:
         return found[0]

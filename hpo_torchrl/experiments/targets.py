@@ -108,6 +108,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     collecting(config)
     for section, given in BUILT.items():
         settings, target = config[section], target_of(section, config[section])
+        for name in _PARTIAL:
+            if settings.get(name) is not None:
+                target_of(f"{section}.{name}", settings[name])
         check_keys(section, settings, known_keys(section, settings))
         for parameter in next(signatures(target)):
             required = parameter.kind in NAMED and parameter.default is parameter.empty
@@ -116,9 +119,6 @@ def check_config(config: Mapping[str, Any]) -> None:
                     f"{section}.{parameter.name} must be given: {settings['_target_']} has no "
                     "default for it."
                 )
-        for name in _PARTIAL:
-            if settings.get(name) is not None:
-                target_of(f"{section}.{name}", settings[name])
         for name, nested in _targets(section, settings):
             if name != section:
                 check_keys(name, nested, accepted(target_of(name, nested)))
