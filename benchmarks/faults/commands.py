@@ -2,8 +2,8 @@
 
 A command is a line of ``TABLE``: what a person types, and after a bar the words that the message
 must hold. Without words it must end well. Else it must end with exit code 2 and, as the last line
-on standard error, its name, "error:" and the message. *Accepted* is one that ends well; *raw* is one that shows a trace, ends otherwise,
-or leaves out a word.
+on standard error, its name, "error:" and the message. *Accepted* is one that ends well; *raw* is
+one that shows a trace, ends otherwise, or leaves out a word.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ SMALL = TINY + (
 )
 LONG = "x" * 300
 # By kind. A line begins with the command if it is not hpo-train. SMALL and TINY, wherever they
-# stand, are settings in front of the others that keep a run short that is accepted. file is a file, folder
-# an empty folder, run a run, record.csv recorded demand.
+# stand, are settings in front of the others that keep a run short that is accepted. file is a file,
+# folder an empty folder, run a run, record.csv recorded demand.
 TABLE = {
     "sections that are no sections": """
 env=null                                    | env | inventory, inventory_from_file
@@ -256,7 +256,6 @@ env.features=[5] SMALL                    | features
 env._target_=null SMALL                   | env._target_
 env._target_=5 SMALL                      | env._target_
 env._target_=builtins.print SMALL         | print
-env=switched_lqr env.growth=1e10 TINY     | growth
 env=switched_lqr env.growth=1e30 TINY     | growth
 env=switched_lqr env.growth=1e100 TINY    | A, B
 env=switched_lqr env.growth=1e100 dtype=float64 TINY        | growth

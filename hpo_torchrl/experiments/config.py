@@ -207,10 +207,10 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     with read_write(config), open_dict(config):
         config.pop("hydra")
     for missing in sorted(OmegaConf.missing_keys(config)):
-        section, _, key = missing.partition(".")
+        section, *_, key = missing.split(".")
         comment = comment_on(section, str(chosen.get(section)), key)
         raise ValueError(
-            f"{missing} must be given, as in {missing}=VALUE: {comment or 'no default'}."
+            f"{missing} must be given, as in {missing}=VALUE: {comment or 'it has no default'}."
         )
     settings: Any = OmegaConf.to_container(config, resolve=True)
     check_sections(settings)
