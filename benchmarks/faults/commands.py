@@ -356,7 +356,7 @@ seed=9223372036854775807 SMALL
 """,
     "sweeps": """
 --multirun env=inventry,inventory           | env=inventry | Did you mean 'inventory'
---multirun seed=1,1 SMALL                 | twice
+--multirun seed=1,1 SMALL                 | once
 --multirun seed=0,1 trainer=null            | trainer
 --multirun seed=0,1 output_dir=x            | output_dir
 --multirun seed=0,1 num_seeds=2             | num_seeds

@@ -5,28 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from importlib import import_module
 from typing import Any
-
-
-def train() -> None:
-    """Run ``hpo-train``."""
-    _run("experiments.cli", "train")
-
-
-def evaluate() -> None:
-    """Run ``hpo-eval``."""
-    _run("experiments.cli", "evaluate")
-
-
-def gradients() -> None:
-    """Run ``hpo-gradients``."""
-    _run("experiments.cli", "gradients")
-
-
-def report() -> None:
-    """Run ``hpo-report``."""
-    _run("reporting.report", "main")
 
 
 def _run(room: str, name: str) -> None:
@@ -44,3 +25,9 @@ def _run(room: str, name: str) -> None:
         command()
     except KeyboardInterrupt:
         stop()
+
+
+train = partial(_run, "experiments.cli", "train")
+evaluate = partial(_run, "experiments.cli", "evaluate")
+gradients = partial(_run, "experiments.cli", "gradients")
+report = partial(_run, "reporting.report", "main")

@@ -72,7 +72,7 @@ def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
         where = Path(str(config.sweep_dir or Path("runs", experiment)))
         jobs = [Job(where / run_name(words), settings, words) for words, settings in runs]
         if len({job.folder for job in jobs}) < len(jobs):
-            raise ValueError("Two runs of this sweep are the same: a value is given twice.")
+            raise ValueError("Two runs of this sweep are the same: give each value once.")
         with naming("sweep_dir", where):
             states = [run_state(job.folder, job.settings) for job in jobs]
         kinds = [state for state in (DONE, UNFINISHED, NEW) if state in states]
