@@ -539,8 +539,8 @@ def _damaged() -> Iterator[tuple[list[str], list[str]]]:
             folder = Path(f"damaged-{'-'.join(place)}-{number}")
             shutil.copytree("run", folder)
             (folder / "config.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
-            yield [f"resume={folder}"], [".".join(place)]
-            yield ["hpo-eval", str(folder)], [".".join(place)]
+            command = ["hpo-eval", str(folder)] if number % 2 else [f"resume={folder}"]
+            yield command, [".".join(place)]
 
 
 _INTERRUPT = """
