@@ -3,7 +3,7 @@
 python examples/train.py env=inventory env.num_items=3 seed=1
 """
 
-from hpo_torchrl.experiments.cli import train
+from hpo_torchrl.experiments.commands import train
 
 if __name__ == "__main__":
     train()

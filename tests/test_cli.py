@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import re
 import runpy
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +19,15 @@ import pytest
 import torch
 from shrunk import SMALL, TINY
 
-from hpo_torchrl.experiments.cli import _command, _parser, evaluate, gradients, train
+import hpo_torchrl
+from hpo_torchrl.core import console
+from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.console import run_command
+from hpo_torchrl.experiments.cli import _parser, evaluate, gradients, train
+from hpo_torchrl.experiments.config import compose_config, load_config
+from hpo_torchrl.experiments.run import train_run
 from hpo_torchrl.reporting.report import main as report
+from hpo_torchrl.training import Evaluation, RunFolder, RunFolderError
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +39,7 @@ def refused(capsys, *arguments: str, command=train) -> str:
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message
-    assert re.match(r"hpo-\w+: error: ", message)
+    assert re.search(r"^hpo-\w+: error: ", message, re.MULTILINE)
     return message
 
 
@@ -101,7 +113,7 @@ TRACES = "env=inventory_traces"
         (["algorithm.seed=9"], ["Unknown key algorithm.seed=9"]),
         (["trainer.num_update=1"], ["trainer.num_update=1", "Did you mean 'num_updates'"]),
         (["nonsense.key=1"], ["key nonsense in 'nonsense.key=1'", "Known keys: policy, critic"]),
-        (["env=invntory"], ["env/invntory", "switched_lqr_2d"]),
+        (["env=invntory"], ["env=invntory", "Did you mean 'inventory'", "switched_lqr_2d"]),
         (["env._target_=no.Env"], ["env._target_='no.Env'", "cannot be imported or called"]),
         (["env._target_=math.pi"], ["env._target_='math.pi'", "float"]),
         (["env._target_=hpo_torchrl.algorithms.HPO"], ["env.env must be given"]),
@@ -109,7 +121,7 @@ TRACES = "env=inventory_traces"
         (["env.lead_time=two"], ["lead_time must be an integer", "'two'"]),
         (["env.demand=uniform"], ["demand must be one of", "'poisson'", "'uniform'"]),
         (["env.num_items=2", "env.holding_cost=[1,2,3]"], ["holding_cost", "got 3"]),
-        ([TRACES], ["Missing mandatory value"]),
+        ([TRACES], ["env.demand.traces must be given"]),
         (["algorithm.adam_betas=[0.9,1.5]"], ["adam_betas[1] must be", "1.5"]),
         (["algorithm.learning_rate_schedule=step"], ["learning_rate_schedule", "'cosine'"]),
         (["trainer.num_updates=0"], ["num_updates must be an integer >= 1"]),
@@ -263,6 +275,194 @@ def test_an_interrupt_says_how_to_go_on(capsys, on_top):
                 raise RuntimeError("Converting a tensordict to boolean value is not permitted")
 
     with pytest.raises(SystemExit) as stop:
-        _command(_parser("hpo-train", ""), [], action)
+        run_command(_parser("hpo-train", ""), [], action)
     assert stop.value.code == 130
     assert "resume=FOLDER" in capsys.readouterr().err
+
+
+# What a person types, and words of the message; refused while settings are read, within a moment.
+SLIPS = [
+    ("trainer=null", "trainer=null", "chosen by its name", "default"),
+    ("env=5", "env=5", "inventory_from_file"),
+    ("evaluation={tests: {}}", "evaluation.tests"),
+    ("env={num_items: 3}", "env.num_items=3"),
+    ("~trainer", "trainer is missing"),
+    ("~evaluation.primary", "evaluation.primary is missing"),
+    ("~seed", "seed is missing"),
+    ("evaluation.tests=null", "evaluation.tests must hold keys"),
+    ("evaluation.tests.long_run=5", "evaluation.tests.long_run=5"),
+    ("policy.network=5", "policy.network must name a class"),
+    ("algorithm.loss=5", "algorithm.loss must name a class"),
+    ("algorithm.name=5", "algorithm.name must be a text"),
+    ("env=inventry", "env=inventry", "Did you mean 'inventory'"),
+    ("num_items=3", "Did you mean env.num_items"),
+    ("env=inventory_from_file", "env.path must be given", "a .csv or .parquet file"),
+    ("env.path=demand.csv", "env.path='demand.csv'", "env=inventory_from_file would know it"),
+    ("env=switched_lqr env.num_items=3", "env.num_items=3", "Known keys of env: dim, num_modes"),
+    ("trainer.num_updates = 5", "write trainer.num_updates=5 without blanks"),
+    ("seed= 5", "write seed=5 without blanks"),
+    ("--num_items 3", "--num_items", "env.num_items=VALUE"),
+    ("trainer.num_updates", "'trainer.num_updates'", "write KEY=VALUE"),
+    ("env.demand=[1,2", "'env.demand=[1,2' cannot be read"),
+    ("--config-dir absent", "--config-dir absent is not a folder"),
+    ("--multirun seed=0,1 logger=null", "logger=null"),
+    ("reference=fast", "reference must be one of 'exact', 'none'"),
+    ("seed=1180591620717411303424", "seed must be an integer below 2**63"),
+    ("evaluation.seed=null", "evaluation.seed must be an integer"),
+    ("evaluation.tests.long_run.num_steps=0", "num_steps must be an integer >= 1"),
+    ("trainer.num_threads=100000", "trainer.num_threads must be at most", "100000"),
+    ("env.num_items=200000", "not enough memory (640 GB at once)", "env.num_items"),
+    ("env=switched_lqr env.growth=1e30", "growth", "1e+30"),
+]
+
+
+def test_slips_of_the_hand_are_told_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for line, *words in SLIPS[:-5]:
+        arguments = line.split() if "{" not in line else [line]
+        message = refused(capsys, *arguments).splitlines()[-1]
+        assert all(word in message for word in words), (line, message)
+    for line, *words in SLIPS[-5:]:
+        settings = TINY if "switched_lqr" in line else SMALL
+        message = refused(capsys, *settings, *line.split())
+        assert all(word in message for word in words), (line, message)
+    assert not [*tmp_path.iterdir()] or not [*(tmp_path / "runs").iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        (lambda: {}["key"], 1, "KeyError: 'key'. This is a fault of hpo_torchrl"),
+        (lambda: int(None), 1, "TypeError: int() argument"),
+        (lambda: torch.zeros(2) + torch.zeros(3), 1, "RuntimeError: The size of tensor a"),
+        (lambda: torch.distributions.Normal(0.0, -1.0), 1, "ValueError: Expected parameter scale"),
+        (lambda: check_int("key", -1, minimum=0), 2, "key must be an integer >= 0, got -1"),
+        (lambda: Path("absent", "file").read_text(), 2, "No such file or directory: 'absent/file'"),
+        (lambda: torch.empty(10**15), 2, "not enough memory (4,000,000 GB at once)"),
+        (lambda: np.empty(10**15), 2, "not enough memory"),
+        (lambda: signal.raise_signal(signal.SIGINT), 130, "interrupted; go on with"),
+    ],
+)
+def test_only_faults_of_the_program_show_a_trace(capsys, fault, code, words):
+    with pytest.raises(SystemExit) as stop:
+        run_command(_parser("hpo-train", ""), [], lambda given: fault())
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == code
+    assert lines[-1].startswith("hpo-train: error: ")
+    assert words in lines[-1]
+    assert (lines[0] == "Traceback (most recent call last):") == (code == 1)
+    assert code == 1 or len(lines) == 1
+
+
+def test_a_saved_configuration_has_every_key_of_every_section(tmp_path):
+    whole, folder = compose_config(SMALL), RunFolder(tmp_path)
+    folder.write_config(whole)
+    assert load_config(tmp_path) == whole
+    sections = [section for section in whole if isinstance(whole[section], dict)]
+    fixed = ("collect", "evaluation", "trainer", "logger")
+    places = [(key,) for key in whole if key != "reference"]
+    places += [(section, key) for section in fixed for key in whole[section]]
+    places += [(section, "name") for section in ("env", "algorithm")]
+    for *path, key in places:
+        for value in (None, 5, "absent"):
+            damaged = copy.deepcopy(whole)
+            section = damaged[path[0]] if path else damaged
+            if value == "absent":
+                del section[key]
+            elif key in (*sections, "tests", "validation", "name"):
+                section[key] = value
+            else:
+                continue
+            folder.write_config(damaged)
+            with pytest.raises(RunFolderError, match="damaged") as error:
+                load_config(tmp_path)
+            assert ".".join([*path, key]) in str(error.value)
+
+
+@pytest.mark.parametrize("after", [0.3, 1.5])
+def test_an_interrupt_in_the_first_seconds_is_a_line(tmp_path, after):
+    """While torch is loaded, and later."""
+    code = (
+        "import os, signal, sys, threading; sys.argv = ['hpo-train']; "
+        f"threading.Timer({after}, os.kill, (os.getpid(), signal.SIGINT)).start(); "
+        "from hpo_torchrl.experiments.commands import train; train()"
+    )
+    place = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=tmp_path, env=place, capture_output=True, text=True)
+    assert ended.returncode == 130
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "hpo-train: error: interrupted" in last
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_picture_that_fails_ends_no_run(tmp_path, monkeypatch, capsys):
+    train([*SMALL, f"output_dir={tmp_path / 'drawn'}"])
+
+    def fail(*arguments, **how):
+        raise OverflowError("too large to draw")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    train(
+        [*SMALL, f"output_dir={tmp_path / 'run'}", "gradients={num_batches: 2, num_reference: 2}"]
+    )
+    said = capsys.readouterr().err
+    for name in ("learning_curve.png", "policy.png", "gradients.png"):
+        assert f"{tmp_path / 'run' / name} was not drawn (OverflowError: too large to draw)" in said
+        assert not (tmp_path / "run" / name).exists()
+    one, other = (summary_of(tmp_path / name) for name in ("drawn", "run"))
+    assert one.pop("wall_seconds") != other.pop("wall_seconds")
+    assert one == other  # the numbers that a picture is drawn from are there
+    assert (tmp_path / "run" / "gradients.csv").exists()
+
+
+def test_demand_beyond_integers_is_described(tmp_path, undrawn):
+    train([*SMALL, "env.demand=1e20", "env.lost_sales=true", f"output_dir={tmp_path / 'run'}"])
+    assert np.isfinite(summary_of(tmp_path / "run")["test_cost"])
+
+
+def test_long_work_announces_itself(monkeypatch, capsys, tmp_path, undrawn):
+    monkeypatch.setattr(console, "PATIENCE", 0.0)
+    reference = Evaluation.reference
+    monkeypatch.setattr(Evaluation, "reference", lambda self: time.sleep(0.2) or reference(self))
+    train([*SMALL, "trainer.progress=true", f"output_dir={tmp_path / 'run'}"])
+    assert (
+        "finding what the best policy costs (reference=none: not): 00:00" in capsys.readouterr().err
+    )
+    for seconds, shown in ((0.0, True), (60.0, True), (0.0, False)):
+        monkeypatch.setattr(console, "PATIENCE", seconds)
+        with console.announced("at work", shown=shown):
+            time.sleep(0.2)
+        assert ("at work" in capsys.readouterr().err) == (seconds == 0.0 and shown)
+
+
+def test_reference_none_looks_for_no_optimum(tmp_path, monkeypatch, capsys, undrawn):
+    monkeypatch.chdir(tmp_path)
+
+    def fail(self):
+        raise AssertionError("a reference was looked for")
+
+    monkeypatch.setattr(Evaluation, "reference", fail)
+    unknown = ("optimal_cost", "lower_bound", "upper_bound", "gap", "gap_to_upper_bound")
+    known = "gap              unknown: no optimum, bound or rule was computed"
+    settings = [*SMALL, "reference=none", "trainer.checkpoint_every=1"]
+    train([*settings, "output_dir=run"])
+    assert known in capsys.readouterr().out
+    (tmp_path / "run" / "summary.json").unlink()
+    max((tmp_path / "run" / "checkpoints").iterdir()).unlink()
+    train(["resume=run"])
+    evaluate(["run"])
+    assert capsys.readouterr().out.count(known) == 2
+    train(["--multirun", *settings, "seed=1", "sweep_dir=sweep", "sweep_estimate=false"])
+    small = {
+        key: float(value) if "." in value else int(value) if value.isdigit() else value
+        for key, value in (text.split("=") for text in SMALL if "[" not in text)
+    }
+    small["trainer.progress"] = False
+    hpo_torchrl.train("inventory", folder="python", reference="none", **small)
+    for folder in ("run", "python", *Path("sweep").iterdir()):
+        summary = summary_of(Path(folder))
+        assert [summary[key] for key in unknown] == [None] * len(unknown)
+        assert np.isfinite(summary["test_cost"])
+    with pytest.raises(AssertionError, match="was looked for"):
+        train_run(compose_config(SMALL), "exact")

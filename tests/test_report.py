@@ -375,10 +375,11 @@ def test_problems_are_pooled_where_all_algorithms_ran(tmp_path):
     assert pairs["probability"].tolist() == [0.75, 1.0, 0.875]
 
 
-def test_summary_leaves_out_what_is_unknown():
+def test_summary_says_what_is_unknown():
     summary = {"test_cost": 40.0, "updates": 2, "env_steps": 1000, "wall_seconds": 1.0}
     assert format_summary({**summary, "optimal_cost": None, "test_cost_se": None}).splitlines() == [
         "test cost        40.0000   per unit and period",
+        "gap              unknown: no optimum, bound or rule was computed",
         "trained          2 updates, 1,000 environment steps, 1 s",
     ]
     text = format_summary({**summary, "lower_bound": 37.0, "test_cost_se": math.nan})

@@ -195,7 +195,7 @@ def test_an_interrupt_stops_the_sweep(monkeypatch, capsys):
     [
         (["env.nmu_items=1,2"], ["env.nmu_items=1", "Did you mean 'num_items'"]),
         (["collect.compile=true", "algorithm=hpo,ppo"], ["collect.compile=True", "algorithm=ppo"]),
-        (["env=inventory,invntory"], ["env/invntory"]),
+        (["env=inventory,invntory"], ["env=invntory", "Did you mean 'inventory'"]),
         (["seed=0,1", "resume=old"], ["resume=old is of a single run", "leave --multirun out"]),
         (["seed=0,1", "output_dir=same"], ["output_dir=same", "sweep_dir=DIR"]),
         (["seed=0,1,0"], ["give each value once"]),

@@ -21,11 +21,11 @@ NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
 def check_int(name: str, value: Any, *, minimum: int) -> int:
-    """Return ``value`` if it is an integer of at least ``minimum``.
+    """Return ``value`` if it is an integer of at least ``minimum`` that fits into 64 bits.
 
     Raises:
         TypeError: ``value`` is not an int (a bool is not one).
-        ValueError: ``value`` is below ``minimum``.
+        ValueError: ``value`` is below ``minimum``, or 2**63 or more.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
@@ -34,6 +34,8 @@ def check_int(name: str, value: Any, *, minimum: int) -> int:
         )
     if value < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value}.")
+    if int(value) >= 2**63:
+        raise ValueError(f"{name} must be an integer below 2**63, got {value}.")
     return int(value)
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from hpo_torchrl.core.checks import first_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,3 +43,16 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     figure.savefig(path, dpi=140)
     return path
+
+
+def drawn(path: str | Path, draw: Callable[[], Any]) -> Any:
+    """Return what ``draw`` does, which makes a picture; ``None`` if it fails, with a line why.
+
+    A picture is worth no run: numbers that are computed are kept without it.
+    """
+    try:
+        return draw()
+    except Exception as error:
+        line = f"warning: {path} was not drawn ({type(error).__name__}: {first_line(error)})"
+        tqdm.write(line, file=sys.stderr)
+        return None

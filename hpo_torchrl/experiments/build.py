@@ -57,7 +57,7 @@ def build_env(config: Mapping[str, Any], **changes: Any) -> EnvBase:
         settings["dtype"] = DTYPES[check_choice("dtype", settings["dtype"], DTYPES)]
     try:
         torch.empty(0, device=settings.get("device"))
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
             f"device={settings['device']!r} cannot be used here ({first_line(error)}); use "
             "device=cpu."
@@ -117,6 +117,7 @@ def build_tests(
         primary = next(iter(given))
         return given, primary, given[primary]
     settings = config["evaluation"]
+    check_int("evaluation.seed", settings["seed"], minimum=0)
     primary = check_choice("evaluation.primary", settings["primary"], settings["tests"])
 
     def build(num_steps: int | None = None, skip: int = 0, **changes: Any) -> Evaluation:
@@ -124,7 +125,7 @@ def build_tests(
         own = getattr(place, "num_periods", None) or getattr(place, "horizon", None)
         return Evaluation(
             copy.deepcopy(place) if place is env else place,
-            num_steps=num_steps or own or _TEST_STEPS,
+            num_steps=(own or _TEST_STEPS) if num_steps is None else num_steps,
             skip=skip,
             seed=settings["seed"],
         )

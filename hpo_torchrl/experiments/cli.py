@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # Before torch is loaded: threads that wait for each other sleep. Waiting awake, they are a quarter
 # faster on free cores, and two to four times slower beside anything else that runs.
@@ -17,12 +17,13 @@ import yaml
 from omegaconf import OmegaConf
 
 from hpo_torchrl import reporting
-from hpo_torchrl.algorithms import NonFiniteError
+from hpo_torchrl.core.console import announced, naming, run_command
 from hpo_torchrl.experiments.api import load_run
 from hpo_torchrl.experiments.config import (
     choices,
     compose_command,
     compose_config,
+    full_names,
     key_of,
     load_config,
 )
@@ -31,9 +32,17 @@ from hpo_torchrl.experiments.run import gradients_run, new_folder, train_run
 from hpo_torchrl.experiments.sweep import run_sweep
 from hpo_torchrl.training.run_folder import RunFolder
 
-# Errors that a user can mend.
-_EXPECTED = (ValueError, TypeError, OSError, NonFiniteError, NotImplementedError)
-_INTERRUPTED = "interrupted; go on with hpo-train resume=FOLDER, a sweep by the same command again"
+
+class _Parser(argparse.ArgumentParser):
+    """Says to who types dashes that a setting has none."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the command with a line that shows how settings among the options are written."""
+        words = re.findall(r"--?([\w.]+)", message) if "unrecognized" in message else []
+        names = {word: full_names(word)[0] or [word] for word in words}
+        fixes = [f"{found[0]}=VALUE" for found in names.values()]
+        hint = f"; settings have no dashes: {' '.join(fixes)}" if fixes else ""
+        super().error(message + hint)
 
 
 def train(argv: Sequence[str] | None = None) -> None:
@@ -53,7 +62,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     parser.epilog = ".  ".join(
         f"{section}: {', '.join(choices(section))}" for section in ("env", "algorithm")
     )
-    _command(parser, argv, _train)
+    run_command(parser, argv, _train)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> None:
@@ -62,7 +71,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run_dir", metavar="DIR", help="folder of the run")
     where = "where a file of the run, as env.path, lies now; or other data to test on"
     parser.add_argument("files", nargs="*", metavar="KEY=FILE", help=where)
-    _command(parser, argv, _evaluate)
+    run_command(parser, argv, _evaluate)
 
 
 def gradients(argv: Sequence[str] | None = None) -> None:
@@ -80,11 +89,11 @@ def gradients(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", metavar="DIR", help="folder of gradients.csv and gradients.png")
     parser.add_argument("--batches", type=int, default=40, help="batches per estimator")
     parser.add_argument("--reference", type=int, default=160, help="batches of the reference")
-    _command(parser, argv, _gradients)
+    run_command(parser, argv, _gradients)
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
+    parser = _Parser(prog=name, description=description, allow_abbrev=False)
     parser.add_argument(
         "--allow",
         metavar="MODULE",
@@ -98,33 +107,14 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _command(
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None,
-    action: Callable[[argparse.Namespace], Any],
-) -> None:
-    """Run a command; an error that a user can mend is one line, any other shows its trace."""
-    given = parser.parse_intermixed_args(argv)
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # a module of one's own may lie there
-    try:
-        action(given)
-    except (Exception, KeyboardInterrupt) as error:
-        # Interrupted while it has swapped a module's parameters, tensordict 0.14 raises an error
-        # of its own on top of the interrupt.
-        interrupt = any(isinstance(one, KeyboardInterrupt) for one in (error, error.__context__))
-        if not interrupt and not isinstance(error, _EXPECTED):
-            raise
-        words = _INTERRUPTED if interrupt else error
-        parser.exit(130 if interrupt else 2, f"{parser.prog}: error: {words}\n")
-
-
 def _evaluate(given: argparse.Namespace) -> None:
     run = load_run(given.run_dir, allow=given.allow, files=_named(given.files))
     for key, path, known, found in files_of(run.config):
         note = "" if found == known else ": not the data of the training, whose units stay"
         print(f"{'file':<17}{path} ({key}{note})")
-    print(reporting.format_summary(run.evaluate()))
+    with announced(f"testing {given.run_dir}"):
+        summary = run.evaluate()
+    print(reporting.format_summary(summary))
 
 
 def _gradients(given: argparse.Namespace) -> None:
@@ -162,11 +152,12 @@ def _train(given: argparse.Namespace) -> None:
         return
     resume = command["resume"] is not None
     folder = Path(str(command["resume"] or command["output_dir"] or new_folder(config)))
-    if resume:
-        config = _saved(folder, {**config, **command}, given, files)
-    print(f"{'folder':<17}{folder}", flush=True)
     how = {key: command[key] for key in ("num_seeds", "changed_files")}
-    summary = train_run(config, folder, resume=resume, **how)
+    with naming("resume" if resume else "output_dir", folder):
+        if resume:
+            config = _saved(folder, {**config, **command}, given, files)
+        print(f"{'folder':<17}{folder}", flush=True)
+        summary = train_run(config, folder, resume=resume, **how)
     print(
         reporting.format_seeds(summary)
         if isinstance(summary, list)

@@ -18,23 +18,26 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from torch.utils._pytree import tree_map
 
 from hpo_torchrl.core.checks import did_you_mean
+from hpo_torchrl.experiments.files import CONFIGS, comment_on
 from hpo_torchrl.experiments.pins import check_files, is_file, moved, pinned
-from hpo_torchrl.experiments.targets import BUILT, check_config, check_targets, known_keys, plugins
-from hpo_torchrl.training.run_folder import RunFolder
-
-_PACKAGE = Path(__file__).parents[1]
-# The wheel carries the configs inside the package; a checkout has them beside it.
-CONFIGS = next(
-    path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()
+from hpo_torchrl.experiments.targets import (
+    BUILT,
+    SECTIONS,
+    check_config,
+    check_sections,
+    check_targets,
+    known_keys,
+    plugins,
 )
-SECTIONS = (*BUILT, "collect", "evaluation", "trainer", "logger")
+from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
+
 # Sections whose keys are those of a constructor, which may take more than the YAML lists.
 _FREE = (*BUILT, "evaluation.validation", "evaluation.tests")
 # Keys of a command, not of a run: where it goes and what is said about it.
@@ -75,7 +78,8 @@ def compose_command(
     with hydra_session():
         config = compose("train", prepare(overrides, config_dir), return_hydra_config=True)
         for section in _FREE:
-            OmegaConf.set_struct(OmegaConf.select(config, section), False)
+            if isinstance(part := OmegaConf.select(config, section), DictConfig):
+                OmegaConf.set_struct(part, False)
         for key, value in settings.items():
             plain = json.loads(json.dumps(value, default=partial(_plain, key)))
             OmegaConf.update(config, _full_name(key, config), plain)
@@ -130,8 +134,15 @@ def load_config(
         ValueError: the configuration names a class of another module, or such a file has another
             content.
     """
-    config = RunFolder(run_dir).read_config(of_seeds=of_seeds)
+    folder = RunFolder(run_dir)
+    config = folder.read_config(of_seeds=of_seeds)
     check_targets(config, allow)
+    try:
+        check_sections(config)
+        check_config(config)
+    except (TypeError, ValueError) as error:
+        file = folder.seeds if of_seeds else folder.config
+        raise RunFolderError(f"{file} is damaged, or of another version: {error}") from error
     config = moved(config, files or {})
     check_files(config, run_dir, config.get("files", {}) if changed_files else files or {})
     return config
@@ -167,15 +178,26 @@ def prepare(overrides: Sequence[str], config_dir: str | None = None) -> list[str
 
     Folders are quoted; a key of a section that builds something may be new (its constructor
     decides); a class of one's own starts from an empty section, without another one's values.
+
+    Raises:
+        NotADirectoryError: there is no such ``config_dir``.
+        ValueError: an override cannot be read.
     """
     keys = {text.split("=", 1)[0] for text in overrides}
-    folder = [] if config_dir is None else [f"hydra.searchpath=['{Path(config_dir).absolute()}']"]
+    folder = []
+    if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise NotADirectoryError(f"--config-dir {config_dir} is not a folder.")
+        folder = [f"hydra.searchpath=['{Path(config_dir).absolute()}']"]
     own = [
         f"{section}=custom"
         for section in BUILT
         if section not in keys and keys & {f"{section}._target_", f"{section}.network._target_"}
     ]
-    return [*folder, *own, *(_quote_folder(free_key(text)) for text in overrides)]
+    texts = [_quote_folder(free_key(text)) for text in overrides]
+    for text, prepared in zip(overrides, texts, strict=True):
+        _check_override(text, prepared, overrides)
+    return [*folder, *own, *texts]
 
 
 def free_key(override: str) -> str:
@@ -200,7 +222,17 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     chosen = config.hydra.runtime.choices
     with read_write(config), open_dict(config):
         config.pop("hydra")
-    settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    for missing in sorted(OmegaConf.missing_keys(config)):
+        section, *_, key = missing.split(".")
+        comment = comment_on(section, str(chosen.get(section)), key)
+        raise ValueError(
+            f"{missing} must be given, as in {missing}=VALUE: {comment or 'it has no default'}."
+        )
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    check_sections(settings)
+    for key in COMMAND_KEYS:
+        if isinstance(settings.setdefault(key), (dict, list)):
+            raise TypeError(f"{key} must be one value, got {settings[key]}.")
     for section in ("env", "algorithm"):
         name = settings[section].pop("name", None) or chosen[section]
         if name == "custom":
@@ -216,6 +248,39 @@ def _absolute(value: Any) -> Any:
     return str(Path(value).absolute()) if is_file(value) else value
 
 
+def _check_override(text: str, prepared: str, overrides: Sequence[str]) -> None:
+    """Check one of several overrides, as given and as prepared for Hydra."""
+    try:
+        override = OverridesParser.create().parse_override(prepared)
+    except HydraException as error:
+        raise ValueError(_unreadable(text, overrides)) from error
+    value, section, sections = override.value(), override.key_or_group, {*SECTIONS, "experiment"}
+    if not section:
+        raise ValueError(_unreadable(text, overrides))
+    named = isinstance(value, (str, list)) or override.is_sweep_override() or override.is_delete()
+    if section in sections and not named and (section, value) != ("experiment", None):
+        inner = next(iter(value.items()), None) if isinstance(value, dict) else None
+        key, own = inner or ("KEY", "VALUE")
+        raise ValueError(
+            f"{text!r}: {section} is chosen by its name, one of {', '.join(choices(section))}; "
+            f"its keys are given one by one, as in {section}.{key}={own}."
+        )
+
+
+def _unreadable(text: str, overrides: Sequence[str]) -> str:
+    """Say how an override that Hydra cannot read should be written."""
+    joined = re.sub(r"\s*=\s*", "=", " ".join(overrides)).split()
+    whole = [word for word in joined if word not in overrides and text in word.split("=")]
+    if whole:
+        return f"{text!r} is no setting: write {whole[0]} without blanks around the sign."
+    if "=" not in text.strip("="):
+        return f"{text!r} is no setting: write KEY=VALUE, as in env.num_items=3."
+    return (
+        f"{text!r} cannot be read: is a bracket, brace or quote open? Quote for the shell what "
+        "holds blanks, braces or brackets, as in 'env.demand={name: normal, mean: 10}'."
+    )
+
+
 def _quote_folder(argument: str) -> str:
     """Quote a folder for Hydra, for which commas and signs in a run's name have a meaning."""
     key, _, folder = argument.partition("=")
@@ -226,18 +291,35 @@ def _quote_folder(argument: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def _full_name(key: str, config: DictConfig) -> str:
-    """Return the full name of a setting that may be given by its own name alone."""
+def full_names(key: str, config: DictConfig | None = None) -> tuple[list[str], str]:
+    """Return the full names of a setting that is given by its own name alone.
+
+    Args:
+        key: its own name.
+        config: the configuration; the default one by default.
+
+    Returns:
+        The names, and a hint where there is none, which may be empty.
+    """
+    if config is None:
+        with hydra_session():
+            config = compose("train")
     if key.split(".")[0] in config:
-        return key
+        return [key], ""
     # A key that the files do not list may still be an argument of what a section builds.
-    listed = {section: [*map(str, config[section])] for section in SECTIONS}
-    taken = {section: known_keys(section, config[section]) for section in BUILT}
+    parts = {section: config.get(section) for section in SECTIONS}
+    listed = {section: [*map(str, part)] for section, part in parts.items() if part}
+    taken = {section: known_keys(section, parts[section]) for section in BUILT if parts[section]}
     places = [f"{section}.{key}" for section, names in listed.items() if key in names]
     found = places or [f"{section}.{key}" for section, names in taken.items() if key in names]
+    return found, did_you_mean(key, chain(*listed.values(), *taken.values()))
+
+
+def _full_name(key: str, config: DictConfig) -> str:
+    """Return the full name of a setting that may be given by its own name alone."""
+    found, hint = full_names(key, config)
     if len(found) == 1:
         return found[0]
-    hint = did_you_mean(key, chain(*listed.values(), *taken.values()))
     if found:
         hint = f" Name one of {', '.join(found)}, as in train(..., **{{{found[0]!r}: ...}})."
     raise ValueError(
@@ -261,12 +343,21 @@ def _plain(key: str, value: Any) -> Any:
 def _worded(error: Exception) -> str:
     """Say which key Hydra or OmegaConf does not know, and which there are; else what they say."""
     cause = error.__cause__ or error
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        section, _, name = str(error.missing_cfg_file).rpartition("/")
+        known = [option for option in error.options if option != "custom"]
+        return (
+            f"{section}={name} is unknown.{did_you_mean(name, known)} "
+            f"{section} is one of {', '.join(known)}."
+        )
     if not isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         return " ".join(str(error).split())
     given = re.search(r"To append to your config use \+(.*)", str(error))
     where = f" in {given.group(1)!r}" if given else ""
-    known = [str(name) for name in cause.parent_node or () if name != "hydra"]
-    return (
-        f"Unknown key {cause.full_key}{where}.{did_you_mean(str(cause.key), known)} "
-        f"Known keys: {', '.join(known)}."
-    )
+    node = cause.parent_node
+    known = [str(name) for name in node or () if name != "hydra"]
+    hint = did_you_mean(str(cause.key), known)
+    if isinstance(node, DictConfig) and {*SECTIONS} & {*node}:  # at the top
+        found = full_names(str(cause.key), node)[0]
+        hint = f" Did you mean {' or '.join(found)}?" if found else hint
+    return f"Unknown key {cause.full_key}{where}.{hint} Known keys: {', '.join(known)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,10 @@ from tqdm import tqdm
 
 from hpo_torchrl import reporting
 from hpo_torchrl.algorithms import Algorithm
-from hpo_torchrl.core.checks import check_bool, check_int
+from hpo_torchrl.core.checks import check_bool, check_choice, check_int
+from hpo_torchrl.core.console import announced
+from hpo_torchrl.core.figures import drawn
+from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
 from hpo_torchrl.experiments.build import build_algorithm, build_env, build_tests
 from hpo_torchrl.experiments.pins import check_files, pinned
@@ -26,11 +30,14 @@ from hpo_torchrl.training import Callback, Evaluation, RunFolder, Trainer
 from hpo_torchrl.training.checkpoint import check_same_run
 from hpo_torchrl.training.seed_run import SeedRun
 
+REFERENCES = ("exact", "none")
 Tests = Evaluation | Mapping[str, Evaluation] | None
 
 # Products of narrower layers are over before a second thread has woken up.
 _WIDE = 256
 _MOST_THREADS = 4
+# Threads a core that can be asked for: thousands end the process, and none of them helps.
+_CROWDED = 8
 
 
 def train_run(
@@ -159,11 +166,20 @@ def make_trainer(
     Raises:
         ValueError: a value of the configuration is refused.
     """
-    algorithm = build_algorithm(config, seeds, env=env)
-    known, primary, validation = build_tests(config, env, tests)
     settings = {key: value for key, value in config["trainer"].items() if key != "num_threads"}
     if progress is not None:
         settings["progress"] = progress
+    shown = check_bool("trainer.progress", settings["progress"])
+    # Runs of before there was a choice know nothing of it.
+    exact = check_choice("reference", config.get("reference", "exact"), REFERENCES) == "exact"
+    with announced(f"building {config['algorithm']['name']}", shown=shown):  # a rule is searched
+        algorithm = build_algorithm(config, seeds, env=env)
+    known, primary, validation = build_tests(config, env, tests)
+
+    def reference(test: Evaluation) -> Reference:
+        with announced("finding what the best policy costs (reference=none: not)", shown=shown):
+            return test.reference() if exact else Reference()
+
     folder, members = RunFolder(run_dir), seeds or ()
     return Trainer(
         algorithm,
@@ -173,8 +189,8 @@ def make_trainer(
         tests=known,
         primary=primary,
         validation=validation,
-        reference=known[primary].reference(),
-        validation_reference=None if validation is known[primary] else validation.reference(),
+        reference=reference(known[primary]),
+        validation_reference=None if validation is known[primary] else reference(validation),
         env_name=config["env"]["name"],
         algorithm_name=config["algorithm"]["name"],
         logger_backend=config["logger"]["backend"] if logs else None,
@@ -210,7 +226,8 @@ class Pictures(Callback):
         reference = trainer.validation_reference
         for run in trainer.runs:
             tested = [row for row in run.logger.rows if "test_cost" in row]
-            reporting.plot_learning_curve(
+            curve = partial(
+                reporting.plot_learning_curve,
                 run.folder.learning_curve,
                 [row["update"] for row in tested],
                 [row["test_cost"] for row in tested],
@@ -219,6 +236,7 @@ class Pictures(Callback):
                 lower_bound=reference.lower_bound,
                 baselines=reference.baselines,
             )
+            drawn(run.folder.learning_curve, curve)
             if self.sizes is not None:
                 gradients_run(
                     run.checkpoint.config,
@@ -273,7 +291,9 @@ def gradients_run(
         folder = RunFolder(output_dir)
         folder.path.mkdir(parents=True, exist_ok=True)
         reporting.write_rows(folder.gradients, report.rows)
-        reporting.plot_gradients(folder.gradients_picture, report.rows, ceiling=report.ceiling)
+        picture = folder.gradients_picture
+        plot = partial(reporting.plot_gradients, picture, report.rows, ceiling=report.ceiling)
+        drawn(picture, plot)
     return report
 
 
@@ -309,7 +329,7 @@ def threads(config: Mapping[str, Any]) -> Iterator[None]:
 
     Raises:
         TypeError: the number is not an integer.
-        ValueError: it is below 1.
+        ValueError: it is below 1, or far above the number of cores.
     """
     before, number = torch.get_num_threads(), config["trainer"]["num_threads"]
     if number is None:
@@ -318,7 +338,15 @@ def threads(config: Mapping[str, Any]) -> Iterator[None]:
         sizes = [size for hidden in layers if isinstance(hidden, list) for size in hidden]
         wide = any(isinstance(size, int) and size >= _WIDE for size in sizes)
         number = min(_MOST_THREADS, before) if wide else 1
-    torch.set_num_threads(check_int("trainer.num_threads", number, minimum=1))
+    check_int("trainer.num_threads", number, minimum=1)
+    cores = os.cpu_count() or 1
+    if number > _CROWDED * cores:
+        raise ValueError(
+            f"trainer.num_threads must be at most {_CROWDED * cores}, {_CROWDED} for each of the "
+            f"{cores} cores here, got {number}; null chooses a number, and more than the cores "
+            "never helps."
+        )
+    torch.set_num_threads(number)
     try:
         yield
     finally:

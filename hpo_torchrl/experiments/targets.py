@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from hydra._internal.utils import _locate
 
 from hpo_torchrl.core.checks import NAMED, accepted, did_you_mean, first_line, signatures
+from hpo_torchrl.experiments.files import choices_with, fixed_keys
 from hpo_torchrl.modules.network import HybridNetwork
 
 # Sections that build a class of anybody's, and what their builder hands over itself.
@@ -19,6 +20,8 @@ BUILT = {
     "critic": ("env",),
     "algorithm": ("env", "policy", "critic", "seed"),
 }
+SECTIONS = (*BUILT, "collect", "evaluation", "trainer", "logger")
+_ALWAYS = ("seed", "device", "dtype", "gradients")
 _DEFAULTS = {
     "policy": "hpo_torchrl.modules.HybridPolicy.for_env",
     "critic": "hpo_torchrl.modules.make_value_network",
@@ -66,15 +69,48 @@ def instantiate(section: str, settings: Mapping[str, Any], **given: Any) -> Any:
     return network
 
 
+def check_sections(config: Mapping[str, Any]) -> None:
+    """Check that all sections are there, with those keys that every run has.
+
+    Raises:
+        TypeError: a section is no mapping.
+        ValueError: a section or key is missing, or unknown.
+    """
+
+    def check(place: str, held: Mapping[str, Any], keys: Iterable[str], mappings: bool) -> None:
+        for key in keys:
+            name = f"{place}{key}"
+            if key not in held:
+                raise ValueError(f"{name} is missing; every run has it.")
+            if mappings and not isinstance(held[key], Mapping):
+                raise TypeError(f"{name} must hold keys and values, got {name}={held[key]!r}.")
+
+    check("", config, SECTIONS, mappings=True)
+    check("", config, _ALWAYS, mappings=False)
+    for section in set(SECTIONS) - set(BUILT):
+        check(f"{section}.", config[section], fixed_keys(section), mappings=False)
+        check_keys(section, config[section], fixed_keys(section))
+    evaluation = config["evaluation"]
+    check("evaluation.", evaluation, ("tests", "validation"), mappings=True)
+    check("evaluation.tests.", evaluation["tests"], evaluation["tests"], mappings=True)
+
+
 def check_config(config: Mapping[str, Any]) -> None:
     """Check the keys of all sections that build something, without building it.
 
     Raises:
+        TypeError: a section that names a class is no mapping.
         ValueError: a target cannot be found, or a key is unknown or missing.
     """
+    for section in ("env", "algorithm"):
+        if not isinstance(name := config[section].get("name"), str):
+            raise TypeError(f"{section}.name must be a text, which reports show; got {name!r}.")
     collecting(config)
     for section, given in BUILT.items():
         settings, target = config[section], target_of(section, config[section])
+        for name in _PARTIAL:
+            if settings.get(name) is not None:
+                target_of(f"{section}.{name}", settings[name])
         check_keys(section, settings, known_keys(section, settings))
         for parameter in next(signatures(target)):
             required = parameter.kind in NAMED and parameter.default is parameter.empty
@@ -110,8 +146,10 @@ def check_keys(section: str, settings: Mapping[str, Any], known: Collection[str]
     """Raise a ``ValueError`` that names the first unknown key, its value and the known ones."""
     for key, value in settings.items():
         if key not in known and key not in (*_MARKS, "name"):
+            others = choices_with(section, key)
+            hint = f" {' and '.join(others)} would know it." if others else ""
             raise ValueError(
-                f"Unknown key {section}.{key}={value!r}.{did_you_mean(key, known)} "
+                f"Unknown key {section}.{key}={value!r}.{did_you_mean(key, known)}{hint} "
                 f"Known keys of {section}: {', '.join(known)}."
             )
 
@@ -187,8 +225,14 @@ def target_of(section: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
     """Return the class, class method or function that a section names.
 
     Raises:
+        TypeError: the section is no mapping.
         ValueError: it cannot be imported or called; the message names the key.
     """
+    if not isinstance(settings, Mapping):
+        raise TypeError(
+            f"{section} must name a class, as in {section}._target_=my_package.MyClass; got "
+            f"{section}={settings!r}."
+        )
     path = settings.get("_target_", _DEFAULTS.get(section))
     try:
         found = _locate(path)

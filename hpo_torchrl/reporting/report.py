@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from hpo_torchrl.core.checks import check_float
+from hpo_torchrl.core.console import run_command
+from hpo_torchrl.core.figures import drawn
 from hpo_torchrl.reporting import statistics
 from hpo_torchrl.reporting.figures import Labels, Names, plot_lines
 from hpo_torchrl.reporting.groups import TIMES, Groups, group_runs
@@ -128,13 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--target", type=float, default=0.10, metavar="GAP", help=text)
     text = "folder of report.md, the tables and figures; the first DIR by default"
     add("--output", metavar="DIR", help=text)
-    given = parser.parse_args(arguments)
-    try:
-        output = given.output or given.folders[0]
-        shown, written = write_report(given.folders, output, target=given.target)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"hpo-report: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_command(parser, arguments, _report)
+
+
+def _report(given: argparse.Namespace) -> None:
+    output = given.output or given.folders[0]
+    shown, written = write_report(given.folders, output, target=given.target)
     print(shown)
     print(f"\nwritten: {', '.join(map(str, written))}")
 
@@ -161,8 +162,9 @@ class _Report:
             path = self.output / f"report-{words}.png"
             if path in self.pictures:
                 path = path.with_name(f"report-{words}-{len(self.pictures)}.png")
-            self.pictures.append(plot_lines(path, rows, xs, ys, names))
-            self.sections.append(f"![{words}]({path.name})")
+            if drawn(path, partial(plot_lines, path, rows, xs, ys, names)):
+                self.pictures.append(path)
+                self.sections.append(f"![{words}]({path.name})")
 
     def add_problems(self) -> None:
         """Add the table and the learning curves of each problem, and pairs of algorithms."""

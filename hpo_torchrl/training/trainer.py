@@ -7,11 +7,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hpo_torchrl.algorithms import Algorithm, NonFiniteError
 from hpo_torchrl.core.checks import check_bool, check_int
+from hpo_torchrl.core.console import announced
+from hpo_torchrl.core.figures import drawn
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.training.callbacks import Callback, ProgressBar, StopTraining
 from hpo_torchrl.training.checkpoint import read_together
@@ -174,7 +177,8 @@ class Trainer:
         """
         for run in self.runs:
             run.select()
-        costs = {name: self._test(name, test) for name, test in self.tests.items()}
+        with announced("testing the policy", shown=self.progress):
+            costs = {name: self._test(name, test) for name, test in self.tests.items()}
         return self._shown(
             [
                 self._summary(run, {name: found[at] for name, found in costs.items()}, pictures)
@@ -210,9 +214,14 @@ class Trainer:
         for name, found in costs.items():
             summary |= {f"{name}_cost": found.mean, f"{name}_cost_se": found.standard_error}
         if self.algorithm.learns and hasattr(test.env, "describe"):  # a rule says what it does
-            test.env.set_seed(test.seed)
-            folder = run.folder.path if pictures else None
-            summary |= test.env.describe(run.policy, self.tests, reference, folder)
+
+            def described(folder: Path | None = None) -> dict[str, Any]:
+                test.env.set_seed(test.seed)
+                return test.env.describe(run.policy, self.tests, reference, folder)
+
+            with_picture = partial(described, run.folder.path)
+            facts = drawn(run.folder.policy, with_picture) if pictures else None
+            summary |= described() if facts is None else facts
         return summary
 
     def _one_update(self) -> None:
@@ -223,7 +232,8 @@ class Trainer:
         self.update += 1
         costs: list[CostEstimate] = []
         if self.validation is not None and (self.update == 1 or self._due(self.eval_every)):
-            costs = self._test("validation", self.validation)
+            with announced("testing the policy", shown=self.progress):
+                costs = self._test("validation", self.validation)
         self.wall_seconds += (time.perf_counter() - start) / len(self.runs)
         rows = [{"update": self.update, "env_steps": self._frames, **own} for own in metrics]
         if costs:

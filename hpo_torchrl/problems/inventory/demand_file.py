@@ -134,6 +134,8 @@ def read_demand(path: str | Path) -> DemandFile:
         >>> found.items, found.periods, found.demand.tolist(), found.costs
         (('A',), (1, 2), [[4.0], [7.0]], {'holding_cost': (0.5,)})
     """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path must be a text, the name of a .csv or .parquet file, got {path!r}.")
     path = Path(path).absolute()
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise DemandFileError(f"{str(path)!r} must end in .csv or .parquet.")

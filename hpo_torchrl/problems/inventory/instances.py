@@ -127,6 +127,8 @@ def from_file(
 
     check_int("history", history, minimum=1)
     check_int("lead_time", lead_time, minimum=0)
+    if own := {"num_items", "demand"} & {*others}:
+        raise TypeError(f"{' and '.join(sorted(own))} come from the file {path}; leave them out.")
     source = read_demand(path)
     # Beside its history, a part needs periods in which an order is placed and arrives.
     parts = source.split(fractions, history=history, least=lead_time + 2)

@@ -170,7 +170,10 @@ def view_inventory_policy(env, policy) -> InventoryPolicyView:
     # Whole units of an average item, from two periods of backlog to the rough order-up-to level.
     unit = float(mean.mean())
     low, high = min(-2, round(-2 * unit)), round(1.5 * float(env.order_up_to.mean()))
-    position = torch.arange(low, high + 1, max(1, (high - low) // _GRID))
+    step = max(1, (high - low) // _GRID)
+    # Not integers, which end at 2**63.
+    count = (high - low) // step + 1
+    position = float(low) + float(step) * torch.arange(count, dtype=torch.float64)
     inventory = torch.zeros(len(position), *env.state_spec["inventory"].shape[-2:])
     inventory[..., 0] = position.unsqueeze(-1) / unit * mean
     inventory = inventory.to(dtype=env.float_dtype, device=env.device)

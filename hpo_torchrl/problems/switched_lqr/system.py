@@ -71,12 +71,22 @@ class System(NamedTuple):
             The matrix of the cost of one step in a mode and x'Px after it, ``(*, n, n)``, symmetric
             and positive semidefinite whatever the rounding; and K of the best u = -K x,
             ``(*, m, n)``.
+
+        Raises:
+            ValueError: float64 does not hold it.
         """
         A, B, Q, R = (matrix[mode] for matrix in self)
         PB = P @ B
-        K = torch.cholesky_solve(PB.mT @ A, torch.linalg.cholesky(R + B.mT @ PB))
+        factor, failed = torch.linalg.cholesky_ex(R + B.mT @ PB)
+        K = torch.cholesky_solve(PB.mT @ A, factor)
         closed = A - B @ K
         cost = Q + K.mT @ R @ K + closed.mT @ P @ closed
+        if bool(failed.any()) or not bool(torch.isfinite(cost).all()):
+            raise ValueError(
+                "A and B make costs that float64 cannot tell apart from infinity or from rounding: "
+                f"their largest entry is {float(self.A.abs().max()):.3g} (growth). Lower the "
+                "growth, or shorten the horizon."
+            )
         return (cost + cost.mT) / 2, K
 
     def step(self, x: Tensor, u: Tensor, mode: Tensor) -> tuple[Tensor, Tensor]:

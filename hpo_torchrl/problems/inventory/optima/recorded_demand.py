@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,8 @@ class RecordedItems:
     @property
     def unit(self) -> float:
         """The grid of a search: whole units where demand is whole."""
-        whole = bool((self.demand == np.round(self.demand)).all())
+        # Beyond 2**50 a unit is hardly more than rounding.
+        whole = bool((self.demand == np.round(self.demand)).all()) and self.demand.sum() < 2**50
         return 1.0 if whole else float(self.demand.sum(axis=1).mean()) / 50
 
     @property
@@ -177,7 +179,8 @@ def _grid_search(
     best, place = np.array([np.inf]), low
     while True:
         sizes = high - low
-        stride = next(s for s in itertools.count(1) if np.prod(sizes // s + 1) <= most)
+        fits = partial(_fits, sizes, most)
+        stride = bisect_left(range(1, int(sizes.max()) + 2), True, key=fits) + 1
         axes = [np.arange(a, b + 1, stride) for a, b in zip(low, high, strict=True)]
         points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(low))
         rules = try_all(points)
@@ -187,6 +190,11 @@ def _grid_search(
         if stride == 1:
             return best
         low, high = np.maximum(low, place - 2 * stride), np.minimum(high, place + 2 * stride)
+
+
+def _fits(sizes: Levels, most: int, stride: int) -> bool:
+    """Say whether a grid of these sizes has at most so many points with a stride."""
+    return bool(np.prod(sizes // stride + 1.0) <= most)
 
 
 def _best_backlogged(record: RecordedItems) -> Vector:

@@ -1,0 +1,33 @@
+"""The installed commands: an interrupt is a line from the first moment, while torch is loaded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+
+def _run(room: str, name: str) -> None:
+    def stop(*_: Any) -> None:
+        # At once: an exception in the midst of an import is turned into others, or swallowed.
+        os.write(2, f"{os.path.basename(sys.argv[0])}: error: interrupted\n".encode())
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # a job in the background ignores it
+        signal.signal(signal.SIGINT, stop)
+    command = getattr(import_module(f"hpo_torchrl.{room}"), name)
+    signal.signal(signal.SIGINT, before)
+    try:
+        command()
+    except KeyboardInterrupt:
+        stop()
+
+
+train = partial(_run, "experiments.cli", "train")
+evaluate = partial(_run, "experiments.cli", "evaluate")
+gradients = partial(_run, "experiments.cli", "gradients")
+report = partial(_run, "reporting.report", "main")
