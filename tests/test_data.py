@@ -24,7 +24,7 @@ from hpo_torchrl.experiments.run import train_run
 from hpo_torchrl.experiments.sweep import UNFINISHED, run_state
 from hpo_torchrl.reporting import report
 from hpo_torchrl.training import CheckpointError, RunFolder, RunFolderError
-from hpo_torchrl.training.run_folder import RunLogger
+from hpo_torchrl.training.run_logger import RunLogger
 
 OFTEN = ["trainer.checkpoint_every=1", "trainer.eval_every=1", "trainer.num_updates=3"]
 TESTS = [

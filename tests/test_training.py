@@ -39,7 +39,7 @@ from hpo_torchrl.training import (
     StopTraining,
     Trainer,
 )
-from hpo_torchrl.training.run_folder import RunLogger
+from hpo_torchrl.training.run_logger import RunLogger
 
 SMALL = ["trainer.num_updates=8", "trainer.checkpoint_every=3", "trainer.eval_every=6"]
 SMALL += ["collect.batch_size=16", "collect.unroll_length=10", "trainer.progress=false"]

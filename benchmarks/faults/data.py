@@ -28,7 +28,7 @@ from unittest import mock
 
 from hpo_torchrl.experiments import cli
 from hpo_torchrl.training import Checkpoint, RunFolder
-from hpo_torchrl.training.run_folder import RunLogger
+from hpo_torchrl.training.run_logger import RunLogger
 
 SMALL = [
     "env=inventory_from_file",

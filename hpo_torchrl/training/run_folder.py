@@ -8,20 +8,15 @@ import json
 import math
 import os
 import platform
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import zip_longest
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torchrl.record.loggers import Logger, get_logger
 
-from hpo_torchrl.core.checks import check_choice, first_line
+from hpo_torchrl.core.checks import first_line
 
-BACKENDS = ("tensorboard", "wandb", "mlflow", "trackio")
 _SECTIONS = ("env", "algorithm", "trainer")
 
 
@@ -234,92 +229,10 @@ class RunFolder:
         return _read(self.gradients, lambda text: pd.read_csv(io.StringIO(text)).to_dict("records"))
 
 
-class RunLogger:
-    """Write one row per logged update to ``metrics.csv`` and pass it to a TorchRL logger.
-
-    Columns appear as they are first logged. A checkpoint holds the rows up to its update, so that
-    the file of a resumed run reads like that of an uninterrupted one, whatever befell it.
-
-    Args:
-        run_dir: folder of the run.
-        backend: ``None`` for the CSV file alone, or one of ``"tensorboard"``, ``"wandb"``,
-            ``"mlflow"``, ``"trackio"`` besides (their package must be installed).
-
-    Attributes:
-        rows: what has been logged.
-    """
-
-    def __init__(self, run_dir: str | Path, backend: str | None = None) -> None:
-        self.folder = RunFolder(run_dir)
-        self.rows: list[dict[str, Any]] = []
-        self._columns: list[str] = []
-        self._size = 0  # of the file, as it was left
-        self._backend: Logger | None = None
-        if backend is not None:
-            check_choice("logger.backend", backend, BACKENDS)
-            try:
-                self._backend = get_logger(backend, str(run_dir), "logger")
-            except ImportError as error:
-                raise ValueError(
-                    f"logger.backend={backend!r} needs its package ({error}); install it with "
-                    f"pip install {backend}, or use logger=csv."
-                ) from error
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it must hold ``"update"``.
-
-        Raises:
-            TypeError: a value is not a number.
-        """
-        try:
-            items = [(key, value) for key, value in row.items() if value is not None]
-            row = {k: int(v) if isinstance(v, Integral) else float(v) for k, v in items}
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"metrics.csv takes numbers, got {row!r} of a callback.") from error
-        self.rows.append(row)
-        path = self.folder.metrics
-        whole = path.exists() and path.stat().st_size == self._size
-        if not whole and len(self.rows) > 1:
-            warnings.warn(f"{path} was changed by another hand; it is written anew.", stacklevel=2)
-        if whole and set(row) <= set(self._columns):
-            with _writing(path), path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
-        else:
-            self._rewrite()
-        self._size = path.stat().st_size
-        if self._backend is not None:
-            for key, value in row.items():
-                if key != "update":
-                    self._backend.log_scalar(key, value, step=row["update"])
-
-    def resume(self) -> None:
-        """Give the file the ``rows``, those of the checkpoint; say where it had others."""
-        try:
-            found = self.folder.read_metrics()[: len(self.rows)]
-            texts = ([str(sorted(row.items())) for row in rows] for rows in (found, self.rows))
-            pairs = enumerate(zip_longest(*texts), start=2)
-            line = next((at for at, (one, own) in pairs if one != own), None)
-            wrong = line and f"{self.folder.metrics}, line {line}: this is not what was logged."
-        except RunFolderError as error:
-            wrong = str(error)
-        if wrong:
-            warnings.warn(f"{wrong} The file is restored from the checkpoint.", stacklevel=2)
-        self._rewrite()
-
-    def _rewrite(self) -> None:
-        self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        draft = io.StringIO(newline="")
-        writer = csv.DictWriter(draft, self._columns)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        replace(self.folder.metrics, draft.getvalue())
-        self._size = self.folder.metrics.stat().st_size
-
-
 def replace(path: Path, content: str | bytes) -> None:
     """Write a file in one step, on the disk before it has its name, and the folder it lies in."""
     draft = _draft(path)
-    with _writing(path):
+    with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with draft.open("wb") as file:
@@ -338,7 +251,7 @@ def _draft(path: Path) -> Path:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Let an error of the disk name the file; a write that fails does not say which it was of."""
     try:
         yield

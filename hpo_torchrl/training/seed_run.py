@@ -13,7 +13,8 @@ from torch import nn
 from hpo_torchrl.algorithms import Algorithm
 from hpo_torchrl.core.checks import check_choice
 from hpo_torchrl.training.checkpoint import Checkpoint
-from hpo_torchrl.training.run_folder import RunFolder, RunLogger
+from hpo_torchrl.training.run_folder import RunFolder
+from hpo_torchrl.training.run_logger import RunLogger
 
 
 class Selection:
