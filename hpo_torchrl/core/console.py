@@ -12,7 +12,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,19 +94,6 @@ def _in_words(error: BaseException) -> bool:
     frame = place.tb_frame
     by_raise = dis.opname[frame.f_code.co_code[place.tb_lasti]] == "RAISE_VARARGS"
     return by_raise and frame.f_globals.get("__name__", "").split(".")[0] not in _LIBRARIES
-
-
-@contextmanager
-def naming(key: str, folder: Path) -> Iterator[None]:
-    """Let what the operating system says of a folder name the setting, and the way on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # in words already
-            raise
-        begun = os.path.exists(folder / "config.yaml")
-        fix = f"once it can, resume={folder} goes on" if begun else "name another folder"
-        raise OSError(f"{key}={folder} cannot be used ({error}); {fix}.") from error
 
 
 @contextmanager

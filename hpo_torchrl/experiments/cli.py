@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from hpo_torchrl import reporting
-from hpo_torchrl.core.console import announced, naming, run_command
+from hpo_torchrl.core.console import announced, run_command
 from hpo_torchrl.experiments.api import load_run
 from hpo_torchrl.experiments.config import (
     choices,
@@ -153,7 +153,7 @@ def _train(given: argparse.Namespace) -> None:
     resume = command["resume"] is not None
     folder = Path(str(command["resume"] or command["output_dir"] or new_folder(config)))
     how = {key: command[key] for key in ("num_seeds", "changed_files")}
-    with naming("resume" if resume else "output_dir", folder):
+    with RunFolder(folder).advising("resume" if resume else "output_dir"):
         if resume:
             config = _saved(folder, {**config, **command}, given, files)
         print(f"{'folder':<17}{folder}", flush=True)

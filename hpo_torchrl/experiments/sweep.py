@@ -23,7 +23,6 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from hpo_torchrl.core.checks import check_bool, first_line
-from hpo_torchrl.core.console import naming
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import COMMAND_KEYS, compose_sweep, hydra_session, key_of
 from hpo_torchrl.experiments.run import in_short, threads, train_run
@@ -73,7 +72,7 @@ def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
         jobs = [Job(where / run_name(words), settings, words) for words, settings in runs]
         if len({job.folder for job in jobs}) < len(jobs):
             raise ValueError("Two runs of this sweep are the same: give each value once.")
-        with naming("sweep_dir", where):
+        with RunFolder(where).advising("sweep_dir"):
             states = [run_state(job.folder, job.settings) for job in jobs]
         kinds = [state for state in (DONE, UNFINISHED, NEW) if state in states]
         shown = ", ".join(f"{states.count(state)} {state}" for state in kinds)

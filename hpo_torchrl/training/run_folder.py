@@ -117,14 +117,18 @@ class RunFolder:
                     self.path.rmdir()
 
     @contextmanager
-    def advising(self) -> Iterator[None]:
-        """Let an error of the disk in this block name its path and how to go on."""
+    def advising(self, key: str = "output_dir") -> Iterator[None]:
+        """Let an error of the disk in this block name its path and how to go on.
+
+        Args:
+            key: the setting that the folder comes from.
+        """
         try:
             yield
         except OSError as error:
             if error.errno is None:  # says it already
                 raise
-            fix = "Mend that or choose another output_dir, and start again."
+            fix = f"Mend that or choose another {key}, and start again."
             if any(map(os.path.exists, (self.config, self.seeds))):  # of no name is it an error
                 fix = f"What was saved is whole: mend that, then go on by resume={self.path}."
             raise OSError(f"{error.filename or self.path}: {error.strerror}. {fix}") from error
