@@ -92,6 +92,9 @@ class RunLogger:
         self._rewrite()
 
     def _rewrite(self) -> None:
+        if not self.rows:  # a header without columns would be no header
+            self.folder.metrics.unlink(missing_ok=True)
+            return
         self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
         draft = io.StringIO(newline="")
         writer = csv.DictWriter(draft, self._columns)
