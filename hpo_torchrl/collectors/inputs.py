@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torchrl.envs import EnvBase
 
+from hpo_torchrl.core.checks import check_finite
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
@@ -76,7 +77,9 @@ def noise_of(env: DifferentiableEnv, start: Any, num_steps: int, noise: Tensor |
     """Return the noise given for a rollout, checked, or draw it."""
     if noise is None:
         return env.sample_noise(num_steps, {key: start[key] for key in env.state_names})
-    return env.check_noise(noise, num_steps)
+    env.check_noise(noise, num_steps)
+    check_finite("noise", noise)
+    return noise
 
 
 @torch.no_grad()

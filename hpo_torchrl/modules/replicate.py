@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torchrl.modules import MLP
 
+from hpo_torchrl.core.checks import checked, shown
 from hpo_torchrl.modules.layers import QNetwork
 from hpo_torchrl.modules.network import HybridNetwork
 
@@ -22,6 +23,7 @@ _FEW_ROWS = 256
 _TRANSPARENT = (nn.Sequential, MLP, HybridNetwork, QNetwork)
 
 
+@checked
 def replicate(modules: Sequence[nn.Module]) -> Any:
     """Make one module of S separately initialised ones that have the same structure.
 
@@ -51,7 +53,13 @@ def replicate(modules: Sequence[nn.Module]) -> Any:
         True
     """
     if not modules:
-        raise ValueError("replicate needs at least one module, got none.")
+        raise ValueError("modules of replicate must be one at least, got [].")
+    for module in modules:
+        if not isinstance(module, nn.Module) or type(module) is not type(modules[0]):
+            raise TypeError(
+                f"modules of replicate must be of one kind, got {shown(modules[0])} and "
+                f"{shown(module)}."
+            )
     together = copy.deepcopy(modules[0])
     for name, parameter in together.named_parameters():
         members = [module.get_parameter(name) for module in modules]
