@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, VecNorm, VecNormV2
 
-from hpo_torchrl.core.checks import check_finite
+from hpo_torchrl.core.checks import check_finite, shown
 from hpo_torchrl.core.randomness import Randomness
+from hpo_torchrl.core.wrappers import batched
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import Noise
@@ -110,6 +112,37 @@ def fresh_states(env: DifferentiableEnv, step: Tensor, num_steps: int) -> list[A
             drawn = fresh[i] = start_states(env, over)
             step = torch.where(over, drawn["step"].cpu(), step)
     return fresh
+
+
+def check_start(env: EnvBase, start: Any) -> None:
+    """Raise an error if a tensordict is not where a rollout can start."""
+    if not isinstance(start, TensorDictBase) or start.shape != env.batch_size:
+        raise ValueError(
+            "tensordict, where a rollout starts, must be a tensordict of the environment's batch "
+            f"size {tuple(env.batch_size)}, as env.reset() returns it, got "
+            f"{getattr(start, 'shape', None) and tuple(start.shape) or shown(start)}."
+        )
+
+
+def check_keeps_graph(env: EnvBase) -> None:
+    """Raise a ``TypeError`` if TorchRL's part of an environment breaks the graph of a rollout."""
+    if (several := batched(env)) is not None:
+        raise TypeError(
+            f"A differentiable rollout needs one environment, got a {type(several).__name__}: it "
+            "steps its members in other processes or in memory of its own, which no gradient "
+            "passes. Make one environment with batch_size=..., or ReplicatedEnv."
+        )
+    for part in env.modules():
+        if (
+            isinstance(part, (VecNorm, VecNormV2))
+            and not part.frozen
+            and getattr(part, "stateful", True)
+        ):
+            raise TypeError(
+                f"{type(part).__name__} updates its statistics within a rollout, in place, which "
+                "breaks the graph: collect some batches without gradients, then freeze it "
+                "(transform.freeze()), or use ObservationNorm with known statistics."
+            )
 
 
 def is_functional(env: EnvBase, policy: HybridPolicy) -> bool:

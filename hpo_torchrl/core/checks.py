@@ -42,9 +42,11 @@ def checked(function: Checked) -> Checked:
 def check_annotated(owner: Any, given: Mapping[str, Any]) -> None:
     """Raise a ``TypeError`` where a value is not what a function or dataclass is annotated with."""
     for name, hint in _hints(owner).items():
-        if name in given and hint is bool:
+        if name not in given or given[name] is getattr(owner, name, inspect):  # a field's default
+            continue
+        if hint is bool:
             check_bool(name, given[name])
-        if name in given and not _fits(given[name], hint):
+        if not _fits(given[name], hint):
             text = getattr(hint, "__name__", str(hint)).replace("collections.abc.", "")
             raise TypeError(
                 f"{name} must be {text}, got {shown(given[name])} of type "
@@ -58,10 +60,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, each) for each in get_args(hint))
     if kind in (int, float):
         return isinstance(value, Real)
-    if not isinstance(kind, type):
+    if kind is Any or not isinstance(kind, type):
         return True
     # Text is a sequence of nothing that is asked for.
-    return kind in (str, object) if isinstance(value, str) else isinstance(value, kind)
+    return kind in (str, object) if type(value) is str else isinstance(value, kind)
 
 
 def shown(value: Any) -> str:
@@ -160,7 +162,8 @@ def check_range(name: str, ends: Any, number: int) -> None:
             )
             for end, none in zip(ends, (-math.inf, math.inf), strict=True)
         )
-        sound = bool((low <= high).all()) and low.max() < 1e38 and high.min() > -1e38
+        held = torch.stack([low, high]).float().isinf() == torch.stack([low, high]).isinf()
+        sound = bool((low <= high).all() & held.all())
     except (TypeError, ValueError, RuntimeError):
         sound = False
     if not sound:

@@ -11,7 +11,8 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, d
 from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import unsqueeze_like
-from hpo_torchrl.core.checks import check_bool, check_float
+from hpo_torchrl.core.checks import check_bool, check_float, check_int
+from hpo_torchrl.core.rolled import discount_of
 from hpo_torchrl.objectives.base import HybridLossModule, values_where
 
 _NO_GRADIENT = (
@@ -58,6 +59,8 @@ class CrossTermWeight(nn.Module):
         super().__init__()
         self.num_seeds = num_seeds
         self.decay = check_float("decay", decay, minimum=0.0, maximum=1.0)
+        if num_seeds is not None:
+            check_int("num_seeds", num_seeds, minimum=1)
         shape = () if num_seeds is None else (num_seeds,)
         for name in ("signal", "power"):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
@@ -220,6 +223,7 @@ class HPOLoss(HybridLossModule):
             tensordict: a differentiable rollout of shape ``(*B, T)``; without pathwise and cross
                 term, detached data of any shape that holds advantages.
         """
+        self._share_discount(tensordict)
         data = self.advantages(tensordict)  # detached
         logits = self.logits(data)
         terms, metrics = self.shared_terms(data, logits)
@@ -232,6 +236,31 @@ class HPOLoss(HybridLossModule):
             terms["loss_objective"] = -objective
             metrics |= self._metrics(data, logits.detach())
         return self.reduce(terms, metrics, data)
+
+    def _share_discount(self, tensordict: TensorDictBase) -> None:
+        """Take the discount of the rollout, if none was chosen; refuse another one.
+
+        Raises:
+            RuntimeError: the rollout's graph is used up.
+            ValueError: its discount is not that of the advantages.
+        """
+        if not (self.pathwise or self.cross):
+            return
+        found = discount_of(self.entry(tensordict, ("next", self.tensor_keys.reward)))
+        if found is None:
+            return
+        chosen = self._monte_carlo_gamma if self.critic_network is None else self._value_estimator
+        if chosen is None:
+            self.make_value_estimator(
+                self.critic_network and self.default_value_estimator, gamma=found
+            )
+        if abs(self.discount - found) > 1e-6:
+            raise ValueError(
+                f"The loss has gamma={self.discount:g} and the batch discount={found:g}: parts of "
+                "the gradient would use different discounts. Give both the same: "
+                f"make_value_estimator(gamma={found:g}, ...), or discount={self.discount:g} to the "
+                "collector or rollout."
+            )
 
     def pathwise_term(self, tensordict: TensorDictBase) -> Tensor:
         r"""Return :math:`r_t`, with the graph that gives :math:`dr_t / d\psi`: ``(*B, T)``.
@@ -303,6 +332,7 @@ class HPOLoss(HybridLossModule):
         if action_value is None:
             return self.log_prob(data, logits) * self.advantage(data)
         # Q of a masked action need not make sense.
+        self.entry(data, self.tensor_keys.action_value, logits.shape[data.ndim :])
         action_value = action_value.masked_fill(logits.isneginf(), 0.0)
         probability = logits.exp()
         value = (probability.detach() * action_value).sum(-1, keepdim=True)
