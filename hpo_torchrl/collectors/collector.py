@@ -14,6 +14,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from hpo_torchrl.collectors.inputs import check_keeps_graph
 from hpo_torchrl.collectors.rollout import Rollout
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int, shown
 from hpo_torchrl.core.randomness import Randomness
@@ -39,8 +40,6 @@ class _BatchCollector:
 
     def __post_init__(self) -> None:
         check_annotated(type(self), vars(self))
-        if not callable(self.policy):
-            raise TypeError(f"policy must be a module, got {shown(self.policy)}.")
         instances = self.env.batch_size.numel()
         if check_int("frames_per_batch", self.frames_per_batch, minimum=1) % instances:
             raise ValueError(
@@ -169,10 +168,11 @@ class DifferentiableCollector(_BatchCollector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if check_int("total_frames", self.total_frames, minimum=-1) == 0:
-            raise ValueError("total_frames must be at least 1, or -1 for no end, got 0.")
+        check_int("total_frames", self.total_frames, minimum=-1)
         own = {known.name: getattr(self, known.name) for known in fields(Rollout) if known.init}
         self.engine = Rollout(**own)
+        if not self.engine.functional:
+            check_keeps_graph(self.env)
         self._compile_seconds = 0.0
 
     def __iter__(self) -> Iterator[TensorDict]:

@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase
 from hpo_torchrl.collectors.inputs import (
     Entries,
     Inputs,
+    check_keeps_graph,
     noise_of,
     policy_noise,
     samples_as_ours,
@@ -159,6 +160,8 @@ class Engine:
             sample = policy.sampler()
         steps: list[TensorDictBase] = []
         rows = []
+        if torch.is_grad_enabled():
+            check_keeps_graph(env)
         _pass_on(env, Tensor.detach)
         try:
             for own in steps_of(drawn, num_steps):

@@ -116,11 +116,12 @@ def fresh_states(env: DifferentiableEnv, step: Tensor, num_steps: int) -> list[A
 
 def check_start(env: EnvBase, start: Any) -> None:
     """Raise an error if a tensordict is not where a rollout can start."""
-    if not isinstance(start, TensorDictBase) or start.shape != env.batch_size:
+    found = start.shape if isinstance(start, TensorDictBase) else None
+    if found != env.batch_size:
         raise ValueError(
             "tensordict, where a rollout starts, must be a tensordict of the environment's batch "
             f"size {tuple(env.batch_size)}, as env.reset() returns it, got "
-            f"{getattr(start, 'shape', None) and tuple(start.shape) or shown(start)}."
+            f"{shown(start) if found is None else tuple(found)}."
         )
 
 

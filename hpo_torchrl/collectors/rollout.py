@@ -19,7 +19,6 @@ from hpo_torchrl.collectors.inputs import (
     Entries,
     Inputs,
     check_functional,
-    check_keeps_graph,
     check_single_choice,
     check_start,
     fresh_states,
@@ -33,6 +32,7 @@ from hpo_torchrl.core.checks import (
     check_choice,
     check_float,
     check_int,
+    shown,
 )
 from hpo_torchrl.core.data import entry
 from hpo_torchrl.core.rolled import rolled
@@ -97,6 +97,8 @@ class Rollout(Engine):
     def __post_init__(self) -> None:
         env, policy = self.env, self.policy
         check_annotated(Rollout, vars(self))
+        if not callable(policy):
+            raise TypeError(f"policy must be a module or function, got {shown(policy)}.")
         check_float("discount", self.discount, minimum=0.0, maximum=1.0, strict=True)
         check_choice("route", self.route, ("auto", "functional", "general"))
         asked = {
@@ -124,8 +126,6 @@ class Rollout(Engine):
             check_single_choice("straight_through_rollout", env)
             self.make_step = partial(straight_through_step, temperature=self.temperature)
         self.functional = self.route != "general" and is_functional(env, policy)
-        if not self.functional:
-            check_keeps_graph(env)
         self.compiled = None
         if self.compile:
             self.compiled = Compiled(self.chunk, f"{type(env).__name__} and its policy")

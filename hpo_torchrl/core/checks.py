@@ -75,20 +75,21 @@ def shown(value: Any) -> str:
 
 
 def check_int(name: str, value: Any, *, minimum: int) -> int:
-    """Return ``value`` if it is an integer of at least ``minimum``.
+    """Return ``value`` if it is an integer of at least ``minimum`` that fits into 64 bits.
 
     Raises:
         TypeError: ``value`` is not an int (a bool is not one).
-        ValueError: ``value`` is below ``minimum``.
+        ValueError: ``value`` is below ``minimum``, or 2**63 or more.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
             f"{name} must be an integer >= {minimum}, got {value!r} of type "
             f"{type(value).__name__}; write it without quotes or a decimal point."
         )
-    if not minimum <= value < 2**63:
-        most = " and below 2**63" if value > minimum else ""
-        raise ValueError(f"{name} must be an integer >= {minimum}{most}, got {value}.")
+    if value < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value}.")
+    if int(value) >= 2**63:
+        raise ValueError(f"{name} must be an integer below 2**63, got {value}.")
     return int(value)
 
 
@@ -136,9 +137,9 @@ def in_dtype(
     wrong = ~((exact.abs() <= limit) & (exact.abs() >= least))
     if bool(wrong.any()):
         raise ValueError(
-            f"{name} must be finite in {dtype}, and so must its square{' and inverse' * strict}: "
-            f"from {least:.1e} to {limit:.1e} in size, got {float(exact[wrong][0])}; use another "
-            "unit or dtype=torch.float64."
+            f"{name} must be finite in {dtype}, got {float(exact[wrong][0])}; so must its square"
+            f"{' and inverse' * strict} ({least:.1e} to {limit:.1e} in size). Use another unit or "
+            "dtype=torch.float64."
         )
     return exact.to(dtype)
 

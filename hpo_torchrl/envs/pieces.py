@@ -180,7 +180,7 @@ class Pieces(NamedTuple):
 
 
 def _gap(entry: Any) -> Gap:
-    ends = entries_of("a gap", entry)
+    ends = entries_of("a gap of gaps", entry)
     if len(ends) != 3:
         raise ValueError(f"a gap must be (low, high, same_as), got {entry!r}.")
     return Gap(*ends)

@@ -124,8 +124,6 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             TypeError: ``network`` is neither, or arguments are given for one that is made already.
         """
         observation = spec_of(env, "observation_key", observation_key)
-        if mask_key is not None:
-            spec_of(env, "mask_key", mask_key)
         if mask_key is None and ACTION_MASK in env.observation_spec.keys():  # noqa: SIM118
             mask_key = ACTION_MASK
         if isinstance(network, nn.Module) and arguments:

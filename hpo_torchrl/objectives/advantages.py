@@ -184,7 +184,6 @@ class AdvantageLoss(LossModule):
         Raises:
             KeyError: an entry is missing.
         """
-        self.entry(tensordict, next(iter(self.actor_network.in_keys)))
         keys, data = self.tensor_keys, tensordict.detach()
         if (known := tensordict.get(keys.critic_value, None)) is not None:
             data.set(keys.critic_value, known)

@@ -112,7 +112,13 @@ class HybridLossModule(AdvantageLoss):
         with self.placed("actor_network", data, detach) as (actor, given):
             if hasattr(actor, "discrete_logits"):
                 return actor.discrete_logits(given)
-            return actor.get_dist(given).logits
+            dist = actor.get_dist(given)
+            if not hasattr(dist, "logits"):
+                raise TypeError(
+                    "actor_network must be a HybridPolicy or have a HybridDistribution, got one "
+                    f"with a {type(dist).__name__}."
+                )
+            return dist.logits
 
     def log_prob(self, data: TensorDictBase, logits: Tensor | None = None) -> Tensor:
         """Return log pi(d | s) of the discrete actions taken, summed over heads: ``(*B, T)``.

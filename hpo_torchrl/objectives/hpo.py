@@ -244,10 +244,10 @@ class HPOLoss(HybridLossModule):
             RuntimeError: the rollout's graph is used up.
             ValueError: its discount is not that of the advantages.
         """
-        if not (self.pathwise or self.cross):
+        reward = tensordict.get(("next", self.tensor_keys.reward), None)
+        if reward is None or not (self.pathwise or self.cross):
             return
-        found = discount_of(self.entry(tensordict, ("next", self.tensor_keys.reward)))
-        if found is None:
+        if (found := discount_of(reward)) is None:
             return
         chosen = self._monte_carlo_gamma if self.critic_network is None else self._value_estimator
         if chosen is None:
