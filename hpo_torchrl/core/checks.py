@@ -112,7 +112,10 @@ def check_float(
         expected += f" and <= {maximum:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {expected}, got {value!r} of type {type(value).__name__}.")
-    number = math.inf if abs(value) > 1e308 else float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
     inside = minimum < number if strict else minimum <= number
     if not (math.isfinite(number) and inside and number <= maximum):
         raise ValueError(f"{name} must be {expected}, got {value}.")

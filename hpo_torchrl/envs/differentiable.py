@@ -145,8 +145,8 @@ class DifferentiableEnv(Shell):
             raise ValueError(
                 f"state_shapes must leave 'step' to the base class, got {state_shapes}."
             )
-        for name, shape in state_shapes.items():
-            check_sizes(f"state_shapes[{name!r}]", shape)
+        for name, sizes in state_shapes.items():
+            check_sizes(f"state_shapes[{name!r}]", sizes)
         self.state_shapes, self.state_names = dict(state_shapes), (*state_shapes, "step")
         self._set_specs()
         self.rng = torch.Generator(device=self.device or "cpu")

@@ -194,8 +194,9 @@ class AdvantageLoss(LossModule):
         flag = ((1,), torch.bool)
         reward = self.entry(data, ("next", keys.reward), (1,))
         done, _ = (self.entry(data, ("next", key), *flag) for key in (keys.done, keys.terminated))
-        for key in self._read():
-            check_finite(f"{type(self).__name__}: the entry {key!r}", self.entry(data, key))
+        for key in self.in_keys:
+            if (value := data.get(key, None)) is not None:
+                check_finite(f"{type(self).__name__}: the entry {key!r}", value)
         if self.critic_network is None:
             returns = reward2go(reward, done, self.discount)
             if self.baseline == "leave_one_out":
@@ -210,52 +211,35 @@ class AdvantageLoss(LossModule):
             self.value_estimator(data, params=params, target_params=params)
         return data
 
-    def _read(self) -> list[NestedKey]:
-        """Entries of floats that advantages follow from."""
-        networks = dict.fromkeys(self.actor_network.in_keys)
-        after: list[Any] = [self.tensor_keys.reward]
-        if self.critic_network is not None:
-            networks |= dict.fromkeys(self.critic_network.in_keys)
-            after += self.critic_network.in_keys
-        return [*networks, *(unravel_key(("next", key)) for key in after)]
-
     def check_order(self, data: TensorDictBase) -> None:
         """Raise a ``ValueError`` if the last axis of the data is not time.
 
         Axes have names in TorchRL's rollouts. Without them, the states that steps lead to are
         compared with those that the next ones start from, along the first axis and the last.
         """
-        names = data.names
-        wrong = data.ndim == 0 or ("time" in names and names[-1] != "time")
-        if not wrong and "time" not in names and self.critic_network is not None and data.ndim > 1:
+        wrong = data.ndim == 0 or "time" in data.names[:-1]
+        if data.ndim > 1 and data.names[-1] is None and self.critic_network is not None:
             key = self.critic_network.in_keys[0]
-            before, after = self.entry(data, key), self.entry(data, ("next", key))
-            done = self.entry(data, ("next", self.tensor_keys.done)).squeeze(-1)
-            same = [
-                bool(
-                    (
-                        (
-                            after.narrow(at, 0, after.shape[at] - 1)
-                            == before.narrow(at, 1, after.shape[at] - 1)
-                        )
-                        .flatten(data.ndim)
-                        .all(-1)
-                        | done.narrow(at, 0, after.shape[at] - 1)
-                    ).all()
-                )
-                for at in (0, data.ndim - 1)
-            ]
-            wrong = same == [True, False]
+            end = ("next", self.tensor_keys.done)
+            wrong |= follows(data, key, end, 0) and not follows(data, key, end, data.ndim - 1)
         if wrong:
             raise ValueError(
                 f"{type(self).__name__} needs data of shape (*B, T), with the time axis last, got "
-                f"{tuple(data.shape)} with time elsewhere; move it there: "
-                "data.permute(...) or torch.stack(steps, -1)."
+                f"{tuple(data.shape)} without time there; stack steps by torch.stack(steps, -1), "
+                "or move the axis with data.permute(...)."
             )
 
     def advantage(self, data: TensorDictBase) -> Tensor:
         """Return the advantages of :meth:`advantages`, ``(*B, T)``."""
         return self.entry(data, self.tensor_keys.advantage, (1,)).squeeze(-1)
+
+
+def follows(data: TensorDictBase, key: NestedKey, end: NestedKey, axis: int) -> bool:
+    """Whether steps along an axis start where the ones before lead to, unless an episode ends."""
+    rest = (slice(None),) * axis
+    before, after = data[(*rest, slice(-1))], data[(*rest, slice(1, None))].get(key)
+    same = (before.get(("next", key)) == after).flatten(data.ndim).all(-1)
+    return bool((same | before.get(end).squeeze(-1)).all())
 
 
 def leave_one_out(returns: Tensor) -> Tensor:

@@ -245,9 +245,8 @@ class HPOLoss(HybridLossModule):
             ValueError: its discount is not that of the advantages.
         """
         reward = tensordict.get(("next", self.tensor_keys.reward), None)
-        if reward is None or not (self.pathwise or self.cross):
-            return
-        if (found := discount_of(reward)) is None:
+        used = reward is not None and (self.pathwise or self.cross)
+        if not used or (found := discount_of(reward)) is None:
             return
         chosen = self._monte_carlo_gamma if self.critic_network is None else self._value_estimator
         if chosen is None:
