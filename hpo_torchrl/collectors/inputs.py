@@ -137,7 +137,7 @@ def check_keeps_graph(env: EnvBase) -> None:
         if (
             isinstance(part, (VecNorm, VecNormV2))
             and not part.frozen
-            and getattr(part, "stateful", True)
+            and vars(part).get("stateful", 1)
         ):
             raise TypeError(
                 f"{type(part).__name__} updates its statistics within a rollout, in place, which "

@@ -26,14 +26,7 @@ from hpo_torchrl.collectors.inputs import (
     noise_of,
     policy_noise,
 )
-from hpo_torchrl.core.checks import (
-    check_annotated,
-    check_bool,
-    check_choice,
-    check_float,
-    check_int,
-    shown,
-)
+from hpo_torchrl.core.checks import check_annotated, check_choice, check_float, check_int, shown
 from hpo_torchrl.core.data import entry
 from hpo_torchrl.core.rolled import rolled
 from hpo_torchrl.envs import DifferentiableEnv
@@ -104,7 +97,7 @@ class Rollout(Engine):
         asked = {
             "temperature of a straight_through_rollout": self.temperature is not None,
             "checkpoint_steps": self.checkpoint_steps is not None,
-            "compile": check_bool("compile", self.compile),
+            "compile": self.compile,
             "route='functional'": self.route == "functional",
         }
         for name in (name for name, needed in asked.items() if needed):

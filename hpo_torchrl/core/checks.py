@@ -48,10 +48,8 @@ def check_annotated(owner: Any, given: Mapping[str, Any]) -> None:
             check_bool(name, given[name])
         if not _fits(given[name], hint):
             text = getattr(hint, "__name__", str(hint)).replace("collections.abc.", "")
-            raise TypeError(
-                f"{name} must be {text}, got {shown(given[name])} of type "
-                f"{type(given[name]).__name__}."
-            )
+            kind = type(given[name]).__name__
+            raise TypeError(f"{name} must be {text}, got {shown(given[name])} of type {kind}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -147,33 +145,29 @@ def in_dtype(
     return exact.to(dtype)
 
 
-def check_finite(name: str, values: Tensor, fix: str = "") -> None:
+def check_finite(name: str, values: Tensor) -> None:
     """Raise a ``ValueError`` if a tensor holds NaN or infinity."""
     wrong = ~values.isfinite()
     if bool(wrong.any()):
         raise ValueError(
             f"{name} must be finite, got {float(values[wrong][0])} in {int(wrong.sum())} of "
-            f"{values.numel()} places.{fix}"
+            f"{values.numel()} places."
         )
 
 
 def check_range(name: str, ends: Any, number: int) -> None:
     """Raise a ``ValueError`` if ends ``(low, high)`` of as many coordinates are no range."""
     try:
-        low, high = (
-            torch.as_tensor(none if end is None else end, dtype=torch.float64, device="cpu").expand(
-                number
-            )
-            for end, none in zip(ends, (-math.inf, math.inf), strict=True)
-        )
-        held = torch.stack([low, high]).float().isinf() == torch.stack([low, high]).isinf()
-        sound = bool((low <= high).all() & held.all())
+        rows = zip(ends, (-math.inf, math.inf), strict=True)
+        found = [torch.as_tensor(none if end is None else end).cpu() for end, none in rows]
+        low, high = both = torch.stack([end.double().expand(number) for end in found])
+        sound = bool((low <= high).all() & (both.float().isinf() == both.isinf()).all())
     except (TypeError, ValueError, RuntimeError):
         sound = False
     if not sound:
         raise ValueError(
-            f"{name} must be (low, high) with low <= high, each a number, one for each of "
-            f"{number} coordinates, or None, got {shown(ends)}."
+            f"{name} must be (low, high) with low <= high, each None or a number, or {number} of "
+            f"them, got {shown(ends)}."
         )
 
 

@@ -142,9 +142,7 @@ class DifferentiableEnv(Shell):
         self.noise_shape = tuple(check_sizes("noise_shape", noise_shape))
         self.observation_dim = check_int("observation_dim", observation_dim, minimum=1)
         if "step" in state_shapes:
-            raise ValueError(
-                f"state_shapes must leave 'step' to the base class, got {state_shapes}."
-            )
+            raise ValueError(f"state_shapes must not have 'step', got {state_shapes}.")
         for name, sizes in state_shapes.items():
             check_sizes(f"state_shapes[{name!r}]", sizes)
         self.state_shapes, self.state_names = dict(state_shapes), (*state_shapes, "step")

@@ -126,16 +126,10 @@ class Pieces(NamedTuple):
         numbers = [entry for entry in intervals if not isinstance(entry, (tuple, list))]
         pieces = []
         for entry in intervals:
-            ends = entry if isinstance(entry, (tuple, list)) else (entry, entry)
-            low, high = (
-                (
-                    none if end is None else check_float("an end of intervals", end)
-                    for end, none in zip(ends, (-math.inf, math.inf), strict=False)
-                )
-                if len(ends) == 2
-                else (1.0, 0.0)
-            )
-            if low > high:
+            ends = entry if isinstance(entry, (tuple, list)) and entry else (entry, entry)
+            low = -math.inf if ends[0] is None else check_float("an end of intervals", ends[0])
+            high = math.inf if ends[-1] is None else check_float("an end of intervals", ends[-1])
+            if len(ends) != 2 or low > high:
                 raise ValueError(
                     "intervals are numbers and pairs (low, high) in ascending order, got "
                     f"{entry!r}; None is an end at infinity."
@@ -158,7 +152,7 @@ class Pieces(NamedTuple):
             ValueError: a gap does not end where pieces do, or ``same_as`` lies in no other piece.
         """
         ends = {end.at for piece in self.pieces for end in piece}
-        found, gaps = self, tuple(map(_gap, entries_of("gaps", gaps)))
+        found, gaps = self, tuple(Gap(*entries_of("each of gaps", gap)) for gap in gaps)
         for low, high, _ in gaps:
             if not low < high or not {low, high} <= ends:
                 raise ValueError(
@@ -177,13 +171,6 @@ class Pieces(NamedTuple):
 
     def __str__(self) -> str:
         return " ".join(map(str, self.pieces))
-
-
-def _gap(entry: Any) -> Gap:
-    ends = entries_of("a gap of gaps", entry)
-    if len(ends) != 3:
-        raise ValueError(f"a gap must be (low, high, same_as), got {entry!r}.")
-    return Gap(*ends)
 
 
 class ActionPieces:

@@ -56,11 +56,9 @@ class ActionRange(nn.Module):
     ) -> None:
         super().__init__()
         if not bool((unit > 0).all() & unit.isfinite().all()):
-            raise ValueError(
-                f"unit (the action_scale) must be finite and > 0, got {unit.tolist()}."
-            )
+            raise ValueError(f"unit, the action_scale, must be above 0, got {unit.tolist()}.")
         if branch_bounds is None:
-            check_range("bounds", bounds, len(unit))
+            check_range("continuous_bounds", bounds, len(unit))
         unit = unit.to(**place).clone()
         self.register_buffer("unit", unit if num_heads is None else unit.view(num_heads, 1, -1))
         self.per_branch = branch_bounds is not None

@@ -11,15 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import BranchBounds
-from hpo_torchrl.core.checks import (
-    check_dtype,
-    check_float,
-    check_heads,
-    check_int,
-    check_range,
-    check_sizes,
-    checked,
-)
+from hpo_torchrl.core.checks import check_float, check_heads, check_int, check_sizes, checked
 from hpo_torchrl.modules.action_range import ActionRange, Bounds
 from hpo_torchrl.modules.continuous import make_distribution
 from hpo_torchrl.modules.layers import ACTIVATIONS, direct, mlp
@@ -104,7 +96,6 @@ class HybridNetwork(nn.Module):
         for name, size in (sizes | {"observation_dim": observation_dim}).items():
             check_int(name, size, minimum=1)
         check_heads(num_heads, continuous_dim)
-        check_dtype(dtype)
         if learn_scale and scale == 0:
             raise ValueError("learn_scale=True needs scale > 0 as its start, got scale=0.")
         self.num_discrete, self.continuous_dim = num_discrete, continuous_dim
@@ -115,7 +106,6 @@ class HybridNetwork(nn.Module):
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         net: Any = functools.partial(mlp, activation=activation, **place)
         unit = torch.ones(continuous_dim, **place) if action_scale is None else action_scale
-        check_range("continuous_bounds", continuous_bounds, continuous_dim)
         ends = ActionRange(continuous_bounds, unit, branch_bounds, num_heads, **place)
         self.distribution = make_distribution(distribution, ends)
         outputs = num_discrete * continuous_dim * self.distribution.outputs

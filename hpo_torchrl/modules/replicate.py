@@ -53,13 +53,10 @@ def replicate(modules: Sequence[nn.Module]) -> Any:
         True
     """
     if not modules:
-        raise ValueError("modules of replicate must be one at least, got [].")
-    for module in modules:
-        if not isinstance(module, nn.Module) or type(module) is not type(modules[0]):
-            raise TypeError(
-                f"modules of replicate must be of one kind, got {shown(modules[0])} and "
-                f"{shown(module)}."
-            )
+        raise ValueError("modules must be one at least, got [].")
+    kinds = {type(module) for module in modules}
+    if len(kinds) > 1 or not issubclass(kinds.pop(), nn.Module):
+        raise TypeError(f"modules must be nn.Modules of one kind, got {shown(modules)}.")
     together = copy.deepcopy(modules[0])
     for name, parameter in together.named_parameters():
         members = [module.get_parameter(name) for module in modules]

@@ -183,13 +183,11 @@ class HybridDistribution(Distribution):
         self.scale: Tensor | None = None
         if scale is not None:
             try:
-                self.scale = torch.as_tensor(scale, dtype=loc.dtype, device=loc.device).expand_as(
-                    loc
-                )
+                self.scale = torch.as_tensor(scale).to(loc).expand_as(loc)
             except (RuntimeError, TypeError) as error:
                 raise ValueError(
                     f"scale must be broadcastable to loc of shape {tuple(loc.shape)}, got "
-                    f"{tuple(scale.shape) if isinstance(scale, Tensor) else shown(scale)}."
+                    f"{shown(scale)}."
                 ) from error
         self.heads, self.distribution = heads, distribution
         batch = logits.shape[: -2 if heads else -1]

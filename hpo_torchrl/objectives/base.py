@@ -114,10 +114,8 @@ class HybridLossModule(AdvantageLoss):
                 return actor.discrete_logits(given)
             dist = actor.get_dist(given)
             if not hasattr(dist, "logits"):
-                raise TypeError(
-                    "actor_network must be a HybridPolicy or have a HybridDistribution, got one "
-                    f"with a {type(dist).__name__}."
-                )
+                kind = type(dist).__name__
+                raise TypeError(f"actor_network must have a HybridDistribution, got a {kind}.")
             return dist.logits
 
     def log_prob(self, data: TensorDictBase, logits: Tensor | None = None) -> Tensor:

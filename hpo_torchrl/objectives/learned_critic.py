@@ -93,10 +93,8 @@ class LearnedCriticLoss(LossModule):
     ) -> None:
         super().__init__()
         if "candidate" not in qvalue_network.in_keys:
-            raise ValueError(
-                "qvalue_network must read 'candidate', an action, as make_q_network(env) does, got "
-                f"one that reads {qvalue_network.in_keys}."
-            )
+            read = qvalue_network.in_keys
+            raise ValueError(f"qvalue_network must read 'candidate', an action, got {read}.")
         self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
         self.convert_to_functional(qvalue_network, "qvalue_network", create_target_params=True)
         self.gamma = check_float("gamma", gamma, minimum=0.0, maximum=1.0)

@@ -99,12 +99,9 @@ class Record(Demand, name="record"):
         average = self.record[..., slice(*self.train_periods), :].flatten(0, -2).mean(0)
         self.items = [str(item) for item in entries_of("items", items or range(self.num_items))]
         self.labels = entries_of("labels", labels or range(length))
-        for name, found, wanted in (
-            ("items", self.items, average),
-            ("labels", self.labels, range(length)),
-        ):
-            if len(found) != len(wanted):
-                raise ValueError(f"{name} must hold {len(wanted)} names, got {len(found)}.")
+        for name, wanted in {"items": self.num_items, "labels": length}.items():
+            if len(found := getattr(self, name)) != wanted:
+                raise ValueError(f"{name} must hold {wanted} names, got {len(found)}.")
         silent = [item for item, value in zip(self.items, average, strict=True) if value == 0]
         if silent and mean is None:
             raise ValueError(
@@ -259,9 +256,7 @@ def check_record(name: str, record: Any, *dimensions: int) -> Tensor:
         try:
             record = torch.as_tensor(np.array(record, dtype=np.float64))  # some are read-only
         except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"{name} must hold numbers in rows of equal length: {error}."
-            ) from error
+            raise TypeError(f"{name} must hold rows of numbers: {error}.") from error
     if record.ndim not in dimensions or record.numel() == 0:
         shapes = " or ".join(_SHAPES[number] for number in dimensions)
         raise ValueError(f"{name} must have shape {shapes}, got {tuple(record.shape)}.")

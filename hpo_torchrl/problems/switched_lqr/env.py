@@ -119,8 +119,7 @@ class SwitchedLQREnv(DifferentiableEnv):
         self.initial_scale, self.state_limit = initial_range / n**0.5, float(state_limit)
         self.observe_time, self.cost_units = observe_time, float(n)
         place = {"dtype": self.float_dtype, "device": self.device}
-        sizes = {"initial_range": initial_range, "state_limit": state_limit}
-        for name, size in (sizes | {"process_noise": process_noise}).items():
+        for name, size in {"state_limit": state_limit, "process_noise": process_noise}.items():
             in_dtype(name, size, **place)
         self.A, self.B, self.Q, self.R = (
             in_dtype(name, matrix, **place) for name, matrix in system._asdict().items()
