@@ -761,7 +761,9 @@ def constructors() -> Iterator[Bad]:
         lambda v: LearnedCriticLoss(policy, make_q_network(env), entropy_coeff=v),
         real,
     )
-    yield from each("qvalue_network", lambda v: LearnedCriticLoss(policy, v), (None, 3, critic))
+    yield from each("qvalue_network", lambda v: LearnedCriticLoss(policy, v), (None, 3))
+    call = functools.partial(LearnedCriticLoss, policy, critic)
+    yield Bad("qvalue_network: a critic of states", call, ("qvalue_network", "['observation']"))
     yield from each("actor_network", lambda v: LearnedCriticLoss(v, make_q_network(env)), (None, 3))
     # collectors
     for kind in (DifferentiableCollector, SampleCollector):

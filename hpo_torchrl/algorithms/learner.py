@@ -19,12 +19,14 @@ from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
 from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, check_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
 from hpo_torchrl.core.categorical import unsqueeze_like
-from hpo_torchrl.core.checks import check_float, check_int
+from hpo_torchrl.core.checks import check_annotated, check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives.base import values_where
+
+_NETWORKS = ("env", "policy", "critic")
 
 
 def setting(
@@ -114,6 +116,7 @@ class Learner(Algorithm):
     max_grad_norm: float = setting(0.5, strict=True)
 
     def __post_init__(self) -> None:
+        check_annotated(type(self), {name: getattr(self, name) for name in _NETWORKS})
         for known in fields(self):
             value = getattr(self, known.name)
             if "check" in known.metadata and (value, known.default) != (None, None):

@@ -22,6 +22,7 @@ from torch import Tensor
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 Checked = TypeVar("Checked", bound=Callable)
 _hints = functools.cache(get_type_hints)
+_EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 
 def checked(function: Checked) -> Checked:
@@ -159,8 +160,8 @@ def check_range(name: str, ends: Any, number: int) -> None:
     """Raise a ``ValueError`` if ends ``(low, high)`` of as many coordinates are no range."""
     try:
         rows = zip(ends, (-math.inf, math.inf), strict=True)
-        found = [torch.as_tensor(none if end is None else end).cpu() for end, none in rows]
-        low, high = both = torch.stack([end.double().expand(number) for end in found])
+        found = [torch.as_tensor(none if end is None else end, **_EXACT) for end, none in rows]
+        low, high = both = torch.stack([end.expand(number) for end in found])
         sound = bool((low <= high).all() & (both.float().isinf() == both.isinf()).all())
     except (TypeError, ValueError, RuntimeError):
         sound = False

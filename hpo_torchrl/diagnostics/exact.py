@@ -12,13 +12,12 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from hpo_torchrl.collectors.inputs import check_functional, check_single_choice, noise_of
-from hpo_torchrl.core.checks import check_choice, check_float, check_int, checked, in_dtype
+from hpo_torchrl.core.checks import check_choice, check_float, check_int, entries_of, in_dtype
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import NORMAL, normalised
 
 Gradient = dict[str, Tensor]
-DOUBLE = torch.float64
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,6 @@ class ExactGradient:
         return float(torch.cat([g.flatten() for g in getattr(self, term).values()]).norm())
 
 
-@checked
 @torch.enable_grad()
 def exact_gradient(
     env: DifferentiableEnv,
@@ -258,7 +256,8 @@ def _noise(
         return noise.reshape(-1, num_steps, 1, *env.noise_shape), noise.new_ones(1)
     if noise is not None:
         raise ValueError("Give either noise (fixed) or noise_support (enumerated), not both.")
-    values, chance = (in_dtype("noise_support", part, DOUBLE, env.device) for part in support)
+    parts = entries_of("noise_support", support)
+    values, chance = (in_dtype("noise_support", part, torch.float64, env.device) for part in parts)
     if values.shape != (len(chance), *env.noise_shape) or chance.ndim != 1:
         raise ValueError(
             f"noise_support must be values of shape (K, *noise_shape) = (K, *{env.noise_shape}) "

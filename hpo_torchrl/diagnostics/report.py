@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_torchrl.core.checks import check_int, checked
+from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.diagnostics.sampler import GradientSampler
 
 _RESAMPLES = 1000
@@ -55,7 +55,6 @@ class GradientReport:
         raise KeyError(f"The report has no row of {estimator!r} for the {group!r} parameters.")
 
 
-@checked
 def gradient_report(
     sampler: GradientSampler,
     *,

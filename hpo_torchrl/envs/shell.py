@@ -113,10 +113,9 @@ class Shell(EnvBase):
                 )
             parts.append(value)
         discrete, continuous = parts
-        chosen = (discrete >= 0) & (discrete < self.num_discrete)
-        # One answer for both: on a device, asking waits for it.
-        if not bool(chosen.all() & continuous.isfinite().all()):
-            lost = [*discrete[~chosen].tolist(), *continuous[~continuous.isfinite()].tolist()]
+        chosen, finite = discrete.clamp(0, self.num_discrete - 1), continuous.isfinite()
+        if not (torch.equal(chosen, discrete) and bool(finite.all())):
+            lost = [*discrete[chosen != discrete].tolist(), *continuous[~finite].tolist()]
             raise ValueError(
                 f"{type(self).__name__}.step: ('action', 'discrete') must be one of 0, ..., "
                 f"{self.num_discrete - 1} and ('action', 'continuous') finite, got {lost[0]}."

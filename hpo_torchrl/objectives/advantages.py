@@ -190,10 +190,10 @@ class AdvantageLoss(LossModule):
         if data.get(keys.advantage, None) is not None:
             return data
         data = data.copy()
-        self.check_order(data)
         flag = ((1,), torch.bool)
         reward = self.entry(data, ("next", keys.reward), (1,))
         done, _ = (self.entry(data, ("next", key), *flag) for key in (keys.done, keys.terminated))
+        self.check_order(data)
         for key in self.in_keys:
             if (value := data.get(key, None)) is not None:
                 check_finite(f"{type(self).__name__}: the entry {key!r}", value)
@@ -220,6 +220,7 @@ class AdvantageLoss(LossModule):
         wrong = data.ndim == 0 or "time" in data.names[:-1]
         if data.ndim > 1 and data.names[-1] is None and self.critic_network is not None:
             key = self.critic_network.in_keys[0]
+            self.entry(data, ("next", key), self.entry(data, key).shape[data.ndim :])
             end = ("next", self.tensor_keys.done)
             wrong |= follows(data, key, end, 0) and not follows(data, key, end, data.ndim - 1)
         if wrong:
