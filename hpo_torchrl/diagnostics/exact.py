@@ -127,8 +127,7 @@ def exact_gradient(
             f"The enumeration would be too large: {systems} initial states x ({env.num_discrete} "
             f"discrete actions x {width // env.num_discrete} values of action and noise) ** "
             f"{num_steps} steps = {leaves:.3g} rows, above max_leaves={max_leaves}. Take fewer "
-            "steps (num_steps), initial states, quadrature nodes or noise values, or raise "
-            "max_leaves if memory allows."
+            "steps (num_steps), initial states, nodes or noise values, or raise max_leaves."
         )
 
     # A frozen parameter has an exact gradient too.

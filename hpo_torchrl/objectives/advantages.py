@@ -18,6 +18,7 @@ from torchrl.objectives.value.functional import reward2go
 
 from hpo_torchrl.core.checks import check_choice, check_finite, check_float
 from hpo_torchrl.core.data import entry
+from hpo_torchrl.core.rolled import discount_of
 
 _ESTIMATORS = ("TD0", "TD1", "TDLambda", "GAE")
 
@@ -176,13 +177,39 @@ class AdvantageLoss(LossModule):
             return 1.0 if self._monte_carlo_gamma is None else self._monte_carlo_gamma
         return float(self.value_estimator.gamma)
 
+    def share_discount(self, tensordict: TensorDictBase) -> None:
+        """Take the discount of the rollout, if none was chosen; refuse another one.
+
+        Raises:
+            RuntimeError: the rollout's graph is used up.
+            ValueError: its discount is not that of the advantages.
+        """
+        reward = tensordict.get(("next", self.tensor_keys.reward), None)
+        if reward is None or (found := discount_of(reward)) is None:
+            return
+        chosen = self._monte_carlo_gamma if self.critic_network is None else self._value_estimator
+        if chosen is None:
+            self.make_value_estimator(
+                self.critic_network and self.default_value_estimator, gamma=found
+            )
+        if abs(self.discount - found) > 1e-6:
+            raise ValueError(
+                f"The loss has gamma={self.discount:g} and the batch discount={found:g}: parts of "
+                "the gradient would use different discounts. Give both the same: "
+                f"make_value_estimator(gamma={found:g}, ...), or discount={self.discount:g} to the "
+                "collector or rollout."
+            )
+
     def advantages(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return a detached copy with advantages and value targets, computed where absent.
 
-        Only ``critic_value``, if the data hold it, keeps its graph.
+        Only ``critic_value``, if the data hold it, keeps its graph. Advantages that are there are
+        taken as they are, and so are the numbers that they followed from.
 
         Raises:
             KeyError: an entry is missing.
+            ValueError: an entry has another shape or dtype, holds NaN or infinity, or time is not
+                the last axis.
         """
         keys, data = self.tensor_keys, tensordict.detach()
         if (known := tensordict.get(keys.critic_value, None)) is not None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_bool, check_float, check_int
-from hpo_torchrl.core.rolled import discount_of
 from hpo_torchrl.objectives.base import HybridLossModule, values_where
 
 _NO_GRADIENT = (
@@ -20,7 +19,8 @@ _NO_GRADIENT = (
     "was collected under torch.no_grad() (TorchRL collectors do; use differentiable_rollout or "
     "DifferentiableCollector); it was detached or went through a replay buffer; the policy sampled "
     "its continuous action without reparameterisation (stock CompositeDistribution policies do; "
-    "use HybridPolicy); the environment's step breaks the graph (.detach(), .item(), numpy). For "
+    "use HybridPolicy); the environment's step breaks the graph (.detach(), .item(), numpy, a "
+    "process of its own). For "
     "detached data, ask for no pathwise term: HPOLoss(..., pathwise=False, cross_term=False)."
 )
 
@@ -130,6 +130,10 @@ class HPOLoss(HybridLossModule):
     Pathwise and cross terms meet in the same parameters, so both use rewards on one scale: rescale
     the rewards of the batch, never the advantages.
 
+    A rollout serves once, for one backward pass; further epochs on its data take a second loss with
+    ``pathwise=False, cross_term=False``. Its transitions and the advantages must have the same
+    discount: ``gamma`` is the rollout's unless :meth:`make_value_estimator` has chosen it.
+
     *Exact mode*, unbiased for the undiscounted sum of a finite horizon: ``clip_epsilon=None`` and
     either no critic (Monte-Carlo returns) or ``make_value_estimator(gamma=1, lmbda=1)``.
 
@@ -168,9 +172,12 @@ class HPOLoss(HybridLossModule):
         are absent.
 
     Raises:
-        RuntimeError: the pathwise term is asked for and the rewards carry no gradient.
+        RuntimeError: the pathwise term is asked for and the rewards carry no gradient, or their
+            graph is used up.
         KeyError: an entry is missing.
-        ValueError: an argument is out of range or unknown, or a shape is wrong.
+        ValueError: an argument is out of range or unknown, a shape or dtype is wrong, time is not
+            the last axis, a number that advantages follow from is not finite, or the rollout has
+            another discount.
 
     Examples:
         >>> from hpo_torchrl.collectors import differentiable_rollout
@@ -223,7 +230,8 @@ class HPOLoss(HybridLossModule):
             tensordict: a differentiable rollout of shape ``(*B, T)``; without pathwise and cross
                 term, detached data of any shape that holds advantages.
         """
-        self._share_discount(tensordict)
+        if self.pathwise or self.cross:
+            self.share_discount(tensordict)
         data = self.advantages(tensordict)  # detached
         logits = self.logits(data)
         terms, metrics = self.shared_terms(data, logits)
@@ -236,30 +244,6 @@ class HPOLoss(HybridLossModule):
             terms["loss_objective"] = -objective
             metrics |= self._metrics(data, logits.detach())
         return self.reduce(terms, metrics, data)
-
-    def _share_discount(self, tensordict: TensorDictBase) -> None:
-        """Take the discount of the rollout, if none was chosen; refuse another one.
-
-        Raises:
-            RuntimeError: the rollout's graph is used up.
-            ValueError: its discount is not that of the advantages.
-        """
-        reward = tensordict.get(("next", self.tensor_keys.reward), None)
-        used = reward is not None and (self.pathwise or self.cross)
-        if not used or (found := discount_of(reward)) is None:
-            return
-        chosen = self._monte_carlo_gamma if self.critic_network is None else self._value_estimator
-        if chosen is None:
-            self.make_value_estimator(
-                self.critic_network and self.default_value_estimator, gamma=found
-            )
-        if abs(self.discount - found) > 1e-6:
-            raise ValueError(
-                f"The loss has gamma={self.discount:g} and the batch discount={found:g}: parts of "
-                "the gradient would use different discounts. Give both the same: "
-                f"make_value_estimator(gamma={found:g}, ...), or discount={self.discount:g} to the "
-                "collector or rollout."
-            )
 
     def pathwise_term(self, tensordict: TensorDictBase) -> Tensor:
         r"""Return :math:`r_t`, with the graph that gives :math:`dr_t / d\psi`: ``(*B, T)``.
