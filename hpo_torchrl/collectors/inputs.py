@@ -117,7 +117,7 @@ def fresh_states(env: DifferentiableEnv, step: Tensor, num_steps: int) -> list[A
 def check_start(env: EnvBase, start: Any) -> None:
     """Raise an error if a tensordict is not where a rollout can start."""
     found = start.shape if isinstance(start, TensorDictBase) else None
-    if found != env.batch_size:
+    if found is None or (found != env.batch_size and env.batch_locked):
         raise ValueError(
             "tensordict, where a rollout starts, must be a tensordict of the environment's batch "
             f"size {tuple(env.batch_size)}, as env.reset() returns it, got "
