@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, Transform
 
 from hpo_torchrl.collectors.inputs import (
     Entries,
@@ -199,7 +199,7 @@ def _pass_on(env: EnvBase, change: Callable[[Tensor], Tensor]) -> None:
     """Change what transforms remember with a graph, as what is carried over is changed."""
     for part in env.modules():
         for name, value in part.named_buffers(recurse=False):
-            if value.requires_grad:
+            if isinstance(part, Transform) and value.grad_fn is not None:
                 part._buffers[name] = change(value).clone()
 
 

@@ -43,7 +43,7 @@ def checked(function: Checked) -> Checked:
 def check_annotated(owner: Any, given: Mapping[str, Any]) -> None:
     """Raise a ``TypeError`` where a value is not what a function or dataclass is annotated with."""
     for name, hint in _hints(owner).items():
-        if name not in given or given[name] is getattr(owner, name, inspect):  # a field's default
+        if name not in given or given[name] is getattr(owner, name, _EXACT):  # a field's default
             continue
         if hint is bool:
             check_bool(name, given[name])
@@ -131,7 +131,7 @@ def in_dtype(
         ValueError: one is NaN, infinite, too large for the type, or (strict) too close to 0.
     """
     try:
-        exact = torch.as_tensor(value, dtype=torch.float64, device=device)
+        exact = torch.as_tensor(value, **_EXACT)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must hold real numbers, got {shown(value)}.") from error
     limit = torch.finfo(dtype).max ** 0.5
@@ -143,7 +143,7 @@ def in_dtype(
             f"{' and inverse' * strict} ({least:.1e} to {limit:.1e} in size). Use another unit or "
             "dtype=torch.float64."
         )
-    return exact.to(dtype)
+    return exact.to(device, dtype)
 
 
 def check_finite(name: str, values: Tensor) -> None:

@@ -116,7 +116,7 @@ class DifferentiableEnv(Shell):
         horizon: int | None = None,
         horizon_terminates: bool = True,
         batch_size: int | Sequence[int] = (),
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype = torch.float32,
         seed: int | None = None,
     ) -> None:

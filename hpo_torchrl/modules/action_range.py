@@ -14,7 +14,7 @@ from hpo_torchrl.core.categorical import BranchBounds
 from hpo_torchrl.core.checks import check_range, checked
 
 Bound = float | Sequence[float] | Tensor | None
-Bounds = tuple[Bound, Bound]
+Bounds = Sequence[Bound]
 
 # Sharpness of the softplus that keeps an action on its side of a bound.
 _SHARPNESS = 4.0

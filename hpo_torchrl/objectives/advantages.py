@@ -189,9 +189,8 @@ class AdvantageLoss(LossModule):
             return
         chosen = self._monte_carlo_gamma if self.critic_network is None else self._value_estimator
         if chosen is None:
-            self.make_value_estimator(
-                self.critic_network and self.default_value_estimator, gamma=found
-            )
+            kind = None if self.critic_network is None else self.default_value_estimator
+            self.make_value_estimator(kind, gamma=found)
         if abs(self.discount - found) > 1e-6:
             raise ValueError(
                 f"The loss has gamma={self.discount:g} and the batch discount={found:g}: parts of "
