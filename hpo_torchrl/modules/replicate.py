@@ -53,7 +53,7 @@ def replicate(modules: Sequence[nn.Module]) -> Any:
         True
     """
     if not modules:
-        raise ValueError("modules must be one at least, got [].")
+        raise ValueError("modules must hold at least one module, got [].")
     kinds = {type(module) for module in modules}
     if len(kinds) > 1 or not issubclass(kinds.pop(), nn.Module):
         raise TypeError(f"modules must be nn.Modules of one kind, got {shown(modules)}.")
