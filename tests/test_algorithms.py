@@ -191,7 +191,7 @@ def test_pathwise_loss_is_the_pathwise_term_of_the_mixed_loss():
     env = inventory()
     policy, critic = HybridPolicy.for_env(env, hidden=[8]), make_value_network(env, hidden=[8])
     nn.init.normal_(critic.module[-1].weight)
-    batch = differentiable_rollout(env, policy, 5)
+    batch = differentiable_rollout(env, policy, 5, discount=0.9)
     found = []
     for loss in (HPOLoss(policy, critic, score_function=False), HPOLoss(policy, critic)):
         loss.make_value_estimator(gamma=0.9, lmbda=0.9)

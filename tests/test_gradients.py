@@ -212,7 +212,6 @@ WRONG = {
 FAULTS = {f"advantage {name}": ({}, {"advantage": wrong}) for name, wrong in WRONG.items()} | {
     "cross term missing": ({"cross_term": False}, {}),
     "state detached": ({}, {"cut": True}),
-    "gradient through states discounted": ({}, {"discount": 0.8}),
 }
 
 

@@ -178,7 +178,7 @@ def test_estimators_that_try_every_option_leave_out_what_is_not_allowed():
     policy = policy_for(env)
     start, noise = env.reset(), env.sample_noise(6)
     assert obeys(straight_through_rollout(env, policy, 6, tensordict=start, noise=noise))
-    rollout = differentiable_rollout(env, policy, 6, tensordict=start, noise=noise)
+    rollout = differentiable_rollout(env, policy, 6, tensordict=start, noise=noise, discount=0.9)
     values = branched_returns(env, policy, rollout, noise, gamma=0.9)
     loss = HPOLoss(policy, None, critic_coeff=None)
     loss.make_value_estimator(gamma=0.9)

@@ -30,7 +30,7 @@ def parts(batch_size=4, with_critic=True, **network):
     policy = perturb(HybridPolicy.for_env(env, **{"hidden": (8,), "activation": "tanh"} | network))
     # As built the critic is zero everywhere, and has no gradient but in its head.
     critic = perturb(make_value_network(env, hidden=(8,))) if with_critic else None
-    batch = differentiable_rollout(env, policy, STEPS)
+    batch = differentiable_rollout(env, policy, STEPS, discount=GAMMA)
     if batch_size == 4:
         for system, step, terminates in [(0, 2, 0), (3, 5, 0), (1, 3, 1), (2, 5, 1)]:
             batch["next", "done"][system, step] = True

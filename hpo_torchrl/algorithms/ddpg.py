@@ -14,6 +14,7 @@ from hpo_torchrl.algorithms.base import Metrics
 from hpo_torchrl.algorithms.learner import Learner, setting
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.core.finite import leaves
+from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.modules import make_q_network
 from hpo_torchrl.modules.layers import ACTIVATIONS
 from hpo_torchrl.objectives import LearnedCriticLoss
@@ -59,7 +60,7 @@ class DDPG(Learner):
 
     def __post_init__(self) -> None:
         env = self.env
-        if getattr(env, "num_heads", None) is not None:
+        if getattr(plain(env), "num_heads", None) is not None:
             raise ValueError(
                 "algorithm=ddpg needs a single discrete choice, whose actions its critic "
                 f"compares; the environment has {env.num_heads} heads. Use algorithm=hpo."

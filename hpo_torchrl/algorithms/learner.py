@@ -20,11 +20,14 @@ from hpo_torchrl.algorithms.diagnosis import check_lasting, explain
 from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, check_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
 from hpo_torchrl.core.categorical import unsqueeze_like
-from hpo_torchrl.core.checks import check_float, check_int
+from hpo_torchrl.core.checks import check_annotated, check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
+from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives.base import values_where
+
+_NETWORKS = ("env", "policy", "critic")
 
 
 def setting(
@@ -114,18 +117,20 @@ class Learner(Algorithm):
     max_grad_norm: float = setting(0.5, strict=True)
 
     def __post_init__(self) -> None:
+        check_annotated(type(self), {name: getattr(self, name) for name in _NETWORKS})
         for known in fields(self):
             value = getattr(self, known.name)
             if "check" in known.metadata and (value, known.default) != (None, None):
                 setattr(self, known.name, known.metadata["check"](known.name, value))
         check_float("entropy_final", self.entropy_final, minimum=0.0, maximum=self.entropy_coeff)
-        env = self.env
+        env, own = self.env, plain(self.env)
+        self.cost_units = getattr(own, "cost_units", 1.0)
         self.seeds = None if self.seed is None or isinstance(self.seed, int) else list(self.seed)
         self.num_seeds = None if self.seeds is None else len(self.seeds)
         self._check_seeds()
         # The episode, where one ends for good. By attribute, so that an environment behind
         # TorchRL's transforms is found too.
-        episode = env.horizon if getattr(env, "horizon_terminates", False) else None
+        episode = own.horizon if getattr(own, "horizon_terminates", False) else None
         if self.unroll_length is None:
             self.unroll_length = episode or 30
         if self.discount is None:
@@ -222,7 +227,7 @@ class Learner(Algorithm):
         check_finite(dict(self.scaler.named_buffers()), seeds=self.seeds, label="The rewards' {}")
         scale, shift = (unsqueeze_like(unit, reward) for unit in self.reward_units(batch))
         batch.set(("next", "reward"), reward / scale - shift)
-        cost = -self.mean(reward.detach()) / getattr(self.env, "cost_units", 1.0)
+        cost = -self.mean(reward.detach()) / self.cost_units
         return {"cost": cost} | self.optimization.learning_rates()
 
     def reward_units(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -340,7 +345,7 @@ class Learner(Algorithm):
                 "them one after another, or use HPO or PPO."
             )
         for name in ("policy", "critic", "env"):
-            found = getattr(getattr(self, name), "num_seeds", None)
+            found = getattr(plain(getattr(self, name)), "num_seeds", None)
             if found != self.num_seeds:
                 raise ValueError(
                     f"seed={self.seeds} and {name} must be of the same seeds, but the {name} has "

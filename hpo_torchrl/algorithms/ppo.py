@@ -147,7 +147,7 @@ class PPO(PassLearner):
     reset_fraction_final: float = setting(1.0, maximum=1.0)
 
     def __post_init__(self) -> None:
-        if not self.policy.stochastic:
+        if not getattr(self.policy, "stochastic", True):
             raise ValueError(
                 "algorithm=ppo needs a stochastic continuous action, got policy.scale=0: a score "
                 "function has nothing to score. Set policy.scale, for example to 0.3."

@@ -14,9 +14,11 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from hpo_torchrl.collectors.inputs import check_keeps_graph
 from hpo_torchrl.collectors.rollout import Rollout
-from hpo_torchrl.core.checks import check_bool, check_float, check_int
+from hpo_torchrl.core.checks import check_annotated, check_float, check_int, shown
 from hpo_torchrl.core.randomness import Randomness
+from hpo_torchrl.core.wrappers import batched
 from hpo_torchrl.modules import HybridPolicy
 
 
@@ -30,13 +32,14 @@ class _BatchCollector:
     """
 
     env: EnvBase = field(kw_only=False)
-    policy: HybridPolicy = field(kw_only=False)
+    policy: Any = field(kw_only=False)
     frames_per_batch: int
     reset_at_each_iter: bool = False
     reset_fraction: float = 0.0
     randomness: Randomness = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        check_annotated(type(self), vars(self))
         instances = self.env.batch_size.numel()
         if check_int("frames_per_batch", self.frames_per_batch, minimum=1) % instances:
             raise ValueError(
@@ -44,7 +47,6 @@ class _BatchCollector:
                 f"environment, got {self.frames_per_batch}; a batch of T steps holds "
                 f"T * {instances}."
             )
-        check_bool("reset_at_each_iter", self.reset_at_each_iter)
         check_float("reset_fraction", self.reset_fraction, minimum=0.0, maximum=1.0)
         if hasattr(self.policy, "check_env"):
             self.policy.check_env(self.env)
@@ -89,7 +91,7 @@ class _BatchCollector:
             leaves = own.flatten_keys(".")
             state["carried"] = {key: value.clone() for key, value in leaves.items()}
         # By attribute, so that a generator behind TorchRL's transforms is found too.
-        if isinstance(rng := getattr(env, "rng", None), torch.Generator):
+        if isinstance(rng := None if batched(env) else getattr(env, "rng", None), torch.Generator):
             state["rng"] = rng.get_state()
         return state
 
@@ -169,6 +171,8 @@ class DifferentiableCollector(_BatchCollector):
         check_int("total_frames", self.total_frames, minimum=-1)
         own = {known.name: getattr(self, known.name) for known in fields(Rollout) if known.init}
         self.engine = Rollout(**own)
+        if not self.engine.functional:
+            check_keeps_graph(self.env)
         self._compile_seconds = 0.0
 
     def __iter__(self) -> Iterator[TensorDict]:
@@ -245,6 +249,8 @@ class SampleCollector(_BatchCollector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.policy, HybridPolicy):
+            raise TypeError(f"policy must be a HybridPolicy, got {shown(self.policy)}.")
         self.policy.randomness = self.randomness
         self._collector = Collector(
             self.env,

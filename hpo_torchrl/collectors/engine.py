@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
+from torchrl.envs import EnvBase, Transform
 
 from hpo_torchrl.collectors.inputs import (
     Entries,
     Inputs,
+    check_keeps_graph,
     noise_of,
     policy_noise,
     samples_as_ours,
@@ -158,12 +160,16 @@ class Engine:
             sample = policy.sampler()
         steps: list[TensorDictBase] = []
         rows = []
+        if torch.is_grad_enabled():
+            check_keeps_graph(env)
+        _pass_on(env, Tensor.detach)
         try:
             for own in steps_of(drawn, num_steps):
                 if steps:
                     carried = env.maybe_reset(env.step_mdp(steps[-1]))
                     if self.discount != 1.0:
                         carried = carried.apply(partial(_discounted, discount=self.discount))
+                        _pass_on(env, partial(_discounted, discount=self.discount))
                 if sample is None:
                     carried = policy(carried)
                 else:
@@ -187,6 +193,14 @@ class Engine:
             scores = {key: found[key] for key in _LOG_PROBS if key in found}
             rollout.update({key: value.movedim(0, time) for key, value in scores.items()})
         return rollout.refine_names(..., "time")
+
+
+def _pass_on(env: EnvBase, change: Callable[[Tensor], Tensor]) -> None:
+    """Change what transforms remember with a graph, as what is carried over is changed."""
+    for part in env.modules():
+        for name, value in part.named_buffers(recurse=False):
+            if isinstance(part, Transform) and value.grad_fn is not None:
+                part._buffers[name] = change(value).clone()
 
 
 class _States(torch.autograd.Function):

@@ -8,11 +8,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, VecNorm, VecNormV2
 
+from hpo_torchrl.core.checks import check_finite, shown
 from hpo_torchrl.core.randomness import Randomness
+from hpo_torchrl.core.wrappers import batched
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import Noise
@@ -76,7 +79,9 @@ def noise_of(env: DifferentiableEnv, start: Any, num_steps: int, noise: Tensor |
     """Return the noise given for a rollout, checked, or draw it."""
     if noise is None:
         return env.sample_noise(num_steps, {key: start[key] for key in env.state_names})
-    return env.check_noise(noise, num_steps)
+    env.check_noise(noise, num_steps)
+    check_finite("noise", noise)
+    return noise
 
 
 @torch.no_grad()
@@ -107,6 +112,38 @@ def fresh_states(env: DifferentiableEnv, step: Tensor, num_steps: int) -> list[A
             drawn = fresh[i] = start_states(env, over)
             step = torch.where(over, drawn["step"].cpu(), step)
     return fresh
+
+
+def check_start(env: EnvBase, start: Any) -> None:
+    """Raise an error if a tensordict is not where a rollout can start."""
+    found = start.shape if isinstance(start, TensorDictBase) else None
+    if found is None or (found != env.batch_size and env.batch_locked):
+        raise ValueError(
+            "tensordict, where a rollout starts, must be a tensordict of the environment's batch "
+            f"size {tuple(env.batch_size)}, as env.reset() returns it, got "
+            f"{shown(start) if found is None else tuple(found)}."
+        )
+
+
+def check_keeps_graph(env: EnvBase) -> None:
+    """Raise a ``TypeError`` if TorchRL's part of an environment breaks the graph of a rollout."""
+    if (several := batched(env)) is not None:
+        raise TypeError(
+            f"A differentiable rollout needs one environment, got a {type(several).__name__}: it "
+            "steps its members in other processes or in memory of its own, which no gradient "
+            "passes. Make one environment with batch_size=..., or ReplicatedEnv."
+        )
+    for part in env.modules():
+        if (
+            isinstance(part, (VecNorm, VecNormV2))
+            and not part.frozen
+            and vars(part).get("stateful", 1)
+        ):
+            raise TypeError(
+                f"{type(part).__name__} updates its statistics within a rollout, in place, which "
+                "breaks the graph: collect some batches without gradients, then freeze it "
+                "(transform.freeze()), or use ObservationNorm with known statistics."
+            )
 
 
 def is_functional(env: EnvBase, policy: HybridPolicy) -> bool:

@@ -20,12 +20,15 @@ from hpo_torchrl.collectors.inputs import (
     Inputs,
     check_functional,
     check_single_choice,
+    check_start,
     fresh_states,
     is_functional,
     noise_of,
     policy_noise,
 )
-from hpo_torchrl.core.checks import check_bool, check_choice, check_float, check_int
+from hpo_torchrl.core.checks import check_annotated, check_choice, check_float, check_int, shown
+from hpo_torchrl.core.data import entry
+from hpo_torchrl.core.rolled import rolled
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
@@ -86,12 +89,15 @@ class Rollout(Engine):
 
     def __post_init__(self) -> None:
         env, policy = self.env, self.policy
+        check_annotated(Rollout, vars(self))
+        if not callable(policy):
+            raise TypeError(f"policy must be a module or function, got {shown(policy)}.")
         check_float("discount", self.discount, minimum=0.0, maximum=1.0, strict=True)
         check_choice("route", self.route, ("auto", "functional", "general"))
         asked = {
             "temperature of a straight_through_rollout": self.temperature is not None,
             "checkpoint_steps": self.checkpoint_steps is not None,
-            "compile": check_bool("compile", self.compile),
+            "compile": self.compile,
             "route='functional'": self.route == "functional",
         }
         for name in (name for name, needed in asked.items() if needed):
@@ -130,12 +136,21 @@ class Rollout(Engine):
         noise: Tensor | None = None,
     ) -> TensorDict:
         """Roll out; arguments and result are those of :func:`differentiable_rollout`."""
-        check_int("num_steps", num_steps, minimum=1)
-        env = self.env
+        env, _ = self.env, check_int("num_steps", num_steps, minimum=1)
         start = env.reset() if tensordict is None else tensordict
+        check_start(env, start)
+        batch = self._rollout(num_steps, start, noise)
+        key = ("next", "reward")
+        if (reward := batch.get(key)).requires_grad:
+            batch.set(key, rolled(reward, self.discount))
+        return batch
+
+    def _rollout(self, num_steps: int, start: TensorDictBase, noise: Tensor | None) -> TensorDict:
+        env = self.env
         if not self.functional:
             return self.general(num_steps, start.copy(), noise)
-        begin = {key: start.get(key) for key in (*env.state_names, *env.shown_names)}
+        names = (*env.state_names, *env.shown_names)
+        begin = {key: entry(start, key, "the start of a rollout") for key in names}
         noise = noise_of(env, begin, num_steps, noise).movedim(len(env.batch_size), 0)
         fresh = fresh_states(env, begin["step"], num_steps)
         own = policy_noise(env, self.policy, num_steps, self.randomness)

@@ -6,18 +6,71 @@ Each error names the argument, the value and the fix.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+Checked = TypeVar("Checked", bound=Callable)
+_hints = functools.cache(get_type_hints)
+_EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+
+
+def checked(function: Checked) -> Checked:
+    """Let a function refuse arguments that are not what its annotations say.
+
+    Numbers are left to :func:`check_int` and :func:`check_float`, which know their ranges.
+    """
+    names = [name for name, p in inspect.signature(function).parameters.items() if p.kind in NAMED]
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        check_annotated(function, dict(zip(names, args, strict=False)) | kwargs)
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def check_annotated(owner: Any, given: Mapping[str, Any]) -> None:
+    """Raise a ``TypeError`` where a value is not what a function or dataclass is annotated with."""
+    for name, hint in _hints(owner).items():
+        if name not in given or given[name] is getattr(owner, name, _EXACT):  # a field's default
+            continue
+        if hint is bool:
+            check_bool(name, given[name])
+        if not _fits(given[name], hint):
+            text = getattr(hint, "__name__", str(hint)).replace("collections.abc.", "")
+            kind = type(given[name]).__name__
+            raise TypeError(f"{name} must be {text}, got {shown(given[name])} of type {kind}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind = get_origin(hint) or hint
+    if kind in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(hint))
+    if kind in (int, float):
+        return isinstance(value, Real)
+    if kind is Any or not isinstance(kind, type):
+        return True
+    # Text is a sequence of nothing that is asked for.
+    return kind in (str, object) if type(value) is str else isinstance(value, kind)
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: a tensor by its shape, what is long cut short."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"numbers of shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_int(name: str, value: Any, *, minimum: int) -> int:
@@ -58,11 +111,82 @@ def check_float(
         expected += f" and <= {maximum:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {expected}, got {value!r} of type {type(value).__name__}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
     inside = minimum < number if strict else minimum <= number
     if not (math.isfinite(number) and inside and number <= maximum):
         raise ValueError(f"{name} must be {expected}, got {value}.")
     return number
+
+
+def in_dtype(
+    name: str, value: Any, dtype: torch.dtype, device: Any = None, *, strict: bool = False
+) -> Tensor:
+    """Return numbers as a tensor of a type that holds them and their squares.
+
+    Raises:
+        TypeError: they are no numbers.
+        ValueError: one is NaN, infinite, too large for the type, or (strict) too close to 0.
+    """
+    try:
+        exact = torch.as_tensor(value, **_EXACT)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must hold real numbers, got {shown(value)}.") from error
+    limit = torch.finfo(dtype).max ** 0.5
+    least = 1 / limit if strict else 0.0
+    wrong = ~((exact.abs() <= limit) & (exact.abs() >= least))
+    if bool(wrong.any()):
+        raise ValueError(
+            f"{name} must be finite in {dtype}, got {float(exact[wrong][0])}; so must its square"
+            f"{' and inverse' * strict} ({least:.1e} to {limit:.1e} in size). Use another unit or "
+            "dtype=torch.float64."
+        )
+    return exact.to(device, dtype)
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raise a ``ValueError`` if a tensor holds NaN or infinity."""
+    wrong = ~values.isfinite()
+    if bool(wrong.any()):
+        raise ValueError(
+            f"{name} must be finite, got {float(values[wrong][0])} in {int(wrong.sum())} of "
+            f"{values.numel()} places."
+        )
+
+
+def check_range(name: str, ends: Any, number: int) -> None:
+    """Raise a ``ValueError`` if ends ``(low, high)`` of as many coordinates are no range."""
+    try:
+        rows = zip(ends, (-math.inf, math.inf), strict=True)
+        found = [torch.as_tensor(none if end is None else end, **_EXACT) for end, none in rows]
+        low, high = both = torch.stack([end.expand(number) for end in found])
+        sound = bool((low <= high).all() & (both.float().isinf() == both.isinf()).all())
+    except (TypeError, ValueError, RuntimeError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"{name} must be (low, high) with low <= high, each None or a number, or {number} of "
+            f"them, got {shown(ends)}."
+        )
+
+
+def check_heads(num_heads: Any, continuous_dim: int) -> None:
+    """Raise an error if a number of heads is neither ``None`` nor a divisor of the dimension."""
+    if num_heads is not None and continuous_dim % check_int("num_heads", num_heads, minimum=1):
+        raise ValueError(
+            f"num_heads must divide continuous_dim={continuous_dim}, got {num_heads}: each head "
+            "chooses for an equal part of the continuous action."
+        )
+
+
+def check_device(device: Any) -> torch.device | None:
+    """Return a device of torch, ``None`` for ``None``; else raise a ``ValueError``."""
+    try:
+        return None if device is None else torch.device(device)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"device must be one of torch's, got {device!r}.") from error
 
 
 def check_bool(name: str, value: Any) -> bool:
@@ -81,6 +205,13 @@ def check_sizes(name: str, value: Any) -> list[int]:
     """
     many = isinstance(value, Sequence) and not isinstance(value, str)
     return [check_int(name, size, minimum=1) for size in (value if many else [value])]
+
+
+def entries_of(name: str, value: Any) -> list[Any]:
+    """Return the entries of a sequence, else raise a ``TypeError``."""
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a sequence, got {shown(value)}.")
+    return list(value)
 
 
 def check_dtype(dtype: Any) -> torch.dtype:
@@ -125,13 +256,19 @@ def per_item(
     if many and len(value) != num_items:
         raise ValueError(
             f"{name} must be a number or hold one entry per item: expected num_items={num_items} "
-            f"entries, got {len(value)}."
+            f"entries, got {len(value)}: {shown(value)}."
         )
     entries = [
         check_float(f"{name}[{i}]" if many else name, entry, minimum=minimum, strict=strict)
         for i, entry in enumerate(value if many else [value] * num_items)
     ]
-    return torch.tensor(entries, dtype=dtype, device=device)
+    return in_dtype(name, entries, dtype, device, strict=strict)
+
+
+def check_floats(name: str, values: Any, *, strict: bool = False) -> list[float]:
+    """Return a sequence of finite numbers >= 0 (strict: > 0) as a list."""
+    entries = entries_of(name, values)
+    return [check_float(name, entry, minimum=0.0, strict=strict) for entry in entries]
 
 
 def first_line(error: BaseException) -> str:

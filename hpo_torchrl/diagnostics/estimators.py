@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hpo_torchrl.collectors import branched_returns, straight_through_rollout
 from hpo_torchrl.collectors.inputs import is_functional
+from hpo_torchrl.core.checks import checked
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.objectives.advantages import leave_one_out
 
@@ -45,6 +46,7 @@ class Estimator:
 ESTIMATORS: dict[str, Estimator] = {}
 
 
+@checked
 def estimator(name: str, **facts: Any) -> Callable:
     """Register a function from a :class:`Draw` to a loss: all tools then know the estimator.
 

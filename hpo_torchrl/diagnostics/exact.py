@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from hpo_torchrl.collectors.inputs import check_functional, check_single_choice, noise_of
-from hpo_torchrl.core.checks import check_choice, check_float, check_int
+from hpo_torchrl.core.checks import check_choice, check_float, check_int, entries_of, in_dtype
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import NORMAL, normalised
@@ -107,6 +107,7 @@ def exact_gradient(
         True
     """
     check_int("num_steps", num_steps, minimum=1)
+    check_int("max_leaves", max_leaves, minimum=1)
     check_functional("exact_gradient", env, policy, "write the env's step as the method dynamics")
     check_single_choice("exact_gradient", env)
     policy.check_env(env)
@@ -120,14 +121,13 @@ def exact_gradient(
     values, chance = _noise(env, start, num_steps, noise, noise_support)
     nodes, weights = _nodes(env, policy, num_nodes)
     width = env.num_discrete * len(nodes) * len(chance)
-    leaves = systems * width**num_steps
+    leaves = systems * float(width) ** min(num_steps, 99)
     if leaves > max_leaves:
         raise ValueError(
             f"The enumeration would be too large: {systems} initial states x ({env.num_discrete} "
             f"discrete actions x {width // env.num_discrete} values of action and noise) ** "
             f"{num_steps} steps = {leaves:.3g} rows, above max_leaves={max_leaves}. Take fewer "
-            "steps, initial states, quadrature nodes or noise values, or raise max_leaves if "
-            "memory allows."
+            "steps (num_steps), initial states, nodes or noise values, or raise max_leaves."
         )
 
     # A frozen parameter has an exact gradient too.
@@ -255,13 +255,14 @@ def _noise(
         return noise.reshape(-1, num_steps, 1, *env.noise_shape), noise.new_ones(1)
     if noise is not None:
         raise ValueError("Give either noise (fixed) or noise_support (enumerated), not both.")
-    values, chance = (torch.as_tensor(part).double().to(env.device) for part in support)
+    parts = entries_of("noise_support", support)
+    values, chance = (in_dtype("noise_support", part, torch.float64, env.device) for part in parts)
     if values.shape != (len(chance), *env.noise_shape) or chance.ndim != 1:
         raise ValueError(
             f"noise_support must be values of shape (K, *noise_shape) = (K, *{env.noise_shape}) "
             f"and probabilities of shape (K,), got {tuple(values.shape)} and {tuple(chance.shape)}."
         )
-    if bool((chance < 0).any()) or abs(float(chance.sum()) - 1.0) > 1e-6:
+    if not bool((chance >= 0).all()) or abs(float(chance.sum()) - 1.0) > 1e-6:
         raise ValueError(
             "The probabilities of noise_support must be >= 0 and add up to 1, got a sum of "
             f"{float(chance.sum()):.12g}."

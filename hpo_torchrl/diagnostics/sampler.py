@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchrl.envs.utils import set_exploration_type
 
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
+from hpo_torchrl.core.checks import check_choice, check_float, checked
 from hpo_torchrl.diagnostics.estimators import ESTIMATORS, Draw, Estimator
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import NORMAL
@@ -41,6 +42,7 @@ class GradientSampler:
             ``reward / scale - shift`` (:meth:`HPO.reward_units`); ``None`` takes them as they are.
     """
 
+    @checked
     def __init__(
         self,
         collector: DifferentiableCollector,
@@ -50,7 +52,8 @@ class GradientSampler:
         reward_units: Callable[[TensorDictBase], tuple] | None = None,
     ) -> None:
         self.collector, self.critic, self.reward_units = collector, critic, reward_units
-        self.policy, self.gae_lambda = collector.policy, gae_lambda
+        self.policy = collector.policy
+        self.gae_lambda = check_float("gae_lambda", gae_lambda, minimum=0.0, maximum=1.0)
         groups = {
             name: [p for p in named.values() if p.requires_grad]  # frozen ones have no gradient
             for name, named in self.policy.parameter_groups().items()
@@ -103,6 +106,7 @@ class GradientSampler:
             reward_units=algorithm.reward_units,
         )
 
+    @checked
     def sample(self, names: Collection[str] | None = None) -> dict[str, Gradients]:
         """Draw one gradient by each estimator, by parameter group.
 
@@ -113,8 +117,11 @@ class GradientSampler:
         Args:
             names: the estimators; ``None`` draws all.
         """
+        asked = ESTIMATORS if names is None else names
+        for name in asked:
+            check_choice("names", name, ESTIMATORS)
         draw, found = Draw(self), {}
-        for name in ESTIMATORS if names is None else names:
+        for name in asked:
             loss = ESTIMATORS[name].loss(draw)
             if loss is not None:
                 found[name] = self._gradient(loss)

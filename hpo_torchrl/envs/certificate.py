@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.checks import check_int, shown
 
 # Lines through each piece along which jumps are looked for.
 _LINES = 128
@@ -63,6 +63,8 @@ def find_jumps(env: Any, *, num_lines: int = 32, seed: int = 0) -> list[Jump]:
         The jumps found: of as many lines as there are instances, one at most for each discrete
         action and each of reward and state entries.
     """
+    _check_pieces(env, seed)
+    check_int("num_lines", num_lines, minimum=1)
     memory = env.rng.get_state()
     generator = torch.Generator(device=env.device or "cpu").manual_seed(seed)
     jumps: list[Jump] = []
@@ -74,6 +76,14 @@ def find_jumps(env: Any, *, num_lines: int = 32, seed: int = 0) -> list[Jump]:
     finally:
         env.rng.set_state(memory)
     return jumps
+
+
+def _check_pieces(env: Any, seed: Any) -> None:
+    check_int("seed", seed, minimum=0)
+    if getattr(env, "pieces", None) is None:
+        raise TypeError(
+            f"env must be an environment with pieces, as hybridize makes it, got {shown(env)}."
+        )
 
 
 def refuse_jumps(env: Any, fix: str) -> None:
@@ -213,6 +223,7 @@ def certify(env: Any, num_actions: int = 1_000_000, *, seed: int = 0) -> Certifi
         >>> certify(env, 10_000).exact
         True
     """
+    _check_pieces(env, seed)
     check_int("num_actions", num_actions, minimum=1)
     env.set_seed(seed)
     generator = torch.Generator(device=env.device or "cpu").manual_seed(seed)

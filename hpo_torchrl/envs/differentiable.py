@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import ACTION_MASK, BranchBounds
-from hpo_torchrl.core.checks import check_dtype, check_int, check_sizes
+from hpo_torchrl.core.checks import (
+    check_device,
+    check_dtype,
+    check_heads,
+    check_int,
+    check_range,
+    check_sizes,
+    checked,
+    in_dtype,
+)
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.shell import Shell
 
@@ -85,12 +94,13 @@ class DifferentiableEnv(Shell):
 
     Raises:
         TypeError: a size is not an integer.
-        ValueError: a size is out of range, or a scale is not positive.
+        ValueError: a size is out of range, a scale is not positive, or bounds are no range.
     """
 
     num_seeds: int | None = None
     cost_units = 1.0
 
+    @checked
     def __init__(
         self,
         *,
@@ -106,33 +116,35 @@ class DifferentiableEnv(Shell):
         horizon: int | None = None,
         horizon_terminates: bool = True,
         batch_size: int | Sequence[int] = (),
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype = torch.float32,
         seed: int | None = None,
     ) -> None:
         shape = torch.Size(check_sizes("batch_size", batch_size))
-        super().__init__(device=device, batch_size=shape)
+        super().__init__(device=check_device(device), batch_size=shape)
         self.num_discrete = check_int("num_discrete", num_discrete, minimum=1)
         self.continuous_dim = check_int("continuous_dim", continuous_dim, minimum=1)
-        if num_heads is not None and continuous_dim % check_int("num_heads", num_heads, minimum=1):
-            raise ValueError(
-                f"num_heads must divide continuous_dim={continuous_dim}, got {num_heads}: each "
-                "head chooses for an equal part of the continuous action."
-            )
+        check_heads(num_heads, continuous_dim)
         if horizon is not None:
             check_int("horizon", horizon, minimum=1)
         self.num_heads, self.branch_bounds = num_heads, branch_bounds
+        check_range("continuous_bounds", continuous_bounds, continuous_dim)
         self.continuous_bounds = tuple(continuous_bounds)
         self.horizon, self.horizon_terminates = horizon, horizon_terminates
         self.float_dtype = check_dtype(dtype)
-        scale = torch.as_tensor(action_scale).to(self.device, dtype)
+        scale = in_dtype("action_scale", action_scale, dtype, self.device, strict=True)
         if scale.shape not in ((), (1,), (continuous_dim,)) or not bool((scale > 0).all()):
             raise ValueError(
                 f"action_scale must be one positive number or {continuous_dim} of them, one for "
                 f"each continuous action, got {action_scale}."
             )
         self.action_scale = scale.expand(continuous_dim).clone()
-        self.noise_shape, self.observation_dim = tuple(noise_shape), observation_dim
+        self.noise_shape = tuple(check_sizes("noise_shape", noise_shape))
+        self.observation_dim = check_int("observation_dim", observation_dim, minimum=1)
+        if "step" in state_shapes:
+            raise ValueError(f"state_shapes must not have 'step', got {state_shapes}.")
+        for name, sizes in state_shapes.items():
+            check_sizes(f"state_shapes[{name!r}]", sizes)
         self.state_shapes, self.state_names = dict(state_shapes), (*state_shapes, "step")
         self._set_specs()
         self.rng = torch.Generator(device=self.device or "cpu")

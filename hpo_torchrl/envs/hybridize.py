@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
+from hpo_torchrl.core.checks import checked
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
@@ -20,6 +21,7 @@ from hpo_torchrl.envs.pieces import ActionPieces, Breakpoint, Gap, Pieces
 from hpo_torchrl.envs.wrapped import WrappedEnv
 
 
+@checked
 def hybridize(
     env: EnvBase,
     breakpoints: Iterable[Breakpoint | float] | None = None,

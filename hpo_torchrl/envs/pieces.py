@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpo_torchrl.core.categorical import BranchBounds
-from hpo_torchrl.core.checks import check_choice, check_float
+from hpo_torchrl.core.checks import check_choice, check_float, entries_of
 
 # Whether the cuts of a breakpoint are behind it, by whose it is; one that stands alone has two.
 SIDES = {"right": (False,), "left": (True,), "alone": (False, True)}
@@ -99,13 +99,13 @@ class Pieces(NamedTuple):
             TypeError: a breakpoint is not a number.
             ValueError: a breakpoint is not in the range, or a side is unknown.
         """
-        bottom = Cut(-math.inf if low is None else low, False)
-        top = Cut(math.inf if high is None else high, True)
+        bottom = Cut(-math.inf if low is None else check_float("low", low), False)
+        top = Cut(math.inf if high is None else check_float("high", high), True)
         cuts = {bottom, top}
-        for entry in breakpoints:
+        for entry in entries_of("breakpoints", breakpoints):
             point = Breakpoint(*entry) if isinstance(entry, (tuple, list)) else Breakpoint(entry)
-            at = check_float("A breakpoint", point.at, minimum=bottom.at, maximum=top.at)
-            side = check_choice("The side of a breakpoint", point.belongs, SIDES)
+            at = check_float("a breakpoint", point.at, minimum=bottom.at, maximum=top.at)
+            side = check_choice("the side of a breakpoint", point.belongs, SIDES)
             cuts |= {Cut(at, behind) for behind in SIDES[side]}
         pieces = itertools.starmap(Piece, itertools.pairwise(sorted(cuts)))
         return cls(tuple(pieces))
@@ -121,14 +121,14 @@ class Pieces(NamedTuple):
             TypeError: an end is not a number.
             ValueError: an interval is empty, not in ascending order, or overlaps another.
         """
-        if not intervals:
-            raise ValueError("intervals must list at least one number or pair (low, high).")
+        if not entries_of("intervals", intervals):
+            raise ValueError("intervals must list at least one number or pair (low, high), got [].")
         numbers = [entry for entry in intervals if not isinstance(entry, (tuple, list))]
         pieces = []
         for entry in intervals:
-            ends = entry if isinstance(entry, (tuple, list)) else (entry, entry)
-            low = -math.inf if ends[0] is None else check_float("A lower end", ends[0])
-            high = math.inf if ends[-1] is None else check_float("An upper end", ends[-1])
+            ends = entry if isinstance(entry, (tuple, list)) and entry else (entry, entry)
+            low = -math.inf if ends[0] is None else check_float("an end of intervals", ends[0])
+            high = math.inf if ends[-1] is None else check_float("an end of intervals", ends[-1])
             if len(ends) != 2 or low > high:
                 raise ValueError(
                     "intervals are numbers and pairs (low, high) in ascending order, got "
@@ -152,7 +152,7 @@ class Pieces(NamedTuple):
             ValueError: a gap does not end where pieces do, or ``same_as`` lies in no other piece.
         """
         ends = {end.at for piece in self.pieces for end in piece}
-        found, gaps = self, tuple(gaps)
+        found, gaps = self, tuple(Gap(*entries_of("each of gaps", gap)) for gap in gaps)
         for low, high, _ in gaps:
             if not low < high or not {low, high} <= ends:
                 raise ValueError(

@@ -12,6 +12,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from hpo_torchrl.core.categorical import ACTION_MASK
+from hpo_torchrl.core.checks import check_finite, shown
 
 # Random actions are drawn from the spec: a half-open range is cut this many action scales away.
 _HALF_OPEN_SPAN = 100.0
@@ -32,6 +33,8 @@ class Shell(EnvBase):
         observation = {**state, "observation": Unbounded((self.observation_dim,), **real)}
         if self.has_action_mask:
             observation[ACTION_MASK] = Binary(shape=(*heads, self.num_discrete), dtype=torch.bool)
+        batch = tuple(self.batch_size)
+        self._shapes = {"discrete": batch + heads, "continuous": (*batch, self.continuous_dim)}
         action = {
             "discrete": Categorical(self.num_discrete, shape=heads, dtype=torch.int64),
             "continuous": self._continuous_spec(),
@@ -67,7 +70,9 @@ class Shell(EnvBase):
         """
         time = len(self.batch_size)
         if noise is not None:
-            self.check_noise(noise, noise.shape[time] if noise.ndim > time else "T")
+            shape = getattr(noise, "shape", ())
+            self.check_noise(noise, shape[time] if len(shape) > time else "T")
+            check_finite("noise", noise)
         self._loaded_noise = [] if noise is None else list(noise.unbind(time))[::-1]
 
     def check_noise(self, noise: Tensor, num_steps: Any) -> Tensor:
@@ -81,10 +86,41 @@ class Shell(EnvBase):
         if found != expected:
             raise ValueError(
                 f"{type(self).__name__}: noise must have shape (*B, T, *noise_shape) = {expected}, "
-                f"got {found}; draw it with sample_noise(T), let draw_noise return it, or "
-                "declare another noise_shape in super().__init__."
+                f"got {found or shown(noise)}; draw it with sample_noise(T), let draw_noise return "
+                "it, or declare another noise_shape in super().__init__."
             )
         return noise
+
+    def check_action(self, action: Any) -> Any:
+        """Return an action that :meth:`step` was given, if it is one.
+
+        Masks are not looked at: TorchRL draws random actions of the spec without them. Finite
+        values beyond the bounds are left to the dynamics: samples of a normal distribution are.
+
+        Raises:
+            ValueError: a part is missing, of another shape or dtype, no discrete action that there
+                is, NaN or infinite.
+        """
+        parts = []
+        for name, shape in self._shapes.items():
+            value = action.get(name, None) if isinstance(action, TensorDictBase) else None
+            whole, dtype = name == "discrete", getattr(value, "dtype", None)
+            if value is None or value.shape != shape or whole != (dtype == torch.int64):
+                raise ValueError(
+                    f"{type(self).__name__}.step: ('action', {name!r}) must be "
+                    f"{torch.int64 if whole else self.float_dtype} of shape {tuple(shape)}, got "
+                    + ("none." if value is None else f"{dtype} of shape {tuple(value.shape)}.")
+                )
+            parts.append(value)
+        discrete, continuous = parts
+        chosen, finite = discrete.clamp(0, self.num_discrete - 1), continuous.isfinite()
+        if not (torch.equal(chosen, discrete) and bool(finite.all())):
+            lost = [*discrete[chosen != discrete].tolist(), *continuous[~finite].tolist()]
+            raise ValueError(
+                f"{type(self).__name__}.step: ('action', 'discrete') must be one of 0, ..., "
+                f"{self.num_discrete - 1} and ('action', 'continuous') finite, got {lost[0]}."
+            )
+        return action
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         state = {key: tensordict.get(key) for key in self.state_names}
@@ -92,7 +128,8 @@ class Shell(EnvBase):
             noise = self._loaded_noise.pop()
         else:
             noise = self.sample_noise(1, state).squeeze(len(self.batch_size))
-        next_state, reward, over = self.advance(state, tensordict.get("action"), noise)
+        action = self.check_action(tensordict.get("action"))
+        next_state, reward, over = self.advance(state, action, noise)
         if over is None:
             over = torch.zeros_like(reward, dtype=torch.bool)
         return self._pack({**next_state, "reward": reward}, over)
@@ -119,6 +156,7 @@ class Shell(EnvBase):
                     f"reset(set_state=True): {key!r} must be {spec.dtype} of shape "
                     f"{tuple(spec.shape)}, got {value.dtype} of shape {tuple(value.shape)}."
                 )
+            check_finite(f"reset(set_state=True): {key!r}", value)
         return {key: given[key] for key in self.state_names}
 
     def _step_zero(self) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from hpo_torchrl.core.categorical import ACTION_MASK, BranchBounds, action_sizes
-from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.checks import check_int, entries_of, shown
+from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 
 
@@ -117,15 +118,16 @@ class ReplicatedEnv(WrappedEnv):
         self, envs: DifferentiableEnv | Sequence[DifferentiableEnv], number: int | None = None
     ) -> None:
         self.shared = isinstance(envs, DifferentiableEnv)
-        members = (envs,) if isinstance(envs, DifferentiableEnv) else tuple(envs)
+        members = (envs,) if isinstance(envs, DifferentiableEnv) else entries_of("envs", envs)
         number = check_int("number", number, minimum=1) if self.shared else len(members)
         if not members:
-            raise ValueError("ReplicatedEnv needs at least one environment, got none.")
+            raise ValueError("envs of a ReplicatedEnv must be one at least, got [].")
         for env in members:
             if not isinstance(env, DifferentiableEnv):
                 raise TypeError(
-                    f"ReplicatedEnv needs DifferentiableEnvs, got {type(env).__name__}; train the "
-                    "seeds of another environment one after another."
+                    f"envs of a ReplicatedEnv must be DifferentiableEnvs, got {shown(env)} of type "
+                    f"{type(env).__name__}; train the seeds of another environment one after "
+                    "another."
                 )
         kinds = {f"{type(e).__name__} of batch size {tuple(e.batch_size)}": e for e in members}
         if len(kinds) > 1:
@@ -207,6 +209,7 @@ class Spaces(DifferentiableEnv):
     @staticmethod
     def of(env: EnvBase) -> dict[str, Any]:
         """Return the arguments, as plain values, that describe an environment."""
+        env = plain(env)
         inner = getattr(env, "original", getattr(env, "base_env", env))
         num_discrete, continuous_dim, num_heads = action_sizes(env)
         bounds = getattr(env, "branch_bounds", None)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpo_torchrl.core.categorical import BranchBounds
+from hpo_torchrl.core.checks import check_range, checked
 
 Bound = float | Sequence[float] | Tensor | None
-Bounds = tuple[Bound, Bound]
+Bounds = Sequence[Bound]
 
 # Sharpness of the softplus that keeps an action on its side of a bound.
 _SHARPNESS = 4.0
@@ -44,6 +45,7 @@ class ActionRange(nn.Module):
     has_low: Tensor
     has_high: Tensor
 
+    @checked
     def __init__(
         self,
         bounds: Bounds,
@@ -53,6 +55,10 @@ class ActionRange(nn.Module):
         **place: Any,
     ) -> None:
         super().__init__()
+        if not bool((unit > 0).all() & unit.isfinite().all()):
+            raise ValueError(f"unit, the action_scale, must be above 0, got {unit.tolist()}.")
+        if branch_bounds is None:
+            check_range("continuous_bounds", bounds, len(unit))
         unit = unit.to(**place).clone()
         self.register_buffer("unit", unit if num_heads is None else unit.view(num_heads, 1, -1))
         self.per_branch = branch_bounds is not None

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ValueOperator
 
-from hpo_torchrl.core.checks import check_choice, check_sizes
+from hpo_torchrl.core.checks import check_choice, check_sizes, checked
+from hpo_torchrl.core.wrappers import plain, spec_of
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
@@ -70,10 +71,11 @@ def direct(net: nn.Module) -> Callable[[Tensor], Tensor]:
     return calls[0] if len(calls) == 1 else call
 
 
+@checked
 def make_value_network(
     env: EnvBase,
     *,
-    hidden: Sequence[int] = (64, 64),
+    hidden: int | Sequence[int] = (64, 64),
     activation: str = "tanh",
     observation_key: str = "observation",
 ) -> ValueOperator:
@@ -94,7 +96,7 @@ def make_value_network(
         >>> critic(InventoryEnv(batch_size=4).reset())["state_value"].shape
         torch.Size([4, 1])
     """
-    spec = env.observation_spec[observation_key]
+    spec = spec_of(env, "observation_key", observation_key)
     # The head starts at zero: slopes that mean nothing would steer the policy at once, and the more
     # the smaller each coordinate's own share of the reward is.
     net = mlp(spec.shape[-1], 1, hidden, activation, 0.0, device=spec.device, dtype=spec.dtype)
@@ -115,8 +117,9 @@ class QNetwork(nn.Module):
         return self.net(torch.cat([observation, candidate / self.unit], -1))
 
 
+@checked
 def make_q_network(
-    env: EnvBase, *, hidden: Sequence[int] = (64, 64), activation: str = "tanh"
+    env: EnvBase, *, hidden: int | Sequence[int] = (64, 64), activation: str = "tanh"
 ) -> TensorDictModule:
     """Build a critic of actions: ``observation`` and ``candidate`` to ``"action_value"``.
 
@@ -143,7 +146,7 @@ def make_q_network(
     options = env.full_action_spec["action", "discrete"].space.n
     place: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype}
     net = mlp(spec.shape[-1] + dimension, options, hidden, activation, 0.0, **place)
-    unit = getattr(env, "action_scale", None)
+    unit = getattr(plain(env), "action_scale", None)
     unit = torch.ones(dimension) if unit is None else unit
     return TensorDictModule(
         QNetwork(net, unit.to(**place)),

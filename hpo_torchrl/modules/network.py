@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import BranchBounds
-from hpo_torchrl.core.checks import check_bool, check_float, check_sizes
+from hpo_torchrl.core.checks import check_float, check_heads, check_int, check_sizes, checked
 from hpo_torchrl.modules.action_range import ActionRange, Bounds
 from hpo_torchrl.modules.continuous import make_distribution
 from hpo_torchrl.modules.layers import ACTIVATIONS, direct, mlp
@@ -69,6 +69,7 @@ class HybridNetwork(nn.Module):
 
     log_scale: Tensor
 
+    @checked
     def __init__(
         self,
         observation_dim: int,
@@ -79,7 +80,7 @@ class HybridNetwork(nn.Module):
         branch_bounds: BranchBounds | None = None,
         num_heads: int | None = None,
         action_scale: Tensor | None = None,
-        hidden: Sequence[int] = (64, 64),
+        hidden: int | Sequence[int] = (64, 64),
         activation: str = "relu",
         shared_trunk: bool = False,
         linear_skip: bool = True,
@@ -91,9 +92,10 @@ class HybridNetwork(nn.Module):
     ) -> None:
         super().__init__()
         check_float("scale", scale, minimum=0.0)
-        flags = {"shared_trunk": shared_trunk, "linear_skip": linear_skip}
-        for name, flag in (flags | {"learn_scale": learn_scale}).items():
-            check_bool(name, flag)
+        sizes = {"num_discrete": num_discrete, "continuous_dim": continuous_dim}
+        for name, size in (sizes | {"observation_dim": observation_dim}).items():
+            check_int(name, size, minimum=1)
+        check_heads(num_heads, continuous_dim)
         if learn_scale and scale == 0:
             raise ValueError("learn_scale=True needs scale > 0 as its start, got scale=0.")
         self.num_discrete, self.continuous_dim = num_discrete, continuous_dim

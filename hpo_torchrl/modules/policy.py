@@ -14,7 +14,9 @@ from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 
 from hpo_torchrl.core.categorical import ACTION_MASK, action_sizes
+from hpo_torchrl.core.checks import checked
 from hpo_torchrl.core.randomness import Randomness
+from hpo_torchrl.core.wrappers import plain, spec_of
 from hpo_torchrl.modules.continuous import ContinuousDistribution
 from hpo_torchrl.modules.network import HybridNetwork
 from hpo_torchrl.modules.sampler import HybridAction, HybridParameters, HybridSampler
@@ -74,6 +76,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
     members: tuple[HybridPolicy, ...] = ()
     _observation_size: int | None = None
 
+    @checked
     def __init__(
         self,
         network: nn.Module,
@@ -91,6 +94,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         self._kind: dict[str, Any] = self[-1].distribution_kwargs
 
     @classmethod
+    @checked
     def for_env(
         cls,
         env: EnvBase,
@@ -119,7 +123,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         Raises:
             TypeError: ``network`` is neither, or arguments are given for one that is made already.
         """
-        observation = env.observation_spec[observation_key]
+        observation = spec_of(env, "observation_key", observation_key)
         if mask_key is None and ACTION_MASK in env.observation_spec.keys():  # noqa: SIM118
             mask_key = ACTION_MASK
         if isinstance(network, nn.Module) and arguments:
@@ -131,15 +135,16 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             raise TypeError(f"network must be a module or a callable, got {network!r}.")
         if not isinstance(network, nn.Module):
             options, dimension, heads = action_sizes(env)
+            source = plain(env)
             continuous = env.full_action_spec["action", "continuous"]
             network = network(
                 observation_dim=observation.shape[-1],
                 num_discrete=options,
                 continuous_dim=dimension,
-                continuous_bounds=getattr(env, "continuous_bounds", None) or _bounds(continuous),
-                branch_bounds=getattr(env, "branch_bounds", None),
+                continuous_bounds=getattr(source, "continuous_bounds", None) or _bounds(continuous),
+                branch_bounds=getattr(source, "branch_bounds", None),
                 num_heads=heads,
-                action_scale=getattr(env, "action_scale", None),
+                action_scale=getattr(source, "action_scale", None),
                 device=observation.device,
                 dtype=observation.dtype,
                 **arguments,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torchrl.modules import MLP
 
+from hpo_torchrl.core.checks import checked, shown
 from hpo_torchrl.modules.layers import QNetwork
 from hpo_torchrl.modules.network import HybridNetwork
 
@@ -22,6 +23,7 @@ _FEW_ROWS = 256
 _TRANSPARENT = (nn.Sequential, MLP, HybridNetwork, QNetwork)
 
 
+@checked
 def replicate(modules: Sequence[nn.Module]) -> Any:
     """Make one module of S separately initialised ones that have the same structure.
 
@@ -51,7 +53,10 @@ def replicate(modules: Sequence[nn.Module]) -> Any:
         True
     """
     if not modules:
-        raise ValueError("replicate needs at least one module, got none.")
+        raise ValueError("modules must hold at least one module, got [].")
+    kinds = {type(module) for module in modules}
+    if len(kinds) > 1 or not issubclass(kinds.pop(), nn.Module):
+        raise TypeError(f"modules must be nn.Modules of one kind, got {shown(modules)}.")
     together = copy.deepcopy(modules[0])
     for name, parameter in together.named_parameters():
         members = [module.get_parameter(name) for module in modules]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from hpo_torchrl.core.categorical import entropy_of, over_heads
+from hpo_torchrl.core.checks import check_bool, shown
 from hpo_torchrl.core.finite import NonFiniteError
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.modules.continuous import ContinuousDistribution, Normal
@@ -170,6 +171,10 @@ class HybridDistribution(Distribution):
         heads: bool = False,
         distribution: ContinuousDistribution = NORMAL,
     ) -> None:
+        check_bool("heads", heads)
+        for name, value in {"logits": logits, "loc": loc, "mask": mask}.items():
+            if not isinstance(value, Tensor) and (value is not None or name != "mask"):
+                raise TypeError(f"{name} must be a tensor, got {shown(value)}.")
         if loc.shape[:-1] != logits.shape:
             raise ValueError(
                 "loc must have one branch per discrete action: logits of shape "
@@ -180,13 +185,12 @@ class HybridDistribution(Distribution):
         self.loc = loc
         self.scale: Tensor | None = None
         if scale is not None:
-            given = torch.as_tensor(scale).to(loc)
             try:
-                self.scale = given.expand_as(loc)
-            except RuntimeError as error:
+                self.scale = torch.as_tensor(scale).to(loc).expand_as(loc)
+            except (RuntimeError, TypeError) as error:
                 raise ValueError(
                     f"scale must be broadcastable to loc of shape {tuple(loc.shape)}, got "
-                    f"{tuple(given.shape)}."
+                    f"{shown(scale)}."
                 ) from error
         self.heads, self.distribution = heads, distribution
         batch = logits.shape[: -2 if heads else -1]

@@ -16,7 +16,9 @@ from torchrl.objectives import LossModule, ValueEstimators
 from torchrl.objectives.utils import dispatch_value_estimator
 from torchrl.objectives.value.functional import reward2go
 
-from hpo_torchrl.core.checks import check_choice, check_float
+from hpo_torchrl.core.checks import check_choice, check_finite, check_float
+from hpo_torchrl.core.data import entry
+from hpo_torchrl.core.rolled import discount_of
 
 _ESTIMATORS = ("TD0", "TD1", "TDLambda", "GAE")
 
@@ -90,7 +92,7 @@ class AdvantageLoss(LossModule):
         if baseline is not None:
             check_choice("baseline", baseline, ["leave_one_out"])
         self.baseline = baseline
-        self._monte_carlo_gamma = 1.0
+        self._monte_carlo_gamma: float | None = None
         self._set_in_keys()
 
     @property
@@ -107,21 +109,14 @@ class AdvantageLoss(LossModule):
         after = [unravel_key(("next", key)) for key in after]
         self.in_keys = [*networks, keys.discrete_action, keys.sample_log_prob, *after]
 
-    def entry(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
-        """Return an entry of the data.
+    def entry(self, tensordict: TensorDictBase, key: NestedKey, *form: Any) -> Tensor:
+        """Return an entry of the data, of a form: its shape behind the batch, and its dtype.
 
         Raises:
             KeyError: it is missing; the message names it, what is there, and the fix.
+            ValueError: it has another form.
         """
-        value = tensordict.get(key, None)
-        if value is None:
-            found = sorted(map(str, tensordict.keys(include_nested=True, leaves_only=True)))
-            raise KeyError(
-                f"{type(self).__name__} needs the entry {key!r}, which the data does not hold. Its "
-                f"entries are {', '.join(found)}. Collect it with differentiable_rollout, or name "
-                "your own entry by set_keys."
-            )
-        return value
+        return entry(tensordict, key, type(self).__name__, *form)
 
     @contextlib.contextmanager
     def placed(self, name: str, data: TensorDictBase, detach: bool) -> Iterator[tuple[Any, Any]]:
@@ -152,16 +147,21 @@ class AdvantageLoss(LossModule):
             hyperparams: its arguments, for example ``gamma`` and ``lmbda``.
 
         Raises:
-            ValueError: the loss has no critic and something else than ``gamma`` is given.
+            TypeError: ``gamma`` or ``lmbda`` is no number.
+            ValueError: it is not in [0, 1], or the loss has no critic and something else than
+                ``gamma`` is given.
         """
+        for name in ("gamma", "lmbda"):
+            given = hyperparams.get(name, getattr(value_type, name, 1.0))
+            given = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
+            check_float(name, given, minimum=0.0, maximum=1.0)
         if self.critic_network is None:
             if value_type is not None or set(hyperparams) - {"gamma"}:
                 raise ValueError(
                     f"{type(self).__name__} without a critic_network uses Monte-Carlo returns: "
                     f"make_value_estimator takes only gamma, got {value_type=}, {hyperparams}."
                 )
-            gamma = float(hyperparams.get("gamma", 1.0))
-            self._monte_carlo_gamma = check_float("gamma", gamma, minimum=0.0, maximum=1.0)
+            self._monte_carlo_gamma = hyperparams.get("gamma", 1.0)
             return self
         value_type, hyperparams = self._prepare_value_estimator_kwargs(value_type, **hyperparams)
         if value_type is not None:
@@ -174,16 +174,41 @@ class AdvantageLoss(LossModule):
     def discount(self) -> float:
         """Discount of the value estimator, which the bootstrap of the pathwise term shares."""
         if self.critic_network is None:
-            return self._monte_carlo_gamma
+            return 1.0 if self._monte_carlo_gamma is None else self._monte_carlo_gamma
         return float(self.value_estimator.gamma)
+
+    def share_discount(self, tensordict: TensorDictBase) -> None:
+        """Take the discount of the rollout, if none was chosen; refuse another one.
+
+        Raises:
+            RuntimeError: the rollout's graph is used up.
+            ValueError: its discount is not that of the advantages.
+        """
+        reward = tensordict.get(("next", self.tensor_keys.reward), None)
+        if reward is None or (found := discount_of(reward)) is None:
+            return
+        chosen = self._monte_carlo_gamma if self.critic_network is None else self._value_estimator
+        if chosen is None:
+            kind = None if self.critic_network is None else self.default_value_estimator
+            self.make_value_estimator(kind, gamma=found)
+        if abs(self.discount - found) > 1e-6:
+            raise ValueError(
+                f"The loss has gamma={self.discount:g} and the batch discount={found:g}: parts of "
+                "the gradient would use different discounts. Give both the same: "
+                f"make_value_estimator(gamma={found:g}, ...), or discount={self.discount:g} to the "
+                "collector or rollout."
+            )
 
     def advantages(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return a detached copy with advantages and value targets, computed where absent.
 
-        Only ``critic_value``, if the data hold it, keeps its graph.
+        Only ``critic_value``, if the data hold it, keeps its graph. Advantages that are there are
+        taken as they are, and so are the numbers that they followed from.
 
         Raises:
             KeyError: an entry is missing.
+            ValueError: an entry has another shape or dtype, holds NaN or infinity, or time is not
+                the last axis.
         """
         keys, data = self.tensor_keys, tensordict.detach()
         if (known := tensordict.get(keys.critic_value, None)) is not None:
@@ -191,26 +216,57 @@ class AdvantageLoss(LossModule):
         if data.get(keys.advantage, None) is not None:
             return data
         data = data.copy()
-        reward, done, _ = (
-            self.entry(data, ("next", key)) for key in (keys.reward, keys.done, keys.terminated)
-        )
+        flag = ((1,), torch.bool)
+        reward = self.entry(data, ("next", keys.reward), (1,))
+        done, _ = (self.entry(data, ("next", key), *flag) for key in (keys.done, keys.terminated))
+        self.check_order(data)
+        for key in self.in_keys:
+            if (value := data.get(key, None)) is not None:
+                check_finite(f"{type(self).__name__}: the entry {key!r}", value)
         if self.critic_network is None:
             returns = reward2go(reward, done, self.discount)
             if self.baseline == "leave_one_out":
                 returns = leave_one_out(returns)
             return data.set(keys.advantage, returns)
         for key in self.critic_network.in_keys:
-            self.entry(data, key)
-            self.entry(data, ("next", key))
+            form = self.entry(data, ("next", key))
+            self.entry(data, key, form.shape[data.ndim :], form.dtype)
         # Always by parameters: left to itself, the estimator would unfreeze what the user froze.
         params = self.weights("critic_network").detach()
         with torch.no_grad():
             self.value_estimator(data, params=params, target_params=params)
         return data
 
+    def check_order(self, data: TensorDictBase) -> None:
+        """Raise a ``ValueError`` if the last axis of the data is not time.
+
+        Axes have names in TorchRL's rollouts. Without them, the states that steps lead to are
+        compared with those that the next ones start from, along the first axis and the last.
+        """
+        wrong = data.ndim == 0 or "time" in data.names[:-1]
+        if data.ndim > 1 and data.names[-1] is None and self.critic_network is not None:
+            key = self.critic_network.in_keys[0]
+            self.entry(data, ("next", key), self.entry(data, key).shape[data.ndim :])
+            end = ("next", self.tensor_keys.done)
+            wrong |= follows(data, key, end, 0) and not follows(data, key, end, data.ndim - 1)
+        if wrong:
+            raise ValueError(
+                f"{type(self).__name__} needs data of shape (*B, T), with the time axis last, got "
+                f"{tuple(data.shape)} without time there; stack steps by torch.stack(steps, -1), "
+                "or move the axis with data.permute(...)."
+            )
+
     def advantage(self, data: TensorDictBase) -> Tensor:
         """Return the advantages of :meth:`advantages`, ``(*B, T)``."""
-        return self.entry(data, self.tensor_keys.advantage).squeeze(-1)
+        return self.entry(data, self.tensor_keys.advantage, (1,)).squeeze(-1)
+
+
+def follows(data: TensorDictBase, key: NestedKey, end: NestedKey, axis: int) -> bool:
+    """Whether steps along an axis start where the ones before lead to, unless an episode ends."""
+    rest = (slice(None),) * axis
+    before, after = data[(*rest, slice(-1))], data[(*rest, slice(1, None))].get(key)
+    same = (before.get(("next", key)) == after).flatten(data.ndim).all(-1)
+    return bool((same | before.get(end).squeeze(-1)).all())
 
 
 def leave_one_out(returns: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrl.objectives import distance_loss
 
 from hpo_torchrl.core.categorical import entropy_of, over_heads, unsqueeze_like
-from hpo_torchrl.core.checks import check_choice, check_float
+from hpo_torchrl.core.checks import check_choice, check_float, checked
 from hpo_torchrl.objectives.advantages import AdvantageLoss
 
 
@@ -69,6 +69,7 @@ class HybridLossModule(AdvantageLoss):
     own_keys: Sequence[str] = ()
     """Entries that a subclass returns besides those of :meth:`shared_terms`."""
 
+    @checked
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -111,7 +112,11 @@ class HybridLossModule(AdvantageLoss):
         with self.placed("actor_network", data, detach) as (actor, given):
             if hasattr(actor, "discrete_logits"):
                 return actor.discrete_logits(given)
-            return actor.get_dist(given).logits
+            dist = actor.get_dist(given)
+            if not hasattr(dist, "logits"):
+                kind = type(dist).__name__
+                raise TypeError(f"actor_network must have a HybridDistribution, got a {kind}.")
+            return dist.logits
 
     def log_prob(self, data: TensorDictBase, logits: Tensor | None = None) -> Tensor:
         """Return log pi(d | s) of the discrete actions taken, summed over heads: ``(*B, T)``.
@@ -131,7 +136,14 @@ class HybridLossModule(AdvantageLoss):
                 f"the policy's choices {tuple(logits.shape[:-1])}, got {tuple(discrete.shape)}; "
                 "with heads both end in the number of heads."
             )
-        chosen = logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1)
+        try:
+            chosen = logits.gather(-1, discrete.unsqueeze(-1)).squeeze(-1)
+        except RuntimeError as error:
+            lost = discrete[(discrete < 0) | (discrete >= logits.shape[-1])]
+            raise ValueError(
+                f"The discrete actions {self.tensor_keys.discrete_action!r} must be int64 in 0, "
+                f"..., {logits.shape[-1] - 1}, got {discrete.dtype} with {lost[:3].tolist()}."
+            ) from error
         return over_heads(chosen, data.ndim)
 
     def entropy(self, data: TensorDictBase, logits: Tensor) -> Tensor:
@@ -159,7 +171,7 @@ class HybridLossModule(AdvantageLoss):
         """
         terms, metrics = {}, {}
         if self.critic_coeff is not None:
-            target = self.entry(data, self.tensor_keys.value_target)
+            target = self.entry(data, self.tensor_keys.value_target, (1,))
             value = data.get(self.tensor_keys.critic_value, None)
             if value is None or not value.requires_grad:
                 value = self.values(data)

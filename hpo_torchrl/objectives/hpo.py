@@ -11,7 +11,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, d
 from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import unsqueeze_like
-from hpo_torchrl.core.checks import check_bool, check_float
+from hpo_torchrl.core.checks import check_bool, check_float, check_int
 from hpo_torchrl.objectives.base import HybridLossModule, values_where
 
 _NO_GRADIENT = (
@@ -19,7 +19,8 @@ _NO_GRADIENT = (
     "was collected under torch.no_grad() (TorchRL collectors do; use differentiable_rollout or "
     "DifferentiableCollector); it was detached or went through a replay buffer; the policy sampled "
     "its continuous action without reparameterisation (stock CompositeDistribution policies do; "
-    "use HybridPolicy); the environment's step breaks the graph (.detach(), .item(), numpy). For "
+    "use HybridPolicy); the environment's step breaks the graph (.detach(), .item(), numpy, a "
+    "process of its own). For "
     "detached data, ask for no pathwise term: HPOLoss(..., pathwise=False, cross_term=False)."
 )
 
@@ -58,6 +59,8 @@ class CrossTermWeight(nn.Module):
         super().__init__()
         self.num_seeds = num_seeds
         self.decay = check_float("decay", decay, minimum=0.0, maximum=1.0)
+        if num_seeds is not None:
+            check_int("num_seeds", num_seeds, minimum=1)
         shape = () if num_seeds is None else (num_seeds,)
         for name in ("signal", "power"):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
@@ -129,6 +132,10 @@ class HPOLoss(HybridLossModule):
     Pathwise and cross terms meet in the same parameters, so both use rewards on one scale: rescale
     the rewards of the batch, never the advantages.
 
+    A rollout serves once, for one backward pass; further epochs on its data take a second loss with
+    ``pathwise=False, cross_term=False``. Its transitions and the advantages must have the same
+    discount: ``gamma`` is the rollout's unless :meth:`make_value_estimator` has chosen it.
+
     *Exact mode*, unbiased for the undiscounted sum of a finite horizon: ``clip_epsilon=None`` and
     either no critic (Monte-Carlo returns) or ``make_value_estimator(gamma=1, lmbda=1)``.
 
@@ -167,9 +174,12 @@ class HPOLoss(HybridLossModule):
         are absent.
 
     Raises:
-        RuntimeError: the pathwise term is asked for and the rewards carry no gradient.
+        RuntimeError: the pathwise term is asked for and the rewards carry no gradient, or their
+            graph is used up.
         KeyError: an entry is missing.
-        ValueError: an argument is out of range or unknown, or a shape is wrong.
+        ValueError: an argument is out of range or unknown, a shape or dtype is wrong, time is not
+            the last axis, a number that advantages follow from is not finite, or the rollout has
+            another discount.
 
     Examples:
         >>> from hpo_torchrl.collectors import differentiable_rollout
@@ -222,6 +232,8 @@ class HPOLoss(HybridLossModule):
             tensordict: a differentiable rollout of shape ``(*B, T)``; without pathwise and cross
                 term, detached data of any shape that holds advantages.
         """
+        if self.pathwise or self.cross:
+            self.share_discount(tensordict)
         data = self.advantages(tensordict)  # detached
         logits = self.logits(data)
         terms, metrics = self.shared_terms(data, logits)
@@ -305,6 +317,7 @@ class HPOLoss(HybridLossModule):
         if action_value is None:
             return self.log_prob(data, logits) * self.advantage(data)
         # Q of a masked action need not make sense.
+        self.entry(data, self.tensor_keys.action_value, logits.shape[data.ndim :])
         action_value = action_value.masked_fill(logits.isneginf(), 0.0)
         probability = logits.exp()
         value = (probability.detach() * action_value).sum(-1, keepdim=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchrl.objectives import LossModule, ValueEstimators
 
 from hpo_torchrl.core.categorical import entropy_of
-from hpo_torchrl.core.checks import check_float
+from hpo_torchrl.core.checks import check_float, checked
+from hpo_torchrl.core.data import entry
 
 
 class LearnedCriticLoss(LossModule):
@@ -81,6 +82,7 @@ class LearnedCriticLoss(LossModule):
     target_actor_network_params: TensorDictParams
     target_qvalue_network_params: TensorDictParams
 
+    @checked
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -90,6 +92,9 @@ class LearnedCriticLoss(LossModule):
         gamma: float = 0.99,
     ) -> None:
         super().__init__()
+        if "candidate" not in qvalue_network.in_keys:
+            read = qvalue_network.in_keys
+            raise ValueError(f"qvalue_network must read 'candidate', an action, got {read}.")
         self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
         self.convert_to_functional(qvalue_network, "qvalue_network", create_target_params=True)
         self.gamma = check_float("gamma", gamma, minimum=0.0, maximum=1.0)
@@ -109,14 +114,20 @@ class LearnedCriticLoss(LossModule):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute the terms on detached transitions of any batch shape; the input is kept."""
-        keys, after = self.tensor_keys, tensordict.get("next")
+        keys, one = self.tensor_keys, type(self).__name__
+        discrete, continuous = (
+            entry(tensordict, key, one) for key in (keys.discrete_action, keys.continuous_action)
+        )
+        reward = entry(tensordict, ("next", keys.reward), one, (1,))
+        terminated = entry(tensordict, ("next", keys.terminated), one, (1,), torch.bool)
+        after = tensordict.get("next")
         with torch.no_grad():
             logits, values = self._branches(after, "target_")
             value = (logits.exp() * values).sum(-1)
-            alive = 1.0 - after.get(keys.terminated).squeeze(-1).to(value.dtype)
-            goal = after.get(keys.reward).squeeze(-1) + self.gamma * alive * value
-        taken = self._q(tensordict, tensordict.get(keys.continuous_action))
-        taken = taken.gather(-1, tensordict.get(keys.discrete_action).unsqueeze(-1)).squeeze(-1)
+            alive = 1.0 - terminated.squeeze(-1).to(value.dtype)
+            goal = reward.squeeze(-1) + self.gamma * alive * value
+        taken = self._q(tensordict, continuous)
+        taken = taken.gather(-1, discrete.unsqueeze(-1)).squeeze(-1)
         error = taken - goal
         logits, values = self._branches(tensordict)
         probability = logits.exp()

@@ -12,9 +12,10 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.collectors import differentiable_rollout
-from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.checks import check_int, checked
 from hpo_torchrl.core.finite import NonFiniteError, not_finite, spoilt_first
 from hpo_torchrl.core.reference import Reference
+from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
 from hpo_torchrl.modules.sampler import DISCRETE_LOG_PROB
 
@@ -56,9 +57,11 @@ class Evaluation:
         True
     """
 
+    @checked
     def __init__(self, env: EnvBase, *, num_steps: int, skip: int = 0, seed: int) -> None:
         check_int("num_steps", num_steps, minimum=1)
         check_int("skip", skip, minimum=0)
+        check_int("seed", seed, minimum=0)
         if skip >= num_steps:
             raise ValueError(
                 f"skip must be below num_steps={num_steps}, got {skip}: no period is counted."
@@ -112,11 +115,11 @@ class Evaluation:
                 total -= reward[..., max(0, self.skip - start) :].double().sum(-1)
                 _check(env, policy, piece, total)
                 state = env.maybe_reset(env.step_mdp(piece[..., -1].copy()))
-        return total / ((self.num_steps - self.skip) * getattr(env, "cost_units", 1.0))
+        return total / ((self.num_steps - self.skip) * getattr(plain(env), "cost_units", 1.0))
 
     def reference(self) -> Reference:
         """Return what the best policy costs here, where the environment knows it."""
-        known = getattr(self.env, "reference", None)
+        known = getattr(plain(self.env), "reference", None)
         return Reference() if known is None else known(self)
 
 

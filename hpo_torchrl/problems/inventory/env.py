@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpo_torchrl.core.checks import check_bool, check_choice, check_dtype, check_int, per_item
+from hpo_torchrl.core.checks import (
+    check_bool,
+    check_choice,
+    check_device,
+    check_dtype,
+    check_int,
+    in_dtype,
+    per_item,
+)
 from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.problems.inventory.demand import Demand, make_demand
@@ -145,8 +153,10 @@ class InventoryEnv(DifferentiableEnv):
         chosen = make_features(features, fixed_cost_per_item, n, lost_sales)
         place: dict[str, Any] = {
             "dtype": check_dtype(dtype),
-            "device": torch.device(device) if device is not None else None,
+            "device": check_device(device),
         }
+        if fixed_cost_per_item is not None:
+            in_dtype("fixed_cost_per_item", fixed_cost_per_item, dtype)
         demand = demand.bind(n, horizon, batch_size, **place)
         mean = demand.mean
         holding = per_item("holding_cost", holding_cost, n, **place)

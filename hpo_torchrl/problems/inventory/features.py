@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hpo_torchrl.core.checks import check_float, check_int
+from hpo_torchrl.core.checks import check_float, check_floats, check_int, entries_of
 from hpo_torchrl.envs.pieces import Breakpoint, Gap
 
 # Not to order at all is a piece of its own.
@@ -134,8 +134,9 @@ class _Schedule(Feature):
 
     def __init__(self, breaks: Sequence[float], values: Sequence[float], name: str) -> None:
         kind = type(self).__name__
-        self.breaks = [check_float(f"{kind}.breaks", b, minimum=0.0, strict=True) for b in breaks]
-        self.values = [check_float(f"{kind}.{name}", v, minimum=0.0) for v in values]
+        self.breaks = check_floats(f"{kind}.breaks", breaks, strict=True)
+        setattr(self, name, check_floats(f"{kind}.{name}", values))
+        self.values = getattr(self, name)
         if any(one >= other for one, other in itertools.pairwise(self.breaks)):
             raise ValueError(f"{kind}.breaks must be in ascending order, got {list(breaks)}.")
         if len(self.values) != len(self.breaks) + 1:
@@ -268,25 +269,28 @@ class Suppliers(Feature, name="suppliers"):
         prices: Sequence[float],
         fixed_costs: Sequence[float] | None = None,
     ) -> None:
-        fixed_costs = [0.0] * len(lead_times) if fixed_costs is None else fixed_costs
-        if not 0 < len(lead_times) == len(prices) == len(fixed_costs):
+        self.lead_times = [
+            check_int("Suppliers.lead_times", L, minimum=1)
+            for L in entries_of("Suppliers.lead_times", lead_times)
+        ]
+        self.prices = check_floats("Suppliers.prices", prices)
+        none = [0.0] * len(self.lead_times)
+        self.fixed_costs = check_floats("Suppliers.fixed_costs", fixed_costs or none)
+        if not 0 < len(self.lead_times) == len(self.prices) == len(self.fixed_costs):
             raise ValueError(
-                "Suppliers needs a lead time, a price and a fixed cost for each, got "
-                f"{len(lead_times)}, {len(prices)} and {len(fixed_costs)}."
+                "Suppliers needs as many lead_times as prices and fixed_costs, got "
+                f"{len(self.lead_times)}, {len(self.prices)} and {len(self.fixed_costs)}."
             )
-        self.lead_times = [check_int("Suppliers.lead_times", L, minimum=1) for L in lead_times]
-        self.prices = [check_float("Suppliers.prices", v, minimum=0.0) for v in prices]
-        self.costs = [check_float("Suppliers.fixed_costs", K, minimum=0.0) for K in fixed_costs]
-        self.fixed_cost = min(self.costs)
+        self.fixed_cost = min(self.fixed_costs)
 
     def breakpoints(self) -> list[Breakpoint]:
         """No order stands alone where one costs something."""
-        return [_ALONE] if any(self.costs) else []
+        return [_ALONE] if any(self.fixed_costs) else []
 
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """Price and fixed cost of the supplier."""
         total = quantity.sum(-1)
-        price, fixed = torch.tensor([self.prices, self.costs]).to(total)[:, supplier]
+        price, fixed = torch.tensor([self.prices, self.fixed_costs]).to(total)[:, supplier]
         return price * total + fixed * (total > 0).to(total.dtype)
 
     def arriving(self, order: Tensor, supplier: Tensor) -> Tensor:

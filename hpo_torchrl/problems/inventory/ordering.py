@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hpo_torchrl.core.checks import check_float
+from hpo_torchrl.core.checks import check_float, entries_of, in_dtype
 from hpo_torchrl.envs.differentiable import Action
 from hpo_torchrl.envs.pieces import ActionPieces, Breakpoint, Gap, Pieces
 from hpo_torchrl.problems.inventory.demand import from_mapping
@@ -42,6 +42,11 @@ class Ordering:
         self, features: Sequence[Feature], num_items: int, *, hybrid: bool = True, **place: Any
     ) -> None:
         self.features = tuple(features)
+        for feature in features:
+            kind = type(feature)
+            if kind.__module__ == Feature.__module__:  # others may hold what is no number
+                for name, value in vars(feature).items():
+                    in_dtype(f"{kind.__name__}.{name}", value, place["dtype"])
         self.fixed_cost = float(sum(feature.fixed_cost for feature in features))
         self.lost_sales = any(isinstance(f, LostSales) for f in features)
         self.least = max((feature.minimum for feature in features), default=0.0)
@@ -143,7 +148,7 @@ def make_features(
     example = "{name: fixed_cost, cost: 64}"
     found = [
         e if isinstance(e, Feature) else from_mapping("features", e, Feature.KINDS, example)
-        for e in entries
+        for e in entries_of("features", entries)
     ]
     if lost_sales and not any(type(feature) is LostSales for feature in found):
         found.append(LostSales())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from hpo_torchrl.core.checks import check_choice, check_int, first_line
+from hpo_torchrl.core.checks import check_choice, check_int, entries_of, first_line, in_dtype
 from hpo_torchrl.envs.differentiable import DifferentiableEnv, State
 from hpo_torchrl.problems.inventory.demand import Demand
 
@@ -97,7 +97,11 @@ class Record(Demand, name="record"):
         known = train_periods or self.periods
         self.train_periods = check_periods("train_periods", known, length, 0)
         average = self.record[..., slice(*self.train_periods), :].flatten(0, -2).mean(0)
-        self.items = [str(item) for item in items or range(self.num_items)]
+        self.items = [str(item) for item in entries_of("items", items or range(self.num_items))]
+        self.labels = entries_of("labels", labels or range(length))
+        for name, wanted in {"items": self.num_items, "labels": length}.items():
+            if len(found := getattr(self, name)) != wanted:
+                raise ValueError(f"{name} must hold {wanted} names, got {len(found)}.")
         silent = [item for item, value in zip(self.items, average, strict=True) if value == 0]
         if silent and mean is None:
             raise ValueError(
@@ -106,7 +110,6 @@ class Record(Demand, name="record"):
                 "(of a file, other fractions)."
             )
         super().__init__(average.tolist() if mean is None else mean)
-        self.labels = labels or range(length)
         # The earliest start that has ``history`` before it, and what is left from there.
         self.first_period = max(self.periods[0], history)
         self.num_periods = self.periods[1] - self.first_period
@@ -114,7 +117,7 @@ class Record(Demand, name="record"):
     def bind(self, num_items: int, horizon: int | None, batch_size: Any, **place: Any) -> Self:
         """Return a copy for an environment; with a horizon all episodes are the first periods."""
         bound = super().bind(num_items, horizon, batch_size, **place)
-        bound.record, horizon = self.record.to(**place), bound.horizon
+        bound.record, horizon = in_dtype("record", self.record, **place), bound.horizon
         if horizon is not None and self.start_period != "first":
             raise ValueError(
                 f"Episodes of horizon={horizon} begin at the same period: give the record "
@@ -250,7 +253,10 @@ def check_record(name: str, record: Any, *dimensions: int) -> Tensor:
     if isinstance(record, (str, Path)):
         record = _load(f"demand.{name}", Path(record))
     if not isinstance(record, Tensor):
-        record = torch.as_tensor(np.array(record, dtype=np.float64))  # a copy: some are read-only
+        try:
+            record = torch.as_tensor(np.array(record, dtype=np.float64))  # some are read-only
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} must hold rows of numbers: {error}.") from error
     if record.ndim not in dimensions or record.numel() == 0:
         shapes = " or ".join(_SHAPES[number] for number in dimensions)
         raise ValueError(f"{name} must have shape {shapes}, got {tuple(record.shape)}.")

@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl.core.checks import check_bool, check_float, check_int
+from hpo_torchrl.core.checks import check_bool, check_float, check_int, in_dtype
 from hpo_torchrl.core.figures import MODES, new_figure, save_figure
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
@@ -118,7 +118,12 @@ class SwitchedLQREnv(DifferentiableEnv):
         self.process_noise = check_float("process_noise", process_noise, minimum=0.0)
         self.initial_scale, self.state_limit = initial_range / n**0.5, float(state_limit)
         self.observe_time, self.cost_units = observe_time, float(n)
-        self.A, self.B, self.Q, self.R = (self._tensor(matrix) for matrix in system)
+        place = {"dtype": self.float_dtype, "device": self.device}
+        for name, size in {"state_limit": state_limit, "process_noise": process_noise}.items():
+            in_dtype(name, size, **place)
+        self.A, self.B, self.Q, self.R = (
+            in_dtype(name, matrix, **place) for name, matrix in system._asdict().items()
+        )
         self._table_A, self._table_B = _table(self.A), _table(self.B)
         self._table_Q, self._table_R = _table(self.Q), _table(self.R)
 
@@ -294,15 +299,6 @@ class SwitchedLQREnv(DifferentiableEnv):
                 f"state_limit={state_limit:g} within horizon={horizon} steps. Let B reach it, make "
                 "A smaller there, shorten the horizon or raise state_limit."
             )
-
-    def _tensor(self, matrix: Tensor) -> Tensor:
-        tensor = torch.as_tensor(matrix, dtype=self.float_dtype, device=self.device)
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"A, B, Q and R must be finite in {self.float_dtype}, got an entry of "
-                f"{abs(matrix).max():.4g}; use another unit or dtype=torch.float64."
-            )
-        return tensor
 
 
 def _table(matrices: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Tables of bad inputs, by what they are handed to."""
