@@ -335,7 +335,7 @@ def test_slips_of_the_hand_are_told_in_a_line(tmp_path, monkeypatch, capsys):
         (lambda: {}["key"], 1, "KeyError: 'key'. This is a fault of hpo_torchrl"),
         (lambda: int(None), 1, "TypeError: int() argument"),
         (lambda: torch.zeros(2) + torch.zeros(3), 1, "RuntimeError: The size of tensor a"),
-        (lambda: np.zeros(2).reshape(3), 1, "ValueError: cannot reshape array"),
+        (lambda: torch.nn.Dropout(2.0), 1, "ValueError: dropout probability"),
         (lambda: check_int("key", -1, minimum=0), 2, "key must be an integer >= 0, got -1"),
         (lambda: Path("absent", "file").read_text(), 2, "No such file or directory: 'absent/file'"),
         (lambda: torch.empty(10**15), 2, "not enough memory (4,000,000 GB at once)"),
