@@ -20,6 +20,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from mutmut import __main__ as tool
@@ -69,13 +70,10 @@ def _few_tests(collect):
         collect(*arguments, **options)
         seconds = state().duration_by_test
         for function, tests in state().tests_by_mangled_function_name.items():
-            chosen, total = set(), 0.0
-            for test in sorted(tests, key=lambda test: (seconds[test], test)):
-                total += seconds[test]
-                if chosen and total > SECONDS:
-                    break
-                chosen.add(test)
-            state().tests_by_mangled_function_name[function] = chosen
+            quickest = sorted(tests, key=lambda test: (seconds[test], test))
+            until = accumulate(seconds[test] for test in quickest)
+            few = [test for test, end in zip(quickest, until, strict=True) if end <= SECONDS]
+            state().tests_by_mangled_function_name[function] = few or quickest[:1]
 
     return collect_few
 
