@@ -114,6 +114,15 @@ def test_the_density_of_a_squashed_normal_integrates_to_one_and_is_safe(name):
     free = torch.ones(3, 2, dtype=torch.bool) if fixed is None else ~fixed.expand(3, 2)
     torch.testing.assert_close(mass[free].abs(), torch.ones_like(mass[free]), rtol=1e-4, atol=0)
     assert (density[:, ~free] == 0).all()
+    # One branch by its index is as it is among all.
+    index = torch.tensor([0, 2, 1, 1])[:, None, None].expand(4, 1, 2)
+    loc4, scale4 = loc.expand(4, 3, 2), scale.expand(4, 3, 2)
+    noise = torch.randn(4, 3, 2, dtype=DOUBLE)
+    drawn = dist.sample(loc4, scale4, noise)
+    one = [x.gather(-2, index) for x in (loc4, scale4, noise, drawn)]
+    wanted = dist.log_prob(loc4, scale4, drawn).gather(-2, index)
+    torch.testing.assert_close(dist.log_prob(one[0], one[1], one[3], index), wanted)
+    torch.testing.assert_close(dist.log_prob_of_sample(*one, index), wanted)
     far = torch.tensor([-80.0, 80.0], dtype=DOUBLE)[:, None, None].expand(2, 3, 2)
     wild = far.clone().requires_grad_()
     extreme = dist.log_prob(wild, scale, dist.range(wild.detach()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,6 +28,7 @@ from hpo_torchrl.envs import (
     hybridize,
 )
 from hpo_torchrl.envs.pieces import ActionPieces
+from hpo_torchrl.envs.wrapped import Spaces
 from hpo_torchrl.modules import HybridPolicy, RulePolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory.features import (
@@ -323,6 +325,33 @@ def test_suppliers_deliver_after_their_own_lead_time():
         state, _ = env.dynamics(state, action, torch.zeros(2, 1))
         levels.append(state["inventory"][:, 0, 0].tolist())
     assert levels == [[7.0, 0.0], [7.0, 0.0], [7.0, 7.0]]
+
+
+@pytest.mark.parametrize("name", ["fixed_cost", "item_fixed_cost", "truckloads"])
+def test_spaces_are_kept_as_plain_values(name):
+    """By them a policy is built without its environment."""
+    env = inventory(VARIANTS[name], num_items=2, batch_size=3)
+    plain = json.loads(json.dumps(Spaces.of(env)))
+    assert plain == Spaces.of(env)
+    spaces = Spaces(**plain)
+    for one, other in zip(spaces.branch_bounds or (), env.branch_bounds or (), strict=True):
+        assert torch.as_tensor(one).tolist() == torch.as_tensor(other).tolist()
+    same = ("num_discrete", "num_heads", "continuous_dim", "observation_dim", "has_action_mask")
+    assert [getattr(spaces, key) for key in same] == [getattr(env, key) for key in same]
+    torch.testing.assert_close(spaces.action_scale, env.action_scale)
+    one, other = (HybridPolicy.for_env(e, hidden=[4], scale=0.1) for e in (spaces, env))
+    one.load_state_dict(other.state_dict())
+    seen = env.reset()
+    assert torch.equal(one.distribution(seen["observation"]).loc, other(seen)["loc"])
+    with pytest.raises(NotImplementedError, match="trained on a InventoryEnv that was built in"):
+        spaces.reset()
+
+
+def test_pieces_move_to_a_device():
+    env = inventory(VARIANTS["all_units_discount"], batch_size=3)
+    moved = env.pieces.to(torch.device("meta"))
+    assert moved is env.pieces
+    assert all(end.is_meta for end in (moved.low, moved.high, *moved.bounds[:2]))
 
 
 def test_features_that_are_none_are_refused():

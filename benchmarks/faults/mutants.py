@@ -20,7 +20,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 from mutmut import __main__ as tool
@@ -28,7 +28,7 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 from mutmut.state import state
 from mutmut.stats import status_by_exit_code
 
-SECONDS = 20.0  # of tests that a mutant may live through, the quickest first
+SECONDS = 20.0  # of tests that a mutant may live through, those of the fewest functions first
 FOUND = ("killed", "timeout", "segfault")  # the tool's limit is far above the unmutated tests' time
 
 
@@ -64,16 +64,17 @@ def _renew(*, everything: bool) -> None:
 
 
 def _few_tests(collect):
-    """Wrap the tool's choice of tests: of those that reach a function, ``SECONDS`` of the quickest."""
+    """Wrap the tool's choice: of the tests that reach a function, ``SECONDS`` of the nearest."""
 
     def collect_few(*arguments, **options) -> None:
         collect(*arguments, **options)
         seconds = state().duration_by_test
+        reached = Counter(chain(*state().tests_by_mangled_function_name.values()))
         for function, tests in state().tests_by_mangled_function_name.items():
-            quickest = sorted(tests, key=lambda test: (seconds[test], test))
-            until = accumulate(seconds[test] for test in quickest)
-            few = [test for test, end in zip(quickest, until, strict=True) if end <= SECONDS]
-            state().tests_by_mangled_function_name[function] = few or quickest[:1]
+            nearest = sorted(tests, key=lambda test: (reached[test], seconds[test], test))
+            until = accumulate(seconds[test] for test in nearest)
+            few = [test for test, end in zip(nearest, until, strict=True) if end <= SECONDS]
+            state().tests_by_mangled_function_name[function] = few or nearest[:1]
 
     return collect_few
 
