@@ -193,7 +193,7 @@ INF = float("inf")
 def test_bounds_are_read_off_a_spec(low, high, expected):
     assert _bounds(Bounded(torch.tensor(low), torch.tensor(high))) == expected
     assert _bounds(Unbounded(2)) == (None, None)
-    with pytest.raises(ValueError, match="same bounds for every instance.*continuous_bounds"):
+    with pytest.raises(ValueError, match=r"same bounds for every instance.*continuous_bounds"):
         _bounds(Bounded(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]])))
 
 
