@@ -18,17 +18,18 @@ import argparse
 import os
 import random
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import accumulate, chain
+from itertools import accumulate, chain, zip_longest
 from pathlib import Path
 
+import torchrl  # noqa: F401 (once, for all processes that are forked)
 from mutmut import __main__ as tool
 from mutmut.mutation.mutators import mutation_operators, operator_string
 from mutmut.state import state
 from mutmut.stats import status_by_exit_code
 
-SECONDS = 20.0  # of tests that a mutant may live through, those of the fewest functions first
+SECONDS = 30.0  # of tests that a mutant may live through, those of the fewest functions first
 FOUND = ("killed", "timeout", "segfault")  # the tool's limit is far above the unmutated tests' time
 
 
@@ -68,13 +69,17 @@ def _few_tests(collect):
 
     def collect_few(*arguments, **options) -> None:
         collect(*arguments, **options)
-        seconds = state().duration_by_test
-        reached = Counter(chain(*state().tests_by_mangled_function_name.values()))
-        for function, tests in state().tests_by_mangled_function_name.items():
-            nearest = sorted(tests, key=lambda test: (reached[test], seconds[test], test))
-            until = accumulate(seconds[test] for test in nearest)
-            few = [test for test, end in zip(nearest, until, strict=True) if end <= SECONDS]
-            state().tests_by_mangled_function_name[function] = few or nearest[:1]
+        seconds, of = state().duration_by_test, state().tests_by_mangled_function_name
+        reached = Counter(chain(*of.values()))
+        for function, tests in of.items():
+            by_file = defaultdict(list)
+            for test in sorted(tests, key=lambda test: (reached[test], seconds[test], test)):
+                by_file[test.split("::")[0]].append(test)
+            # The files take turns, for variety.
+            turns = [test for turn in zip_longest(*by_file.values()) for test in turn if test]
+            until = accumulate(seconds[test] for test in turns)
+            few = [test for test, end in zip(turns, until, strict=True) if end <= SECONDS]
+            of[function] = few or turns[:1]
 
     return collect_few
 
