@@ -82,6 +82,24 @@ def test_the_form_for_compiling_gives_the_same(case, monkeypatch):
     assert how["options"] == ({"triton.cudagraphs": True} if torch.cuda.is_available() else {})
 
 
+@pytest.mark.parametrize(("given", "chunks"), [(2, 3), (3, 2), (None, 1)])
+def test_chunks_of_the_length_that_is_asked_for_are_compiled(given, chunks, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        torch, "compile", lambda chunk, **how: lambda *these: calls.append(1) or chunk(*these)
+    )
+    env = inventory()
+    for scale in (0.3, 0.0):  # without a scale the discrete action is still sampled
+        calls.clear()
+        policy = policy_for(env, scale=scale)
+        roll = Rollout(env, policy, compile=True, checkpoint_steps=given)
+        with torch.no_grad():
+            roll(6)
+        assert not calls
+        roll(6)
+        assert len(calls) == chunks
+
+
 def compared(case):
     """Compare a rollout with the compiled one, twice; return what was spent on compiling."""
     make, checkpoint_steps = CASES[case]

@@ -130,6 +130,26 @@ def test_the_density_of_a_squashed_normal_integrates_to_one_and_is_safe(name):
     assert torch.autograd.grad(extreme.sum(), wild)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("scale", [None, 0.0, 1.0])
+def test_the_chosen_branch_has_its_own_range(scale):
+    own = SquashedNormal(RANGES["by branch"])
+    logits, loc = torch.randn(40, 3, dtype=DOUBLE), torch.randn(40, 3, 2, dtype=DOUBLE)
+    dist = HybridDistribution(logits, loc, scale, distribution=own)
+    modes = dist.actions()
+    best = dist.deterministic_sample
+    rows = torch.arange(40)
+    assert torch.equal(best["continuous"], modes[rows, logits.argmax(-1)])
+    action = dist.sample()
+    d, u = action["discrete"], action["continuous"]
+    torch.testing.assert_close(dist.mode_of(d), modes[rows, d])
+    assert (u >= torch.tensor([0.0, -2.0, 1.0])[d, None]).all()
+    assert (u <= torch.tensor([INF, 3.0, 1.0])[d, None]).all()
+    density = dist.log_prob_continuous(d, u)
+    assert (density == 0).tolist() == [not scale or at == 2 for at in d.tolist()]
+    fixed = dist.entropy() == dist.entropy_discrete()
+    assert fixed.all() == (not scale)
+
+
 def test_gradients_of_a_squashed_sample_are_finite_differences():
     dist = SquashedNormal(RANGES["above"])
     loc, scale = torch.randn(3, 2, dtype=DOUBLE), torch.rand(3, 2, dtype=DOUBLE) + 0.1

@@ -187,6 +187,7 @@ def test_estimators_that_try_every_option_leave_out_what_is_not_allowed():
         altered = values.masked_fill(~rollout["action_mask"], wild)
         terms = loss(rollout.copy().set("action_value", altered))
         policy.zero_grad()
+        assert abs(terms["loss_objective"].item()) < 1e-5  # a baseline is the policy's mean
         terms["loss_objective"].backward(retain_graph=True)
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     assert all(torch.equal(gradients[0], other) for other in gradients[1:])

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from itertools import accumulate, chain, zip_longest
 from pathlib import Path
 
-import torchrl  # noqa: F401 (once, for all processes that are forked)
 from mutmut import __main__ as tool
 from mutmut.mutation.mutators import mutation_operators, operator_string
 from mutmut.state import state
