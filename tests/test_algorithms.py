@@ -407,6 +407,10 @@ def test_a_nets_step_follows_how_far_it_moved(component):
     assert group["lr_multiplier"] == 1.0
     learner.optimization.adapt_lr(component, 1.0)
     assert group["lr_multiplier"] == 1.0
+    for ratio, change in ((0.49, 1), (0.5, 0), (2.0, 0), (2.01, -1)):
+        group["lr_multiplier"] = 0.1
+        learner.optimization.adapt_lr(component, ratio)
+        assert (group["lr_multiplier"] > 0.1) - (group["lr_multiplier"] < 0.1) == change
     group["lr_multiplier"] = 0.25
     learner.anneal(0.0)
     groups = learner.optimization.groups

@@ -374,7 +374,7 @@ def test_a_mask_is_read_from_its_key(custom):
 
 def test_state_dict_round_trip_restores_every_output():
     env = inventory()
-    arguments = {"scale": 0.3, "learn_scale": True, "shared_trunk": True, "hidden": (8, 8)}
+    arguments = {"scale": 0.3, "learn_scale": True, "shared_trunk": True, "hidden": (8, 6)}
     policy, other = (perturb(HybridPolicy.for_env(env, **arguments)) for _ in range(2))
     td = env.reset()
     before, changed = policy.get_dist(td.copy()), other.get_dist(td.copy())
