@@ -285,6 +285,12 @@ def test_learned_critic_gradient_is_the_critics_slope():
     for name, value in terms.items():
         torch.testing.assert_close(rows[name], value)
     assert set(rows.keys()) == set(loss.out_keys)
+    # The target stays where it was until it is updated.
+    loss.qvalue_network_params["module", "shift"].data.add_(3.0)
+    moved = (taken.sum(-1) + 3.0 - goal).square().mean()
+    torch.testing.assert_close(loss(batch)["loss_qvalue"], moved)
+    policy.network.continuous[-1].bias.data.add_(1.0)
+    torch.testing.assert_close(loss(batch)["loss_qvalue"], moved)
 
 
 def test_q_network_reads_actions_in_their_natural_unit():

@@ -130,6 +130,18 @@ def test_the_density_of_a_squashed_normal_integrates_to_one_and_is_safe(name):
     assert torch.autograd.grad(extreme.sum(), wild)[0].isfinite().all()
 
 
+def test_a_distribution_of_ones_own_is_told_the_branch():
+    class Shifted(ContinuousDistribution):
+        def log_prob(self, loc, scale, value, index=None):
+            return value - index
+
+        sample = entropy = None
+
+    given = torch.rand(4, 3, 2, 2)
+    found = Shifted().log_prob_of_sample(*given[:3], given[3], index=given[0])
+    assert torch.equal(found, given[3] - given[0])
+
+
 @pytest.mark.parametrize("scale", [None, 0.0, 1.0])
 def test_the_chosen_branch_has_its_own_range(scale):
     own = SquashedNormal(RANGES["by branch"])

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
+from test_collectors import Drift
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import check_env_specs
@@ -466,10 +467,10 @@ def test_a_bounded_action_of_the_users_own():
 class PlainHeater(EnvBase):
     """The same as a TorchRL environment with an action of its own."""
 
-    def __init__(self):
+    def __init__(self, number=1):
         super().__init__(batch_size=[5])
         self.observation_spec = Composite(observation=Unbounded((5, 1)), shape=[5])
-        self.action_spec = Bounded(0.0, 1.0, shape=(5, 1))
+        self.action_spec = Bounded(0.0, 1.0, shape=(5, number))
         self.reward_spec = Unbounded((5, 1))
 
     def _reset(self, tensordict=None, **kwargs):
@@ -499,6 +500,11 @@ def test_a_torchrl_environment_is_hybridized_by_a_transform():
     assert policy.network.continuous[-1].bias.grad.abs().sum() > 0
     critic = make_value_network(env, hidden=(8,))
     assert HPO(env, policy, critic, unroll_length=5).iterate()["action_change"] > 0
+    two = hybridize(PlainHeater(2), intervals=[0.0, (0.25, 1.0)], per_item=True)
+    spec = two.full_action_spec["action"]
+    assert (spec.shape, spec["discrete"].shape, spec["continuous"].shape) == ((5,), (5, 2), (5, 2))
+    kept = Spaces.of(Drift())  # that has no bounds
+    assert (kept["original"], kept["branch_bounds"], kept["num_heads"]) == ("Drift", None, None)
 
 
 def test_the_example_of_a_problem_of_ones_own(tmp_path, monkeypatch, capsys):
