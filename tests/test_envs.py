@@ -296,7 +296,9 @@ def test_traces_are_replayed_exactly_also_after_a_reset(horizon):
 
 def test_initial_states_are_what_they_are_called():
     common = {"num_items": 2, "lead_time": 3, "batch_size": 500, "seed": 0}
-    assert (InventoryEnv(**common).reset()["inventory"] == 0).all()
+    start = InventoryEnv(**common).reset()
+    assert (start["inventory"] == 0).all()
+    assert [start[key].dtype for key in ("done", "terminated")] == [torch.bool] * 2
     wide = InventoryEnv(**common, initial_state="random")
     inventory = wide.reset()["inventory"]
     # From one period of backlog to the rough S, and two periods of demand either way by item.

@@ -8,6 +8,10 @@ script draws a sample, evenly over all mutants of the files of ``[tool.mutmut]``
 Not mutated: strings (names, messages, docstrings), type hints, statements that raise or warn, and,
 by the tool's own rule, functions below a decorator other than ``staticmethod``, ``classmethod``.
 
+Some survivors no test can find: a device on a machine that has one only, ``strict`` of a ``zip`` of
+equal lengths, a shortcut not taken (slower), nodes of a quadrature in another order, a draw that is
+exactly 0; and what runs only while the package is imported, before the tool switches a mutant on.
+
     make mutants                                # 200 mutants, seed 0
     make mutants ARGS="--sample 50 --seed 3 --only modules"
 """
