@@ -177,3 +177,8 @@ def test_discount_and_lambda_come_to_their_places(kind):
         assert float(loss.value_estimator.lmbda) == pytest.approx(0.7)
     assert losses
     assert getattr(made.collector, "discount", 0.6) == 0.6
+
+
+def test_an_endless_problem_is_cut_into_chunks():
+    made = learner(HPO)(unroll_length=None)
+    assert (made.unroll_length, made.discount, made.reset_at_each_iter) == (30, 0.99, False)
