@@ -6,13 +6,14 @@ INSTALLED := .venv/.installed
 # Options for the command, for example: make train ARGS="env.num_items=3 seed=1"
 ARGS ?=
 
-.PHONY: help train test figure bench lint format clean
+.PHONY: help train test figure bench mutants lint format clean
 
 help:
 	@echo "make train    train HPO on the single-item inventory problem (ARGS=... overrides)"
 	@echo "make test     run the tests"
 	@echo "make figure   HPO against PPO by number of items: sweep, tables and figures (20 minutes)"
 	@echo "make bench    compare the speed with hand-written PyTorch (ARGS=... for sizes)"
+	@echo "make mutants  plant faults in the method: which do the tests find? (20 minutes; ARGS=... for more)"
 	@echo "make lint     check style, formatting and types"
 	@echo "make format   apply the formatting"
 
@@ -35,6 +36,9 @@ figure: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed $(ARGS)
 
+mutants: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults.mutants $(ARGS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +49,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants

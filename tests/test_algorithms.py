@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -278,6 +279,18 @@ def test_learned_critic_gradient_is_the_critics_slope():
     goal = batch["next", "reward"].squeeze(-1) + 0.5 * later
     taken = -((batch["action", "continuous"] - targets[batch["action", "discrete"]]) ** 2)
     torch.testing.assert_close(terms["loss_qvalue"], (taken.sum(-1) - goal).square().mean())
+    torch.testing.assert_close(terms["td_error"], (taken.sum(-1) - goal).abs().mean())
+    # The shape of the batch does not matter.
+    rows = loss(batch.reshape(4, 16))
+    for name, value in terms.items():
+        torch.testing.assert_close(rows[name], value)
+    assert set(rows.keys()) == set(loss.out_keys)
+    # The target stays where it was until it is updated.
+    loss.qvalue_network_params["module", "shift"].data.add_(3.0)
+    moved = (taken.sum(-1) + 3.0 - goal).square().mean()
+    torch.testing.assert_close(loss(batch)["loss_qvalue"], moved)
+    policy.network.continuous[-1].bias.data.add_(1.0)
+    torch.testing.assert_close(loss(batch)["loss_qvalue"], moved)
 
 
 def test_q_network_reads_actions_in_their_natural_unit():
@@ -333,6 +346,10 @@ def test_rules_refuse_what_their_formulas_do_not_cover():
     for changes in ({"lost_sales": True}, {"demand": "normal"}):
         with pytest.raises(ValueError, match="algorithm=R_S needs env=inventory with backlogged"):
             Rule(InventoryEnv(batch_size=2, **changes), rule="R_S")
+    with pytest.raises(ValueError, match=r"no rule 'RS': its rules are 's_S', 'R_S'"):
+        Rule(InventoryEnv(), rule="RS")
+    with pytest.raises(ValueError, match="no rule 'best': it has no rules"):
+        Rule(SimpleNamespace(), rule="best")
 
 
 def test_references_of_joint_replenishment():
@@ -396,6 +413,10 @@ def test_a_nets_step_follows_how_far_it_moved(component):
     assert group["lr_multiplier"] == 1.0
     learner.optimization.adapt_lr(component, 1.0)
     assert group["lr_multiplier"] == 1.0
+    for ratio, change in ((0.49, 1), (0.5, 0), (2.0, 0), (2.01, -1)):
+        group["lr_multiplier"] = 0.1
+        learner.optimization.adapt_lr(component, ratio)
+        assert (group["lr_multiplier"] > 0.1) - (group["lr_multiplier"] < 0.1) == change
     group["lr_multiplier"] = 0.25
     learner.anneal(0.0)
     groups = learner.optimization.groups

@@ -14,7 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, check_env_specs
 
 from hpo_torchrl.algorithms import HPO
-from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
+from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector, differentiable_rollout
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Traces
@@ -79,7 +79,7 @@ def gradient(output, policy):
 
 def assert_identical(one, other):
     """The same entries with the same bits."""
-    assert one.shape == other.shape
+    assert (one.shape, one.device) == (other.shape, other.device)
     assert set(one.keys(True, True)) == set(other.keys(True, True))
     for key, value in one.items(True, True):
         assert value.dtype == other[key].dtype
@@ -363,6 +363,12 @@ def test_total_frames_and_length():
     with pytest.raises(TypeError, match="total_frames=-1 has no length"):
         len(endless)
     assert [batch.shape for _, batch in zip(range(4), endless, strict=False)] == [(4, 5)] * 4
+    env = inventory()
+    for kind in (DifferentiableCollector, SampleCollector):
+        collector = kind(env, policy_for(env, scale=0.3), frames_per_batch=20)
+        for batch in (1, 2, 3):
+            collector.collect()
+            assert collector.frames == 20 * batch
 
 
 def test_the_exploration_type_is_the_collectors_own():

@@ -66,6 +66,42 @@ def without_code(monkeypatch):
 
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_an_ordinary_rollout(case):
+    spent = compared(case)
+    assert 0.0 == spent[1] < spent[2] == spent[3]  # the second time nothing is compiled
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_form_for_compiling_gives_the_same(case, monkeypatch):
+    """Without a compiler, which takes its time."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda chunk, **how: asked.append(how) or chunk)
+    assert compared(case) == [0.0] * 4
+    (how,) = asked
+    assert how["fullgraph"]
+    assert how["dynamic"] is False
+    assert how["options"] == ({"triton.cudagraphs": True} if torch.cuda.is_available() else {})
+
+
+@pytest.mark.parametrize(("given", "chunks"), [(2, 3), (3, 2), (None, 1)])
+def test_chunks_of_the_length_that_is_asked_for_are_compiled(given, chunks, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        torch, "compile", lambda chunk, **how: lambda *these: calls.append(1) or chunk(*these)
+    )
+    env = inventory()
+    for scale in (0.3, 0.0):  # without a scale the discrete action is still sampled
+        calls.clear()
+        policy = policy_for(env, scale=scale)
+        roll = Rollout(env, policy, compile=True, checkpoint_steps=given)
+        with torch.no_grad():
+            roll(6)
+        assert not calls
+        roll(6)
+        assert len(calls) == chunks
+
+
+def compared(case):
+    """Compare a rollout with the compiled one, twice; return what was spent on compiling."""
     make, checkpoint_steps = CASES[case]
     torch.manual_seed(3)
     env, policy = make()
@@ -84,7 +120,6 @@ def test_values_and_gradients_are_those_of_an_ordinary_rollout(case):
             shape = (3, 2) if env.num_seeds else (2,)
             found.append((rollout, gradients, policy.randomness.draw("normal", shape)))
             spent.append(compiled.compile_seconds)
-    assert 0.0 == spent[1] < spent[2] == spent[3]  # the second time nothing is compiled
     for (plain, one, after), (fast, other, after_fast) in zip(found[:2], found[2:], strict=True):
         assert set(plain.keys(True, True)) == set(fast.keys(True, True))
         for key in plain.keys(True, True):
@@ -96,6 +131,7 @@ def test_values_and_gradients_are_those_of_an_ordinary_rollout(case):
             if a is not None:
                 torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
     found[3][0]["next", "reward"].mean().backward()  # a graph may be gone through twice
+    return spent
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

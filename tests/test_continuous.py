@@ -114,11 +114,52 @@ def test_the_density_of_a_squashed_normal_integrates_to_one_and_is_safe(name):
     free = torch.ones(3, 2, dtype=torch.bool) if fixed is None else ~fixed.expand(3, 2)
     torch.testing.assert_close(mass[free].abs(), torch.ones_like(mass[free]), rtol=1e-4, atol=0)
     assert (density[:, ~free] == 0).all()
+    # One branch by its index is as it is among all.
+    index = torch.tensor([0, 2, 1, 1])[:, None, None].expand(4, 1, 2)
+    loc4, scale4 = loc.expand(4, 3, 2), scale.expand(4, 3, 2)
+    noise = torch.randn(4, 3, 2, dtype=DOUBLE)
+    drawn = dist.sample(loc4, scale4, noise)
+    one = [x.gather(-2, index) for x in (loc4, scale4, noise, drawn)]
+    wanted = dist.log_prob(loc4, scale4, drawn).gather(-2, index)
+    torch.testing.assert_close(dist.log_prob(one[0], one[1], one[3], index), wanted)
+    torch.testing.assert_close(dist.log_prob_of_sample(*one, index), wanted)
     far = torch.tensor([-80.0, 80.0], dtype=DOUBLE)[:, None, None].expand(2, 3, 2)
     wild = far.clone().requires_grad_()
     extreme = dist.log_prob(wild, scale, dist.range(wild.detach()))
     assert extreme.isfinite().all()
     assert torch.autograd.grad(extreme.sum(), wild)[0].isfinite().all()
+
+
+def test_a_distribution_of_ones_own_is_told_the_branch():
+    class Shifted(ContinuousDistribution):
+        def log_prob(self, loc, scale, value, index=None):
+            return value - index
+
+        sample = entropy = None
+
+    given = torch.rand(4, 3, 2, 2)
+    found = Shifted().log_prob_of_sample(*given[:3], given[3], index=given[0])
+    assert torch.equal(found, given[3] - given[0])
+
+
+@pytest.mark.parametrize("scale", [None, 0.0, 1.0])
+def test_the_chosen_branch_has_its_own_range(scale):
+    own = SquashedNormal(RANGES["by branch"])
+    logits, loc = torch.randn(40, 3, dtype=DOUBLE), torch.randn(40, 3, 2, dtype=DOUBLE)
+    dist = HybridDistribution(logits, loc, scale, distribution=own)
+    modes = dist.actions()
+    best = dist.deterministic_sample
+    rows = torch.arange(40)
+    assert torch.equal(best["continuous"], modes[rows, logits.argmax(-1)])
+    action = dist.sample()
+    d, u = action["discrete"], action["continuous"]
+    torch.testing.assert_close(dist.mode_of(d), modes[rows, d])
+    assert (u >= torch.tensor([0.0, -2.0, 1.0])[d, None]).all()
+    assert (u <= torch.tensor([INF, 3.0, 1.0])[d, None]).all()
+    density = dist.log_prob_continuous(d, u)
+    assert (density == 0).tolist() == [not scale or at == 2 for at in d.tolist()]
+    fixed = dist.entropy() == dist.entropy_discrete()
+    assert fixed.all() == (not scale)
 
 
 def test_gradients_of_a_squashed_sample_are_finite_differences():

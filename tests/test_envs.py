@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from stockpyl.ss import s_s_discrete_exact
 from tensordict import TensorDict
 from torch.autograd.gradcheck import GradcheckError, gradcheck
@@ -265,6 +266,20 @@ def test_demand_has_the_mean_and_variance_it_should(kind):
     assert (drawn == drawn.round()).all() == env.demand.poisson == (kind == "poisson")
 
 
+def test_normal_demand_is_never_negative():
+    drawn = InventoryEnv(demand={"name": "normal", "mean": 1.0}, seed=0).sample_noise(20_000)
+    assert drawn.min() == 0
+    assert (drawn == 0).double().mean().item() == pytest.approx(norm.cdf(-1), abs=0.01)
+
+
+def test_states_start_as_far_apart_as_orders_are_cheapest():
+    periods = torch.linspace(0.5, 40, 4000)
+    for fixed, holding, means in [(64, 1.0, [10.0]), (64, 0.1, [10.0]), (100, 1.0, [2.0, 5.0])]:
+        env = InventoryEnv(len(means), 0, means, holding, fixed_cost_per_item=fixed)
+        cost = fixed * len(means) / periods + holding * sum(means) * periods / 2
+        assert env.order_interval == round(periods[cost.argmin()].item())
+
+
 @pytest.mark.parametrize("horizon", [None, 3])
 def test_traces_are_replayed_exactly_also_after_a_reset(horizon):
     traces = torch.randint(30, (2, 4, 3)).float()
@@ -281,7 +296,9 @@ def test_traces_are_replayed_exactly_also_after_a_reset(horizon):
 
 def test_initial_states_are_what_they_are_called():
     common = {"num_items": 2, "lead_time": 3, "batch_size": 500, "seed": 0}
-    assert (InventoryEnv(**common).reset()["inventory"] == 0).all()
+    start = InventoryEnv(**common).reset()
+    assert (start["inventory"] == 0).all()
+    assert [start[key].dtype for key in ("done", "terminated")] == [torch.bool] * 2
     wide = InventoryEnv(**common, initial_state="random")
     inventory = wide.reset()["inventory"]
     # From one period of backlog to the rough S, and two periods of demand either way by item.

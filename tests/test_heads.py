@@ -155,6 +155,20 @@ def test_what_enumerates_options_refuses_heads():
         exact_gradient(env, policy, 1)
 
 
+@pytest.mark.parametrize("num_heads", [None, 2])
+def test_a_learned_scale_is_each_branchs_own(num_heads):
+    heads, size = ((), 4) if num_heads is None else ((2,), 2)
+    given = {"num_heads": num_heads, "hidden": (4,), "scale": 0.3}
+    for learn, branches in ((False, 1), (True, 3)):
+        network = HybridNetwork(5, 3, 4, learn_scale=learn, **given)
+        assert network.log_scale.shape == (*heads, branches, size)
+        assert isinstance(network.log_scale, torch.nn.Parameter) == learn
+    network.log_scale.data.copy_(torch.randn(network.log_scale.shape))
+    scale = network(torch.randn(7, 5))[2]
+    torch.testing.assert_close(scale[3], network.log_scale.exp())
+    assert len(scale.unique()) == 12
+
+
 def test_heads_must_divide_the_action():
     with pytest.raises(ValueError, match="num_heads must divide continuous_dim=2, got 3"):
         TwoSwitches(num_heads=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
+from test_collectors import Drift
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import check_env_specs
@@ -27,6 +29,7 @@ from hpo_torchrl.envs import (
     hybridize,
 )
 from hpo_torchrl.envs.pieces import ActionPieces
+from hpo_torchrl.envs.wrapped import Spaces
 from hpo_torchrl.modules import HybridPolicy, RulePolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory.features import (
@@ -325,6 +328,33 @@ def test_suppliers_deliver_after_their_own_lead_time():
     assert levels == [[7.0, 0.0], [7.0, 0.0], [7.0, 7.0]]
 
 
+@pytest.mark.parametrize("name", ["fixed_cost", "item_fixed_cost", "truckloads"])
+def test_spaces_are_kept_as_plain_values(name):
+    """By them a policy is built without its environment."""
+    env = inventory(VARIANTS[name], num_items=2, batch_size=3)
+    plain = json.loads(json.dumps(Spaces.of(env)))
+    assert plain == Spaces.of(env)
+    spaces = Spaces(**plain)
+    for one, other in zip(spaces.branch_bounds or (), env.branch_bounds or (), strict=True):
+        assert torch.as_tensor(one).tolist() == torch.as_tensor(other).tolist()
+    same = ("num_discrete", "num_heads", "continuous_dim", "observation_dim", "has_action_mask")
+    assert [getattr(spaces, key) for key in same] == [getattr(env, key) for key in same]
+    torch.testing.assert_close(spaces.action_scale, env.action_scale)
+    one, other = (HybridPolicy.for_env(e, hidden=[4], scale=0.1) for e in (spaces, env))
+    one.load_state_dict(other.state_dict())
+    seen = env.reset()
+    assert torch.equal(one.distribution(seen["observation"]).loc, other(seen)["loc"])
+    with pytest.raises(NotImplementedError, match="trained on a InventoryEnv that was built in"):
+        spaces.reset()
+
+
+def test_pieces_move_to_a_device():
+    env = inventory(VARIANTS["all_units_discount"], batch_size=3)
+    moved = env.pieces.to(torch.device("meta"))
+    assert moved is env.pieces
+    assert all(end.is_meta for end in (moved.low, moved.high, *moved.bounds[:2]))
+
+
 def test_features_that_are_none_are_refused():
     for features, words in [
         ([FixedCost(1.0), FixedCost(2.0)], "FixedCost twice"),
@@ -437,10 +467,10 @@ def test_a_bounded_action_of_the_users_own():
 class PlainHeater(EnvBase):
     """The same as a TorchRL environment with an action of its own."""
 
-    def __init__(self):
+    def __init__(self, number=1):
         super().__init__(batch_size=[5])
         self.observation_spec = Composite(observation=Unbounded((5, 1)), shape=[5])
-        self.action_spec = Bounded(0.0, 1.0, shape=(5, 1))
+        self.action_spec = Bounded(0.0, 1.0, shape=(5, number))
         self.reward_spec = Unbounded((5, 1))
 
     def _reset(self, tensordict=None, **kwargs):
@@ -470,6 +500,11 @@ def test_a_torchrl_environment_is_hybridized_by_a_transform():
     assert policy.network.continuous[-1].bias.grad.abs().sum() > 0
     critic = make_value_network(env, hidden=(8,))
     assert HPO(env, policy, critic, unroll_length=5).iterate()["action_change"] > 0
+    two = hybridize(PlainHeater(2), intervals=[0.0, (0.25, 1.0)], per_item=True)
+    spec = two.full_action_spec["action"]
+    assert (spec.shape, spec["discrete"].shape, spec["continuous"].shape) == ((5,), (5, 2), (5, 2))
+    kept = Spaces.of(Drift())  # that has no bounds
+    assert (kept["original"], kept["branch_bounds"], kept["num_heads"]) == ("Drift", None, None)
 
 
 def test_the_example_of_a_problem_of_ones_own(tmp_path, monkeypatch, capsys):

@@ -14,12 +14,14 @@ from test_objectives import perturb
 from torch.distributions import Categorical, Independent, Normal
 from torch.nn import functional as F
 from torchrl.collectors import Collector
+from torchrl.data import Bounded, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import MLP
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy, make_value_network
+from hpo_torchrl.modules.policy import _bounds
 from hpo_torchrl.problems import InventoryEnv
 
 close = torch.testing.assert_close
@@ -164,7 +166,8 @@ def test_the_parameters_given_are_not_changed():
     [
         ({"loc": torch.zeros(4, 2, 1)}, r"one branch per .*\(4, 3, 'n'\), got \(4, 2, 1\)"),
         ({"scale": torch.tensor(-0.5)}, r"scale must be >= 0, got a minimum of -0\.5"),
-        ({"scale": torch.ones(5)}, "scale"),
+        ({"scale": torch.tensor([[[1.0], [math.nan], [1.0]]])}, "scale must be >= 0, got .* nan"),
+        ({"scale": torch.ones(5)}, "scale must be broadcastable to .*(4, 3, 1).*got .5,"),
         ({"mask": torch.ones(4, 3)}, r"mask must be bool of shape \(4, 3\), got torch.float32"),
         ({"mask": torch.eye(4, 3).bool()}, "mask must allow at least one discrete action"),
     ],
@@ -173,6 +176,25 @@ def test_wrong_parameters_are_named(changes, message):
     arguments = {"logits": torch.zeros(4, 3), "loc": torch.zeros(4, 3, 1)} | changes
     with pytest.raises(ValueError, match=message):
         HybridDistribution(**arguments, validate_args=True)
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        ([[0.0, 0.0]], [[2.0, 3.0]], (0.0, [2.0, 3.0])),
+        ([[-1.0, -2.0], [-1.0, -2.0]], [[5.0, 5.0], [5.0, 5.0]], ([-1.0, -2.0], 5.0)),
+        ([-INF, 1.0], [INF, INF], ([-INF, 1.0], None)),
+        ([-3.4e38, -INF], [2.0**96, 1e30], (None, [2.0**96, INF])),
+    ],
+)
+def test_bounds_are_read_off_a_spec(low, high, expected):
+    assert _bounds(Bounded(torch.tensor(low), torch.tensor(high))) == expected
+    assert _bounds(Unbounded(2)) == (None, None)
+    with pytest.raises(ValueError, match=r"same bounds for every instance.*continuous_bounds"):
+        _bounds(Bounded(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]])))
 
 
 def test_a_policy_refuses_a_row_without_an_allowed_option():
@@ -352,7 +374,7 @@ def test_a_mask_is_read_from_its_key(custom):
 
 def test_state_dict_round_trip_restores_every_output():
     env = inventory()
-    arguments = {"scale": 0.3, "learn_scale": True, "shared_trunk": True, "hidden": (8, 8)}
+    arguments = {"scale": 0.3, "learn_scale": True, "shared_trunk": True, "hidden": (8, 6)}
     policy, other = (perturb(HybridPolicy.for_env(env, **arguments)) for _ in range(2))
     td = env.reset()
     before, changed = policy.get_dist(td.copy()), other.get_dist(td.copy())

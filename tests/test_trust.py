@@ -23,7 +23,7 @@ from hpo_torchrl.experiments import cli
 from hpo_torchrl.experiments.config import compose_config
 from hpo_torchrl.experiments.run import train_run
 from hpo_torchrl.training import Checkpoint, CheckpointError, RunFolder
-from hpo_torchrl.training.checkpoint import DamagedError, Saved, packed
+from hpo_torchrl.training.checkpoint import DamagedError, Saved, packed, read_together
 
 FEW = [*SMALL, "trainer.num_updates=3", "trainer.checkpoint_every=1", "trainer.progress=false"]
 OPENERS = {
@@ -160,9 +160,10 @@ def test_every_change_of_a_checkpoint_is_noticed(run):
         with pytest.raises(DamagedError):
             print(what, checkpoint.read(update))
     new.write_bytes(data)
-    rewrite(new, lambda content: content.update(update=1))
-    with pytest.raises(DamagedError, match=f"it is of update 1, not {update}"):
-        checkpoint.read(update)
+    for wrong in (1, update + 1):
+        rewrite(new, lambda content, wrong=wrong: content.update(update=wrong))
+        with pytest.raises(DamagedError, match=f"it is of update {wrong}, not {update}"):
+            checkpoint.read(update)
     rewrite(new, lambda content: content.update(update=update) or content["states"].pop("rng"))
     with pytest.raises(DamagedError, match="it holds no rng"):
         checkpoint.read(update)
@@ -181,6 +182,36 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(run, monkeypatch, capsy
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="No other checkpoint is left"):
         hpo_torchrl.load_policy(run)
+
+
+def test_a_checkpoint_is_that_of_its_update(tmp_path):
+    net = torch.nn.Linear(2, 1)
+    checkpoint = Checkpoint(tmp_path, {"net": net}, config={})
+    for update in (3, 5, 9):
+        net.weight.data.fill_(update)
+        path = checkpoint.save(update, {"at": update})
+        assert path == checkpoint.newest()
+    assert checkpoint.updates() == [5, 9]  # the newest two
+    for update in (5, 9, None):
+        net.weight.data.zero_()
+        assert checkpoint.load(update) == (update or 9, {"at": update or 9})
+        assert net.weight.tolist() == [[update or 9] * 2]
+    for absent in (3, 4, 6, 10):
+        with pytest.raises(CheckpointError, match=f"no checkpoint of update {absent}"):
+            checkpoint.load(absent)
+    assert checkpoint.load(5, components=["rng"])[0] == 5
+    assert net.weight.tolist() == [[9, 9]]
+    checkpoint.forget(9)
+    checkpoint.forget(5)
+    assert checkpoint.updates() == [5]
+    other = Checkpoint(tmp_path / "other", {"net": net}, config={})
+    other.save(4, {})
+    with pytest.raises(CheckpointError, match="different updates, 4 to 5"):
+        read_together([checkpoint, other])
+    for update in (5, 6):
+        other.save(update, {})
+    assert [saved.update for saved in read_together([checkpoint, other])] == [5, 5]
+    assert [saved.update for saved in read_together([other, other])] == [6, 6]
 
 
 def test_a_failing_disk_is_no_damage(run, monkeypatch):
