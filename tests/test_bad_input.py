@@ -283,7 +283,6 @@ def test_the_start_of_a_rollout_is_checked(parts):
                 error=(ValueError, TypeError, KeyError),
             )
     noise = torch.full((4, 3, 1), NAN)
-    refused(lambda: differentiable_rollout(env, policy, 3, noise=noise), "noise", "nan")
     refused(lambda: env.load_noise(noise), "noise", "nan")
     spoilt_state = start.set("inventory", start["inventory"] * NAN)
     refused(lambda: env.reset(spoilt_state, set_state=True), "inventory", "nan")

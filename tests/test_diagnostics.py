@@ -300,7 +300,7 @@ def test_command_measures_an_untrained_policy(tmp_path, monkeypatch, capsys):
     [
         (["/no/such/run"], "not the folder of a run"),
         (["env.nmu_items=2"], "Did you mean 'num_items'"),
-        (["env.num_items=2", "somewhere"], "give somewhere alone"),
+        (["env.num_items=2", "somewhere"], "somewhere is not the folder of a run"),
         (["env.num_items=2", "output_dir=here"], "use --output DIR"),
         (["resume=here"], "'resume=here' is of hpo-train"),
     ],

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torchrl.envs import EnvBase, VecNorm, VecNormV2
 
-from hpo_torchrl.core.checks import check_finite, shown
+from hpo_torchrl.core.checks import shown
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.wrappers import batched
 from hpo_torchrl.envs import DifferentiableEnv
@@ -79,9 +79,7 @@ def noise_of(env: DifferentiableEnv, start: Any, num_steps: int, noise: Tensor |
     """Return the noise given for a rollout, checked, or draw it."""
     if noise is None:
         return env.sample_noise(num_steps, {key: start[key] for key in env.state_names})
-    env.check_noise(noise, num_steps)
-    check_finite("noise", noise)
-    return noise
+    return env.check_noise(noise, num_steps)
 
 
 @torch.no_grad()

@@ -170,7 +170,7 @@ class SwitchedLQREnv(DifferentiableEnv):
                 "own. Lower num_modes or raise dim."
             )
         check_int("recipe_seed", recipe_seed, minimum=0)
-        check_float("growth", growth)
+        in_dtype("growth", check_float("growth", growth), others.get("dtype", torch.float32))
         check_float("coupling", coupling)
         check_float("weak_input", weak_input)
         check_float("input_cost", input_cost, minimum=0.0, strict=True)

@@ -87,7 +87,7 @@ def lost_sales_optimum(
     tolerance = check_float("tolerance", tolerance, minimum=1e-9)
     costs = check_order_costs(order_cost, _MAX_STOCK[L] + 1)
     stock = _first_stock(mean, h, costs, L)
-    while stock <= _MAX_STOCK[L]:
+    while max(stock, mean) <= _MAX_STOCK[L]:
         G = one_period_cost(np.arange(stock + 1), mean, h, p)
         found = StockGrid(mean, G, costs[: stock + 1], L).solve(tolerance)
         if found is not None:
