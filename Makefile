@@ -6,13 +6,14 @@ INSTALLED := .venv/.installed
 # Options for the command, for example: make train ARGS="env.num_items=3 seed=1"
 ARGS ?=
 
-.PHONY: help train test figure bench mutants lint format clean
+.PHONY: help train test figure bench faults mutants lint format clean
 
 help:
 	@echo "make train    train HPO on the single-item inventory problem (ARGS=... overrides)"
 	@echo "make test     run the tests"
 	@echo "make figure   HPO against PPO by number of items: sweep, tables and figures (20 minutes)"
 	@echo "make bench    compare the speed with hand-written PyTorch (ARGS=... for sizes)"
+	@echo "make faults   kill runs, spoil files and numbers, give bad input: what is not noticed? (1 hour)"
 	@echo "make mutants  plant faults in the method: which do the tests find? (20 minutes; ARGS=... for more)"
 	@echo "make lint     check style, formatting and types"
 	@echo "make format   apply the formatting"
@@ -35,6 +36,9 @@ figure: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed $(ARGS)
+
+faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults $(ARGS)
 
 mutants: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults.mutants $(ARGS)

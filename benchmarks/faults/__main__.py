@@ -1,5 +1,6 @@
 """Inject faults of every kind, and count those that were not noticed.
 
+    make faults                                 # all, about an hour
     python -m benchmarks.faults [NAME ...]
 
 Without names all of ``NAMES``. ``files`` are the tests of damaged and hostile files,
@@ -16,7 +17,7 @@ from importlib import import_module
 
 import pytest
 
-NAMES = ("files", "owners", "nans", "library", "commands", "kills")
+NAMES = ("files", "data", "owners", "nans", "library", "commands", "kills")
 
 
 def main(argv: Sequence[str]) -> int:

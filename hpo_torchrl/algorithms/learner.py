@@ -17,7 +17,7 @@ from torchrl.objectives.value.functional import vec_generalized_advantage_estima
 
 from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
 from hpo_torchrl.algorithms.diagnosis import check_lasting, explain
-from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, check_finite
+from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, stop_unless_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int
@@ -222,9 +222,11 @@ class Learner(Algorithm):
         reward = batch.get(("next", "reward"))
         # The argmax of NaN is 0: a batch may look well whose choices mean nothing.
         chosen = batch.select(("next", "reward"), "action", "discrete_log_prob", strict=False)
-        check_finite(chosen.to_dict(), seeds=self.seeds, label="The batch's {}")
+        stop_unless_finite(chosen.to_dict(), seeds=self.seeds, label="The batch's {}")
         self.scaler.observe(reward)
-        check_finite(dict(self.scaler.named_buffers()), seeds=self.seeds, label="The rewards' {}")
+        stop_unless_finite(
+            dict(self.scaler.named_buffers()), seeds=self.seeds, label="The rewards' {}"
+        )
         scale, shift = (unsqueeze_like(unit, reward) for unit in self.reward_units(batch))
         batch.set(("next", "reward"), reward / scale - shift)
         cost = -self.mean(reward.detach()) / self.cost_units

@@ -109,7 +109,9 @@ class Optimization:
         if component not in self.groups:  # a network of the user's own may have no such part
             return
         change = {component: torch.as_tensor(ratio)}
-        check_finite(change, seeds=self.seeds, label="The change of the {} actions by the update")
+        stop_unless_finite(
+            change, seeds=self.seeds, label="The change of the {} actions by the update"
+        )
         ratios = (torch.as_tensor(ratio).double() / self.factor).reshape(-1).tolist()
         for group, own in zip(self.param_groups(component), ratios, strict=True):
             factor = 1.0 / _FACTOR if own > 2.0 else _FACTOR if own < 0.5 else 1.0
@@ -170,7 +172,7 @@ def clip_gradients(
         groups: parameters by name, by component; with seeds ``(S, ...)``.
         max_norm: largest norm of a component's gradient.
         seeds: the seeds on the leading axis; ``None`` without one.
-        active: see :func:`check_finite`.
+        active: see :func:`stop_unless_finite`.
         losses: terms that the gradients are of, which are checked with them.
 
     Returns:
@@ -190,9 +192,9 @@ def clip_gradients(
     found = [value.reshape(-1) for value in (*(losses or {}).values(), *norms.values())]
     if found and not bool(torch.cat(found).isfinite().all()):
         place: dict[str, Any] = {"seeds": seeds, "active": active}
-        check_finite(losses or {}, **place)
-        check_finite(gradients, label="The gradient of {}", **place)
-        check_finite(norms, label="The gradient's norm of {}", **place)
+        stop_unless_finite(losses or {}, **place)
+        stop_unless_finite(gradients, label="The gradient of {}", **place)
+        stop_unless_finite(norms, label="The gradient's norm of {}", **place)
     for component, norm in norms.items():
         factor = (max_norm / (norm + 1e-6)).clamp_max(1.0)
         for gradient in gradients[component].values():
@@ -200,7 +202,7 @@ def clip_gradients(
     return norms
 
 
-def check_finite(
+def stop_unless_finite(
     values: Mapping[str, Any],
     *,
     seeds: Sequence[int] | None = None,
