@@ -94,7 +94,7 @@ def batches() -> Iterator[Bad]:
         yield Bad(f"HPOLoss: {name} of float32", call, (name, "float32"))
     action = ("action", "discrete")
     for what, change, words in (
-        ("one too many", lambda e: e + 7, ("discrete", "7")),
+        ("one too many", lambda e: 0 * e + 7, ("discrete", "7")),
         ("-1", lambda e: e - 9, ("discrete", "-9")),
         ("of floats", lambda e: e.float(), ("discrete", "float32")),
         ("with a last axis", lambda e: e.unsqueeze(-1), ("discrete", "(4, 6, 1)")),
