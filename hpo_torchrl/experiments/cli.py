@@ -173,8 +173,11 @@ def _named(texts: Sequence[str]) -> dict[str, str]:
 def _moved(settings: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return the overrides of a resumed run, and those that say where its files lie now."""
     name, pins = _named(settings).get("resume"), {}
-    if name and (folder := RunFolder(name)).found:
-        pins = folder.read_config(of_seeds=folder.seeds.is_file()).get("files", {})
+    if name:
+        folder = RunFolder(name)
+        with folder.advising("resume"):
+            if folder.found:
+                pins = folder.read_config(of_seeds=folder.seeds.is_file()).get("files", {})
     files = [text for text in settings if key_of(text) in pins]
     return [text for text in settings if text not in files], _named(files)
 
@@ -200,10 +203,10 @@ def _saved(
     wanted = OmegaConf.create(settings)
     for override in given.settings:
         key = key_of(override)
-        old, new = (OmegaConf.select(one, key) for one in (saved, wanted))
-        if key == "algorithm.learning_rate" and old is not None:
+        new = OmegaConf.select(wanted, key)
+        if key == "algorithm.learning_rate":
             config["algorithm"]["learning_rate"] = new
-        elif key not in ("resume", "changed_files") and old != new:
+        elif key not in ("resume", "changed_files") and OmegaConf.select(saved, key) != new:
             raise ValueError(
                 f"resume goes on under the run's own configuration, in its own folder, but "
                 f"{override!r} would change {key}. Leave it out, or start a new run with "

@@ -176,11 +176,6 @@ def tools() -> Iterator[Bad]:
             (3.0, "x", torch.ones(4, 2, 1)),
         )
         yield from each(
-            "noise",
-            lambda v, roll=roll: roll(env, policy, 3, noise=v),
-            (torch.full((4, 3, 1), NAN),),
-        )
-        yield from each(
             "tensordict", lambda v, roll=roll: roll(env, policy, 3, tensordict=v), (3, "x", {})
         )
     yield from each(
