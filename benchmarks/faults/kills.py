@@ -51,6 +51,9 @@ KINDS = {
 }
 
 
+SECONDS = ("wall_seconds", "compile_seconds")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Kill, resume, compare, and return how many ended otherwise."""
     parser = argparse.ArgumentParser(description="Kill runs at random and resume them.")
@@ -127,8 +130,10 @@ def content(folder: Path) -> list[Any]:
     runs = [RunFolder(folder)] if seeds is None else [RunFolder(folder).of_seed(s) for s in seeds]
     found: list[Any] = []
     for one in runs:
-        found.append({**one.read_summary(), "wall_seconds": None})
-        found.append([{**row, "wall_seconds": None} for row in one.read_metrics()])
+        found.append({k: v for k, v in one.read_summary().items() if k not in SECONDS})
+        found.append(
+            [{k: v for k, v in row.items() if k not in SECONDS} for row in one.read_metrics()]
+        )
         last = Checkpoint(one.path, {}, config=one.read_config())
         found.append(flat(last.read(last.updates()[-1]).states))
         found.append(sorted(path.name for path in one.path.iterdir() if path.name != ".lock"))
