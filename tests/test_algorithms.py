@@ -81,6 +81,23 @@ def test_every_algorithm_runs_everywhere_and_resumes_exactly(env, algorithm):
         assert torch.equal(value, second.policy.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("algorithm", LEARNERS)
+def test_the_unit_of_costs_does_not_matter(algorithm):
+    """A power of two is exact, so that costs in another one are learned from in the same steps."""
+    policies = []
+    for unit in (1.0, 1024.0):
+        costs = {"holding_cost": unit, "shortage_cost": 9 * unit, "fixed_cost_per_item": 64 * unit}
+        env = InventoryEnv(2, batch_size=8, initial_state="random", seed=0, **costs)
+        learner = make(algorithm, env, scale=0.1, seed=1)
+        torch.manual_seed(2)  # of a replay buffer
+        for _ in range(2):
+            found = learner.iterate()
+            assert {"loss_critic", "loss_qvalue"} & {*found}
+        policies.append(learner.policy.state_dict())
+    for name, value in policies[0].items():
+        torch.testing.assert_close(value, policies[1][name], rtol=1e-6, atol=1e-9, msg=name)
+
+
 @pytest.mark.parametrize("algorithm", [HPO, GumbelSoftmax, Pathwise])
 def test_a_loss_of_ones_own_trains(algorithm):
     learner = make(algorithm, loss=ScoreFunctionLoss)

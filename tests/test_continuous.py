@@ -11,6 +11,7 @@ from torch.distributions import Normal, SigmoidTransform, TransformedDistributio
 from hpo_torchrl.algorithms import PPO
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.core.categorical import BranchBounds
+from hpo_torchrl.diagnostics import exact_gradient
 from hpo_torchrl.modules import (
     ActionRange,
     ContinuousDistribution,
@@ -20,7 +21,7 @@ from hpo_torchrl.modules import (
     make_value_network,
 )
 from hpo_torchrl.modules.continuous import SquashedNormal
-from hpo_torchrl.problems import InventoryEnv
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 
 DOUBLE = torch.float64
 UNIT = torch.tensor([0.5, 3.0], dtype=DOUBLE)
@@ -68,6 +69,27 @@ class Kumaraswamy(ContinuousDistribution):
 
     def _into(self, x):
         return self.range.low + (self.range.high - self.range.low) * x
+
+
+def test_uniform_noise_is_integrated_over_its_interval():
+    torch.manual_seed(0)
+    env = SwitchedLQREnv(*(torch.rand(2, 1, 1) for _ in "ABQR"), batch_size=3, dtype=DOUBLE, seed=0)
+    size = env.observation_spec["observation"].shape[-1]
+    given = {"continuous_bounds": (-1.0, 4.0), "distribution": Kumaraswamy, "dtype": DOUBLE}
+    policy = HybridPolicy(HybridNetwork(size, 2, 1, hidden=(4,), **given))
+    start, noise = env.reset(), env.sample_noise(1)
+    exact = exact_gradient(env, policy, 1, tensordict=start, noise=noise, num_nodes=20)
+    # The midpoint rule.
+    draws = ((torch.arange(4000, dtype=DOUBLE) + 0.5) / 4000).view(-1, 1, 1).expand(-1, 3, 1)
+    dist = policy.distribution(start["observation"])
+    state = {name: start[name].expand(4000, *start[name].shape) for name in env.state_names}
+    objective = 0.0
+    for discrete, u in enumerate(dist.actions(draws).unbind(-2)):
+        taken = {"discrete": torch.full(u.shape[:-1], discrete), "continuous": u}
+        reward = env.advance(state, taken, noise[:, 0].expand(4000, 3, 1))[1]
+        objective = objective + reward.squeeze(-1).mean(0) * dist.probs[:, discrete]
+    # The slope at the ends is infinite, where nodes are few.
+    assert exact.objective == pytest.approx(objective.mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", RANGES)

@@ -145,8 +145,9 @@ def exact_gradient(
         logits, loc, scale = network(observation)
         theta = network(observation.detach())[0]
         through_state = frozen(observation)[0]
-        u = distribution.mode(loc, None).unsqueeze(2)
-        if scale is not None:
+        if scale is None:
+            u = distribution.mode(loc, None).unsqueeze(2)
+        else:
             u = distribution.sample(loc.unsqueeze(1), scale.unsqueeze(1), nodes[:, None])
             u = u.transpose(1, 2)
         state, reward = _branch(env, state, u, step_values)
