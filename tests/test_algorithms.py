@@ -107,6 +107,20 @@ def test_a_loss_of_ones_own_trains(algorithm):
     assert float(learner.loss.entropy_coeff) == pytest.approx(learner.entropy_bonus)
 
 
+@pytest.mark.parametrize("env", ENVS)
+def test_the_value_after_a_step_is_that_of_where_it_led(env):
+    """Also where an episode ends in the middle of the rollout."""
+    learner = make(HPO, ENVS[env](), unroll_length=25)
+    for parameter in learner.critic.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    batch = learner.collector.collect()
+    learner.add_values(batch)
+    with torch.no_grad():
+        for place in (batch, batch["next"]):
+            expected = learner.critic(place.select("observation"))["state_value"]
+            torch.testing.assert_close(place["state_value"], expected)
+
+
 # -- PPO -----------------------------------------------------------------------------------------
 
 
@@ -526,6 +540,28 @@ def test_learned_critic_takes_masked_options():
     terms = loss(batch)
     assert all(bool(value.isfinite()) for value in terms.values())
     assert float(terms["entropy"]) == 0.0
+
+
+def test_the_bonus_of_the_learned_critic_is_in_units_of_what_choices_differ_by():
+    env = inventory()
+    policy = HybridPolicy.for_env(env, hidden=[8])
+    critic = make_q_network(env, hidden=[8])
+    for parameter in critic.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    with torch.no_grad():
+        batch = env.step(policy(env.reset()))
+    found = []
+    for shift, unit in ((0.0, 1.0), (50.0, 1.0), (0.0, 4.0)):
+        moved = copy.deepcopy(critic)
+        last = [module for module in moved.modules() if isinstance(module, nn.Linear)][-1]
+        last.weight.data.mul_(unit)
+        last.bias.data.mul_(unit).add_(shift)
+        loss = LearnedCriticLoss(policy, moved, entropy_coeff=0.1)
+        HardUpdate(loss, value_network_update_interval=1)
+        terms = loss(batch)
+        found.append(float(terms["loss_entropy"].detach()) / unit)
+    assert found[0] < 0.0
+    assert found == pytest.approx([found[0]] * 3, rel=1e-3)
 
 
 def test_a_divergence_is_never_below_nothing():

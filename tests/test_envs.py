@@ -15,6 +15,7 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 from torchrl.envs.utils import check_env_specs
 
 from hpo_torchrl.envs import certify
+from hpo_torchrl.envs.wrapped import Spaces
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Demand, Normal, Poisson, Record, Traces
 from hpo_torchrl.problems.inventory.features import AllUnitsDiscount, FixedCost, LostSales
@@ -440,3 +441,11 @@ def test_demand_of_ones_own_is_one_class():
     assert set(env.sample_noise(50).unique().tolist()) == {0.0, 10.0}
     assert not env.solvable
     assert env.reference(None).optimal_cost is None
+
+
+def test_a_half_open_range_is_cut_a_hundred_scales_from_its_end():
+    for ends, cut in (((None, 3.0), (-47.0, 3.0)), ((-2.0, None), (-2.0, 48.0))):
+        sizes = {"num_discrete": 2, "continuous_dim": 1, "observation_dim": 1}
+        env = Spaces(continuous_bounds=ends, action_scale=0.5, **sizes)
+        space = env.full_action_spec["action", "continuous"].space
+        assert (float(space.low), float(space.high)) == cut
