@@ -79,7 +79,7 @@ def noise_of(env: DifferentiableEnv, start: Any, num_steps: int, noise: Tensor |
     """Return the noise given for a rollout, checked, or draw it."""
     if noise is None:
         return env.sample_noise(num_steps, {key: start[key] for key in env.state_names})
-    # Values are not looked at: a rollout never waits. What NaN makes of rewards, losses refuse.
+    # Values are not looked at, for a rollout never waits. Losses refuse rewards of NaN.
     return env.check_noise(noise, num_steps)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import get_total_norm
 
-# What a learner adds to a batch, and all entries of one, as they follow from one another.
+# Entries that a learner adds to a batch, and all of one, as they follow from one another.
 _ADDED = ["state_value", "critic_value", "value_target", "advantage"]
 _KINDS = {
     "logits": "logit",

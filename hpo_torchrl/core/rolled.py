@@ -1,4 +1,4 @@
-"""What the rewards of a rollout know of their graph: its discount, and whether it is used up."""
+"""The rewards of a rollout know their graph: its discount, and whether it is used up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of an environment that TorchRL has wrapped."""
+"""Environments that TorchRL has wrapped: the one inside, and whether it is several."""
 
 from __future__ import annotations
 
