@@ -136,9 +136,9 @@ class Rollout(Engine):
         noise: Tensor | None = None,
     ) -> TensorDict:
         """Roll out; arguments and result are those of :func:`differentiable_rollout`."""
-        env, _ = self.env, check_int("num_steps", num_steps, minimum=1)
-        start = env.reset() if tensordict is None else tensordict
-        check_start(env, start)
+        check_int("num_steps", num_steps, minimum=1)
+        start = self.env.reset() if tensordict is None else tensordict
+        check_start(self.env, start)
         batch = self._rollout(num_steps, start, noise)
         key = ("next", "reward")
         if (reward := batch.get(key)).requires_grad:

@@ -42,7 +42,11 @@ from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
 _FREE = (*BUILT, "evaluation.validation", "evaluation.tests")
 # Keys of a command, not of a run: where it goes and what is said about it.
 COMMAND_KEYS = (
-    *("output_dir", "resume", "changed_files", "num_seeds", "sweep_dir"),
+    "output_dir",
+    "resume",
+    "changed_files",
+    "num_seeds",
+    "sweep_dir",
     "sweep_estimate",
 )
 

@@ -263,7 +263,8 @@ def packed(saved: Saved) -> bytes:
     """Return the bytes of a checkpoint."""
     buffer = io.BytesIO()
     torch.save(saved._asdict(), buffer)
-    return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
+    content = buffer.getvalue()
+    return hashlib.sha256(content).digest() + content
 
 
 def _unpacked(data: bytes) -> Saved:
