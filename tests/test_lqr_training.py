@@ -125,7 +125,7 @@ def test_settings_follow_the_episode():
 
     assert settings(make()) == (6, 1.0, True)
     assert settings(make(), unroll_length=3, discount=0.9) == (3, 0.9, False)
-    assert settings(InventoryEnv(batch_size=4)) == (30, 0.99, False)
+    assert settings(InventoryEnv(batch_size=4)) == (30, 1.0, False)
     with pytest.raises(ValueError, match="unroll_length must be an integer >= 1"):
         build(make(), unroll_length=0)
 

@@ -180,4 +180,4 @@ def test_discount_and_lambda_come_to_their_places(kind):
 
 def test_an_endless_problem_is_cut_into_chunks():
     made = learner(HPO)(unroll_length=None)
-    assert (made.unroll_length, made.discount, made.reset_at_each_iter) == (30, 0.99, False)
+    assert (made.unroll_length, made.discount, made.reset_at_each_iter) == (30, 1.0, False)

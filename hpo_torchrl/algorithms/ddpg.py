@@ -75,7 +75,11 @@ class DDPG(Learner):
             batch_size=self.minibatch_size,
         )
         self.loss = LearnedCriticLoss(
-            self.policy, self.critic, entropy_coeff=self.entropy_bonus, gamma=self.discount
+            self.policy,
+            self.critic,
+            entropy_coeff=self.entropy_bonus,
+            gamma=self.discount,
+            centered=self.objective == "average",
         )
         self.targets = SoftUpdate(self.loss, eps=self.target_decay)
 

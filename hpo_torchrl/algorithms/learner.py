@@ -21,9 +21,9 @@ from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, stop
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int
+from hpo_torchrl.core.objective import choose_objective
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.wrappers import plain
-from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives.base import values_where
 
@@ -67,8 +67,13 @@ class Learner(Algorithm):
             memory for more time; see :func:`differentiable_rollout`.
         compile: compile the rollout: it starts with a wait of half a minute, and pays in runs of
             thousands of updates.
-        discount: gamma; ``None`` is 1 where an episode terminates, else 0.99. It is also the factor
-            on the gradient through each transition.
+        objective: what is maximised: ``"average"`` (reward per step in the long run, where problems
+            never end), ``"discounted"`` (the discounted return) or ``"return"`` (the sum of an
+            episode). ``None`` is ``"discounted"`` where a discount below 1 is given,
+            ``"return"`` where an episode terminates, ``"average"`` where none ever does, and
+            ``"discounted"`` where the environment does not say (``horizon_terminates``).
+        discount: gamma; ``None`` is 0.99 for the discounted objective and 1 for the others, which
+            have no discount. It is also the factor on the gradient through each transition.
         gae_lambda: lambda of the advantage estimator.
         learning_rate: Adam's step size at the start; the policy's nets have a multiplier on it.
         adam_betas: Adam's decay rates of the mean and the square of the gradient. An untrained
@@ -89,7 +94,8 @@ class Learner(Algorithm):
         entropy_bonus: the current bonus.
 
     Raises:
-        ValueError: an argument is out of range, or the policy does not fit the environment.
+        ValueError: an argument is out of range, the policy does not fit the environment, or the
+            objective fits neither the discount nor the environment.
     """
 
     trains_many_seeds = False
@@ -105,6 +111,7 @@ class Learner(Algorithm):
     reset_until: float = setting(0.5, maximum=1.0, strict=True)
     checkpoint_steps: int | None = None
     compile: bool = False
+    objective: str | None = None
     discount: float = setting(None, maximum=1.0)
     gae_lambda: float = setting(0.95, maximum=1.0)
     learning_rate: float = setting(5e-3, strict=True)
@@ -130,16 +137,18 @@ class Learner(Algorithm):
         self._check_seeds()
         # The episode, where one ends for good. By attribute, so that an environment behind
         # TorchRL's transforms is found too.
-        episode = own.horizon if getattr(own, "horizon_terminates", False) else None
+        says = getattr(own, "horizon_terminates", None)
+        episode = own.horizon if says else None
+        continuing = says is not None and episode is None
         if self.unroll_length is None:
             self.unroll_length = episode or 30
-        if self.discount is None:
-            self.discount = 0.99 if episode is None else 1.0
+        self.objective, self.discount = choose_objective(
+            self.objective, self.discount, episode=episode, continuing=continuing
+        )
         if self.reset_at_each_iter is None:
             self.reset_at_each_iter = self.unroll_length == episode
-        # Only an environment known never to terminate may have a constant taken off its rewards.
-        continuing = isinstance(env, DifferentiableEnv) and episode is None
-        self.centers_rewards = continuing and self.discount < 1.0
+        # Where episodes may terminate, a constant taken off rewards changes what is best.
+        self.centers_rewards = continuing or self.objective == "average"
         self.entropy_bonus = self.entropy_coeff
         self.randomness = Randomness(self.seed, env.device)
         self.scaler = RewardScaler(num_seeds=self.num_seeds).to(env.device or "cpu")
@@ -227,6 +236,11 @@ class Learner(Algorithm):
         stop_unless_finite(
             dict(self.scaler.named_buffers()), seeds=self.seeds, label="The rewards' {}"
         )
+        if self.objective == "average" and bool(batch["next", "terminated"].any()):
+            raise ValueError(
+                "objective='average' is of problems that never end, but an episode terminated: "
+                "choose objective='return', or 'discounted'."
+            )
         scale, shift = (unsqueeze_like(unit, reward) for unit in self.reward_units(batch))
         batch.set(("next", "reward"), reward / scale - shift)
         cost = -self.mean(reward.detach()) / self.cost_units
@@ -246,7 +260,9 @@ class Learner(Algorithm):
 
         A constant reward rho adds rho / (1 - discount) to every value, which the critic would
         chase as the policy improves. Taking off the average temporal difference instead (Naik et
-        al. 2024, value-based reward centering) leaves the critic its level, whatever that is.
+        al. 2024, value-based reward centering) leaves the critic its level, whatever that is. With
+        discount 1 it is the average reward, whatever the states of the batch are drawn from:
+        differential values have r - rho + V(s') - V(s) of mean 0 in every state.
         """
         if batch.get(("next", "state_value"), None) is None:
             batch = batch.copy()
@@ -294,6 +310,9 @@ class Learner(Algorithm):
             done=after.get("done"),
             terminated=after.get("terminated"),
         )
+        if self.objective == "average":
+            # Differential values are known but for a constant; held at mean 0, it cannot drift.
+            target = target - unsqueeze_like(self.mean(target), target)
         for place in (batch, data):
             place.update({"advantage": advantage, "value_target": target})
         return data

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl.objectives import LossModule, ValueEstimators
 
 from hpo_torchrl.core.categorical import entropy_of
-from hpo_torchrl.core.checks import check_float, checked
+from hpo_torchrl.core.checks import check_bool, check_float, checked
 from hpo_torchrl.core.data import entry
 
 
@@ -37,6 +37,9 @@ class LearnedCriticLoss(LossModule):
         entropy_coeff: weight c of the entropy of the discrete choice, in standard deviations of
             the advantage Q - V under the policy.
         gamma: discount.
+        centered: take its mean over the batch off the goal :math:`r + \gamma \bar V(s')`. With
+            ``gamma=1`` this is relative Q-learning (Abounadi et al. 2001) of differential values:
+            what is taken off is the average reward, and the values keep their level.
 
     Returns:
         Tensordict with ``loss_actor``, ``loss_qvalue``, ``loss_entropy``, to be summed, and the
@@ -90,6 +93,7 @@ class LearnedCriticLoss(LossModule):
         *,
         entropy_coeff: float = 0.0,
         gamma: float = 0.99,
+        centered: bool = False,
     ) -> None:
         super().__init__()
         if "candidate" not in qvalue_network.in_keys:
@@ -98,6 +102,7 @@ class LearnedCriticLoss(LossModule):
         self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
         self.convert_to_functional(qvalue_network, "qvalue_network", create_target_params=True)
         self.gamma = check_float("gamma", gamma, minimum=0.0, maximum=1.0)
+        self.centered = check_bool("centered", centered)
         check_float("entropy_coeff", entropy_coeff, minimum=0.0)
         device = next(qvalue_network.parameters()).device
         self.register_coeff_buffer("entropy_coeff", entropy_coeff, device=device)
@@ -126,6 +131,8 @@ class LearnedCriticLoss(LossModule):
             value = (logits.exp() * values).sum(-1)
             alive = 1.0 - terminated.squeeze(-1).to(value.dtype)
             goal = reward.squeeze(-1) + self.gamma * alive * value
+            if self.centered:
+                goal = goal - goal.mean()
         taken = self._q(tensordict, continuous)
         taken = taken.gather(-1, discrete.unsqueeze(-1)).squeeze(-1)
         error = taken - goal
