@@ -17,6 +17,7 @@ import time
 
 import torch
 
+from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.cli import compose_config
 from hpo_torchrl.reporting import write_rows
@@ -50,14 +51,15 @@ def updates_to_gap(name: str, choice: bool | str, seed: int, target: float) -> d
     config = compose_config(settings)
     algorithm = build_algorithm(config)
     validation = build_tests(config)[2]
-    best = INVENTORY.get(name) or validation.reference().optimal_cost
+    known = {"optimal_cost": INVENTORY.get(name), "objective": "average"}
+    reference = Reference(**known) if name in INVENTORY else validation.reference()
     start, total, row, near = time.perf_counter(), config["trainer"]["num_updates"], 0, False
     for update in range(total):
         algorithm.anneal(update / total)
         algorithm.iterate()
         if not near and update % 5:
             continue
-        gap = validation.run(algorithm.policy).mean / best - 1
+        gap = reference.gaps(validation.run(algorithm.policy).mean, validation, algorithm)["gap"]
         near = near or gap < 0.1
         row = row + 1 if gap <= target else 0
         if row == IN_A_ROW:

@@ -39,12 +39,13 @@ def measure_gaps(given: argparse.Namespace) -> list[dict]:
         config = compose_config([*given.settings, f"seed={seed}"])
         algorithm = build_algorithm(config)
         tests, primary, validation = build_tests(config)
-        optimum = tests[primary].reference().optimal_cost
+        reference = tests[primary].reference()
         total, visited = config["trainer"]["num_updates"], set()
         for update in range(given.updates):
             algorithm.anneal(update / total)
             algorithm.iterate()
-            gap = 100 * (validation.run(algorithm.policy).mean / optimum - 1)
+            cost = validation.run(algorithm.policy).mean
+            gap = 100 * reference.gaps(cost, validation, algorithm)["gap"]
             place = max(0, int(gap // 5)) if gap < 25 else 5 if gap < 50 else None
             if place is None or place in visited:
                 continue

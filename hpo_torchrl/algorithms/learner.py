@@ -21,7 +21,7 @@ from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, stop
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int
-from hpo_torchrl.core.objective import choose_objective
+from hpo_torchrl.core.objective import choose_objective, endings
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.modules import HybridPolicy
@@ -135,16 +135,10 @@ class Learner(Algorithm):
         self.seeds = None if self.seed is None or isinstance(self.seed, int) else list(self.seed)
         self.num_seeds = None if self.seeds is None else len(self.seeds)
         self._check_seeds()
-        # The episode, where one ends for good. By attribute, so that an environment behind
-        # TorchRL's transforms is found too.
-        says = getattr(own, "horizon_terminates", None)
-        episode = own.horizon if says else None
-        continuing = says is not None and episode is None
+        episode, continuing = endings(env)
         if self.unroll_length is None:
             self.unroll_length = episode or 30
-        self.objective, self.discount = choose_objective(
-            self.objective, self.discount, episode=episode, continuing=continuing
-        )
+        self.objective, self.discount = choose_objective(env, self.objective, self.discount)
         if self.reset_at_each_iter is None:
             self.reset_at_each_iter = self.unroll_length == episode
         # Where episodes may terminate, a constant taken off rewards changes what is best.

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from hpo_torchrl.core.checks import check_choice
+from hpo_torchrl.core.wrappers import plain
 
 # The reward per step in the long run, the discounted return, the sum of an episode.
 OBJECTIVES = ("average", "discounted", "return")
+# What a test of some steps of a problem measures that is none of these.
+WINDOW = "window"
 
 
-def choose_objective(
-    objective: str | None, discount: float | None, *, episode: int | None, continuing: bool
-) -> tuple[str, float]:
-    """Choose objective and discount where they are not given.
+def endings(env: Any) -> tuple[int | None, bool]:
+    """Return the steps of an episode that ends for good, and whether none ever does.
+
+    ``(None, False)`` is an environment of which this is not known: it is no
+    :class:`DifferentiableEnv`, or its own ``advance`` decides. Attributes are read, so that an
+    environment behind TorchRL's transforms is found too.
+    """
+    own = plain(env)
+    terminates = getattr(own, "horizon_terminates", None)
+    episode = own.horizon if terminates else None
+    counted = terminates is False or getattr(own, "counts_steps", True)
+    return episode, terminates is not None and episode is None and counted
+
+
+def choose_objective(env: Any, objective: str | None, discount: float | None) -> tuple[str, float]:
+    """Choose objective and discount of a training where they are not given.
 
     Args:
+        env: the environment.
         objective: one of ``"average"``, ``"discounted"`` and ``"return"``.
         discount: gamma.
-        episode: steps of an episode that ends for good, if the environment is known to have one.
-        continuing: whether the environment is known never to end.
 
     Raises:
         ValueError: the objective is none of the three, or fits neither discount nor environment.
 
     Examples:
         >>> from hpo_torchrl.core.objective import choose_objective
-        >>> choose_objective(None, None, episode=None, continuing=True)
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> choose_objective(InventoryEnv(), None, None)
         ('average', 1.0)
-        >>> choose_objective(None, 0.9, episode=None, continuing=True)
+        >>> choose_objective(InventoryEnv(), None, 0.9)
         ('discounted', 0.9)
     """
+    episode, continuing = endings(env)
     if objective is None:
         if discount is not None and discount < 1.0:
             objective = "discounted"
@@ -51,3 +70,15 @@ def choose_objective(
     if fix:
         raise ValueError(f"The objective must fit discount and environment, got {got}: {fix}")
     return objective, discount
+
+
+def discounted_steps(discount: float, tail: float = 0.001) -> int:
+    """Return the steps beyond which no more than ``tail`` of a discounted return's weights lies."""
+    return math.ceil(math.log(tail) / math.log(discount))
+
+
+def worded(objective: str | None, discount: float = 1.0) -> str:
+    """Return an objective in words."""
+    words = {"average": "the long-run average", "return": "the return of an episode"}
+    words |= {"discounted": f"the return discounted by {discount:g}", WINDOW: "a window of steps"}
+    return words.get(str(objective), "an objective that it does not name")

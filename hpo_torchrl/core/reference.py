@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from tensordict.nn import TensorDictModuleBase
+
+from hpo_torchrl.core.objective import OBJECTIVES, worded
 
 
 class Test(Protocol):
@@ -16,6 +18,8 @@ class Test(Protocol):
     num_steps: int
     skip: int
     seed: int
+    objective: str
+    discount: float
 
     def run(self, policy: Any) -> Any:
         """Simulate a policy; the answer's ``mean`` is its cost per unit and period."""
@@ -44,6 +48,10 @@ class Reference:
 
     Attributes:
         optimal_cost: cost of the optimum.
+        objective: what all these costs are of: ``"average"``, ``"discounted"`` (the weighted
+            average cost, ``1 - discount`` times the discounted sum) or ``"return"`` (of an episode,
+            divided by its steps). Costs that are simulated on the test are of the test's objective.
+        discount: of the discounted objective.
         lower_bound: what no policy can go below.
         upper_bound: what some known policy attains.
         baselines: costs of simple rules by name.
@@ -51,26 +59,71 @@ class Reference:
         paired: whether the costs are of the test's own initial states, and all its noise is in
             those: gaps then have no sampling error of their own.
         details: further facts by name, as the problem's ``describe`` puts them in the summary.
+        no_gap: why there is nothing to compare with, of what :meth:`compared` returns.
     """
 
     optimal_cost: float | None = None
+    objective: str | None = field(default=None, kw_only=True)
+    discount: float = field(default=1.0, kw_only=True)
     lower_bound: float | None = None
     upper_bound: float | None = None
     baselines: Mapping[str, float] = field(default_factory=dict)
     policy: TensorDictModuleBase | None = field(default=None, compare=False)
     paired: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
+    no_gap: str | None = None
 
-    def gaps(self, cost: float) -> dict[str, float | None]:
+    def compared(self, test: Any, run: Any = None) -> Reference:
+        """Return this if its costs are of what the test measures and the run is trained for.
+
+        Otherwise all costs are left out, so that nothing that is printed or drawn can compare them,
+        and ``no_gap`` says why.
+
+        Args:
+            test: the test; has ``objective`` and ``discount``.
+            run: the algorithm, likewise; a rule, which is not trained, has none.
+
+        Examples:
+            >>> from hpo_torchrl.core.reference import Reference
+            >>> from hpo_torchrl.problems import InventoryEnv
+            >>> from hpo_torchrl.training import Evaluation
+            >>> test = Evaluation(InventoryEnv(batch_size=8), num_steps=50, seed=0)
+            >>> Reference(optimal_cost=37.0, objective="average").compared(test).no_gap
+            'the test measures a window of 50 periods, the optimum (37) is of the long-run average'
+        """
+        costs = (self.optimal_cost, self.lower_bound, self.upper_bound, *self.baselines.values())
+        own, measured, trained = (
+            (getattr(one, "objective", None), getattr(one, "discount", 1.0))
+            for one in (self, test, run)
+        )
+        named = own[0] in OBJECTIVES and own == measured and trained in (own, (None, 1.0))
+        if named or all(cost is None for cost in costs):
+            return self
+        measures = f"the test measures {getattr(test, 'measures', worded(*measured))}"
+        found = "" if self.optimal_cost is None else f" ({self.optimal_cost:g})"
+        why = f"{measures}, the optimum{found} is of {worded(*own)}"
+        if own == measured:
+            why = f"the run is trained for {worded(*trained)}, {measures}"
+        gone: dict[str, Any] = {
+            "optimal_cost": None,
+            "lower_bound": None,
+            "upper_bound": None,
+            "baselines": {},
+        }
+        return replace(self, **gone, paired=False, no_gap=why)
+
+    def gaps(self, cost: float, test: Any, run: Any = None) -> dict[str, float | None]:
         """Return cost / optimum - 1 as ``gap``, and the same for either bound; ``None`` if unknown.
 
         Between a lower and an upper bound the true gap is between ``gap_to_upper_bound`` (at
-        least) and ``gap_to_lower_bound`` (at most).
+        least) and ``gap_to_lower_bound`` (at most). All are ``None`` where the costs are of another
+        objective than the test's or the run's, see :meth:`compared`.
         """
+        fit = self.compared(test, run)
         known = {
-            "gap": self.optimal_cost,
-            "gap_to_lower_bound": self.lower_bound,
-            "gap_to_upper_bound": self.upper_bound,
+            "gap": fit.optimal_cost,
+            "gap_to_lower_bound": fit.lower_bound,
+            "gap_to_upper_bound": fit.upper_bound,
         }
         # Relative to the size of the base: the negated cost of a profit is below 0.
         return {

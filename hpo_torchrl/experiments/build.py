@@ -6,6 +6,7 @@ are the only source of defaults and checks, of this package's classes and of any
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from torchrl.modules import ValueOperator
 
 from hpo_torchrl.algorithms import Algorithm
 from hpo_torchrl.core.checks import accepted, check_choice, check_int, first_line
+from hpo_torchrl.core.objective import discounted_steps, endings
 from hpo_torchrl.envs import ReplicatedEnv
 from hpo_torchrl.experiments.pins import with_units
 from hpo_torchrl.experiments.targets import collecting, instantiate, target_of
@@ -24,8 +26,9 @@ from hpo_torchrl.modules import replicate
 from hpo_torchrl.training import Evaluation
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-# Periods of a test of an environment whose episodes do not end.
-_TEST_STEPS = 300
+# Periods of a test where episodes do not end, and how many of them are over before it counts.
+_TEST_STEPS = 400
+_WARM_UP = 100
 
 
 def build_env(config: Mapping[str, Any], **changes: Any) -> EnvBase:
@@ -101,6 +104,7 @@ def build_tests(
     config: Mapping[str, Any],
     env: EnvBase | None = None,
     tests: Evaluation | Mapping[str, Evaluation] | None = None,
+    run: Any = None,
 ) -> tuple[Mapping[str, Evaluation], str, Evaluation]:
     """Build the evaluations of a configuration.
 
@@ -108,6 +112,7 @@ def build_tests(
         config: the whole configuration.
         env: an environment, of which each test gets a copy; by default one is built for each.
         tests: the tests, if they are not to be built; the first is the primary one.
+        run: the algorithm, whose objective those tests measure that name none.
 
     Returns:
         The tests by name, the name of the primary one, and the validation for use in training.
@@ -120,15 +125,38 @@ def build_tests(
     check_int("evaluation.seed", settings["seed"], minimum=0)
     primary = check_choice("evaluation.primary", settings["primary"], settings["tests"])
 
-    def build(num_steps: int | None = None, skip: int = 0, **changes: Any) -> Evaluation:
+    def build(
+        num_steps: int | None = None,
+        skip: int | None = None,
+        objective: str | None = None,
+        discount: float | None = None,
+        **changes: Any,
+    ) -> Evaluation:
         place = build_env(config, **{"seed": settings["seed"], **changes}) if env is None else env
+        place = copy.deepcopy(place) if place is env else place
         own = getattr(place, "num_periods", None) or getattr(place, "horizon", None)
-        return Evaluation(
-            copy.deepcopy(place) if place is env else place,
-            num_steps=(own or _TEST_STEPS) if num_steps is None else num_steps,
-            skip=skip,
-            seed=settings["seed"],
-        )
+        steps, (_, continuing) = own or _TEST_STEPS, endings(place)
+        aim: dict[str, Any] = {
+            "objective": objective,
+            "discount": discount,
+            "seed": settings["seed"],
+        }
+        # An average, or the return of whole episodes, is recognised by its steps.
+        trained = getattr(run, "objective", None)
+        if objective is discount is None and trained in ("discounted", "return"):
+            gamma = run.discount if trained == "discounted" else None
+            least = steps if own or gamma is None else discounted_steps(gamma)
+            aim |= {
+                "objective": trained,
+                "discount": gamma,
+                "num_steps": max(least, num_steps or 0),
+            }
+            with contextlib.suppress(ValueError):  # it restarts on the way, or the like
+                return Evaluation(place, **aim)
+            aim |= {"objective": None, "discount": None}
+        warm_up = min(_WARM_UP, steps // 4) if continuing and objective in (None, "average") else 0
+        aim["num_steps"] = steps if num_steps is None else num_steps
+        return Evaluation(place, skip=warm_up if skip is None else skip, **aim)
 
     changes = dict(settings["validation"])
     like = changes.pop("like", primary)

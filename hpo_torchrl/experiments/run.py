@@ -174,7 +174,7 @@ def make_trainer(
     exact = check_choice("reference", config.get("reference", "exact"), REFERENCES) == "exact"
     with announced(f"building {config['algorithm']['name']}", shown=shown):  # a rule is searched
         algorithm = build_algorithm(config, seeds, env=env)
-    known, primary, validation = build_tests(config, env, tests)
+    known, primary, validation = build_tests(config, env, tests, run=algorithm)
 
     def reference(test: Evaluation) -> Reference:
         with announced("finding what the best policy costs (reference=none: not)", shown=shown):

@@ -65,7 +65,8 @@ class Groups:
 def group_runs(found: RunFolders, *, target: float) -> Groups:
     """Group runs by problem and algorithm over seeds, and time them.
 
-    A problem is the ``env`` section but for its seed, device and dtype; an algorithm is all else.
+    A problem is the ``env`` section but for its seed, device and dtype, and the objective, so that
+    costs of one are never compared with an optimum of another; an algorithm is all else.
     Labels show the settings that differ: those of ``env`` between problems of the same environment,
     the others between runs of the same algorithm *on the same problem*. A setting that changes only
     from problem to problem, as when larger ones are trained longer, is told in a note instead, so
@@ -153,8 +154,15 @@ def find_sizes(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _label_runs(runs: pd.DataFrame, notes: list[str]) -> None:
     """Label problems and algorithms by every setting that differs: equal labels are equal ones."""
-    keys = list(dict.fromkeys(key for row in runs["settings"] for key in row))
-    settings = [dict.fromkeys(keys, "unset") | row for row in runs["settings"]]
+    # Of what has not finished, that of the others: it has no cost that would be compared.
+    usual = runs.groupby("env")["objective"].transform("first")
+    aims = runs["objective"].where(runs["status"] == FINISHED, usual)
+    rows = [
+        row | ({"env.objective": aim} if isinstance(aim, str) else {})
+        for row, aim in zip(runs["settings"], aims, strict=True)
+    ]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    settings = [dict.fromkeys(keys, "unset") | row for row in rows]
     texts = pd.DataFrame(settings, columns=keys, dtype=object).map(str)
     problems = texts[[k for k in keys if k.startswith("env.") and k not in _NOT_THE_PROBLEM]]
     texts = texts[[k for k in keys if k.partition(".")[0] in _TRAINING and k not in _NO_EFFECT]]

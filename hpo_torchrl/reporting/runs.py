@@ -26,6 +26,7 @@ _UNITS = ["update", "env_steps", "wall_seconds"]
 _TESTED = [*_UNITS, "test_cost", "gap", "gap_to_lower_bound"]
 _NEEDED = ["test_cost", "updates", "env_steps", "wall_seconds"]
 _SUMMARY = [*_NEEDED, "test_cost_se", "optimal_cost", "lower_bound"]
+_AIM = ("objective", "test_objective", "discount")
 _REPORTED = [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
 
 
@@ -39,6 +40,7 @@ class RunFolders:
             whole configuration, nested keys by dots); ``status``, which is ``"finished"``, ``"not
             finished"`` or ``"damaged"`` (the summary cannot be used); ``note`` (what a reader
             should know of it, or an empty string); ``update`` (the last one in ``metrics.csv``);
+            ``objective`` (what it was trained for and tested on, if it finished and says so);
             ``modified`` (when its files were last written, seconds since 1970); and the numbers of
             ``summary.json``, unknown unless it finished.
         tests: a row per run and test in the order of time: ``folder``, ``update``, ``env_steps``,
@@ -137,6 +139,7 @@ def _read_run(folder: RunFolder) -> dict[str, Any]:
         "seed": config["seed"],
         "num_updates": config["trainer"].get("num_updates"),
         "settings": _flatten(config),
+        "objective": None,
         "status": DAMAGED if folder.summary.exists() else UNFINISHED,
         "update": 0,
         **dict.fromkeys(_SUMMARY),
@@ -169,6 +172,8 @@ def _read_summary(folder: RunFolder) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise RunFolderError(f"{folder.summary} cannot be used: {error}") from error
     rows = [{"algorithm": name, "cost_iqm": cost} for name, cost in rules.items()]
+    aim = [known[key] for key in _AIM if key in known]
+    numbers["objective"] = " ".join(map(str, dict.fromkeys(aim))) if aim else None
     return numbers | {"status": FINISHED, "rules": rows}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from hpo_torchrl.core.objective import worded
 from hpo_torchrl.reporting.runs import REFERENCES
 
 Row = Mapping[str, Any]
@@ -127,12 +128,16 @@ def format_summary(summary: Row) -> str:
         trained          10 updates, 1,280 environment steps, 3 s
     """
     known = {key: value for key, value in summary.items() if value is not None}
-    lines = {"test cost": _cost(known, "test_cost") + "   per unit and period"}
+    lines = {"test cost": f"{_cost(known, 'test_cost')}   per unit and period"}
+    if "objective" in known:
+        lines = {"objective": _aim(known)} | lines
     costs = {key: known.get(key) for key in ("test_reward", *_costs(known))}
     costs |= known.get("baseline_costs", {})
     lines |= {name.replace("_", " "): f"{c:.4f}" for name, c in costs.items() if c is not None}
     gaps = [fill(phrase, known) for key, phrase in _PHRASES.items() if key in known]
-    if gaps:
+    if "no_gap" in known:
+        lines["gap"] = f"none: {known['no_gap']}"
+    elif gaps:
         lines["gap"] = gaps[0] if "gap" in known else ", ".join(gaps)
     elif "optimal_cost" in summary and not any(costs.values()):
         lines["gap"] = "unknown: no optimum, bound or rule was computed"
@@ -183,6 +188,10 @@ def format_seeds(summaries: Sequence[Row]) -> str:
     seeds = seeds.reindex(columns=["seed", *measures, "test_cost_se", "wall_seconds"])
     rows = seeds.to_dict("records") + spread.to_dict("records")
     lines = [f"{name.replace('_', ' '):<17}{first[name]:.4f}" for name in _costs(first)]
+    if first.get("objective"):
+        lines.insert(0, f"{'objective':<17}{_aim(first)}")
+    if first.get("no_gap"):
+        lines.append(f"{'gap':<17}none: {first['no_gap']}")
     effort = f"{len(seeds)} seeds, {_effort(first)} each"
     lines.append(f"{'trained':<17}{effort}, {seeds['wall_seconds'].sum():.0f} s in all")
     return "\n".join([format_table(rows, columns), "", *lines])
@@ -236,6 +245,13 @@ def _format_record(summary: Row) -> str:
         text += ", ".join(levels[:_ITEMS]) + more
     note = f"{'(s, S) rule':<17}best in the training periods: {text}"
     return f"{format_table(record, columns)}\n\n{note}"
+
+
+def _aim(summary: Row) -> str:
+    """Return what was trained and, where it is another, what was tested, in words."""
+    trained, tested = summary["objective"], summary.get("test_objective")
+    text = worded(tested, summary.get("discount", 1.0))
+    return text if trained == tested else f"trained for {worded(trained)}, tested on {text}"
 
 
 def _costs(summary: Row) -> list[str]:

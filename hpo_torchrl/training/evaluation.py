@@ -12,18 +12,25 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.collectors import differentiable_rollout
-from hpo_torchrl.core.checks import check_int, checked
+from hpo_torchrl.core.checks import check_choice, check_float, check_int, checked
 from hpo_torchrl.core.finite import NonFiniteError, not_finite, spoilt_first
+from hpo_torchrl.core.objective import OBJECTIVES, WINDOW, discounted_steps, endings, worded
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
 from hpo_torchrl.modules.sampler import DISCRETE_LOG_PROB
 
 _PIECE = 50  # steps simulated at once
+# Share of a discounted return's weights that may lie beyond the last step of a test.
+_TAIL = 0.01
 
 
 class CostEstimate(NamedTuple):
-    """Mean cost per unit (item, dimension) and period, and its standard error over instances."""
+    """Mean cost per unit (item, dimension) and period, and its standard error over instances.
+
+    Of the discounted objective it is the weighted average cost of a period, ``1 - discount`` times
+    the discounted sum; of episodes that end by themselves, the sum of an episode.
+    """
 
     mean: float
     standard_error: float
@@ -32,19 +39,29 @@ class CostEstimate(NamedTuple):
 class Evaluation:
     """A fixed test: the same initial states and noise for every policy, discrete actions by argmax.
 
-    The cost of an env instance is its average over the periods after ``skip``; instances are
-    independent, so the spread between them gives the standard error. A training run's random
-    numbers stay as they are: the environment has its own generator, and a deterministic action
-    needs none.
+    The cost of an env instance is its average over the periods after ``skip``, weighted by the
+    discount if there is one; instances are independent, so the spread between them gives the
+    standard error. A training run's random numbers stay as they are: the environment has its own
+    generator, and a deterministic action needs none.
 
     Args:
         env: the test environment; its batch size is the number of instances.
         num_steps: periods simulated.
         skip: first periods that are not counted.
         seed: seed of the environment at the start of every run.
+        objective: what it measures: ``"average"`` (in the long run: first periods are skipped until
+            the start is forgotten), ``"discounted"`` (from the starts), ``"return"`` (of whole
+            episodes; where they end by themselves, of the first one) or ``"window"`` (of some
+            periods, which is none of these). ``None`` is ``"discounted"`` with a discount,
+            ``"return"`` of whole episodes, ``"average"`` where nothing ends and some periods are
+            skipped, else ``"window"``. Only costs of the same objective are compared.
+        discount: of the discounted objective; ``None`` is 0.99 there.
+
+    Attributes:
+        measures: the objective in words.
 
     Raises:
-        ValueError: nothing is left to count.
+        ValueError: nothing is left to count, or the steps do not suit the objective.
 
     Examples:
         >>> from hpo_torchrl.problems import InventoryEnv
@@ -58,7 +75,16 @@ class Evaluation:
     """
 
     @checked
-    def __init__(self, env: EnvBase, *, num_steps: int, skip: int = 0, seed: int) -> None:
+    def __init__(
+        self,
+        env: EnvBase,
+        *,
+        num_steps: int,
+        skip: int = 0,
+        seed: int,
+        objective: str | None = None,
+        discount: float | None = None,
+    ) -> None:
         check_int("num_steps", num_steps, minimum=1)
         check_int("skip", skip, minimum=0)
         check_int("seed", seed, minimum=0)
@@ -67,6 +93,54 @@ class Evaluation:
                 f"skip must be below num_steps={num_steps}, got {skip}: no period is counted."
             )
         self.env, self.num_steps, self.skip, self.seed = env, num_steps, skip, seed
+        if objective is None and discount is not None:
+            objective = "discounted"
+        self.objective = self._suited(objective)
+        discounted = self.objective == "discounted"
+        self.discount = 1.0 if not discounted else 0.99 if discount is None else discount
+        check_float("discount", self.discount, minimum=0.0, maximum=1.0, strict=True)
+        if discount is not None and (not discounted or discount == 1.0):
+            raise ValueError(
+                f"A test with objective={self.objective!r} and discount={discount:g}: only "
+                "'discounted' has a discount, which is below 1; leave one of the two out."
+            )
+        episode, _ = endings(env)
+        if discounted and not episode and num_steps < discounted_steps(self.discount, _TAIL):
+            raise ValueError(
+                f"num_steps must be at least {discounted_steps(self.discount, _TAIL)} for a return "
+                f"discounted by {self.discount:g}, got {num_steps}: what comes later has weight."
+            )
+        # Of episodes that end by themselves, and of discounted ones, the first alone is counted.
+        self._once = discounted or (self.objective == "return" and not episode)
+        self.measures = worded(self.objective, self.discount)
+        if self.objective == WINDOW:
+            self.measures = f"a window of {num_steps - skip} periods"
+            self.measures += f" after the first {skip}" if skip else ""
+
+    def _suited(self, objective: str | None) -> str:
+        """Return what so many steps of the environment can measure; refuse what they cannot."""
+        episode, continuing = endings(self.env)
+        horizon = getattr(plain(self.env), "horizon", None)
+        uncut = horizon is None or self.num_steps <= horizon
+        whole = self.skip == 0 and (not episode or self.num_steps % episode == 0)
+        suits = {
+            "average": (uncut and not episode, "no episode that ends, and no restart on the way"),
+            "discounted": (self.skip == 0 and (episode or uncut), "skip=0 and no restart"),
+            "return": (whole and not continuing, "skip=0 and whole episodes"),
+            WINDOW: (True, ""),
+        }
+        if objective is None:
+            if episode and whole:
+                return "return"
+            return "average" if continuing and uncut and self.skip else WINDOW
+        fits, needed = suits[check_choice("objective", objective, (*OBJECTIVES, WINDOW))]
+        if not fits:
+            raise ValueError(
+                f"A test with objective={objective!r} needs {needed}, got num_steps="
+                f"{self.num_steps}, skip={self.skip} and horizon={horizon}; choose these "
+                f"otherwise, or objective={WINDOW!r}, whose cost is compared with no optimum."
+            )
+        return objective
 
     def run(self, policy: Any) -> Any:
         """Simulate the policy and return its cost.
@@ -105,6 +179,9 @@ class Evaluation:
         """Return the cost per unit and period of every instance, of the batch shape."""
         env.set_seed(self.seed)
         total = torch.zeros(env.batch_size, dtype=torch.float64, device=env.device)
+        times = torch.arange(self.num_steps, dtype=torch.float64, device=env.device)
+        weights = self.discount**times * (times >= self.skip)
+        over = torch.zeros(env.batch_size, dtype=torch.bool, device=env.device)
         state = env.reset()
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
             # Pieces keep memory flat however long the run is.
@@ -112,10 +189,16 @@ class Evaluation:
                 steps = min(_PIECE, self.num_steps - start)
                 piece = differentiable_rollout(env, policy, steps, tensordict=state)
                 reward = piece.get(("next", "reward")).squeeze(-1)
-                total -= reward[..., max(0, self.skip - start) :].double().sum(-1)
+                counted = weights[start : start + steps]
+                if self._once:
+                    done = piece.get(("next", "done")).squeeze(-1)
+                    counted = counted * ~(over.unsqueeze(-1) | (done.cumsum(-1) > done.int()))
+                    over = over | done.any(-1)
+                total -= (counted * reward.double()).sum(-1)
                 _check(env, policy, piece, total)
                 state = env.maybe_reset(env.step_mdp(piece[..., -1].copy()))
-        return total / ((self.num_steps - self.skip) * getattr(plain(env), "cost_units", 1.0))
+        periods = 1.0 if self._once and self.discount == 1.0 else weights.sum()
+        return total / (periods * getattr(plain(env), "cost_units", 1.0))
 
     def reference(self) -> Reference:
         """Return what the best policy costs here, where the environment knows it."""

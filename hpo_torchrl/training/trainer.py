@@ -41,7 +41,8 @@ class Trainer:
         validation: evaluation during training, or ``None``.
         tests: evaluations at the end, by name.
         primary: the test whose cost is compared with the reference.
-        reference: cost of the optimum, or bounds, on the primary test.
+        reference: cost of the optimum, or bounds, on the primary test. Costs of another objective
+            than that of the test and of the algorithm are left out, see :meth:`Reference.compared`.
         validation_reference: the same on the validation; that of the primary test by default.
         env_name: name of the environment in the summary.
         algorithm_name: name of the algorithm in the summary.
@@ -95,7 +96,10 @@ class Trainer:
             self.num_updates = 0
         elif self.select == "best" and self.validation is None:
             raise ValueError("select='best' needs evaluations to choose by: give a validation.")
-        self.validation_reference = self.validation_reference or self.reference
+        # Costs of another objective than a test's or the run's are left out here, once for all.
+        known, against = self.reference, self.validation_reference or self.reference
+        self.reference = known.compared(self.tests[self.primary], self.algorithm)
+        self.validation_reference = against.compared(self.validation, self.algorithm)
         self.callbacks = [*([ProgressBar()] if self.progress else []), *self.callbacks]
         pairs = zip(self._each(self.run_dir), self._each(self.config), strict=True)
         many = self.algorithm.num_seeds is not None
@@ -168,12 +172,14 @@ class Trainer:
             pictures: whether the environment may draw the policy into the folder.
 
         Returns:
-            The figures of the run, under the names that every run uses: ``test_cost`` and
-            ``test_cost_se`` of the primary test, ``optimal_cost``, ``lower_bound``,
-            ``upper_bound``, ``gap``, ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None``
-            where unknown), ``baseline_costs`` of simple rules, names, steps and seconds, for each
-            test ``<name>_cost`` and ``<name>_cost_se``, and what the environment says of a learned
-            policy. A list with one for each seed if the algorithm has several.
+            The figures of the run, under the names that every run uses: the ``objective`` that was
+            trained, ``test_objective`` and ``discount`` of the primary test, its ``test_cost`` and
+            ``test_cost_se``, ``optimal_cost``, ``lower_bound``, ``upper_bound``, ``gap``,
+            ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None`` where unknown), ``no_gap``
+            (why a known optimum is not compared), ``baseline_costs`` of simple rules, names, steps
+            and seconds, for each test ``<name>_cost`` and ``<name>_cost_se``, and what the
+            environment says of a learned policy. A list with one for each seed if the algorithm has
+            several.
         """
         for run in self.runs:
             run.select()
@@ -190,16 +196,21 @@ class Trainer:
         self, run: SeedRun, costs: Mapping[str, CostEstimate], pictures: bool
     ) -> dict[str, Any]:
         test, cost, reference = self.tests[self.primary], costs[self.primary], self.reference
+        measured = getattr(test, "objective", None)
         summary: dict[str, Any] = {
             "env": self.env_name,
             "algorithm": self.algorithm_name,
             "seed": run.checkpoint.config["seed"],
+            "objective": getattr(self.algorithm, "objective", None) or measured,
+            "test_objective": measured,
+            "discount": test.discount,
             "test_cost": cost.mean,
             "test_cost_se": cost.standard_error,
             "optimal_cost": reference.optimal_cost,
             "lower_bound": reference.lower_bound,
             "upper_bound": reference.upper_bound,
-            **reference.gaps(cost.mean),
+            **reference.gaps(cost.mean, test, self.algorithm),
+            "no_gap": reference.no_gap,
             "baseline_costs": dict(reference.baselines),
             "env_steps": self._frames,
             "updates": self.update,
@@ -240,7 +251,8 @@ class Trainer:
             for run, row, cost in zip(self.runs, rows, costs, strict=True):
                 run.selection.offer(run.policy, self.update, cost.mean)
                 row |= {"test_cost": cost.mean, "test_cost_se": cost.standard_error}
-                gaps = self.validation_reference.gaps(cost.mean)
+                known = self.validation_reference
+                gaps = known.gaps(cost.mean, self.validation, self.algorithm)
                 row |= {name: gap for name, gap in gaps.items() if gap is not None}
             self._call("on_evaluation", self._shown(costs))
         for row in rows:

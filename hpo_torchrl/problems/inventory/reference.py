@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,11 +56,12 @@ def inventory_reference(env: Any, test: Test) -> Reference:
         cost = test.run(policy).mean
         # The same starts and the same demand: no sampling error of the test is in the comparison.
         baselines = {"(s, S) rule": cost}
-        return Reference(upper_bound=cost, baselines=baselines, policy=policy, paired=True)
+        known: Any = {"objective": test.objective, "discount": test.discount}
+        return Reference(None, None, cost, baselines, policy, paired=True, **known)
     # Beyond what the solvers search: no reason to refuse a training.
     with contextlib.suppress(ValueError):
         if env.demand.poisson and env.suppliers is None and bool((env.holding_cost > 0).all()):
-            return _stationary_reference(env)
+            return replace(_stationary_reference(env), objective="average")
     return Reference()
 
 

@@ -190,7 +190,7 @@ def switched_lqr_reference(env: Any, test: Test) -> Reference:
     x0 = env.reset().get("x").reshape(-1, env.A.shape[-1])
     matrices, units = (env.A, env.B, env.Q, env.R), env.horizon * env.cost_units
     fixed = fixed_mode_cost(*matrices, env.horizon, x0).flatten(1).mean(1) / units
-    baselines = {"best fixed mode": float(fixed.min())}
+    baselines, of = {"best fixed mode": float(fixed.min())}, "return"
     attempts = [(0.0, _EXACT)] if env.num_discrete <= 2 else []
     for tolerance, limit in [*attempts, *_ATTEMPTS]:
         try:
@@ -207,8 +207,8 @@ def switched_lqr_reference(env: Any, test: Test) -> Reference:
                 known = {"optimal_cost": known["upper_bound"]}
             else:
                 known["lower_bound"] = float(policy.lower_bound(x0).mean()) / units
-        return Reference(**known, baselines=baselines, policy=policy, paired=True)
-    return Reference(baselines=baselines)
+        return Reference(**known, baselines=baselines, policy=policy, paired=True, objective=of)
+    return Reference(baselines=baselines, objective=of)
 
 
 def _pilot(system: System, horizon: int, tolerance: float) -> tuple[list[Stage], list[float]]:
