@@ -393,7 +393,8 @@ def test_the_optimum_of_a_variant(features, arguments, cost):
 
 def test_a_gap_of_profits_is_above_zero_where_less_is_earned():
     profit = reference([FixedCost(64.0), Profit(5.0)])
-    assert profit.gaps(profit.optimal_cost + 1.0)["gap"] == pytest.approx(1 / 12.93565, 1e-4)
+    test = Evaluation(inventory(), num_steps=2, skip=1, seed=0)
+    assert profit.gaps(profit.optimal_cost + 1.0, test)["gap"] == pytest.approx(1 / 12.93565, 1e-4)
 
 
 # -- other environments --------------------------------------------------------------------------

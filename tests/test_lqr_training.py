@@ -105,10 +105,12 @@ def test_no_lower_bound_where_the_guard_might_pay():
 
 
 def test_gaps_to_what_is_known():
-    assert Reference().gaps(2.0) == dict.fromkeys(
+    test = Evaluation(make(), num_steps=6, seed=0)
+    assert Reference().gaps(2.0, test) == dict.fromkeys(
         ("gap", "gap_to_lower_bound", "gap_to_upper_bound")
     )
-    bounded = Reference(lower_bound=1.0, upper_bound=1.6).gaps(2.0)
+    known = Reference(lower_bound=1.0, upper_bound=1.6, objective="return")
+    bounded = known.gaps(2.0, test)
     assert bounded["gap"] is None
     assert bounded["gap_to_lower_bound"] == pytest.approx(1.0)
     assert bounded["gap_to_upper_bound"] == pytest.approx(0.25)

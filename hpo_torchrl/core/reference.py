@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tensordict.nn import TensorDictModuleBase
@@ -104,13 +104,8 @@ class Reference:
         why = f"{measures}, the optimum{found} is of {worded(*own)}"
         if own == measured:
             why = f"the run is trained for {worded(*trained)}, {measures}"
-        gone: dict[str, Any] = {
-            "optimal_cost": None,
-            "lower_bound": None,
-            "upper_bound": None,
-            "baselines": {},
-        }
-        return replace(self, **gone, paired=False, no_gap=why)
+        kept: dict[str, Any] = {"objective": self.objective, "details": self.details}
+        return Reference(policy=self.policy, discount=self.discount, no_gap=why, **kept)
 
     def gaps(self, cost: float, test: Any, run: Any = None) -> dict[str, float | None]:
         """Return cost / optimum - 1 as ``gap``, and the same for either bound; ``None`` if unknown.

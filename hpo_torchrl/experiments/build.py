@@ -136,27 +136,20 @@ def build_tests(
         place = copy.deepcopy(place) if place is env else place
         own = getattr(place, "num_periods", None) or getattr(place, "horizon", None)
         steps, (_, continuing) = own or _TEST_STEPS, endings(place)
-        aim: dict[str, Any] = {
-            "objective": objective,
-            "discount": discount,
-            "seed": settings["seed"],
-        }
+        trained, seed = getattr(run, "objective", None), settings["seed"]
         # An average, or the return of whole episodes, is recognised by its steps.
-        trained = getattr(run, "objective", None)
         if objective is discount is None and trained in ("discounted", "return"):
             gamma = run.discount if trained == "discounted" else None
             least = steps if own or gamma is None else discounted_steps(gamma)
-            aim |= {
-                "objective": trained,
-                "discount": gamma,
-                "num_steps": max(least, num_steps or 0),
-            }
+            follow: dict[str, Any] = {"objective": trained, "discount": gamma, "seed": seed}
             with contextlib.suppress(ValueError):  # it restarts on the way, or the like
-                return Evaluation(place, **aim)
-            aim |= {"objective": None, "discount": None}
-        warm_up = min(_WARM_UP, steps // 4) if continuing and objective in (None, "average") else 0
-        aim["num_steps"] = steps if num_steps is None else num_steps
-        return Evaluation(place, skip=warm_up if skip is None else skip, **aim)
+                return Evaluation(place, num_steps=max(least, num_steps or 0), **follow)
+        steps = steps if num_steps is None else check_int("num_steps", num_steps, minimum=1)
+        if skip is None:
+            averages = continuing and objective in (None, "average")
+            skip = min(_WARM_UP, steps // 4) if averages else 0
+        given: dict[str, Any] = {"num_steps": steps, "skip": skip, "discount": discount}
+        return Evaluation(place, objective=objective, seed=seed, **given)
 
     changes = dict(settings["validation"])
     like = changes.pop("like", primary)

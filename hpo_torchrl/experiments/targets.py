@@ -125,7 +125,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     tests = config["evaluation"]["tests"]
     places = {f"evaluation.tests.{name}": test for name, test in tests.items()}
     places["evaluation.validation"] = config["evaluation"]["validation"]
-    known = [*known_keys("env", config["env"]), *_SHARED, "num_steps", "skip", "like"]
+    own = ("num_steps", "skip", "objective", "discount", "like")
+    known = [*known_keys("env", config["env"]), *_SHARED, *own]
     for place, changes in places.items():
         check_keys(place, changes, known)
 
