@@ -26,7 +26,7 @@ _UNITS = ["update", "env_steps", "wall_seconds"]
 _TESTED = [*_UNITS, "test_cost", "gap", "gap_to_lower_bound"]
 _NEEDED = ["test_cost", "updates", "env_steps", "wall_seconds"]
 _SUMMARY = [*_NEEDED, "test_cost_se", "optimal_cost", "lower_bound"]
-_AIM = ("objective", "test_objective", "discount")
+_AIM = ("objective", "discount", "test_objective", "test_discount")
 _REPORTED = [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
 
 

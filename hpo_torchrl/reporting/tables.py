@@ -249,9 +249,11 @@ def _format_record(summary: Row) -> str:
 
 def _aim(summary: Row) -> str:
     """Return what was trained and, where it is another, what was tested, in words."""
-    trained, tested = summary["objective"], summary.get("test_objective")
-    text = worded(tested, summary.get("discount", 1.0))
-    return text if trained == tested else f"trained for {worded(trained)}, tested on {text}"
+    trained, tested = (
+        worded(summary.get(f"{of}objective"), summary.get(f"{of}discount", 1.0))
+        for of in ("", "test_")
+    )
+    return tested if trained == tested else f"trained for {trained}, tested on {tested}"
 
 
 def _costs(summary: Row) -> list[str]:

@@ -173,13 +173,13 @@ class Trainer:
 
         Returns:
             The figures of the run, under the names that every run uses: the ``objective`` that was
-            trained, ``test_objective`` and ``discount`` of the primary test, its ``test_cost`` and
-            ``test_cost_se``, ``optimal_cost``, ``lower_bound``, ``upper_bound``, ``gap``,
-            ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None`` where unknown), ``no_gap``
-            (why a known optimum is not compared), ``baseline_costs`` of simple rules, names, steps
-            and seconds, for each test ``<name>_cost`` and ``<name>_cost_se``, and what the
-            environment says of a learned policy. A list with one for each seed if the algorithm has
-            several.
+            trained and its ``discount``, ``test_objective`` and ``test_discount`` of the primary
+            test, its ``test_cost`` and ``test_cost_se``, ``optimal_cost``, ``lower_bound``,
+            ``upper_bound``, ``gap``, ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None``
+            where unknown), ``no_gap`` (why a known optimum is not compared), ``baseline_costs`` of
+            simple rules, names, steps and seconds, for each test ``<name>_cost`` and
+            ``<name>_cost_se``, and what the environment says of a learned policy. A list with one
+            for each seed if the algorithm has several.
         """
         for run in self.runs:
             run.select()
@@ -196,14 +196,16 @@ class Trainer:
         self, run: SeedRun, costs: Mapping[str, CostEstimate], pictures: bool
     ) -> dict[str, Any]:
         test, cost, reference = self.tests[self.primary], costs[self.primary], self.reference
-        measured = getattr(test, "objective", None)
+        # A rule is not trained: it is judged by what is tested.
+        trained: Any = self.algorithm if getattr(self.algorithm, "objective", None) else test
         summary: dict[str, Any] = {
             "env": self.env_name,
             "algorithm": self.algorithm_name,
             "seed": run.checkpoint.config["seed"],
-            "objective": getattr(self.algorithm, "objective", None) or measured,
-            "test_objective": measured,
-            "discount": test.discount,
+            "objective": getattr(trained, "objective", None),
+            "discount": getattr(trained, "discount", 1.0),
+            "test_objective": getattr(test, "objective", None),
+            "test_discount": getattr(test, "discount", 1.0),
             "test_cost": cost.mean,
             "test_cost_se": cost.standard_error,
             "optimal_cost": reference.optimal_cost,
