@@ -4,7 +4,11 @@ import torch
 
 from hpo_torchrl import DifferentiableEnv
 
-CAPACITY, EFFICIENCY, WEAR = 4.0, 0.95, 3.0  # MWh, share kept each way, cost of an hour that it runs
+CAPACITY, EFFICIENCY, WEAR = (
+    4.0,
+    0.95,
+    3.0,
+)  # MWh, share kept each way, cost of an hour that it runs
 MEAN, KEPT, SHOCK = 50.0, 0.9, 8.0  # of the price per MWh: mean, share left after an hour, shock
 
 
@@ -27,7 +31,9 @@ class Battery(DifferentiableEnv):
         charge, price = state["charge"], state["price"]
         mode, power = action["discrete"].unsqueeze(-1), action["continuous"]
         none = torch.zeros_like(power)
-        bought = torch.where(mode == 1, torch.minimum(power, (CAPACITY - charge) / EFFICIENCY), none)
+        bought = torch.where(
+            mode == 1, torch.minimum(power, (CAPACITY - charge) / EFFICIENCY), none
+        )
         sold = torch.where(mode == 2, torch.minimum(power, EFFICIENCY * charge), none)
         after = (charge + EFFICIENCY * bought - sold / EFFICIENCY).clamp(0.0, CAPACITY)
         reward = price * (sold - bought) - WEAR * (mode > 0).to(price.dtype)

@@ -5,8 +5,8 @@ import torch
 from hpo_torchrl import DifferentiableEnv
 
 GROWTH, ROOM, SCATTER = 0.35, 800.0, 0.15  # of the stock: rate, tonnes that find food, noise
-SAIL = torch.tensor([0.0, 60.0, 160.0])  # thousand euros for an expedition
-CATCH = torch.tensor([0.0, 0.20, 0.70])  # how fast effort empties the water that it reaches
+SAIL = torch.tensor([0.0, 45.0, 160.0])  # thousand euros for an expedition
+CATCH = torch.tensor([0.0, 0.25, 0.70])  # how fast effort empties the water that it reaches
 PRICE, EFFORT = 2.0, 30.0  # thousand euros per tonne; for full effort
 
 
@@ -29,7 +29,9 @@ class Fishery(DifferentiableEnv):
         share = 1 - torch.exp(-CATCH.to(noise)[place].unsqueeze(-1) * effort)
         caught = share * stock
         out = (place > 0).unsqueeze(-1).to(noise.dtype)
-        reward = PRICE * caught - SAIL.to(noise)[place].unsqueeze(-1) - out * EFFORT * effort.square()
+        reward = (
+            PRICE * caught - SAIL.to(noise)[place].unsqueeze(-1) - out * EFFORT * effort.square()
+        )
         left = stock - caught
         after = left * torch.exp(GROWTH * (1 - left / ROOM) + SCATTER * noise)
         return {"stock": after + 5.0}, reward.squeeze(-1)

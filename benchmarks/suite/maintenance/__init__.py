@@ -4,7 +4,7 @@ import torch
 
 from hpo_torchrl import DifferentiableEnv
 
-REPAIR, REPLACE = 900.0, 3500.0  # euros
+REPAIR, REPLACE, HEALED = 700.0, 2600.0, 0.35  # euros
 MEAN, KEPT, SHOCK = 1000.0, 0.85, 150.0  # euros for a day's output at full load, and its wandering
 
 
@@ -28,8 +28,12 @@ class Maintenance(DifferentiableEnv):
         choice, load = action["discrete"].unsqueeze(-1), action["continuous"]
         worn = wear + (0.02 + 0.13 * load.square()) * torch.exp(0.4 * noise[..., :1])
         run = market * load * (1 - 0.5 * wear.square()) - 120 * load - 60 * wear
-        reward = torch.where(choice == 0, run, torch.where(choice == 1, -REPAIR, -REPLACE) + 0 * run)
-        after = torch.where(choice == 0, worn, torch.where(choice == 1, 0.5 * wear, 0 * wear))
+        reward = torch.where(
+            choice == 0, run, torch.where(choice == 1, -REPAIR, -REPLACE) + 0 * run
+        )
+        after = torch.where(
+            choice == 0, worn, torch.where(choice == 1, (1 - HEALED) * wear, 0 * wear)
+        )
         later = MEAN + KEPT * (market - MEAN) + SHOCK * noise[..., 1:]
         return {"wear": after.clamp_max(3.0), "market": later}, reward.squeeze(-1)
 

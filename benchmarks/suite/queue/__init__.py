@@ -5,9 +5,9 @@ from torch.nn import functional as F
 
 from hpo_torchrl import DifferentiableEnv
 
-RATES, WAGES = torch.tensor([0.0, 6.0, 14.0]), torch.tensor([0.0, 6.0, 20.0])
-WAITING, EFFORT, CHANGE = 0.6, 10.0, 25.0  # per customer and minute; at full rate; per change
-MEAN, KEPT, SHOCK, SCATTER = 5.0, 0.9, 0.9, 1.5  # of the arrivals in a minute
+RATES, WAGES = torch.tensor([0.0, 7.0, 14.0]), torch.tensor([0.0, 8.0, 20.0])
+WAITING, EFFORT, CHANGE = 0.4, 10.0, 15.0  # per customer and minute; at full rate; per change
+MEAN, KEPT, SHOCK, SCATTER = 5.0, 0.95, 1.0, 1.5  # of the arrivals in a minute
 
 
 class Queue(DifferentiableEnv):
@@ -29,7 +29,9 @@ class Queue(DifferentiableEnv):
         server, rate = action["discrete"], action["continuous"]
         on_duty = F.one_hot(server, 3).to(noise)
         come = (state["traffic"] + SCATTER * noise[..., :1]).clamp_min(0.0)
-        waiting = (state["waiting"] + come - RATES.to(noise)[server].unsqueeze(-1) * rate).clamp_min(0.0)
+        waiting = (
+            state["waiting"] + come - RATES.to(noise)[server].unsqueeze(-1) * rate
+        ).clamp_min(0.0)
         changed = 1.0 - (on_duty * state["on_duty"]).sum(-1, keepdim=True)
         cost = WAITING * waiting + WAGES.to(noise)[server].unsqueeze(-1) + CHANGE * changed
         cost = cost + EFFORT * rate.square() * (server > 0).unsqueeze(-1).to(rate.dtype)

@@ -7,7 +7,7 @@ from hpo_torchrl import DifferentiableEnv
 
 FULL, INFLOW, SCATTER = 10.0, 1.0, 0.5  # million cubic metres; those that come in a day
 LEAST, MOST, START = 0.4, 1.2, 4.0  # flow of a turbine, in them; thousand euros to start one
-MEAN, KEPT, SHOCK = 40.0, 0.85, 6.0  # of the price of power
+MEAN, KEPT, SHOCK = 40.0, 0.85, 9.0  # of the price of power
 
 
 class Reservoir(DifferentiableEnv):
@@ -32,7 +32,9 @@ class Reservoir(DifferentiableEnv):
         given = torch.minimum(wanted, level)
         efficiency = 1.0 - 0.5 * (flow - 0.8).square()
         power = given * efficiency * (0.6 + 0.06 * level)  # the head helps
-        started = (turbines - state["running"] @ torch.arange(3).to(noise).unsqueeze(-1)).clamp_min(0.0)
+        started = (turbines - state["running"] @ torch.arange(3).to(noise).unsqueeze(-1)).clamp_min(
+            0.0
+        )
         reward = price * power - START * started
         come = (INFLOW + SCATTER * noise[..., :1]).clamp_min(0.0)
         after = {

@@ -5,12 +5,12 @@ from torch.nn import functional as F
 
 from hpo_torchrl import DifferentiableEnv
 
-RATIOS = torch.tensor([10.0, 7.0, 5.0])  # rad of the engine per m of road
-WANTED, MASS, SECONDS = 22.0, 30e3, 3.0  # m/s, kg, of a step
-TORQUE, BEST, WIDTH, BRAKE = 2000.0, 140.0, 70.0, 40e3  # N m, rad/s, rad/s, N
+RATIOS = torch.tensor([9.0, 7.0, 5.5])  # rad of the engine per m of road
+WANTED, MASS, SECONDS = 21.0, 30e3, 3.0  # m/s, kg, of a step
+TORQUE, BEST, WIDTH, BRAKE = 1500.0, 140.0, 70.0, 40e3  # N m, rad/s, rad/s, N
 ROLLING, DRAG, WEIGHT = 1800.0, 4.0, 9.81 * MASS / 100  # N, N per (m/s)^2, N per % of slope
 FUEL, TRACK, SHIFT = 18e3, 0.4, 10.0  # J per g; g per (m/s)^2 and second; g
-KEPT, SPREAD = 0.95, 2.0  # of the slope in %
+KEPT, SPREAD, STEEP = 0.97, 2.5, 3.5  # of the slope in %, and its steepest
 
 
 class Truck(DifferentiableEnv):
@@ -34,12 +34,14 @@ class Truck(DifferentiableEnv):
         engine = ratio * speed  # rad/s
         torque = pedal.clamp_min(0.0) * TORQUE * torch.exp(-((engine - BEST) / WIDTH).square())
         force = torque * ratio - BRAKE * (-pedal).clamp_min(0.0)
-        force = force - ROLLING - DRAG * speed.square() - WEIGHT * slope
+        force = force - ROLLING - DRAG * speed.square() - WEIGHT * STEEP * torch.tanh(slope / STEEP)
         fuel = engine * (torque + 150.0 + engine) / FUEL
         shifted = 1.0 - (gear * state["gear"]).sum(-1, keepdim=True)
         cost = fuel + TRACK * (speed - WANTED).square() + SHIFT / SECONDS * shifted
         after = {"speed": (speed + SECONDS * force / MASS).clamp(2.0, 40.0), "gear": gear}
-        return {**after, "slope": KEPT * slope + SPREAD * (1 - KEPT**2) ** 0.5 * noise}, -cost[..., 0]
+        return {**after, "slope": KEPT * slope + SPREAD * (1 - KEPT**2) ** 0.5 * noise}, -cost[
+            ..., 0
+        ]
 
     def observe(self, state):
         return torch.cat([state["speed"], state["slope"], state["gear"]], -1)
