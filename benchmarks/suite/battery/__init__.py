@@ -8,7 +8,7 @@ CAPACITY, EFFICIENCY, WEAR = (
     4.0,
     0.95,
     3.0,
-)  # MWh, share kept each way, cost of an hour that it runs
+)  # MWh, share kept each way, of an hour's run
 MEAN, KEPT, SHOCK = 50.0, 0.9, 8.0  # of the price per MWh: mean, share left after an hour, shock
 
 

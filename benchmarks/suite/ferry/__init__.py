@@ -7,7 +7,7 @@ import torch
 
 from hpo_torchrl import DifferentiableEnv
 
-SEATS, FARE, SAIL = 120.0, 8.0, 120.0  # passengers, euros each, euros for every crossing
+SEATS, FARE, SAIL = 120.0, 11.0, 120.0  # passengers, euros each, euros for every crossing
 DISTANCE, FUEL = 8.0, 0.1  # km there and back; euros per km and (km/h)^2
 WAITING, LATE = 1.5, 0.15  # euros per passenger and half hour; per passenger on board and minute
 STEPS = 36

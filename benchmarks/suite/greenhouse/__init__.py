@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from hpo_torchrl import DifferentiableEnv
 
-WARM, MOIST, OUTSIDE, DRY = 23.0, 70.0, 15.0, 50.0  # C and %: wanted inside, and found outside
+WARM, MOIST, OUTSIDE, DRY = 23.0, 70.0, 15.0, 45.0  # C and %: wanted inside, and found outside
 SUN, KEPT, SHOCK = 4.0, 0.9, 1.3  # of the sunshine: mean, share left after an hour, shock
 
 
@@ -31,9 +31,10 @@ class Greenhouse(DifferentiableEnv):
         exchange = 0.12 + 0.5 * vent
         warm = warmth + exchange * (OUTSIDE - warmth) + 0.6 * light + 5.0 * heat
         moist = moisture + exchange * (DRY - moisture) + 3.0 + 0.5 * light
-        missed = 0.03 * (warmth - WARM).square() + 0.004 * (moisture - MOIST).square()
-        used = 0.15 * (action["discrete"] > 0).unsqueeze(-1).to(noise.dtype) + 1.5 * heat
-        reward = 0.01 * (light - missed - used)
+        missed = 0.06 * (warmth - WARM).square() + 0.004 * (moisture - MOIST).square()
+        used = 0.15 * (action["discrete"] > 0).unsqueeze(-1).to(noise.dtype) + 0.8 * heat
+        growth = 4.0 * torch.tanh(light / 4.0)  # more light is of no use
+        reward = 0.01 * (growth - missed - used)
         sun = SUN + KEPT * (state["sun"] - SUN) + SHOCK * noise
         return {"warmth": warm, "moisture": moist, "sun": sun}, reward.squeeze(-1)
 

@@ -4,7 +4,7 @@ import torch
 
 from hpo_torchrl import DifferentiableEnv
 
-REPAIR, REPLACE, HEALED = 700.0, 2600.0, 0.35  # euros
+COST, HEALED = torch.tensor([0.0, 550.0, 2300.0]), torch.tensor([0.0, 0.45, 1.0])  # by choice
 MEAN, KEPT, SHOCK = 1000.0, 0.85, 150.0  # euros for a day's output at full load, and its wandering
 
 
@@ -26,14 +26,11 @@ class Maintenance(DifferentiableEnv):
     def dynamics(self, state, action, noise):
         wear, market = state["wear"], state["market"]
         choice, load = action["discrete"].unsqueeze(-1), action["continuous"]
+        runs = choice == 0
         worn = wear + (0.02 + 0.13 * load.square()) * torch.exp(0.4 * noise[..., :1])
-        run = market * load * (1 - 0.5 * wear.square()) - 120 * load - 60 * wear
-        reward = torch.where(
-            choice == 0, run, torch.where(choice == 1, -REPAIR, -REPLACE) + 0 * run
-        )
-        after = torch.where(
-            choice == 0, worn, torch.where(choice == 1, (1 - HEALED) * wear, 0 * wear)
-        )
+        earned = market * load * (1 - 0.5 * wear.square()) - 120 * load - 60 * wear
+        reward = torch.where(runs, earned, -COST.to(noise)[choice])
+        after = torch.where(runs, worn, wear * (1 - HEALED.to(noise)[choice]))
         later = MEAN + KEPT * (market - MEAN) + SHOCK * noise[..., 1:]
         return {"wear": after.clamp_max(3.0), "market": later}, reward.squeeze(-1)
 
