@@ -450,7 +450,7 @@ def _coarse(
         if attempt and space.beyond(runs) < _BEYOND and not space.missing(runs).any():
             break
         # What was visited under other policies counts as well if the range does not settle.
-        visited = torch.cat([core.initial, runs, *([visited] if attempt >= 3 else [])])
+        visited = torch.cat([core.initial[:2048], runs, *([visited] if attempt >= 3 else [])])
         seen = torch.cat([seen, runs])
     return solver, visited, seen
 

@@ -162,7 +162,7 @@ class Space:
             else:
                 own = torch.searchsorted(points, value, right=True).clamp_(1, len(points) - 1) - 1
                 base = points[own]
-                share = value.sub_(base).div_(points[own + 1].sub_(base)).clamp_(0, 1)
+                share = value.sub(base).div_(points[own + 1].sub_(base)).clamp_(0, 1)
                 ways.append((stride, share))
             index += own.mul_(stride)
         for (columns, rows), stride in zip(self.tables, strides[len(self.lines) :], strict=True):
