@@ -29,12 +29,10 @@ class Fishery(DifferentiableEnv):
         share = 1 - torch.exp(-CATCH.to(noise)[place].unsqueeze(-1) * effort)
         caught = share * stock
         out = (place > 0).unsqueeze(-1).to(noise.dtype)
-        reward = (
-            PRICE * caught - SAIL.to(noise)[place].unsqueeze(-1) - out * EFFORT * effort.square()
-        )
+        cost = SAIL.to(noise)[place].unsqueeze(-1) + out * EFFORT * effort.square()
         left = stock - caught
         after = left * torch.exp(GROWTH * (1 - left / ROOM) + SCATTER * noise)
-        return {"stock": after + 5.0}, reward.squeeze(-1)
+        return {"stock": after + 5.0}, (PRICE * caught - cost).squeeze(-1)
 
     def observe(self, state):
         return state["stock"]

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from hpo_torchrl import DifferentiableEnv
 
-WARM, MOIST, OUTSIDE, DRY = 23.0, 70.0, 15.0, 45.0  # C and %: wanted inside, and found outside
+WARM, MOIST, OUTSIDE, DRY = 23.0, 70.0, 16.0, 45.0  # C and %: wanted inside, and found outside
 SUN, KEPT, SHOCK = 4.0, 0.9, 1.3  # of the sunshine: mean, share left after an hour, shock
 
 
@@ -28,7 +28,7 @@ class Greenhouse(DifferentiableEnv):
         does = F.one_hot(action["discrete"], 4).to(noise) * amount
         heat, vent, shade = does[..., 1:2], does[..., 2:3], does[..., 3:4]
         light = F.softplus(state["sun"]) * (1 - 0.7 * shade)
-        exchange = 0.12 + 0.5 * vent
+        exchange = 0.12 + 0.25 * vent
         warm = warmth + exchange * (OUTSIDE - warmth) + 0.6 * light + 5.0 * heat
         moist = moisture + exchange * (DRY - moisture) + 3.0 + 0.5 * light
         missed = 0.06 * (warmth - WARM).square() + 0.004 * (moisture - MOIST).square()

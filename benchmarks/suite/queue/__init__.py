@@ -1,4 +1,4 @@
-"""A queue: which class of server is on duty, and at what rate it works; a change costs something."""
+"""A queue: which class of server is on duty, and at what rate it works; a change costs money."""
 
 import torch
 from torch.nn import functional as F
@@ -29,9 +29,8 @@ class Queue(DifferentiableEnv):
         server, rate = action["discrete"], action["continuous"]
         on_duty = F.one_hot(server, 3).to(noise)
         come = (state["traffic"] + SCATTER * noise[..., :1]).clamp_min(0.0)
-        waiting = (
-            state["waiting"] + come - RATES.to(noise)[server].unsqueeze(-1) * rate
-        ).clamp_min(0.0)
+        served = RATES.to(noise)[server].unsqueeze(-1) * rate
+        waiting = (state["waiting"] + come - served).clamp_min(0.0)
         changed = 1.0 - (on_duty * state["on_duty"]).sum(-1, keepdim=True)
         cost = WAITING * waiting + WAGES.to(noise)[server].unsqueeze(-1) + CHANGE * changed
         cost = cost + EFFORT * rate.square() * (server > 0).unsqueeze(-1).to(rate.dtype)

@@ -32,10 +32,8 @@ class Reservoir(DifferentiableEnv):
         given = torch.minimum(wanted, level)
         efficiency = 1.0 - 0.5 * (flow - 0.8).square()
         power = given * efficiency * (0.6 + 0.06 * level)  # the head helps
-        started = (turbines - state["running"] @ torch.arange(3).to(noise).unsqueeze(-1)).clamp_min(
-            0.0
-        )
-        reward = price * power - START * started
+        ran = state["running"] @ torch.arange(3.0).to(noise).unsqueeze(-1)
+        reward = price * power - START * (turbines - ran).clamp_min(0.0)
         come = (INFLOW + SCATTER * noise[..., :1]).clamp_min(0.0)
         after = {
             "level": (level - given + come).clamp_max(FULL),

@@ -1,4 +1,4 @@
-"""A truck on hills: which gear, and how much throttle or brake, to hold its speed on little fuel."""
+"""A truck on hills: which gear, and how much throttle or brake, to hold a speed on little fuel."""
 
 import torch
 from torch.nn import functional as F
@@ -38,10 +38,9 @@ class Truck(DifferentiableEnv):
         fuel = engine * (torque + 150.0 + engine) / FUEL
         shifted = 1.0 - (gear * state["gear"]).sum(-1, keepdim=True)
         cost = fuel + TRACK * (speed - WANTED).square() + SHIFT / SECONDS * shifted
-        after = {"speed": (speed + SECONDS * force / MASS).clamp(2.0, 40.0), "gear": gear}
-        return {**after, "slope": KEPT * slope + SPREAD * (1 - KEPT**2) ** 0.5 * noise}, -cost[
-            ..., 0
-        ]
+        speed = (speed + SECONDS * force / MASS).clamp(2.0, 40.0)
+        slope = KEPT * slope + SPREAD * (1 - KEPT**2) ** 0.5 * noise
+        return {"speed": speed, "slope": slope, "gear": gear}, -cost.squeeze(-1)
 
     def observe(self, state):
         return torch.cat([state["speed"], state["slope"], state["gear"]], -1)
