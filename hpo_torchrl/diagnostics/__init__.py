@@ -2,6 +2,7 @@
 
 from hpo_torchrl.diagnostics.estimators import ESTIMATORS, Draw, estimator
 from hpo_torchrl.diagnostics.exact import BestResponse, ExactGradient, exact_gradient
+from hpo_torchrl.diagnostics.grid import GridOptimum, grid_optimum
 from hpo_torchrl.diagnostics.report import GradientReport, gradient_report
 from hpo_torchrl.diagnostics.sampler import GradientSampler
 
@@ -12,7 +13,9 @@ __all__ = [
     "ExactGradient",
     "GradientReport",
     "GradientSampler",
+    "GridOptimum",
     "estimator",
     "exact_gradient",
     "gradient_report",
+    "grid_optimum",
 ]
