@@ -76,8 +76,9 @@ class HPO(GraphLearner, PassLearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        scale = getattr(self.env, "action_scale", None)
-        self.action_scale: Any = 1.0 if scale is None else scale
+        own = getattr(self.policy.network, "action_scale", None)
+        scale = getattr(self.env, "action_scale", 1.0) if own is None else own
+        self.action_scale: Any = scale
 
     def build_losses(self) -> None:
         """Build the loss of the differentiable step and that of the detached passes."""
