@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -13,8 +14,12 @@ from hpo_torchrl.algorithms.base import Metrics, SeedState
 from hpo_torchrl.algorithms.learner import setting
 from hpo_torchrl.algorithms.pathwise import GraphLearner
 from hpo_torchrl.algorithms.ppo import PassLearner
+from hpo_torchrl.collectors import branched_returns
+from hpo_torchrl.collectors.inputs import is_functional
 from hpo_torchrl.core.categorical import divergence_of, finite
-from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.checks import accepted, check_int
+
+_FEW_ACTIONS = 8  # up to which every discrete action is simulated
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -73,17 +78,44 @@ class HPO(GraphLearner, PassLearner):
     epochs: int = setting(2, check_int)
     target_kl: float = setting(0.015, strict=True)
     target_action_change: float = setting(0.1, strict=True)
+    branch_steps: int = setting(10, check_int)
+    branch_fraction: float = setting(0.25, maximum=1.0, strict=True)
+    temperature_final: float = setting(0.02, strict=True)
+    temperature_until: float = setting(0.8, maximum=1.0, strict=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        scale = getattr(self.env, "action_scale", None)
-        self.action_scale: Any = 1.0 if scale is None else scale
+        own = getattr(self.policy.network, "action_scale", None)
+        scale = getattr(self.env, "action_scale", 1.0) if own is None else own
+        self.action_scale: Any = scale
+
+    @property
+    def branches(self) -> bool:
+        """Whether every discrete action is simulated, which few discrete actions allow."""
+        env, policy = self.env, self.policy
+        return (
+            self.branch_steps > 0
+            and is_functional(env, policy)
+            and env.num_heads is None
+            and 1 < env.num_discrete <= _FEW_ACTIONS
+            and hasattr(policy.network, "temperature")
+            and "score_function" in self._loss_arguments
+        )
 
     def build_losses(self) -> None:
         """Build the loss of the differentiable step and that of the detached passes."""
+        self._loss_arguments = accepted(self.loss)
         names = ("clip_epsilon", "critic_coeff")
-        self.detached_loss = self.build_loss(*names, pathwise=False, cross_term=False)
-        self.loss = self.build_loss(*names, "cross_term")
+        others = {"score_function": "regression" if self.branches else True}
+        self.detached_loss = self.build_loss(*names, pathwise=False, cross_term=False, **others)
+        self.loss = self.build_loss(*names, "cross_term", **others)
+
+    def anneal(self, progress: float) -> None:
+        """Anneal the temperature too."""
+        super().anneal(progress)
+        self.relative_temperature = self.temperature_final ** min(
+            1.0, progress / self.temperature_until
+        )
 
     def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Do one update.
@@ -92,6 +124,8 @@ class HPO(GraphLearner, PassLearner):
         are added to it.
         """
         metrics, data = self.prepare(batch)
+        if self.branches:
+            metrics |= self._branch(batch, data)
         # A deterministic action is its own mean.
         mean = self._mean_action(data) if self.policy.stochastic else data["action", "continuous"]
         before = self._log_probabilities(data)
@@ -117,6 +151,56 @@ class HPO(GraphLearner, PassLearner):
         if (seconds := self.collector.compile_seconds()) > 0:
             metrics["compile_seconds"] = seconds
         return self.numbers(metrics)
+
+    @torch.no_grad()
+    def _branch(self, batch: TensorDictBase, data: TensorDictBase) -> dict[str, Tensor]:
+        """Simulate every discrete action from some of the states, and set the temperature.
+
+        Added to both tensordicts are ``"action_value"``, in the unit of the scaled rewards, and
+        ``"branched"``.
+        """
+        env: Any = self.env
+        steps, number = data.shape[-1], env.num_discrete
+        chosen = max(1, round(self.branch_fraction * steps))
+        times = self.randomness.permutation(steps, data.device)[..., :chosen].sort(-1).values
+        values = data["state_value"].new_zeros(*data.shape, number)
+        branched = torch.zeros(*data.shape, 1, dtype=torch.bool, device=data.device)
+        seeds: list[Any] = [None] if self.num_seeds is None else [*range(self.num_seeds)]
+        worlds = cycle([env] if self.num_seeds is None else env.members)
+        for seed, world, (policy, critic) in zip(seeds, worlds, self.members(), strict=False):
+            own: Any = ... if seed is None else seed
+            at = (*(slice(None),) * len(world.batch_size), times[own])
+            states = data[own][at]
+            noise = [
+                world.sample_noise(self.branch_steps, {key: start[key] for key in world.state_names})
+                for start in states.unbind(-1)
+            ]
+            scale = self.scaler.scale[own].to(values.dtype)
+            values[own][at] = branched_returns(
+                world,
+                policy,
+                states,
+                torch.stack(noise, len(world.batch_size)),
+                gamma=self.discount,
+                critic=critic,
+                num_steps=self.branch_steps,
+                critic_unit=scale,
+                randomness=self.randomness.of_seed(seed),
+            ) / scale
+            branched[own][at] = True
+        for place in (batch, data):
+            place.update({"action_value": values, "branched": branched})
+        return {"temperature": self._set_temperature(data)}
+
+    def _set_temperature(self, data: TensorDictBase) -> Tensor:
+        """Set the temperature to a multiple of how far the best two discrete actions are apart."""
+        temperature = self.policy.network.temperature
+        logits = self.policy.discrete_logits(data)
+        best = logits.topk(2).values
+        gap = (best[..., 0] - best[..., 1]).flatten(0 if self.num_seeds is None else 1)
+        gap = gap.where(gap.isfinite(), torch.nan).nanmedian(-1).values * temperature
+        temperature.copy_((self.relative_temperature * gap).nan_to_num(1.0).clamp_min(1e-8))
+        return temperature.clone()
 
     def components(self, seed_index: int | None = None) -> dict[str, Any]:
         """Return the components of a learner, and the weight of an adaptive cross term."""

@@ -19,7 +19,7 @@ from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
 from hpo_torchrl.algorithms.diagnosis import check_lasting, explain
 from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, stop_unless_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
-from hpo_torchrl.core.categorical import unsqueeze_like
+from hpo_torchrl.core.categorical import ACTION_MASK, unsqueeze_like
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int
 from hpo_torchrl.core.objective import choose_objective, endings
 from hpo_torchrl.core.randomness import Randomness
@@ -92,6 +92,7 @@ class Learner(Algorithm):
         optimization: the optimizers and their schedules, see :class:`Optimization`.
         scaler: the running scale of the rewards.
         entropy_bonus: the current bonus.
+        last_actions: the actions, and masks, of the last batch; ``None`` before the first.
 
     Raises:
         ValueError: an argument is out of range, the policy does not fit the environment, or the
@@ -99,6 +100,7 @@ class Learner(Algorithm):
     """
 
     trains_many_seeds = False
+    last_actions = None
 
     env: EnvBase = field(kw_only=False)
     policy: HybridPolicy = field(kw_only=False)
@@ -197,6 +199,7 @@ class Learner(Algorithm):
         try:
             batch = self.collector.collect()
             reward = batch.get(("next", "reward")).detach()  # an update rescales it
+            self.last_actions = batch.select("action", ACTION_MASK, strict=False).detach()
             found = self.update(batch)
             check_lasting(self)
         except ValueError as error:

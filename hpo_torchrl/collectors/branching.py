@@ -12,7 +12,8 @@ from torch import Tensor
 from hpo_torchrl.collectors.engine import Transition
 from hpo_torchrl.collectors.inputs import Entries, check_functional, check_single_choice
 from hpo_torchrl.core.categorical import unsqueeze_like
-from hpo_torchrl.core.checks import check_float
+from hpo_torchrl.core.checks import check_float, check_int
+from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridPolicy
 from hpo_torchrl.modules.sampling import Noise
@@ -91,34 +92,42 @@ def branched_returns(
     *,
     gamma: float = 1.0,
     critic: TensorDictModuleBase | None = None,
+    num_steps: int | None = None,
+    critic_unit: Tensor | float = 1.0,
+    randomness: Randomness | None = None,
 ) -> Tensor:
     r"""Estimate Q(s_t, d) of every visited state and discrete action, by simulating each of them.
 
     From state :math:`s_t` action d is forced once, with the continuous action of its branch;
-    then the policy acts until the episode or the rollout ends, after k steps:
+    then the policy acts for k steps in all, or until the episode or the rollout ends:
 
     .. math::
         \hat Q(s_t, d) = \sum_{j<k} \gamma^j r_{t+j} + \gamma^k V(s_{t+k})
 
     The last term needs a critic and is left out where the episode terminated (a truncated one is
-    bootstrapped where it stopped). All discrete actions of all times face the exogenous noise of
-    the rollout at the same times, and those of one state share the noise of the forced u, so that
-    differences between them vary less than the estimates themselves. Later
-    actions are drawn afresh: each estimate is unbiased for the policy's Q, up to the critic.
+    bootstrapped where it stopped). All discrete actions of a state face the same exogenous noise
+    and the same random numbers of the policy (common random numbers), so that differences between
+    them vary less than the estimates themselves. Actions are drawn afresh: each estimate is
+    unbiased for the policy's Q, up to the critic.
 
-    One pass over the rollout does it all: at step t, the (t + 1) M copies of the batch that have
-    branched off so far take one step together. The work is M (T + 1) / 2 times that of a rollout
-    without a graph, in T calls.
+    Without ``num_steps`` one pass over the rollout does it all: at step t, the (t + 1) M copies of
+    the batch that have branched off so far take one step together, and the work is M (T + 1) / 2
+    times that of a rollout without a graph. With it, all branch off at once, and the work is M k
+    times that of the steps given.
 
     Args:
         env: the environment, batch size ``*B``; neither its state nor its generator is touched.
         policy: a policy that reads ``"observation"``, and no mask but the environment's.
         rollout: tensordict ``(*B, T)`` with the state entries and ``"observation"`` of each step,
-            as :func:`differentiable_rollout` returns it.
-        noise: the noise that the rollout was given, ``(*B, T, *noise_shape)``.
+            as :func:`differentiable_rollout` returns it; with ``num_steps``, of any steps.
+        noise: the noise that the rollout was given, ``(*B, T, *noise_shape)``; with ``num_steps``
+            that of each state's own branches, ``(*B, T, k, *noise_shape)``.
         gamma: discount factor, in [0, 1].
         critic: module from ``"observation"`` to ``"state_value"``; ``None`` adds no value at
-            the rollout's end.
+            the end.
+        num_steps: steps k of a branch; ``None`` goes on to the rollout's end.
+        critic_unit: reward that is 1 in the unit of the critic's values.
+        randomness: where the policy's random numbers come from; ``None`` is its own source.
 
     Returns:
         Tensor ``(*B, T, M)``, without a graph.
@@ -126,7 +135,7 @@ def branched_returns(
     Raises:
         TypeError: the environment or policy has no functional core.
         KeyError: the rollout lacks an entry.
-        ValueError: a shape, a key of the critic or gamma is wrong.
+        ValueError: a shape, a key of the critic or a number is wrong.
 
     Examples:
         >>> from hpo_torchrl.collectors import branched_returns, differentiable_rollout
@@ -152,14 +161,14 @@ def branched_returns(
     _check_critic(critic)
     batch, time = tuple(env.batch_size), len(env.batch_size)
     names = (*env.state_names, *env.shown_names)
-    _check_data(env, rollout, noise, names)
+    _check_data(env, rollout, noise, names, num_steps)
+    randomness = policy.randomness if randomness is None else randomness
     visited = {key: rollout.get(key).movedim(time, 0) for key in names}
     here = policy.distribution(visited["observation"], policy.mask_of(visited))
-    drawn = here.sample_noise((), policy.randomness) if policy.acts_randomly else None
+    drawn = here.sample_noise((), randomness) if policy.acts_randomly else None
     forced = here.actions(None if drawn is None else drawn.continuous)
     steps, number = forced.shape[0], forced.shape[-2]
     every = torch.arange(number, device=forced.device).view(1, -1, *(1,) * time)
-    every = every.expand(1, number, *batch)
 
     # Rows are (time of branching, discrete action, *B); one whose episode is over stays as it is.
     rows: dict[str, Tensor] = {
@@ -168,23 +177,31 @@ def branched_returns(
     returns = forced.new_zeros(steps, number, *batch, 1)
     weight = forced.new_ones(returns.shape)
     running = torch.ones_like(returns, dtype=torch.bool)
-    for step, step_noise in enumerate(noise.unbind(time)):
-        discrete, continuous = every, forced[step].movedim(-2, 0).unsqueeze(0)
-        if step > 0:  # networks take no empty batch
-            later = policy.act(rows["observation"], policy.mask_of(rows))
-            discrete = torch.cat([later.discrete, discrete])
-            continuous = torch.cat([later.continuous, continuous])
-        for key, value in visited.items():
-            fresh = value[step].expand(1, number, *value.shape[1:])
-            rows[key] = torch.cat([rows[key], fresh])
-        begun = slice(step + 1)
-        copies = step_noise.expand(step + 1, number, *step_noise.shape)
+    begun = 0
+    for step, step_noise in enumerate(noise.unbind(time if num_steps is None else time + 1)):
+        new = slice(begun, steps if num_steps else begun + 1)
+        chosen: list[list[Tensor]] = [[], []]
+        if begun:  # networks take no empty batch
+            there = policy.distribution(rows["observation"], policy.mask_of(rows))
+            later = there.draw(_shared_noise(policy, there, randomness))
+            chosen = [[later.discrete], [later.continuous]]
+        if len(branching := forced[new]):
+            chosen[0].append(every.expand(len(branching), number, *batch))
+            chosen[1].append(branching.movedim(-2, 1))
+            for key, value in visited.items():
+                fresh = value[new].unsqueeze(1).expand(-1, number, *value.shape[1:])
+                rows[key] = torch.cat([rows[key], fresh])
+            begun += len(branching)
+        if num_steps is None:
+            step_noise = step_noise.unsqueeze(time)
+        faced = step_noise.movedim(time, 0).unsqueeze(1).expand(begun, number, *step_noise.shape)
+        discrete, continuous = map(torch.cat, chosen)
         action = {"discrete": discrete, "continuous": continuous}
-        after, reward, over = env.advance(rows, action, copies)
+        after, reward, over = env.advance(rows, action, faced)
         after |= env.show(after)
-        moving = running[begun]
-        returns[begun] += torch.where(moving, weight[begun] * reward, 0.0)
-        weight[begun] = torch.where(moving, weight[begun] * gamma, weight[begun])
+        moving, place = running[:begun], slice(begun)
+        returns[place] += torch.where(moving, weight[place] * reward, 0.0)
+        weight[place] = torch.where(moving, weight[place] * gamma, weight[place])
         if over is None:
             rows = after
             continue
@@ -192,12 +209,25 @@ def branched_returns(
             key: torch.where(unsqueeze_like(moving, value), value, rows[key])
             for key, value in after.items()
         }
-        running[begun] = moving & ~over
+        running[place] = moving & ~over
     if critic is not None:
         final = TensorDict({"observation": rows["observation"]}, batch_size=returns.shape[:-1])
-        value = weight * critic(final).get("state_value")
+        value = weight * critic_unit * critic(final).get("state_value")
         returns += torch.where(running, value, 0.0) if env.horizon_terminates else value
     return returns.squeeze(-1).movedim((0, 1), (time, time + 1))
+
+
+def _shared_noise(
+    policy: HybridPolicy, dist: HybridDistribution, randomness: Randomness
+) -> Noise | None:
+    """Draw random numbers that all discrete actions share, which are on the second axis."""
+    if not policy.acts_randomly:
+        return None
+    scale = None if dist.scale is None else dist.scale[:, :1]
+    one = HybridDistribution(
+        dist.logits[:, :1], dist.loc[:, :1], scale, distribution=dist.distribution
+    )
+    return one.sample_noise((), randomness)
 
 
 def _check_critic(critic: TensorDictModuleBase | None) -> None:
@@ -211,7 +241,11 @@ def _check_critic(critic: TensorDictModuleBase | None) -> None:
 
 
 def _check_data(
-    env: DifferentiableEnv, rollout: TensorDictBase, noise: Tensor, names: tuple[str, ...]
+    env: DifferentiableEnv,
+    rollout: TensorDictBase,
+    noise: Tensor,
+    names: tuple[str, ...],
+    num_steps: int | None,
 ) -> None:
     batch, shape = tuple(env.batch_size), tuple(getattr(rollout, "shape", ()))
     if shape[:-1] != batch or len(shape) != len(batch) + 1:
@@ -224,4 +258,13 @@ def _check_data(
             f"rollout lacks {missing}: it must hold the state and observation of every step, as "
             "differentiable_rollout returns them."
         )
-    env.check_noise(noise, shape[-1])
+    if num_steps is None:
+        env.check_noise(noise, shape[-1])
+        return
+    check_int("num_steps", num_steps, minimum=1)
+    expected = (*shape, num_steps, *env.noise_shape)
+    if tuple(noise.shape) != expected:
+        raise ValueError(
+            f"noise must have shape (*B, T, num_steps, *noise_shape) = {expected}, got "
+            f"{tuple(noise.shape)}: each state has its own."
+        )

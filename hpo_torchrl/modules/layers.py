@@ -14,6 +14,7 @@ from torchrl.modules import MLP, ValueOperator
 
 from hpo_torchrl.core.checks import check_choice, check_sizes, checked
 from hpo_torchrl.core.wrappers import plain, spec_of
+from hpo_torchrl.modules.scales import ObservationScale, scales_of
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
@@ -78,6 +79,7 @@ def make_value_network(
     hidden: int | Sequence[int] = (64, 64),
     activation: str = "tanh",
     observation_key: str = "observation",
+    find_scales: bool = True,
 ) -> ValueOperator:
     """Build the critic of an environment: ``observation`` to ``"state_value"``, ``(*B, 1)``.
 
@@ -88,6 +90,8 @@ def make_value_network(
             slopes where there is no data, and the gradient through its value drives the policy
             there.
         observation_key: entry that the critic reads.
+        find_scales: whether a simulation may say how the observation is scaled; see
+            :func:`scales_of`.
 
     Examples:
         >>> from hpo_torchrl.problems import InventoryEnv
@@ -99,8 +103,11 @@ def make_value_network(
     spec = spec_of(env, "observation_key", observation_key)
     # The head starts at zero: slopes that mean nothing would steer the policy at once, and the more
     # the smaller each coordinate's own share of the reward is.
-    net = mlp(spec.shape[-1], 1, hidden, activation, 0.0, device=spec.device, dtype=spec.dtype)
-    return ValueOperator(net, in_keys=[observation_key])
+    place = {"device": spec.device, "dtype": spec.dtype}
+    net = mlp(spec.shape[-1], 1, hidden, activation, 0.0, **place)
+    observations = ObservationScale(spec.shape[-1], **place)
+    observations.use(scales_of(env) if find_scales else None, observation_key)
+    return ValueOperator(nn.Sequential(observations, *net), in_keys=[observation_key])
 
 
 class QNetwork(nn.Module):
@@ -108,18 +115,22 @@ class QNetwork(nn.Module):
 
     unit: Tensor
 
-    def __init__(self, net: nn.Module, unit: Tensor) -> None:
+    def __init__(self, net: nn.Module, observations: nn.Module, unit: Tensor) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.observations = net, observations
         self.register_buffer("unit", unit.clone())
 
     def forward(self, observation: Tensor, candidate: Tensor) -> Tensor:
-        return self.net(torch.cat([observation, candidate / self.unit], -1))
+        return self.net(torch.cat([self.observations(observation), candidate / self.unit], -1))
 
 
 @checked
 def make_q_network(
-    env: EnvBase, *, hidden: int | Sequence[int] = (64, 64), activation: str = "tanh"
+    env: EnvBase,
+    *,
+    hidden: int | Sequence[int] = (64, 64),
+    activation: str = "tanh",
+    find_scales: bool = True,
 ) -> TensorDictModule:
     """Build a critic of actions: ``observation`` and ``candidate`` to ``"action_value"``.
 
@@ -127,6 +138,7 @@ def make_q_network(
         env: the environment; its specs give the sizes, device and dtype.
         hidden: width of each hidden layer.
         activation: see :class:`HybridNetwork`.
+        find_scales: as in :func:`make_value_network`; the unit of the actions too.
 
     Returns:
         Module that reads ``"candidate"``, a continuous action ``(*B, n)``, and writes the values
@@ -146,10 +158,13 @@ def make_q_network(
     options = env.full_action_spec["action", "discrete"].space.n
     place: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype}
     net = mlp(spec.shape[-1] + dimension, options, hidden, activation, 0.0, **place)
-    unit = getattr(plain(env), "action_scale", None)
+    found = scales_of(env) if find_scales else None
+    unit = getattr(plain(env), "action_scale", None) if found is None else found.action
     unit = torch.ones(dimension) if unit is None else unit
+    observations = ObservationScale(spec.shape[-1], **place)
+    observations.use(found, "observation")
     return TensorDictModule(
-        QNetwork(net, unit.to(**place)),
+        QNetwork(net, observations, unit.to(**place)),
         in_keys=["observation", "candidate"],
         out_keys=["action_value"],
     )

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import BranchBounds
+from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_float, check_heads, check_int, check_sizes, checked
 from hpo_torchrl.modules.action_range import ActionRange, Bounds
 from hpo_torchrl.modules.continuous import make_distribution
 from hpo_torchrl.modules.layers import ACTIVATIONS, direct, mlp
+from hpo_torchrl.modules.scales import ObservationScale
 
 
 class HybridNetwork(nn.Module):
@@ -108,6 +110,7 @@ class HybridNetwork(nn.Module):
         unit = torch.ones(continuous_dim, **place) if action_scale is None else action_scale
         ends = ActionRange(continuous_bounds, unit, branch_bounds, num_heads, **place)
         self.distribution = make_distribution(distribution, ends)
+        self.observations = ObservationScale(observation_dim, **place)
         outputs = num_discrete * continuous_dim * self.distribution.outputs
         self.trunk: nn.Module = nn.Identity()
         inputs, cells = observation_dim, check_sizes("hidden", hidden)
@@ -117,6 +120,8 @@ class HybridNetwork(nn.Module):
             inputs, cells = cells[-1], []
         # The discrete head starts exactly uniform: every action is tried before any is preferred.
         self.discrete = net(inputs, num_discrete * (num_heads or 1), cells, gain=0.0)
+        # No parameter that is learned, but one of each seed's own, that is saved with the others.
+        self.temperature = nn.Parameter(torch.ones((), **place), requires_grad=False)
         self.continuous = net(inputs, outputs, cells, gain=0.01)
         self.skip: nn.Module | None = None
         if linear_skip:
@@ -135,6 +140,7 @@ class HybridNetwork(nn.Module):
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
+        observation = self.observations(observation)
         features = self.trunk(observation)
         raw = _with_skip(self.continuous, self.skip, features, observation)
         loc, scale = self._parameters_of(raw, self.scale())
@@ -151,8 +157,10 @@ class HybridNetwork(nn.Module):
         trunk, discrete, continuous = map(direct, (self.trunk, self.discrete, self.continuous))
         skip = None if self.skip is None else direct(self.skip)
         scale, parameters_of, in_heads = self.scale(), self._parameters_of, self._in_heads
+        observations = direct(self.observations)
 
         def parameters(observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+            observation = observations(observation)
             features = trunk(observation)
             with torch.no_grad():
                 logits = in_heads(discrete(features))
@@ -163,13 +171,19 @@ class HybridNetwork(nn.Module):
 
     def branches(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the parameters of u alone, those of every branch."""
+        observation = self.observations(observation)
         features = self.trunk(observation)
         raw = _with_skip(self.continuous, self.skip, features, observation)
         return self._parameters_of(raw, self.scale())
 
     def logits(self, observation: Tensor) -> Tensor:
         """Return the logits alone, ``(*B, M)`` or ``(*B, H, M)``."""
-        return self._in_heads(self.discrete(self.trunk(observation)))
+        return self._in_heads(self.discrete(self.trunk(self.observations(observation))))
+
+    @property
+    def action_scale(self) -> Tensor:
+        """The unit of each continuous action, ``(n,)``."""
+        return self.distribution.range.unit.flatten()
 
     def scale(self) -> Tensor | None:
         """Return the scale of u, ``(M, n)`` or ``(H, M, k)``, or 1 for M if all branches share it.
@@ -187,6 +201,7 @@ class HybridNetwork(nn.Module):
         return self.distribution.parameters_of(raw, scale)
 
     def _in_heads(self, outputs: Tensor) -> Tensor:
+        outputs = outputs / unsqueeze_like(self.temperature, outputs)
         if self.num_heads is None:
             return outputs
         return outputs.reshape(*outputs.shape[:-1], self.num_heads, -1)

@@ -29,6 +29,7 @@ from hpo_torchrl.modules.sampling import (
     flat,
     normalised,
 )
+from hpo_torchrl.modules.scales import scales_of
 
 
 class HybridPolicy(ProbabilisticTensorDictSequential):
@@ -103,6 +104,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         observation_key: str = "observation",
         mask_key: str | None = None,
         return_log_prob: bool = True,
+        find_scales: bool = True,
         **arguments: Any,
     ) -> HybridPolicy:
         """Build the policy of an environment from its specs.
@@ -118,6 +120,8 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             mask_key: entry with the discrete actions that may be chosen; by default the
                 environment's ``"action_mask"``, if it has one.
             return_log_prob: whether log-probabilities are written.
+            find_scales: whether a simulation may correct the unit of the actions and, in a
+                :class:`HybridNetwork`, that of the observation; see :func:`scales_of`.
             arguments: further arguments of the network, by default of :class:`HybridNetwork`.
 
         Raises:
@@ -135,7 +139,8 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             raise TypeError(f"network must be a module or a callable, got {network!r}.")
         if not isinstance(network, nn.Module):
             options, dimension, heads = action_sizes(env)
-            source = plain(env)
+            source, found = plain(env), scales_of(env) if find_scales else None
+            scale = getattr(source, "action_scale", None)
             continuous = env.full_action_spec["action", "continuous"]
             network = network(
                 observation_dim=observation.shape[-1],
@@ -144,11 +149,13 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
                 continuous_bounds=getattr(source, "continuous_bounds", None) or _bounds(continuous),
                 branch_bounds=getattr(source, "branch_bounds", None),
                 num_heads=heads,
-                action_scale=getattr(source, "action_scale", None),
+                action_scale=scale if found is None else found.action,
                 device=observation.device,
                 dtype=observation.dtype,
                 **arguments,
             )
+            if isinstance(network, HybridNetwork):
+                network.observations.use(found, observation_key)
         keys: dict[str, Any] = {"observation_key": observation_key, "mask_key": mask_key}
         policy = cls(network, return_log_prob=return_log_prob, **keys)
         policy._observation_size = observation.shape[-1]

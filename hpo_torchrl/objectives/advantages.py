@@ -40,6 +40,7 @@ class AdvantageLoss(LossModule):
                 today's are used.
             advantage: the advantage; where absent, the value estimator computes it.
             action_value: estimates of Q for every discrete action, float ``(*B, T, M)``; optional.
+            branched: whether ``action_value`` was estimated at a step, bool; for the regression.
             value_target: the critic's target.
             value: the critic's output.
             critic_value: the critic's values of these states, with a graph to its parameters alone,
@@ -53,6 +54,7 @@ class AdvantageLoss(LossModule):
         sample_log_prob: NestedKey = "discrete_log_prob"
         advantage: NestedKey = "advantage"
         action_value: NestedKey = "action_value"
+        branched: NestedKey = "branched"
         value_target: NestedKey = "value_target"
         value: NestedKey = "state_value"
         critic_value: NestedKey = "critic_value"

@@ -24,6 +24,9 @@ _NO_GRADIENT = (
     "detached data, ask for no pathwise term: HPOLoss(..., pathwise=False, cross_term=False)."
 )
 
+# Where a hybrid policy of a HybridNetwork holds its temperature.
+_TEMPERATURE = ("module", "0", "network", "temperature")
+
 
 class CrossTermWeight(nn.Module):
     r"""Weight of the cross term that minimises the mean squared error of its estimate.
@@ -202,14 +205,15 @@ class HPOLoss(HybridLossModule):
         critic_network: TensorDictModule | None = None,
         *,
         pathwise: bool = True,
-        score_function: bool = True,
+        score_function: bool | str = True,
         cross_term: bool | str = True,
         clip_epsilon: float | None = 0.2,
         **shared: Any,
     ) -> None:
         super().__init__(actor_network, critic_network, **shared)
         self.pathwise = check_bool("pathwise", pathwise)
-        self.score_function = check_bool("score_function", score_function)
+        self.regression = score_function == "regression"
+        self.score_function = self.regression or check_bool("score_function", score_function)
         if not isinstance(cross_term, bool) and cross_term != "adaptive":
             raise ValueError(f"cross_term must be true, false or 'adaptive', got {cross_term!r}.")
         self.cross = cross_term if score_function else False
@@ -222,7 +226,10 @@ class HPOLoss(HybridLossModule):
             keys += ["loss_objective", "kl_approx"]
             keys += ["cross_term_weight"] if self.cross == "adaptive" else []
             keys += ["clip_fraction"] if clip_epsilon is not None else []
+            keys += ["advantage_fit"] if self.regression else []
         self.out_keys = [*keys, *self.out_keys]
+        if self.regression and "loss_entropy" in self.out_keys:
+            self.out_keys.remove("loss_entropy")
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -240,11 +247,15 @@ class HPOLoss(HybridLossModule):
         if self.pathwise:
             terms["loss_pathwise"] = -self.pathwise_term(tensordict)
         if self.score_function:
-            objective = self.score_function_term(data, logits)
+            fit = self.regression_term if self.regression else self.score_function_term
+            objective = fit(data, logits)
             if self.cross:
                 objective = objective + self.cross_term(tensordict, data)
             terms["loss_objective"] = -objective
             metrics |= self._metrics(data, logits.detach())
+            if self.regression:
+                metrics["advantage_fit"] = 1.0 + self.mean(fit(data, logits.detach()), data)
+        terms.pop("loss_entropy" if self.regression else "", None)
         return self.reduce(terms, metrics, data)
 
     def pathwise_term(self, tensordict: TensorDictBase) -> Tensor:
@@ -287,6 +298,39 @@ class HPOLoss(HybridLossModule):
         within = ratio.clamp(1.0 - self.clip_epsilon, 1.0 + self.clip_epsilon)
         return torch.minimum(ratio * advantage, within * advantage)
 
+    def regression_term(self, data: TensorDictBase, logits: Tensor) -> Tensor:
+        r"""Return minus the squared error of the advantages that the logits stand for: ``(*B, T)``.
+
+        With the temperature :math:`\tau` of the policy the logits stand for the advantages
+        :math:`\tau \log \pi_\theta(d | s)` less their mean over the discrete actions. They are
+        regressed on estimates of Q less theirs, at the steps where ``"branched"`` is true, in
+        units of the variance of the latter: noise of the estimates is averaged out before it is
+        decided by. The policy is then the softmax of its own advantages (soft policy iteration; Haarnoja
+        et al. 2018, arXiv 1801.01290), and deterministic as the temperature goes to 0.
+
+        Args:
+            data: what :meth:`advantages` returns, with ``"action_value"`` and ``"branched"``.
+            logits: what :meth:`logits` returns of it.
+        """
+        keys = self.tensor_keys
+        aim = self.entry(data, keys.action_value, logits.shape[data.ndim :])
+        allowed = ~logits.isneginf()
+        number = allowed.sum(-1, keepdim=True)
+
+        def centered(value: Tensor) -> Tensor:
+            value = value.masked_fill(~allowed, 0.0)
+            return torch.where(allowed, value - value.sum(-1, keepdim=True) / number, 0.0)
+
+        aim = centered(aim)
+        error = (centered(self._temperature(logits) * logits) - aim).square().sum(-1)
+        used = self.entry(data, keys.branched, (1,), torch.bool).squeeze(-1).to(error.dtype)
+        unit = self.mean(aim.square().sum(-1) * used, data)
+        return -error * used / unsqueeze_like(unit.clamp_min(1e-12), error)
+
+    def _temperature(self, logits: Tensor) -> Tensor:
+        found = self.weights("actor_network").get(_TEMPERATURE)
+        return unsqueeze_like(found.detach(), logits)
+
     def cross_term(self, tensordict: TensorDictBase, data: TensorDictBase) -> Tensor:
         r"""Return the cross term: value 0, gradient :math:`A_t\, \partial_s \log \pi\, ds_t/d\psi`.
 
@@ -313,11 +357,13 @@ class HPOLoss(HybridLossModule):
 
     def _credit(self, data: TensorDictBase, logits: Tensor) -> Tensor:
         """Advantage times log-probability, or the advantage expected over the discrete actions."""
-        action_value = data.get(self.tensor_keys.action_value, None)
-        if action_value is None:
+        if self.regression:  # those that the policy stands for, which it has at every step
+            action_value = self._temperature(logits) * logits.detach()
+        elif (action_value := data.get(self.tensor_keys.action_value, None)) is None:
             return self.log_prob(data, logits) * self.advantage(data)
+        else:
+            self.entry(data, self.tensor_keys.action_value, logits.shape[data.ndim :])
         # Q of a masked action need not make sense.
-        self.entry(data, self.tensor_keys.action_value, logits.shape[data.ndim :])
         action_value = action_value.masked_fill(logits.isneginf(), 0.0)
         probability = logits.exp()
         value = (probability.detach() * action_value).sum(-1, keepdim=True)

@@ -150,7 +150,8 @@ def format_summary(summary: Row) -> str:
         note = "   finite horizon: another objective than the optimum's"
         lines["protocol cost"] = _cost(known, "protocol_cost") + note
     lines["trained"] = f"{_effort(summary)}, {summary['wall_seconds']:.0f} s"
-    text = "\n".join(f"{name:<17}{text}" for name, text in lines.items())
+    warned = [("warning", text) for text in known.get("warnings", ())]
+    text = "\n".join(f"{name:<17}{text}" for name, text in (*lines.items(), *warned))
     return text + (f"\n\n{_format_record(summary)}" if known.get("record") else "")
 
 

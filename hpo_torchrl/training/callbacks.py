@@ -8,8 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import torch
+from tensordict import TensorDictBase
 from tqdm import tqdm
 
+from hpo_torchrl.core.categorical import ACTION_MASK
+from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.training.evaluation import CostEstimate
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ _GAPS = {
     "gap_to_lower_bound": "above lower bound",
     "gap_to_upper_bound": "against upper bound",
 }
+_SELDOM = 1e-3  # share of steps below which an action counts as not used
 _SHOWN = ("cost", "test_cost", "test_cost_se", *_GAPS)
 
 
@@ -123,3 +128,56 @@ class ProgressBar(Callback):
                     error = mean["test_cost_se"] * (1.0 + mean[name]) / mean["test_cost"]
                     self._shown[label] += f" +-{error:.2%}"
         bar.set_postfix(self._shown, refresh=False)
+
+
+class ActionWarnings(Callback):
+    """Say at the end, as ``"warnings"`` of the summary, which actions are hardly used."""
+
+    def on_train_end(self, trainer: Trainer, summary: Any) -> None:
+        """Look at the actions of the last batch."""
+        actions = getattr(trainer.algorithm, "last_actions", None)
+        if actions is not None:
+            many = isinstance(summary, list)
+            pairs = zip(summary, actions, strict=True) if many else [(summary, actions)]
+            for own, taken in pairs:
+                if found := unused_actions(taken, plain(trainer.algorithm.env)):
+                    own["warnings"] = found
+
+
+def unused_actions(actions: TensorDictBase, env: Any) -> list[str]:
+    """Say in words which discrete actions are never taken, and what stays at a bound.
+
+    Args:
+        actions: ``"action"`` of many steps and, if there are masks, ``"action_mask"``.
+        env: the environment, with its ``continuous_bounds`` and ``action_scale``. Ends that differ
+            by discrete action (``branch_bounds``) are not looked at.
+    """
+    found, taken = [], actions["action", "discrete"]
+    mask = actions.get(ACTION_MASK, None)
+    for option in range(env.full_action_spec["action", "discrete"].space.n):
+        chosen = taken == option
+        share = float((chosen if mask is None else chosen[mask[..., option]]).double().mean())
+        if share < _SELDOM:  # NaN where it was never allowed
+            found.append(
+                f"Discrete action {option} was taken in {share:.2%} of the last batch. If it "
+                "should be of use, try a larger algorithm.entropy_coeff or algorithm.entropy_until "
+                "and look at its reward."
+            )
+    values = actions["action", "continuous"].flatten(0, -2)
+    low, high = getattr(env, "continuous_bounds", (None, None))
+    if getattr(env, "branch_bounds", None) is not None:
+        return found
+    low, high = (
+        torch.as_tensor(none if end is None else end).to(values).expand(values.shape[-1])
+        for end, none in ((low, -torch.inf), (high, torch.inf))
+    )
+    unit = torch.where((high - low).isfinite(), high - low, torch.as_tensor(env.action_scale))
+    for name, end in (("lower", low), ("upper", high)):
+        shares = ((values - end).abs() <= 1e-3 * unit).double().mean(0)
+        for at in (shares > 1 - _SELDOM).nonzero().flatten().tolist():
+            found.append(
+                f"Continuous action {at} was at its {name} bound, {float(end[at]):g}, in "
+                f"{float(shares[at]):.2%} of the last batch. If it should move, look at "
+                "continuous_bounds and at the units of the action."
+            )
+    return found

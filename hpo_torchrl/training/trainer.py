@@ -16,7 +16,7 @@ from hpo_torchrl.core.checks import check_bool, check_int
 from hpo_torchrl.core.console import announced
 from hpo_torchrl.core.figures import drawn
 from hpo_torchrl.core.reference import Reference
-from hpo_torchrl.training.callbacks import Callback, ProgressBar, StopTraining
+from hpo_torchrl.training.callbacks import ActionWarnings, Callback, ProgressBar, StopTraining
 from hpo_torchrl.training.checkpoint import read_together
 from hpo_torchrl.training.evaluation import CostEstimate, Evaluation
 from hpo_torchrl.training.seed_run import SeedRun
@@ -100,7 +100,8 @@ class Trainer:
         known, against = self.reference, self.validation_reference or self.reference
         self.reference = known.compared(self.tests[self.primary], self.algorithm)
         self.validation_reference = against.compared(self.validation, self.algorithm)
-        self.callbacks = [*([ProgressBar()] if self.progress else []), *self.callbacks]
+        bar = [ProgressBar()] if self.progress else []
+        self.callbacks = [*bar, ActionWarnings(), *self.callbacks]
         pairs = zip(self._each(self.run_dir), self._each(self.config), strict=True)
         many = self.algorithm.num_seeds is not None
         shared: Any = {"select": self.select, "logger_backend": self.logger_backend}
