@@ -88,6 +88,9 @@ class HPO(GraphLearner, PassLearner):
         own = getattr(self.policy.network, "action_scale", None)
         scale = getattr(self.env, "action_scale", 1.0) if own is None else own
         self.action_scale: Any = scale
+        if self.branches and "discrete" in self.optimization.groups:
+            for group in self.optimization.param_groups("discrete"):
+                group["lr_multiplier"] = 1.0
 
     @property
     def branches(self) -> bool:
@@ -113,9 +116,7 @@ class HPO(GraphLearner, PassLearner):
     def anneal(self, progress: float) -> None:
         """Anneal the temperature too."""
         super().anneal(progress)
-        self.relative_temperature = self.temperature_final ** min(
-            1.0, progress / self.temperature_until
-        )
+        self.cooled = min(1.0, progress / self.temperature_until)
 
     def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Do one update.
@@ -143,8 +144,9 @@ class HPO(GraphLearner, PassLearner):
         )
         change = (self._mean_action(data) - mean) / self.action_scale
         metrics["action_change"] = self.mean(change.square()).sqrt()
-        # A divergence grows with the square of a step.
-        self.optimization.adapt_lr("discrete", (metrics["kl"] / self.target_kl).sqrt())
+        if not self.branches:  # a regression is no step of a policy
+            # A divergence grows with the square of a step.
+            self.optimization.adapt_lr("discrete", (metrics["kl"] / self.target_kl).sqrt())
         self.optimization.adapt_lr(
             "continuous", metrics["action_change"] / self.target_action_change
         )
@@ -190,16 +192,26 @@ class HPO(GraphLearner, PassLearner):
             branched[own][at] = True
         for place in (batch, data):
             place.update({"action_value": values, "branched": branched})
-        return {"temperature": self._set_temperature(data)}
+        spread = values - values.mean(-1, keepdim=True)
+        spread = (self.mean(spread.square()) / self.mean(branched.to(values.dtype))).sqrt()
+        return {"temperature": self._set_temperature(data, spread)}
 
-    def _set_temperature(self, data: TensorDictBase) -> Tensor:
-        """Set the temperature to a multiple of how far the best two discrete actions are apart."""
+    def _set_temperature(self, data: TensorDictBase, spread: Tensor) -> Tensor:
+        """Cool the policy from the spread of the estimates to where its own advantages decide.
+
+        Args:
+            data: the batch.
+            spread: standard deviation of the estimates around their mean over the discrete
+                actions: advantages and their noise together.
+        """
         temperature = self.policy.network.temperature
         logits = self.policy.discrete_logits(data)
         best = logits.topk(2).values
         gap = (best[..., 0] - best[..., 1]).flatten(0 if self.num_seeds is None else 1)
         gap = gap.where(gap.isfinite(), torch.nan).nanmedian(-1).values * temperature
-        temperature.copy_((self.relative_temperature * gap).nan_to_num(1.0).clamp_min(1e-8))
+        gap = gap.nan_to_num(0.0).clamp_min(1e-6)
+        least = self.temperature_final * gap
+        temperature.copy_(spread.clamp_min(1e-6) ** (1.0 - self.cooled) * least**self.cooled)
         return temperature.clone()
 
     def components(self, seed_index: int | None = None) -> dict[str, Any]:

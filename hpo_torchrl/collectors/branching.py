@@ -194,7 +194,8 @@ def branched_returns(
             begun += len(branching)
         if num_steps is None:
             step_noise = step_noise.unsqueeze(time)
-        faced = step_noise.movedim(time, 0).unsqueeze(1).expand(begun, number, *step_noise.shape)
+        faced = step_noise.movedim(time, 0).unsqueeze(1)
+        faced = faced.expand(begun, number, *faced.shape[2:])
         discrete, continuous = map(torch.cat, chosen)
         action = {"discrete": discrete, "continuous": continuous}
         after, reward, over = env.advance(rows, action, faced)
