@@ -186,7 +186,7 @@ def test_what_a_window_cuts_off_falls_with_its_length(chain):
         assert short == pytest.approx(long, rel=1e-6)
         assert short > 0.01
     short, long = (chain.error(T, chain.critic(wrong=0.5), 0.0) for T in (CYCLE, CYCLE + 3))
-    assert long > 0.9 * short > 0.01
+    assert long > 0.7 * short > 0.01  # 1 / T would be a half
 
 
 def hpo(chain, critic, **settings):
