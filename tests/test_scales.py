@@ -17,7 +17,7 @@ from hpo_torchrl.training.callbacks import unused_actions
 
 
 class Aim(DifferentiableEnv):
-    """Each step is by itself: u is to be ``size``, and the target is seen in units of ``1/seen``."""
+    """Each step is by itself: u is to be 1.5 times ``size`` plus a part of the target."""
 
     def __init__(self, size=1.0, seen=1.0, offset=0.0, worth=1.0, bounds=(0.0, None), **others):
         self.size, self.seen, self.offset, self.worth = size, seen, offset, worth
@@ -106,16 +106,13 @@ def test_finding_scales_draws_from_no_generator_and_depends_on_none():
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
-def test_observations_far_from_zero_are_standardised_and_usual_ones_stay():
+def test_observations_are_standardised():
     def seen(**arguments):
         env = aim(**arguments)
         policy, critic = HybridPolicy.for_env(env), make_value_network(env)
         return env, policy.network.observations, critic.module[0]
 
-    env, ours, critics = seen()
-    at = env.reset()["observation"]
-    assert torch.equal(ours(at), at)
-    for factor, offset in ((100.0, 0.0), (1e-3, 0.0), (1.0, 1e4), (100.0, -1e5)):
+    for factor, offset in ((1.0, 0.0), (100.0, 0.0), (1e-3, 0.0), (1.0, 1e4), (100.0, -1e5)):
         env, ours, critics = seen(seen=factor, offset=offset)
         at = ours(env.reset()["observation"])
         assert 0.7 < at.std() < 1.3
