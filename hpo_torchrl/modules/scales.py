@@ -107,7 +107,7 @@ def scales_of(env: Any) -> Scales | None:
         (tensor([40.]), tensor([40.]))
         >>> env.action_scale *= 100
         >>> scales_of(env).action
-        tensor([31.2500])
+        tensor([44.1942])
     """
     if not hasattr(type(env), "dynamics"):  # of an environment within, transforms know nothing
         return None
