@@ -106,13 +106,16 @@ def test_finding_scales_draws_from_no_generator_and_depends_on_none():
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
-def test_observations_are_standardised():
+def test_observations_of_unusual_size_are_standardised():
     def seen(**arguments):
         env = aim(**arguments)
         policy, critic = HybridPolicy.for_env(env), make_value_network(env)
         return env, policy.network.observations, critic.module[0]
 
-    for factor, offset in ((1.0, 0.0), (100.0, 0.0), (1e-3, 0.0), (1.0, 1e4), (100.0, -1e5)):
+    env, ours, critics = seen()
+    at = env.reset()["observation"]
+    assert torch.equal(ours(at), at)
+    for factor, offset in ((100.0, 0.0), (1e-3, 0.0), (1.0, 1e4), (100.0, -1e5)):
         env, ours, critics = seen(seen=factor, offset=offset)
         at = ours(env.reset()["observation"])
         assert 0.7 < at.std() < 1.3
