@@ -16,13 +16,15 @@ from hpo_torchrl.modules.action_range import ActionRange
 from hpo_torchrl.modules.sampling import chosen_branch, flat
 
 # Steps simulated, and the multiples of the declared unit that are tried, powers of 2.
-_STEPS, _POWERS = 30, 12
+_STEPS, _POWERS = 30, 16
 # A unit is taken as declared unless another is this many times as large or small. What a simulation
 # of random actions finds is right within a factor of about 2.
 _TRUSTED = 3.0
 # Observations are taken as they are if all medians are at most this far from 0 and all spreads are
-# between these ends: networks learn them as well as standardised ones.
+# between these ends: standardised by random actions, an unstable system is learned worse.
 _FAR, _NARROW, _WIDE = 30.0, 0.1, 30.0
+# Spreads of observations, in those at the start, beyond which instances count as running away.
+_RUNAWAY = 30.0
 _ROWS = 4096  # observations that medians and spreads are taken of
 
 
@@ -87,9 +89,9 @@ def scales_of(env: Any) -> Scales | None:
 
     **Observations.** Of those met at half that unit, the median and the spread (the upper quartile
     of the distance from it, in standard deviations of a normal), which no instance that runs away
-    can spoil; where all run away, the geometric mean of that spread and that of the start. They stay as
-    they are if all medians are at most 30 and all spreads 0.1 to 30. Else each is divided by its
-    size, after the median is taken off if that is more than the spread.
+    can spoil; where all run away, the geometric mean of that spread and that of the start. They
+    stay as they are if all medians are at most 30 and all spreads 0.1 to 30. Else each is divided
+    by its size, after the median is taken off if that is more than the spread.
 
     The answer depends on the environment alone, on none of its random numbers nor torch's.
 
@@ -108,7 +110,7 @@ def scales_of(env: Any) -> Scales | None:
         (tensor([40.]), tensor([40.]))
         >>> env.action_scale *= 100
         >>> scales_of(env).action
-        tensor([31.2500])
+        tensor([44.1942])
     """
     if not hasattr(type(env), "dynamics"):  # of an environment within, transforms know nothing
         return None
@@ -200,15 +202,17 @@ def _size(values: Tensor) -> tuple[Tensor, Tensor]:
     # An entry that seldom differs from its median has a quartile of 0.
     spread = torch.where(quartile > 0, quartile, away.square().nanmean(0).sqrt().nan_to_num())
     first = values[0].double().reshape(-1, values.shape[-1]).std(0).nan_to_num()
-    runaway = (spread > _WIDE) & (first > 0) & (first < spread)
-    spread, offset = torch.where(runaway, (spread * first).sqrt(), spread), center.abs()
+    away = (first > 0) & (spread > _RUNAWAY * first)
+    spread, offset = torch.where(away, (spread * first).sqrt(), spread), center.abs()
     usual = (spread == 0) | ((spread >= _NARROW) & (spread <= _WIDE))
-    fine = ((offset <= _FAR) & usual).all()  # or else sizes would differ by much
+    if bool(((offset <= _FAR) & usual).all()):  # or else sizes would differ by much
+        return torch.zeros_like(center).to(values), torch.ones_like(center).to(values)
+    constant = spread <= 1e-6 * offset
     # Near 0 the median stays: 0 may mean something there, as the target of a control does.
-    shift = torch.where(fine | (offset <= spread), 0.0, center)
+    shift = torch.where(offset <= spread, 0.0, center)
     size = torch.where(shift == 0, (offset.square() + spread.square()).sqrt(), spread)
-    size = torch.where(size > 0, size, offset)
-    return shift.to(values), torch.where(fine, 1.0, size).to(values)
+    size = torch.where(constant, torch.where(offset > 0, offset, 1.0), size)
+    return shift.to(values), size.to(values)
 
 
 def _within(unit: Tensor, env: Any) -> Tensor:

@@ -135,12 +135,13 @@ class ActionWarnings(Callback):
 
     def on_train_end(self, trainer: Trainer, summary: Any) -> None:
         """Look at the actions of the last batch."""
-        actions = getattr(trainer.algorithm, "last_actions", None)
+        algorithm: Any = trainer.algorithm
+        actions = getattr(algorithm, "last_actions", None)
         if actions is not None:
             many = isinstance(summary, list)
             pairs = zip(summary, actions, strict=True) if many else [(summary, actions)]
             for own, taken in pairs:
-                if found := unused_actions(taken, plain(trainer.algorithm.env)):
+                if found := unused_actions(taken, plain(algorithm.env)):
                     own["warnings"] = found
 
 
