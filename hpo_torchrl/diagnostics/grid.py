@@ -230,12 +230,17 @@ def split_gap(optimum: GridOptimum, policy: Any, test: Test) -> dict[str, float]
     run = run.reshape(-1, run.shape[-1])[:, test.skip :]
     names = [*core.layout.shapes, "step", "action"]
     weights = solver.discount ** torch.arange(run.shape[1], dtype=torch.float64)
-    each = max(1, _STATES // run.shape[1])
-    for t in range(run.shape[1]):
-        pick = torch.randperm(len(run), generator=core.generator)[:each]
-        state = run[pick, t].select(*names).cpu()
+    if solver.tables:
+        each = torch.arange(run.shape[1]).repeat_interleave(max(1, _STATES // run.shape[1]))
+        times = each.split(max(1, _STATES // run.shape[1]))
+    else:
+        times = [torch.multinomial(weights, _STATES, True, generator=core.generator)]
+        weights = torch.ones(1, dtype=torch.float64)
+    for time_ in times:
+        pick = torch.randint(len(run), time_.shape, generator=core.generator)
+        state = run[pick, time_].select(*names).cpu()
         worth, _ = optimum.best(state)
-        allowed = core.allowed(core.layout.flat(state, 1), int(state["step"][0, 0]))
+        allowed = core.allowed(core.layout.flat(state, 1), int(time_[0]))
         choice = core.index_of(state["action", "discrete"])
         own = optimum.value_of(state, state["action", "discrete"], state["action", "continuous"])
         beside = torch.maximum(worth[torch.arange(len(pick)), choice], own)

@@ -124,7 +124,7 @@ class Solver:
         return worth[rows, best], candidates[rows, best], best
 
     def improve(self, value: Tensor, everywhere: bool, now: int = 0) -> None:
-        """Set ``q`` and ``u`` by one step ahead of ``value``: near the incumbents, or everywhere."""
+        """Set ``q`` and ``u`` by one step ahead of a value: near the incumbents, or everywhere."""
         allowed = self.core.allowed(self.nodes, now)
         for c in range(len(self.core.choices)):
             own, delta = self.u[:, c], self.delta[:, c]
@@ -275,7 +275,8 @@ class Solver:
             rest = move - shift if self.average or (self.discount < 1 and not ends) else move
             if sweep % 10 == 0 and np.abs(rest).max() < enough:
                 break
-        self.value = torch.as_tensor(v - begin @ v if self.average else v)
+        centre = float(begin @ v) if self.average else 0.0
+        self.value = torch.tensor(v - centre)
 
     def _backwards(self, start: Solver | None) -> Solver:
         """Go back from the horizon, where nothing is worth anything any more."""

@@ -21,7 +21,7 @@ from hpo_torchrl.modules import RulePolicy
 _STEPS, _SIDE_BY_SIDE = 240, 2**14
 # The search: rules drawn at first, those kept, and, round by round, children and instances.
 _DRAWN, _KEPT = 384, 8
-_ROUNDS = [(16, 24)] * 4 + [(8, 64)] * 2
+_ROUNDS = [(12, 24)] * 7 + [(8, 64)] * 2
 _MOST_CHOICES = 64
 # What an environment that takes no such batch, or a rule that has no answer, may raise.
 TROUBLE = (RuntimeError, ValueError, TypeError, IndexError, KeyError, NotImplementedError)
@@ -132,7 +132,7 @@ class Actions:
         return torch.minimum(torch.maximum(found, low), high)
 
     def parts(self, rules: Rules) -> tuple[Tensor, Tensor]:
-        """Return the actions of the parts of K rules, ``(K, 3)`` (or ``(K, 3, H)``), ``(K, 3, n)``."""
+        """Return the actions of the parts of K rules: ``(K, 3)`` (with heads another H), and u."""
         return self.choices[rules.choice], self.at(rules.choice, rules.share)
 
     def of(
@@ -218,15 +218,15 @@ class World:
 
         def moved(ends: Tensor, column: int) -> Tensor:
             unit = self.spread[1][rules.entry[:, column]].unsqueeze(-1)
-            return ends + torch.randn(count, 2) * unit * width * few(0.5, 2)
+            return ends + torch.randn(count, 2) * unit * width * few(0.25, 2)
 
-        entry = torch.where(few(0.1, 2), other.entry, rules.entry)
+        entry = torch.where(few(0.04, 2), other.entry, rules.entry)
         same = entry == rules.entry
         threshold = torch.where(same[:, :1], moved(rules.threshold, 0), other.threshold)
-        limit = torch.where(same[:, 1:] & ~few(0.1, 2), moved(rules.limit, 1), other.limit)
-        choice = torch.where(few(0.1, parts), other.choice[:, :parts], rules.choice[:, :parts])
-        share = rules.share[:, :parts] + torch.randn(count, parts, n) * width * few(0.5, parts, 1)
-        share = torch.where(few(0.1, parts, 1), other.share[:, :parts], share.clamp(0, 1))
+        limit = torch.where(same[:, 1:] & ~few(0.04, 2), moved(rules.limit, 1), other.limit)
+        choice = torch.where(few(0.04, parts), other.choice[:, :parts], rules.choice[:, :parts])
+        share = rules.share[:, :parts] + torch.randn(count, parts, n) * width * few(0.25, parts, 1)
+        share = torch.where(few(0.04, parts, 1), other.share[:, :parts], share.clamp(0, 1))
         threshold = threshold.sort(-1).values
         return Rules(entry, threshold, limit, choice.expand(-1, 3), share.expand(-1, 3, -1))
 
@@ -261,20 +261,33 @@ class World:
         return (total / self.weights.sum()).flatten(1).mean(1).nan_to_num(nan=torch.inf)
 
     def search(self, *kinds: str) -> ThresholdPolicy:
-        """Return the best rule of some kinds: evolutionary searches under common random numbers."""
-        found = []
+        """Return the best rule of an evolutionary search under common random numbers.
+
+        Args:
+            kinds: what is searched, one kind after another, each from the best of the last.
+        """
+        best = self.draw(0, kinds[0])
         for kind in kinds:
-            rules = self.draw(_DRAWN, kind)
-            costs, width = self.costs(rules, _ROUNDS[0][1] // 2), 0.3
+            fresh = self.draw(_DRAWN, kind)
+            # The best so far under other guards, besides fresh rules.
+            many = torch.arange(len(best.entry)).repeat(len(best.entry))
+            varied = best.at(many)
+            limit = self.draw(len(many), kind)
+            entry = torch.stack([varied.entry[:, 0], limit.entry[:, 1]], -1)
+            varied = varied._replace(entry=entry, limit=limit.limit)
+            rules = _joined(best, varied, fresh)
+            costs, width = self.costs(rules, _ROUNDS[0][1] // 2), 0.4
             for children, instances in _ROUNDS:
-                parents = rules.at(costs.argsort()[:_KEPT])
-                many = torch.arange(_KEPT).repeat(children)
-                young = self.children(parents.at(many), width, kind)
-                rules = Rules(*(torch.cat(pair) for pair in zip(parents, young, strict=True)))
-                costs, width = self.costs(rules, instances), width * 0.65
-            best = int(costs.argmin())
-            found.append((float(costs[best]), rules.at(slice(best, best + 1))))
-        return ThresholdPolicy(self.actions, min(found, key=lambda one: one[0])[1])
+                best = rules.at(costs.argsort()[:_KEPT])
+                young = self.children(best.at(torch.arange(_KEPT).repeat(children)), width, kind)
+                rules = _joined(best, young)
+                costs, width = self.costs(rules, instances), width * 0.7
+            best = rules.at(costs.argsort()[:_KEPT])
+        return ThresholdPolicy(self.actions, best.at(slice(0, 1)))
+
+
+def _joined(*rules: Rules) -> Rules:
+    return Rules(*(torch.cat(parts) for parts in zip(*rules, strict=True)))
 
 
 @torch.no_grad()
