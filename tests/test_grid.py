@@ -250,7 +250,7 @@ def test_what_is_beyond_reach_is_refused_with_a_way_out(make, error, words):
 def test_a_run_is_compared_with_what_there_is(tmp_path, undrawn):
     settings = {"trainer.num_updates": 1, "trainer.progress": False, "policy.hidden": [8]}
     tests = Evaluation(Tank(batch_size=32), num_steps=60, skip=20, seed=0)
-    for kind in ("auto", "yardsticks", "none"):
+    for kind in ("auto", "none"):
         env = Tank(batch_size=8, seed=0)
         run = hpo_torchrl.train(
             env, folder=tmp_path / kind, tests=tests, reference=kind, **settings

@@ -29,8 +29,9 @@ _LEVELS = {
 # Attempts at finding how far the optimal policy goes, and the share of states that may be beyond.
 _RANGES, _BEYOND = 8, 1e-3
 # Passes of a solution, steps of a simulation, and those of them before it counts.
-_PASSES, _STEPS, _SKIP = 30, 300, 50
+_PASSES, _STEPS, _SKIP = 30, 200, 50
 _STATES = 4000  # states in which a policy is looked at
+_SEEN = 10_000  # states of a simulation that say what is discrete
 
 
 @dataclass
@@ -191,7 +192,7 @@ def _coarse(
             break
         # What was visited under other policies counts as well if the range does not settle.
         visited = torch.cat([core.initial[:2048], runs, *([visited] if attempt >= 3 else [])])
-        seen = torch.cat([seen, runs])
+        seen = torch.cat([seen, runs[:: max(1, len(runs) // _SEEN)]])
     return solver, visited, seen
 
 

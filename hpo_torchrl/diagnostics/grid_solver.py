@@ -78,13 +78,15 @@ class Solver:
         They are interpolated where the nodes around a state agree more or less, and the nearest
         node's where they do not: between two optima lies none.
         """
-        u = self.u if u is None else u
         index, weight = self.space.corners(coordinates)
-        near = u[index]  # (P, corners, choices, n)
-        mixed = (near * weight[..., None, None]).sum(1)
+        return self._blended((self.u if u is None else u)[index], weight)
+
+    def _blended(self, near: Tensor, weight: Tensor) -> Tensor:
+        """Blend actions of the nodes around states, ``(P, corners, *)`` to ``(P, *)``."""
+        shares = weight.reshape(*weight.shape, *(1,) * (near.ndim - 2))
         nearest = near[torch.arange(len(near)), weight.argmax(1)]
         apart = near.amax(1) - near.amin(1) > self.core.spacing
-        return torch.where(apart, nearest, mixed)
+        return torch.where(apart, nearest, (near * shares).sum(1))
 
     # -- one step ahead --------------------------------------------------------------------------
 
@@ -175,14 +177,17 @@ class Solver:
             now: the step of the episode.
             rounds: how often u is searched one step ahead; 0 interpolates what the nodes do.
         """
+        allowed = self.core.allowed(coordinates, now)
         if rounds:
-            worth, u = self.best(coordinates, now, rounds)
+            worth, table = self.best(coordinates, now, rounds)
+            choice = worth.masked_fill(~allowed, -torch.inf).argmax(1)
+            u = table[torch.arange(len(table)), choice]
         else:
             q, table = self.ahead_of(now)[1]
-            worth, u = self.read(q, coordinates), self.guess(coordinates, table)
-        worth = worth.masked_fill(~self.core.allowed(coordinates, now), -torch.inf)
-        choice = worth.argmax(1)
-        u = u[torch.arange(len(u)), choice]
+            index, weight = self.space.corners(coordinates)
+            worth = (q[index] * weight.unsqueeze(-1)).sum(1)
+            choice = worth.masked_fill(~allowed, -torch.inf).argmax(1)
+            u = self._blended(table[index, choice.unsqueeze(-1)], weight)
         return choice, torch.minimum(
             torch.maximum(u, self.core.low[choice]), self.core.high[choice]
         )
@@ -256,15 +261,15 @@ class Solver:
         index, weight = torch.cat(indices), torch.cat(weights)
         starts = np.arange(0, index.numel() + 1, index.shape[1])
         P = sparse.csr_matrix((weight.numpy().ravel(), index.numpy().ravel(), starts), (N, N))
-        r, stop, v = torch.cat(rewards).numpy(), torch.cat(stops).numpy(), self.value.numpy().copy()
-        begin, ends = self.begin.numpy(), bool(stop.any())
+        r, ending = torch.cat(rewards).numpy(), torch.cat(stops).numpy()
+        v, begin, ends = self.value.numpy().copy(), self.begin.numpy(), bool(ending.any())
         # Lazily, so that a cycle converges too.
         lazy = 0.95 if self.average else 1.0
         enough = 0.02 * tolerance * max(float(np.abs(r).mean()), 1e-12)
         for sweep in range(1, _SWEEPS + 1):
             new = r + self.discount * (P @ v)
             if self.average and ends:
-                new += stop * (begin @ v)
+                new += ending * (begin @ v)
             move = new - v
             shift = float(begin @ move)
             if self.average:
