@@ -88,8 +88,8 @@ def _knows_itself(env: Any) -> bool:
     """Whether an environment has a reference of its own."""
     while isinstance(env, WrappedEnv):
         env = env.original
-    own = getattr(type(env), "reference", None)
-    return "reference" in vars(env) or own not in (None, DifferentiableEnv.reference)
+    own = getattr(env, "reference", None)
+    return own is not None and getattr(own, "__func__", None) is not DifferentiableEnv.reference
 
 
 def _objective(test: Evaluation) -> dict[str, Any] | None:
