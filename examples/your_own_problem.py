@@ -2,7 +2,8 @@
 
 A heater is off, or runs between 30 and 100 % of its power; whenever it runs its pump costs
 something. Reward and transition jump in the power, so the breakpoints are declared and the problem
-becomes hybrid: off or on, and how much. The same problem follows as a plain TorchRL environment.
+becomes hybrid: off or on, and how much. Its optimum is found on a grid, and printed beside what was
+learned. The same problem follows as a plain TorchRL environment.
 
 python examples/your_own_problem.py
 """
@@ -93,6 +94,8 @@ def main(updates: int = 150, folder: str | None = None, batches: int = 20) -> di
     run = train(env, folder=folder and f"{folder}/fast", gradients=report, **settings)
     first, last = (run.metrics[i]["test_cost"] for i in (0, -1))
     print(f"cost      {first:.4f} before, {last:.4f} after {updates} updates")
+    optimum = run.summary["optimal_cost"]  # solved on a grid, for the state is one number
+    print(f"optimum   {optimum:.4f}" if optimum is not None else "optimum   of another objective")
     action, _ = run.policy.predict([[2.0 / 3.0], [-2.0 / 3.0]])
     shown = ["off", "on"][action["discrete"][1]], float(action["continuous"][1, 0])
     print(f"policy    two degrees too cold: {shown[0]}, power {shown[1]:.2f}")

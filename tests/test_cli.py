@@ -306,7 +306,7 @@ SLIPS = [
     ("env.demand=[1,2", "'env.demand=[1,2' cannot be read"),
     ("--config-dir absent", "--config-dir absent is not a folder"),
     ("--multirun seed=0,1 logger=null", "logger=null"),
-    ("reference=fast", "reference must be one of 'exact', 'none'"),
+    ("reference=fast", "reference must be one of 'auto', 'exact', 'grid', 'yardsticks', 'none'"),
     ("seed=1180591620717411303424", "seed must be an integer below 2**63"),
     ("evaluation.seed=null", "evaluation.seed must be an integer"),
     ("evaluation.tests.long_run.num_steps=0", "num_steps must be an integer >= 1"),

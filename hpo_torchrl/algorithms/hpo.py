@@ -136,15 +136,15 @@ class HPO(GraphLearner, PassLearner):
             found = self.optimization.step(self.detached_loss(part), active)
             return {key: found[key] for key in ("clip_fraction",) if key in found}
 
-        metrics |= self.passes(
-            data.exclude("next"),
-            descend,
-            metrics | {"kl": self._divergence(data, before)},
-            lambda steps: self._divergence(data, before),
-        )
+        def moved(steps: Any = ()) -> Tensor:
+            # A regression is no step of a policy, and does not stop early.
+            return metrics["cost"] * 0.0 if self.branches else self._divergence(data, before)
+
+        metrics |= self.passes(data.exclude("next"), descend, metrics | {"kl": moved()}, moved)
+        metrics["kl"] = self._divergence(data, before)
         change = (self._mean_action(data) - mean) / self.action_scale
         metrics["action_change"] = self.mean(change.square()).sqrt()
-        if not self.branches:  # a regression is no step of a policy
+        if not self.branches:
             # A divergence grows with the square of a step.
             self.optimization.adapt_lr("discrete", (metrics["kl"] / self.target_kl).sqrt())
         self.optimization.adapt_lr(
@@ -174,21 +174,26 @@ class HPO(GraphLearner, PassLearner):
             at = (*(slice(None),) * len(world.batch_size), times[own])
             states = data[own][at]
             noise = [
-                world.sample_noise(self.branch_steps, {key: start[key] for key in world.state_names})
+                world.sample_noise(
+                    self.branch_steps, {key: start[key] for key in world.state_names}
+                )
                 for start in states.unbind(-1)
             ]
             scale = self.scaler.scale[own].to(values.dtype)
-            values[own][at] = branched_returns(
-                world,
-                policy,
-                states,
-                torch.stack(noise, len(world.batch_size)),
-                gamma=self.discount,
-                critic=critic,
-                num_steps=self.branch_steps,
-                critic_unit=scale,
-                randomness=self.randomness.of_seed(seed),
-            ) / scale
+            values[own][at] = (
+                branched_returns(
+                    world,
+                    policy,
+                    states,
+                    torch.stack(noise, len(world.batch_size)),
+                    gamma=self.discount,
+                    critic=critic,
+                    num_steps=self.branch_steps,
+                    critic_unit=scale,
+                    randomness=self.randomness.of_seed(seed),
+                )
+                / scale
+            )
             branched[own][at] = True
         for place in (batch, data):
             place.update({"action_value": values, "branched": branched})

@@ -7,18 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import sparse
-from tensordict.nn import TensorDictModule
 from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.core.checks import check_choice, check_float
+from hpo_torchrl.core.objective import OBJECTIVES
+from hpo_torchrl.core.reference import Test
 from hpo_torchrl.diagnostics.grid_core import Core
+from hpo_torchrl.diagnostics.grid_solver import Solver
 from hpo_torchrl.diagnostics.grid_space import Space
-from hpo_torchrl.diagnostics.quadrature import Rule
-
-OBJECTIVES = ("average", "discounted", "return")
 
 # Points of a continuous line and nodes of a noise coordinate, level by level, by number of lines.
 _LEVELS = {
@@ -27,280 +25,12 @@ _LEVELS = {
     2: [(31, 7), (61, 11), (121, 15)],
     3: [(13, 5), (23, 7), (37, 9)],
 }
-_CHUNK = 2**17  # steps computed at once
-_RANGES, _PASSES, _STEPS, _SKIP, _BEYOND = 8, 30, 300, 50, 1e-3
-
-
-class Solver:
-    """Dynamic programming on one grid: what the best of each discrete action is worth, and its u.
-
-    Args:
-        core: the problem.
-        space: the grid.
-        rule: quadrature of the noise.
-        objective: see :func:`grid_optimum`.
-        discount: likewise.
-        start: a solution on another grid to begin with.
-    """
-
-    def __init__(
-        self,
-        core: Core,
-        space: Space,
-        rule: Rule,
-        objective: str,
-        discount: float,
-        start: Solver | None = None,
-    ) -> None:
-        self.core, self.space, self.rule = core, space, rule
-        self.average, self.discount = objective == "average", discount
-        self.horizon = core.horizon if objective != "average" else None
-        self.nodes = space.nodes()
-        index, weight = space.corners(core.initial)
-        shares = weight / len(core.initial)
-        self.begin = torch.zeros(space.size, dtype=torch.float64)
-        self.begin.index_put_((index.flatten(),), shares.flatten(), accumulate=True)
-        self.gain = 0.0
-        choices = len(core.choices)
-        self.value = torch.zeros(space.size, dtype=torch.float64)
-        self.u = core.middle.expand(space.size, choices, -1).clone()
-        self.delta = core.spacing.expand_as(self.u).clone()
-        self.fresh = start is None
-        if start is not None:
-            self.value = start.read(start.value, self.nodes)
-            self.u = start.guess(self.nodes)
-            self.delta /= 2
-        self.q = torch.zeros(space.size, choices, dtype=torch.float64)
-        self.values: list[Tensor] = []  # by steps, of a finite horizon
-        self.tables: list[tuple[Tensor, Tensor]] = []
-
-    # -- reading off the grid --------------------------------------------------------------------
-
-    def read(self, table: Tensor, coordinates: Tensor) -> Tensor:
-        """Interpolate what is known at nodes, ``(N, *)``, to states ``(P, C)``."""
-        index, weight = self.space.corners(coordinates)
-        weight = weight.reshape(*weight.shape, *(1,) * (table.ndim - 1))
-        return (table[index] * weight).sum(1)
-
-    def guess(self, coordinates: Tensor, u: Tensor | None = None) -> Tensor:
-        """Return continuous actions ``(P, choices, n)`` by the nodes' own.
-
-        They are interpolated where the nodes around a state agree more or less, and the nearest
-        node's where they do not: between two optima lies none.
-        """
-        u = self.u if u is None else u
-        index, weight = self.space.corners(coordinates)
-        near = u[index]  # (P, corners, choices, n)
-        mixed = (near * weight[..., None, None]).sum(1)
-        nearest = near[torch.arange(len(near)), weight.argmax(1)]
-        apart = near.amax(1) - near.amin(1) > self.core.spacing
-        return torch.where(apart, nearest, mixed)
-
-    # -- one step ahead --------------------------------------------------------------------------
-
-    def ahead(
-        self, coordinates: Tensor, choice: Tensor, u: Tensor, value: Tensor, now: int = 0
-    ) -> Tensor:
-        """Return the expected reward and value after, ``(P,)``, of actions in states ``(P, C)``."""
-        count, found = max(1, _CHUNK // len(self.rule.weights)), []
-        restart = self.begin @ value if self.average else torch.zeros((), dtype=torch.float64)
-        for at in range(0, len(coordinates), count):
-            part = slice(at, at + count)
-            after, reward, over = self.core.expand(
-                coordinates[part], choice[part], u[part], self.rule, now
-            )
-            worth = self.space.read(value, after)
-            if over is not None:
-                worth = torch.where(over, restart, worth)
-            worth = reward + self.discount * worth
-            found.append(worth.unflatten(0, (-1, len(self.rule.weights))) @ self.rule.weights)
-        return torch.cat(found)
-
-    def search(
-        self, coordinates: Tensor, c: int, candidates: Tensor, value: Tensor, now: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the best of candidates ``(P, k, n)`` of one choice: worth, u, and which it is."""
-        P, k, n = candidates.shape
-        candidates = self.core.within(c, candidates)
-        repeated = coordinates.repeat_interleave(k, 0)
-        choice = torch.full((P * k,), c)
-        worth = self.ahead(repeated, choice, candidates.reshape(-1, n), value, now).view(P, k)
-        # The first candidate is kept unless another one is better than rounding.
-        worth = worth.nan_to_num(nan=-torch.inf)
-        slack = torch.zeros_like(worth)
-        slack[:, 0] = 1e-9 * worth[:, 0].abs().nan_to_num(posinf=0.0)
-        best = (worth + slack).argmax(1)
-        rows = torch.arange(P)
-        return worth[rows, best], candidates[rows, best], best
-
-    def improve(self, value: Tensor, everywhere: bool, now: int = 0) -> None:
-        """Set ``q`` and ``u`` by one step ahead of ``value``: near the incumbents, or everywhere."""
-        allowed = self.core.allowed(self.nodes, now)
-        for c in range(len(self.core.choices)):
-            own, delta = self.u[:, c], self.delta[:, c]
-            tried = self.core.around(c, own, delta)
-            local = tried.shape[1]
-            if everywhere and not self.core.idle[c]:
-                spread = self.core.candidates[c].expand(len(own), -1, -1)
-                tried = torch.cat([tried, spread], 1)
-            worth, u, best = self.search(self.nodes, c, tried, value, now)
-            self.q[:, c], self.u[:, c] = worth, u
-            best = best.unsqueeze(-1)
-            kept = torch.where(best == 0, delta / 2, torch.minimum(1.5 * delta, 1e6 * delta[:1]))
-            self.delta[:, c] = torch.where(best < local, kept, self.core.spacing / 2)
-        self.masked = self.q.masked_fill(~allowed, -torch.inf)
-
-    def best(self, coordinates: Tensor, now: int = 0, rounds: int = 3) -> tuple[Tensor, Tensor]:
-        """Return what each choice is worth in states ``(P, C)`` with its best u, and that u.
-
-        By one step ahead, from the nodes' own actions on: ``(P, choices)``, ``(P, choices, n)``.
-        """
-        value, (_, table) = self.ahead_of(now)
-        index, _ = self.space.corners(coordinates)
-        guess, near = self.guess(coordinates, table), table[index]
-        found = []
-        for c in range(len(self.core.choices)):
-            tried = torch.cat([guess[:, None, c], near[:, :, c]], 1)
-            delta = self.core.spacing.expand(len(coordinates), -1) / 2
-            for _ in range(rounds):
-                worth, u, _ = self.search(coordinates, c, tried, value, now)
-                tried = self.core.around(c, u, delta)
-                delta = delta / 4
-            found.append((worth, u))
-        return torch.stack([w for w, _ in found], 1), torch.stack([u for _, u in found], 1)
-
-    def ahead_of(self, now: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the value after a step, and worth and u of each choice at the nodes before it."""
-        if not self.tables:
-            return self.value, (self.q, self.u)
-        now = min(now, len(self.tables) - 1)
-        q, u = self.tables[now]
-        return self.values[now + 1], (q.double(), u.double())
-
-    def act(self, coordinates: Tensor, now: int = 0, rounds: int = 0) -> tuple[Tensor, Tensor]:
-        """Decide in states ``(P, C)``: choices ``(P,)`` and u ``(P, n)``.
-
-        Args:
-            coordinates: the states.
-            now: the step of the episode.
-            rounds: how often u is searched one step ahead; 0 interpolates what the nodes do.
-        """
-        if rounds:
-            worth, u = self.best(coordinates, now, rounds)
-        else:
-            q, table = self.ahead_of(now)[1]
-            worth, u = self.read(q, coordinates), self.guess(coordinates, table)
-        worth = worth.masked_fill(~self.core.allowed(coordinates, now), -torch.inf)
-        choice = worth.argmax(1)
-        u = u[torch.arange(len(u)), choice]
-        return choice, torch.minimum(
-            torch.maximum(u, self.core.low[choice]), self.core.high[choice]
-        )
-
-    def policy(self) -> TensorDictModule:
-        """Return the policy as a module that reads the entries of the state."""
-        core, shapes = self.core, self.core.layout.shapes
-        names, timed = list(shapes), bool(self.tables)
-
-        def decide(*entries: Tensor) -> tuple[Tensor, Tensor]:
-            known = dict(zip(names, entries, strict=False))
-            batch = entries[0].shape[: entries[0].ndim - len(shapes[names[0]])]
-            now = int(entries[-1].flatten()[0]) if timed else 0
-            coordinates = core.layout.flat(known, len(batch)).reshape(batch.numel(), -1)
-            choice, u = self.act(coordinates.cpu(), now)
-            discrete, place = core.choices[choice], entries[0].device
-            discrete = discrete.reshape(*batch, *discrete.shape[1:]).to(place)
-            return discrete, u.reshape(*batch, -1).to(entries[0])
-
-        keys = [("action", "discrete"), ("action", "continuous")]
-        return TensorDictModule(decide, [*names, *(["step"] if timed else [])], keys)
-
-    # -- whole solutions -------------------------------------------------------------------------
-
-    def solve(self, passes: int, tolerance: float, deadline: float) -> Solver:
-        """Improve and evaluate until neither gain nor policy move any more."""
-        if self.horizon is not None:
-            return self._backwards()
-        before = None
-        for at in range(passes):
-            self.improve(self.value, everywhere=self.fresh and at < 4 or at in (0, passes - 2))
-            worth, choice = self.masked.max(1)
-            best = torch.arange(len(choice)), choice
-            if self.discount == 1 and not self.average and at == 0:
-                self.value = worth
-            self._evaluate(choice, self.u[best], tolerance)
-            level = self.level()
-            scale = max(abs(level), 1e-12)
-            if before is not None and at > 4 and abs(level - before) < 0.05 * tolerance * scale:
-                break
-            if time.monotonic() > deadline and at > 4:
-                break
-            before = level
-        return self
-
-    def level(self) -> float:
-        """Return what the objective is worth: reward per step, or from the start."""
-        return self.gain if self.average else float(self.begin @ self.value)
-
-    def _evaluate(self, choice: Tensor, u: Tensor, tolerance: float) -> None:
-        """Iterate the value of a policy, from the one that is known."""
-        N, Q = self.space.size, len(self.rule.weights)
-        rewards, stops, indices, weights = [], [], [], []
-        count = max(1, _CHUNK // Q)
-        for at in range(0, N, count):
-            part = slice(at, at + count)
-            after, reward, over = self.core.expand(
-                self.nodes[part], choice[part], u[part], self.rule, 0
-            )
-            index, weight = self.space.corners(after)
-            weight = weight.view(-1, Q, weight.shape[1]) * self.rule.weights[:, None]
-            stop = torch.zeros(len(reward) // Q, dtype=torch.float64)
-            if over is not None:
-                weight = weight * ~over.view(-1, Q, 1)
-                stop = over.view(-1, Q).double() @ self.rule.weights
-            rewards.append(reward.view(-1, Q) @ self.rule.weights)
-            stops.append(stop)
-            indices.append(index.view(len(stop), -1))
-            weights.append(weight.reshape(len(stop), -1))
-        index, weight = torch.cat(indices), torch.cat(weights)
-        starts = np.arange(0, index.numel() + 1, index.shape[1])
-        P = sparse.csr_matrix((weight.numpy().ravel(), index.numpy().ravel(), starts), (N, N))
-        P.sum_duplicates()
-        r, stop, v = torch.cat(rewards).numpy(), torch.cat(stops).numpy(), self.value.numpy().copy()
-        begin, lazy = self.begin.numpy(), 0.95 if self.average else 1.0
-        ends, gain = bool(stop.any()), self.gain
-        scale = max(np.abs(r).mean(), 1e-12)
-        for sweep in range(3000):
-            new = r + self.discount * (P @ v)
-            if self.average and ends:
-                new += stop * (begin @ v)
-            move = new - v
-            if self.average:
-                gain = float(begin @ move)
-                move -= gain
-            v = v + lazy * move
-            if sweep % 10 == 9 and np.abs(move).max() < 0.01 * tolerance * scale * (
-                1.0 if self.average else max(1 - self.discount, 0.01)
-            ):
-                break
-        if self.average:
-            v -= begin @ v
-        self.value, self.gain = torch.from_numpy(v), gain
-
-    def _backwards(self) -> Solver:
-        """Go back from the horizon, where nothing is worth anything any more."""
-        value = torch.zeros(self.space.size, dtype=torch.float64)
-        self.values, self.tables = [value], []
-        for now in reversed(range(self.horizon or 0)):
-            first = not self.tables
-            for again in range(3 if first else 1):
-                self.improve(value, everywhere=first or now % 5 == 0, now=now)
-            self.delta = torch.maximum(self.delta, self.core.spacing / 8)
-            value = self.masked.amax(1)
-            self.values.insert(0, value)
-            self.tables.insert(0, (self.q.float(), self.u.float()))
-        self.value = value
-        return self
+# Attempts at finding how far the optimal policy goes, and the share of states that may be beyond.
+_RANGES, _BEYOND = 8, 1e-3
+# Passes of a solution, steps of a simulation, and those of them before it counts.
+_PASSES, _STEPS, _SKIP = 30, 200, 50
+_STATES = 4000  # states in which a policy is looked at
+_SEEN = 10_000  # states of a simulation that say what is discrete
 
 
 @dataclass
@@ -325,6 +55,12 @@ class GridOptimum:
     levels: list[tuple[int, float]]
     seconds: float
     solver: Solver = field(repr=False)
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """The figures, rounded, for a summary."""
+        names = ("cost", "error", "simulated", "simulated_error", "seconds")
+        return {name: float(f"{getattr(self, name):.5g}") for name in names}
 
     def best(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return what each discrete action is worth, with its best u, and that u.
@@ -352,9 +88,7 @@ class GridOptimum:
         """
         coordinates, now = self._at(state)
         core, value = self.solver.core, self.solver.ahead_of(now)[0]
-        choices = core.choices if discrete.ndim > 1 else core.choices.unsqueeze(-1)
-        given = discrete if discrete.ndim > 1 else discrete.unsqueeze(-1)
-        choice = (given.unsqueeze(1) == choices).all(-1).int().argmax(1)
+        choice = core.index_of(discrete)
         return self.solver.ahead(coordinates, choice, u.double(), value, now)
 
     def _at(self, state: Mapping[str, Tensor]) -> tuple[Tensor, int]:
@@ -371,18 +105,51 @@ def grid_optimum(
     objective: str = "average",
     discount: float = 0.99,
     tolerance: float = 1e-3,
+    lines: int = max(_LEVELS),
     seconds: float = 60.0,
     seed: int = 0,
 ) -> GridOptimum:
-    """Solve a problem by dynamic programming on a grid.
+    r"""Solve a problem of a small state by dynamic programming on a grid.
+
+    Everything is found from the environment: what of the state is constant, discrete or continuous,
+    how far the optimal policy goes (by simulating random and then ever better policies), which
+    noise matters and how it is distributed. Expectations are sums over a quadrature of the noise,
+    values between nodes are interpolated multilinearly, continuous actions are tried over all their
+    range with its ends and refined around the best. Stationary problems are solved by modified
+    policy iteration (Puterman, 2005, sections 6.5 and 8.5; relative values for the average), those
+    with a horizon backwards in time. The error of an interpolation falls with the square of the
+    grid's step, by which the costs of two grids are extrapolated to a step of 0.
 
     Args:
-        env: a :class:`DifferentiableEnv`.
-        objective: ``"average"``, ``"discounted"`` or ``"return"``.
+        env: a :class:`DifferentiableEnv` whose instances differ in their states alone. At most
+            three continuous coordinates of the state and of the action, 32 discrete actions (all
+            combinations of the heads), noise that is the same in every step.
+        objective: ``"average"`` reward of a step in the long run, ``"discounted"`` return from the
+            initial states, or ``"return"``: of an episode of ``env.horizon`` steps, or until it
+            ends by itself. With a horizon the discounted return is that of an episode as well.
         discount: discount factor, of the objective ``"discounted"``.
-        tolerance: relative difference between grids that is small enough.
+        tolerance: relative difference between two extrapolated costs that is small enough.
+        lines: number of continuous coordinates of the state beyond which it is refused.
         seconds: time after which no finer grid is begun.
         seed: seed of the simulations that find how far states go.
+
+    Returns:
+        The cost, its error, the policy and what actions are worth.
+
+    Raises:
+        TypeError: the environment is no plain :class:`DifferentiableEnv`.
+        ValueError: it is beyond the reach of a grid; the message says in what.
+
+    Examples:
+        >>> import torch
+        >>> from hpo_torchrl import grid_optimum
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> env = InventoryEnv(lead_time=0, demand=2.0, fixed_cost_per_item=8.0, batch_size=64)
+        >>> optimum = grid_optimum(env, seconds=1.0)
+        >>> abs(optimum.cost - 6.426) < 0.05  # exactly, by Zheng and Federgruen
+        True
+        >>> optimum.values({"inventory": torch.tensor([[[-3.0]], [[5.0]]])}).argmax(1)
+        tensor([1, 0])
     """
     started = time.monotonic()
     check_choice("objective", objective, OBJECTIVES)
@@ -390,7 +157,7 @@ def grid_optimum(
     gamma = discount if objective == "discounted" else 1.0
     core, deadline = Core(env, seed), started + seconds
     how: Any = {"objective": objective, "discount": gamma}
-    solver, visited, seen = _coarse(core, how, tolerance, deadline)
+    solver, visited, seen = _coarse(core, how, tolerance, deadline, lines)
     levels: list[tuple[int, float]] = []
     guesses: list[float] = []
     for points, nodes in _LEVELS[len(solver.space.smooth)]:
@@ -401,21 +168,25 @@ def grid_optimum(
         guesses.append(_extrapolated(levels[-2:]))
         if len(levels) > 2 and abs(guesses[-1] - guesses[-2]) < tolerance * abs(guesses[-1]):
             break
-        if time.monotonic() > deadline:
+        if len(levels) > 1 and time.monotonic() > deadline:
             break
-    again = objective == "average"
-    steps = _STEPS if core.horizon is None or again else core.horizon
-    _, rewards = core.simulate(solver.act, 2 * steps if again else steps, 1024, again)
-    if again:
-        run = -rewards[_SKIP:].mean(0)
-    else:
-        run = -(rewards * gamma ** torch.arange(len(rewards)).unsqueeze(1)).sum(0)
-    unit = core.env.cost_units
+    again, steps = objective == "average", core.horizon or _STEPS
+    _, rewards = core.simulate(solver.act, 2 * _STEPS if again else steps, 1024, again)
+    weights = gamma ** torch.arange(len(rewards), dtype=torch.float64)
+    weights[: _SKIP if again else 0] = 0.0
+    run = -(weights @ rewards)
+    # Of episodes that end by themselves the sum counts, else the (weighted) average of a step.
+    own = objective == "return" and core.horizon is None
+    periods = 1.0 if own else float(weights.sum())
+    run, unit = run / periods, core.env.cost_units
+    if objective == "discounted" and core.horizon is None:
+        periods = 1 / (1 - gamma)
+    unit = unit if again else unit * periods
     return GridOptimum(
         cost=guesses[-1] / unit,
         error=abs(guesses[-1] - guesses[-2]) / unit,
-        simulated=float(run.mean()) / unit,
-        simulated_error=float(run.std()) / len(run) ** 0.5 / unit,
+        simulated=float(run.mean()) / core.env.cost_units,
+        simulated_error=float(run.std()) / len(run) ** 0.5 / core.env.cost_units,
         policy=solver.policy(),
         levels=levels,
         seconds=time.monotonic() - started,
@@ -424,7 +195,7 @@ def grid_optimum(
 
 
 def _coarse(
-    core: Core, how: Any, tolerance: float, deadline: float
+    core: Core, how: Any, tolerance: float, deadline: float, lines: int
 ) -> tuple[Solver, Tensor, Tensor]:
     """Solve a coarse grid again and again, until its policy stays on it.
 
@@ -435,9 +206,9 @@ def _coarse(
     again, steps = how["objective"] == "average", core.horizon or _STEPS
     for attempt in range(_RANGES):
         smooth = len(Space(core.layout, visited, seen, 2).smooth)
-        if smooth not in _LEVELS:
+        if smooth > lines:
             raise ValueError(
-                f"grid_optimum solves up to {max(_LEVELS)} continuous coordinates of the state, "
+                f"grid_optimum solves up to {lines} continuous coordinates of the state, "
                 f"got {smooth}; use reference=yardsticks."
             )
         points, nodes = _LEVELS[smooth][0]
@@ -447,11 +218,12 @@ def _coarse(
         runs = core.simulate(solver.act, steps if not again else _STEPS, 512, again)[0]
         runs = runs.flatten(0, 1)
         runs = runs[runs.isfinite().all(-1)]
-        if attempt and space.beyond(runs) < _BEYOND and not space.missing(runs).any():
+        settled = space.beyond(runs) < _BEYOND and not space.missing(runs).any()
+        if attempt and (settled or time.monotonic() > deadline):
             break
         # What was visited under other policies counts as well if the range does not settle.
         visited = torch.cat([core.initial[:2048], runs, *([visited] if attempt >= 3 else [])])
-        seen = torch.cat([seen, runs])
+        seen = torch.cat([seen, runs[:: max(1, len(runs) // _SEEN)]])
     return solver, visited, seen
 
 
@@ -460,3 +232,52 @@ def _extrapolated(levels: list[tuple[int, float]]) -> float:
     (_, coarse), (_, fine) = levels[0], levels[-1]
     (before, after) = ((1 / max(points - 1, 1)) ** 2 for points in (levels[0][0], levels[-1][0]))
     return fine if before == after else fine + (fine - coarse) * after / (before - after)
+
+
+@torch.no_grad()
+def split_gap(optimum: GridOptimum, policy: Any, test: Test) -> dict[str, float]:
+    """Split what a policy loses to the optimum into its discrete and its continuous actions.
+
+    By the performance difference lemma (Kakade and Langford, 2002) a policy costs more than the
+    optimum by the mean, over the states that the policy itself visits, of how much worse its action
+    is than the best one: Q*(s, d*, u*) - Q*(s, d, u). With u*(d), the best u beside the d that was
+    chosen, this is Q*(s, d*, u*(d*)) - Q*(s, d, u*(d)), the part of the discrete action, and
+    Q*(s, d, u*(d)) - Q*(s, d, u), that of the continuous one.
+
+    Args:
+        optimum: the optimum.
+        policy: the policy; discrete actions are by argmax.
+        test: a test of the problem and objective that were solved.
+
+    Returns:
+        ``"discrete"`` and ``"continuous"``, in cost per unit and step, and ``"total"``.
+    """
+    env, solver = test.env, optimum.solver
+    core, found = solver.core, []
+    env.set_seed(test.seed)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        run = env.rollout(
+            test.num_steps, policy, break_when_any_done=False, break_when_all_done=False
+        )
+    run = run.reshape(-1, run.shape[-1])[:, test.skip :]
+    names = [*core.layout.shapes, "step", "action"]
+    weights = solver.discount ** torch.arange(run.shape[1], dtype=torch.float64)
+    if solver.tables:
+        each = torch.arange(run.shape[1]).repeat_interleave(max(1, _STATES // run.shape[1]))
+        times = each.split(max(1, _STATES // run.shape[1]))
+    else:
+        times = [torch.multinomial(weights, _STATES, True, generator=core.generator)]
+        weights = torch.ones(1, dtype=torch.float64)
+    for time_ in times:
+        pick = torch.randint(len(run), time_.shape, generator=core.generator)
+        state = run[pick, time_].select(*names).cpu()
+        worth, _ = optimum.best(state)
+        allowed = core.allowed(core.layout.flat(state, 1), int(time_[0]))
+        choice = core.index_of(state["action", "discrete"])
+        own = optimum.value_of(state, state["action", "discrete"], state["action", "continuous"])
+        beside = torch.maximum(worth[torch.arange(len(pick)), choice], own)
+        most = torch.maximum(worth.masked_fill(~allowed, -torch.inf).amax(1), beside)
+        found.append(torch.stack([(most - beside).mean(), (beside - own).mean()]))
+    parts = weights @ torch.stack(found) / (weights.sum() * core.env.cost_units)
+    discrete, continuous = parts.tolist()
+    return {"discrete": discrete, "continuous": continuous, "total": discrete + continuous}

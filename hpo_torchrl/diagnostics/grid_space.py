@@ -11,7 +11,7 @@ from torch import Tensor
 
 # Distinct values up to which part of a state is a table, and points of a line of integers.
 _LABELS, _INTEGERS = 64, 400
-# Share of a line beside what was visited, bins of what was, and how much denser points may be there.
+# Share of a line beside what was visited, bins of what was, and how much denser points may be.
 _MARGIN, _BINS, _DENSEST = 0.1, 40, 3.0
 _EQUAL = 1e-5  # of a coordinate's range: what counts as the same value
 

@@ -15,7 +15,10 @@ from torch import Tensor
 # up to which noise counts as a discrete set.
 _DRAWS, _TESTED, _VALUES = 2**19, 20_000, 64
 # Nodes of a product of rules; coordinates that may make one, and what stands for more of them.
-_MOST_NODES, _MOST_COORDINATES, _POINTS = 300, 3, 256
+_MOST_ALONG, _MOST_COORDINATES, _POINTS = {1: 64, 2: 8, 3: 5}, 3, 256
+# Quantiles that are looked at for jumps, in a power of 2, and how wrong a Gauss rule may be of a
+# mean, in deviations.
+_QUANTILES, _STEEP = 512, 0.02
 _RARE = 1e-4  # probability below which a test of a distribution refuses it
 
 
@@ -47,6 +50,7 @@ class Noise:
         self.mean, self.spread = sample.mean(0), sample.std(0)
         self.moving, self.paying = self._what_matters(step, num)
         used = [*self.moving, *self.paying]
+        self.steep = {j: fine for j in used if (fine := self._steep(step, num, j)) is not None}
         self.dependent = bool(used) and _dependent(sample[:_TESTED, used])
 
     def _what_matters(self, step: Any, num: int) -> tuple[list[int], list[int]]:
@@ -58,10 +62,10 @@ class Noise:
             for z in (0.0, 1.0, -1.0, 2.5):
                 noise = base.clone()
                 noise[:, j] = float(self.mean[j] + z * self.spread[j])
-                found.append(step(noise.unflatten(-1, self.shape) if self.shape else noise[:, 0]))
+                found.append(step(noise.reshape(-1, *self.shape)))
             other, extra = base.clone(), self.sample[-num:]
             other[: len(extra), j] = extra[:, j]
-            found.append(step(other.unflatten(-1, self.shape) if self.shape else other[:, 0]))
+            found.append(step(other.reshape(-1, *self.shape)))
             (after, _, over), rewards = found[0], torch.stack([reward for _, reward, _ in found])
             if any(not (_same(a, after) and torch.equal(o, over)) for a, _, o in found[1:]):
                 moving.append(j)
@@ -72,6 +76,38 @@ class Noise:
             if j not in moving and bool((torch.maximum(bend, far) > least).any()):
                 paying.append(j)
         return moving, paying
+
+    def _steep(self, step: Any, num: int, j: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return a rule for a coordinate in which outcomes jump, as of a coin; ``None`` if not.
+
+        Of many quantiles those stay that have another outcome, in some state, than the one before.
+        """
+        own = self.sample[:, j].double().numpy()
+        nodes, weights = marginal_rule(own, max(_MOST_ALONG.values()) // 4)
+        even = np.quantile(own, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+        base = self.sample[: min(num, len(self.sample))]
+
+        def outcomes(values: np.ndarray) -> np.ndarray:
+            found = []
+            for value in values:
+                noise = base.repeat(-(-num // len(base)), 1)[:num]
+                noise[:, j] = float(value)
+                after, reward, over = step(noise.reshape(-1, *self.shape))
+                found.append(torch.cat([after, reward[:, None], over[:, None].double()], -1))
+            return torch.stack(found).numpy()
+
+        fine = outcomes(even)
+        error = np.abs(np.tensordot(weights, outcomes(nodes), 1) - fine.mean(0)).mean(0)
+        if (error <= _STEEP * fine.std(0).mean(0) + 1e-9).all():
+            return None
+        scale = 1e-6 * np.abs(fine).max((0, 1)) + 1e-12
+        new = np.concatenate([[True], (np.abs(np.diff(fine, axis=0)) > scale).any((1, 2))])
+        starts = np.flatnonzero(new)
+        shares = np.diff([*starts, _QUANTILES]) / _QUANTILES
+        if len(starts) > _VALUES:
+            return even[:: _QUANTILES // _VALUES], np.full(_VALUES, 1 / _VALUES)
+        middle = (starts + np.array([*starts[1:], _QUANTILES]) - 1) // 2
+        return even[middle], shares
 
     def rule(self, count: int) -> Rule:
         """Return a rule with about ``count`` nodes for each coordinate that matters.
@@ -88,9 +124,11 @@ class Noise:
             nodes[:, used] = self._points(used)
             weights = np.full(_POINTS, 1 / _POINTS)
         else:
-            most = max(3, int(_MOST_NODES ** (1 / len(used))))
+            most = _MOST_ALONG[len(used)]
             rules = [
-                marginal_rule(self.sample[:, j].double().numpy(), min(count, most)) for j in used
+                self.steep.get(j) or marginal_rule(self.sample[:, j].double().numpy(), least)
+                for j in used
+                for least in [min(count, most)]
             ]
             nodes = np.array([[*row] for row in itertools.product(*(nodes for nodes, _ in rules))])
             weights = np.array([np.prod(row) for row in itertools.product(*(w for _, w in rules))])
@@ -144,8 +182,8 @@ def marginal_rule(sample: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarra
     if len(values) <= _VALUES:
         even = n / len(values)
         if np.abs(counts - even).max() < 4 * even**0.5:
-            counts = np.ones(len(values))
-        return values, counts / counts.sum()
+            return values, np.full(len(values), 1 / len(values))
+        return values, counts / n
     mean, spread, some = sample.mean(), sample.std(), sample[:_TESTED]
     centre = 0.0 if abs(mean) < 4 * spread / n**0.5 else _round(mean, spread / n**0.5)
     deviation = _round(spread, spread / (2 * n) ** 0.5)

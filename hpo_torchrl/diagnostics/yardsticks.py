@@ -20,11 +20,11 @@ from hpo_torchrl.modules import RulePolicy
 # times instances simulated at once.
 _STEPS, _SIDE_BY_SIDE = 240, 2**14
 # The search: rules drawn at first, those kept, and, round by round, children and instances.
-_DRAWN, _KEPT = 512, 8
-_ROUNDS = [(16, 32), (16, 32), (16, 32), (8, 64), (8, 64)]
+_DRAWN, _KEPT = 384, 8
+_ROUNDS = [(12, 24)] * 7 + [(8, 64)] * 2
 _MOST_CHOICES = 64
 # What an environment that takes no such batch, or a rule that has no answer, may raise.
-_TROUBLE = (RuntimeError, ValueError, TypeError, IndexError, KeyError, NotImplementedError)
+TROUBLE = (RuntimeError, ValueError, TypeError, IndexError, KeyError, NotImplementedError)
 _TRIED = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]  # shares of the range, tried at first
 
 
@@ -67,8 +67,9 @@ class ThresholdPolicy(RulePolicy):
         self.actions, self.rule, self.parts = actions, rule, actions.parts(rule)
         self.in_keys = ["observation", *([ACTION_MASK] if actions.masked else [])]
 
-    def decide(self, observation: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the actions of the part in which the entry lies."""
+    def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the actions of the part in which the entry of the observation lies."""
+        observation, mask = state[0], state[1] if len(state) > 1 else None
         found = self.actions.of(self.rule, self.parts, observation.unsqueeze(0), mask)
         return found[0].squeeze(0), found[1].squeeze(0)
 
@@ -131,7 +132,7 @@ class Actions:
         return torch.minimum(torch.maximum(found, low), high)
 
     def parts(self, rules: Rules) -> tuple[Tensor, Tensor]:
-        """Return the actions of the parts of K rules: ``(K, 3)`` or ``(K, 3, H)``, ``(K, 3, n)``."""
+        """Return the actions of the parts of K rules: ``(K, 3)`` (with heads another H), and u."""
         return self.choices[rules.choice], self.at(rules.choice, rules.share)
 
     def of(
@@ -139,7 +140,10 @@ class Actions:
     ) -> tuple[Tensor, Tensor]:
         """Return the actions of K rules at observations ``(K, *B, O)``, given their parts."""
         batch = observation.shape[1:-1]
-        count, flat = len(rules.entry), observation.flatten(1, -2) if batch else observation[:, None]
+        count, flat = (
+            len(rules.entry),
+            observation.flatten(1, -2) if batch else observation[:, None],
+        )
         index = rules.entry.unsqueeze(1).expand(count, flat.shape[1], 2)
         value, guard = flat.expand(count, *flat.shape[1:]).gather(-1, index).unbind(-1)
         low = (value <= rules.threshold[:, :1]) & (guard < rules.limit[:, :1])
@@ -179,49 +183,50 @@ class World:
         self.alike = self.ndim == 1
         if self.alike:
             try:
-                self.costs(self.draw(1), 1)
+                self.costs(self.draw(1, "guarded"), 1)
             except (RuntimeError, IndexError):
                 self.alike = False
         seen: list[Tensor] = []
-        self.costs(self.draw(16), _ROUNDS[0][1], seen)
+        self.costs(self.draw(16, "guarded"), _ROUNDS[0][1], seen)
         whole = torch.cat(seen)
         whole = whole[whole.isfinite().all(-1)]
         self.spread = whole, whole.std(0) + 1e-9
 
-    def draw(self, count: int, constant: bool = False) -> Rules:
-        """Draw rules at random, from torch's generator as it is."""
-        n, parts = self.actions.low.shape[-1], 1 if constant else 3
+    def draw(self, count: int, kind: str) -> Rules:
+        """Draw rules of a kind at random, from torch's generator as it is."""
+        n, parts = self.actions.low.shape[-1], 1 if kind == "constant" else 3
         seen, place = self.spread[0], self.env.device
         entry = torch.randint(seen.shape[-1], (count, 2))
         pick = torch.randint(len(seen), (2, count, 2))
         threshold = seen[pick[0], entry[:, :1]].sort(-1).values
         limit = seen[pick[1], entry[:, 1:]]
         ends = torch.tensor([torch.inf, -torch.inf]).to(limit)
-        limit = torch.where(torch.rand(count, 2) < 0.5, ends, limit)
+        unguarded = torch.rand(count, 2) < (0.25 if kind == "guarded" else 1.0)
+        limit = torch.where(unguarded, ends, limit)
         choice = torch.randint(len(self.actions.choices), (count, parts)).expand(-1, 3)
         tried = torch.tensor(_TRIED).to(seen)
         share = tried[torch.randint(len(tried), (count, parts, n))].expand(-1, 3, -1)
         return Rules(*(part.to(place) for part in (entry, threshold, limit, choice, share)))
 
-    def children(self, rules: Rules, width: float, constant: bool) -> Rules:
+    def children(self, rules: Rules, width: float, kind: str) -> Rules:
         """Return variations of rules, each in some of its parts; ``width`` in deviations."""
-        other, count = self.draw(len(rules.entry), constant), len(rules.entry)
-        n, parts = rules.share.shape[-1], 1 if constant else 3
+        other, count = self.draw(len(rules.entry), kind), len(rules.entry)
+        n, parts = rules.share.shape[-1], 1 if kind == "constant" else 3
 
         def few(chance: float, *shape: int) -> Tensor:
             return torch.rand(count, *shape) < chance
 
         def moved(ends: Tensor, column: int) -> Tensor:
             unit = self.spread[1][rules.entry[:, column]].unsqueeze(-1)
-            return ends + torch.randn(count, 2) * unit * width * few(0.5, 2)
+            return ends + torch.randn(count, 2) * unit * width * few(0.25, 2)
 
-        entry = torch.where(few(0.1, 2), other.entry, rules.entry)
+        entry = torch.where(few(0.04, 2), other.entry, rules.entry)
         same = entry == rules.entry
         threshold = torch.where(same[:, :1], moved(rules.threshold, 0), other.threshold)
-        limit = torch.where(same[:, 1:] & ~few(0.1, 2), moved(rules.limit, 1), other.limit)
-        choice = torch.where(few(0.1, parts), other.choice[:, :parts], rules.choice[:, :parts])
-        share = rules.share[:, :parts] + torch.randn(count, parts, n) * width * few(0.5, parts, 1)
-        share = torch.where(few(0.1, parts, 1), other.share[:, :parts], share.clamp(0, 1))
+        limit = torch.where(same[:, 1:] & ~few(0.04, 2), moved(rules.limit, 1), other.limit)
+        choice = torch.where(few(0.04, parts), other.choice[:, :parts], rules.choice[:, :parts])
+        share = rules.share[:, :parts] + torch.randn(count, parts, n) * width * few(0.25, parts, 1)
+        share = torch.where(few(0.04, parts, 1), other.share[:, :parts], share.clamp(0, 1))
         threshold = threshold.sort(-1).values
         return Rules(entry, threshold, limit, choice.expand(-1, 3), share.expand(-1, 3, -1))
 
@@ -255,43 +260,71 @@ class World:
                     state[name] = torch.where(end, again[name], value)
         return (total / self.weights.sum()).flatten(1).mean(1).nan_to_num(nan=torch.inf)
 
-    def search(self, constant: bool) -> ThresholdPolicy:
-        """Return the best rule of an evolutionary search under common random numbers."""
-        rules = self.draw(_DRAWN // 4 if constant else _DRAWN, constant)
-        costs, width = self.costs(rules, _ROUNDS[0][1] // 2), 0.3
-        for children, instances in _ROUNDS:
-            best = costs.argsort()[:_KEPT]
-            parents = rules.at(best)
-            young = self.children(parents.at(torch.arange(_KEPT).repeat(children)), width, constant)
-            rules = Rules(*(torch.cat(pair) for pair in zip(parents, young, strict=True)))
-            costs, width = self.costs(rules, instances), width * 0.6
-        return ThresholdPolicy(self.actions, rules.at(costs.argmin()[None]))
+    def search(self, *kinds: str) -> ThresholdPolicy:
+        """Return the best rule of an evolutionary search under common random numbers.
+
+        Args:
+            kinds: what is searched, one kind after another, each from the best of the last.
+        """
+        best = self.draw(0, kinds[0])
+        for kind in kinds:
+            fresh = self.draw(_DRAWN, kind)
+            # The best so far under other guards, besides fresh rules.
+            many = torch.arange(len(best.entry)).repeat(len(best.entry))
+            varied = best.at(many)
+            limit = self.draw(len(many), kind)
+            entry = torch.stack([varied.entry[:, 0], limit.entry[:, 1]], -1)
+            varied = varied._replace(entry=entry, limit=limit.limit)
+            rules = _joined(best, varied, fresh)
+            costs, width = self.costs(rules, _ROUNDS[0][1] // 2), 0.4
+            for children, instances in _ROUNDS:
+                best = rules.at(costs.argsort()[:_KEPT])
+                young = self.children(best.at(torch.arange(_KEPT).repeat(children)), width, kind)
+                rules = _joined(best, young)
+                costs, width = self.costs(rules, instances), width * 0.7
+            best = rules.at(costs.argsort()[:_KEPT])
+        return ThresholdPolicy(self.actions, best.at(slice(0, 1)))
+
+
+def _joined(*rules: Rules) -> Rules:
+    return Rules(*(torch.cat(parts) for parts in zip(*rules, strict=True)))
 
 
 @torch.no_grad()
 def yardsticks(test: Test) -> dict[str, tuple[float, Any]]:
     """Return simple policies by name, with what each costs on a test.
 
-    They are the best constant action, the best rule with two thresholds on one entry of the
-    observation (both searched in a world of their own), and the rules that the environment brings.
-    What cannot be computed for an environment is left out.
+    They are the best constant action, the best threshold rule (see :class:`Rules`), both searched
+    in a world of their own, and the rules that the environment brings. What cannot be computed for
+    an environment is left out: nothing here ends a run.
 
     Args:
         test: the test, an :class:`~hpo_torchrl.training.Evaluation`.
+
+    Returns:
+        By name the cost per unit and period, and the policy.
+
+    Examples:
+        >>> from hpo_torchrl.diagnostics import yardsticks
+        >>> from hpo_torchrl.problems import SwitchedLQREnv
+        >>> from hpo_torchrl.training import Evaluation
+        >>> env = SwitchedLQREnv.from_recipe(dim=2, num_modes=2, horizon=8, batch_size=16)
+        >>> sorted(yardsticks(Evaluation(env, num_steps=8, seed=0)))
+        ['best constant action', 'best threshold rule', 'fixed_mode rule']
     """
     makers: dict[str, Callable[[], Any]] = {}
     env = test.env
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if isinstance(env, DifferentiableEnv):
-            with contextlib.suppress(*_TROUBLE):
+            with contextlib.suppress(*TROUBLE):
                 world = World(test)
-                makers["best constant action"] = lambda: world.search(True)
-                makers["best threshold rule"] = lambda: world.search(False)
+                makers["best constant action"] = lambda: world.search("constant")
+                makers["best threshold rule"] = lambda: world.search("plain", "guarded")
             makers |= {f"{name} rule": make for name, make in env.rules().items()}
         found = {}
         for name, make in makers.items():
-            with contextlib.suppress(*_TROUBLE):
+            with contextlib.suppress(*TROUBLE):
                 policy = make()
                 found[name] = (test.run(policy).mean, policy)
     return found

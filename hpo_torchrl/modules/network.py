@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpo_torchrl.core.categorical import BranchBounds
-from hpo_torchrl.core.categorical import unsqueeze_like
+from hpo_torchrl.core.categorical import BranchBounds, unsqueeze_like
 from hpo_torchrl.core.checks import check_float, check_heads, check_int, check_sizes, checked
 from hpo_torchrl.modules.action_range import ActionRange, Bounds
 from hpo_torchrl.modules.continuous import make_distribution

@@ -178,9 +178,9 @@ class Trainer:
             test, its ``test_cost`` and ``test_cost_se``, ``optimal_cost``, ``lower_bound``,
             ``upper_bound``, ``gap``, ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None``
             where unknown), ``no_gap`` (why a known optimum is not compared), ``baseline_costs`` of
-            simple rules, names, steps and seconds, for each test ``<name>_cost`` and
-            ``<name>_cost_se``, and what the environment says of a learned policy. A list with one
-            for each seed if the algorithm has several.
+            simple rules, ``loses_to`` (which of them costs less, in words), names, steps and
+            seconds, for each test ``<name>_cost`` and ``<name>_cost_se``, and what the environment
+            says of a learned policy. A list with one for each seed if the algorithm has several.
         """
         for run in self.runs:
             run.select()
@@ -215,6 +215,7 @@ class Trainer:
             **reference.gaps(cost.mean, test, self.algorithm),
             "no_gap": reference.no_gap,
             "baseline_costs": dict(reference.baselines),
+            "loses_to": reference.loses_to(cost.mean),
             "env_steps": self._frames,
             "updates": self.update,
             "wall_seconds": self.wall_seconds,
