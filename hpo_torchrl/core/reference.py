@@ -61,6 +61,20 @@ class Reference:
     paired: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    def loses_to(self, cost: float) -> str | None:
+        """Say which of the baselines costs least, if that is less than this, by 0.1 % or more.
+
+        Examples:
+            >>> from hpo_torchrl.core.reference import Reference
+            >>> Reference(baselines={"(s, S) rule": 36.0}).loses_to(37.8)
+            '(s, S) rule (36) by 5.0 %'
+        """
+        if not self.baselines:
+            return None
+        name, least = min(self.baselines.items(), key=lambda item: item[1])
+        share = (cost - least) / (abs(least) or 1.0)
+        return f"{name} ({least:.4g}) by {share:.1%}".replace("%", " %") if share > 1e-3 else None
+
     def gaps(self, cost: float) -> dict[str, float | None]:
         """Return cost / optimum - 1 as ``gap``, and the same for either bound; ``None`` if unknown.
 

@@ -28,7 +28,7 @@ _LEVELS = {
     3: [(13, 5), (23, 7), (37, 9)],
 }
 _CHUNK = 2**17  # steps computed at once
-_RANGES, _PASSES, _STEPS, _SKIP, _BEYOND = 8, 30, 300, 50, 1e-3
+_RANGES, _PASSES, _SWEEPS, _STEPS, _SKIP, _BEYOND = 8, 30, 300, 300, 50, 1e-3
 
 
 class Solver:
@@ -65,7 +65,9 @@ class Solver:
         self.value = torch.zeros(space.size, dtype=torch.float64)
         self.u = core.middle.expand(space.size, choices, -1).clone()
         self.delta = core.spacing.expand_as(self.u).clone()
-        self.fresh = start is None
+        # Later on, a finer grid takes what was found everywhere from a coarser one.
+        self.everywhere = 4 if start is None else int(start.everywhere > 1)
+        self.start = start
         if start is not None:
             self.value = start.read(start.value, self.nodes)
             self.u = start.guess(self.nodes)
@@ -220,10 +222,10 @@ class Solver:
     def solve(self, passes: int, tolerance: float, deadline: float) -> Solver:
         """Improve and evaluate until neither gain nor policy move any more."""
         if self.horizon is not None:
-            return self._backwards()
+            return self._backwards(self.start)
         before = None
         for at in range(passes):
-            self.improve(self.value, everywhere=self.fresh and at < 4 or at in (0, passes - 2))
+            self.improve(self.value, everywhere=at < self.everywhere)
             worth, choice = self.masked.max(1)
             best = torch.arange(len(choice)), choice
             if self.discount == 1 and not self.average and at == 0:
@@ -231,11 +233,12 @@ class Solver:
             self._evaluate(choice, self.u[best], tolerance)
             level = self.level()
             scale = max(abs(level), 1e-12)
-            if before is not None and at > 4 and abs(level - before) < 0.05 * tolerance * scale:
+            if before is not None and at > 2 and abs(level - before) < 0.05 * tolerance * scale:
                 break
             if time.monotonic() > deadline and at > 4:
                 break
             before = level
+        self.start, self.passes = None, at + 1
         return self
 
     def level(self) -> float:
@@ -265,41 +268,41 @@ class Solver:
         index, weight = torch.cat(indices), torch.cat(weights)
         starts = np.arange(0, index.numel() + 1, index.shape[1])
         P = sparse.csr_matrix((weight.numpy().ravel(), index.numpy().ravel(), starts), (N, N))
-        P.sum_duplicates()
         r, stop, v = torch.cat(rewards).numpy(), torch.cat(stops).numpy(), self.value.numpy().copy()
-        begin, lazy = self.begin.numpy(), 0.95 if self.average else 1.0
-        ends, gain = bool(stop.any()), self.gain
-        scale = max(np.abs(r).mean(), 1e-12)
-        for sweep in range(3000):
+        begin, ends = self.begin.numpy(), bool(stop.any())
+        # Lazily, so that a cycle converges too.
+        lazy = 0.95 if self.average else 1.0
+        enough = 0.02 * tolerance * max(float(np.abs(r).mean()), 1e-12)
+        for sweep in range(1, _SWEEPS + 1):
             new = r + self.discount * (P @ v)
             if self.average and ends:
                 new += stop * (begin @ v)
             move = new - v
+            shift = float(begin @ move)
             if self.average:
-                gain = float(begin @ move)
-                move -= gain
-            v = v + lazy * move
-            if sweep % 10 == 9 and np.abs(move).max() < 0.01 * tolerance * scale * (
-                1.0 if self.average else max(1 - self.discount, 0.01)
-            ):
+                self.gain = shift
+            v += lazy * (move - shift)
+            if not self.average:  # a move that all nodes share goes on for ever
+                v += shift / (1 - self.discount) if self.discount < 1 and not ends else shift
+            rest = move - shift if self.average or self.discount < 1 and not ends else move
+            if sweep % 10 == 0 and np.abs(rest).max() < enough:
                 break
-        if self.average:
-            v -= begin @ v
-        self.value, self.gain = torch.from_numpy(v), gain
+        self.value = torch.from_numpy(v - begin @ v if self.average else v)
 
-    def _backwards(self) -> Solver:
+    def _backwards(self, start: Solver | None) -> Solver:
         """Go back from the horizon, where nothing is worth anything any more."""
         value = torch.zeros(self.space.size, dtype=torch.float64)
         self.values, self.tables = [value], []
         for now in reversed(range(self.horizon or 0)):
-            first = not self.tables
-            for again in range(3 if first else 1):
-                self.improve(value, everywhere=first or now % 5 == 0, now=now)
-            self.delta = torch.maximum(self.delta, self.core.spacing / 8)
+            if start is not None:
+                self.u = start.guess(self.nodes, start.tables[now][1].double())
+            self.delta = (self.core.spacing / 2).expand_as(self.u).clone()
+            for again in range(3):
+                self.improve(value, everywhere=start is None and again == 0, now=now)
             value = self.masked.amax(1)
             self.values.insert(0, value)
             self.tables.insert(0, (self.q.float(), self.u.float()))
-        self.value = value
+        self.value, self.start, self.passes = value, None, 0
         return self
 
 
@@ -325,6 +328,12 @@ class GridOptimum:
     levels: list[tuple[int, float]]
     seconds: float
     solver: Solver = field(repr=False)
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """The figures, rounded, for a summary."""
+        names = ("cost", "error", "simulated", "simulated_error", "seconds")
+        return {name: float(f"{getattr(self, name):.5g}") for name in names}
 
     def best(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return what each discrete action is worth, with its best u, and that u.
@@ -371,6 +380,7 @@ def grid_optimum(
     objective: str = "average",
     discount: float = 0.99,
     tolerance: float = 1e-3,
+    lines: int = max(_LEVELS),
     seconds: float = 60.0,
     seed: int = 0,
 ) -> GridOptimum:
@@ -381,6 +391,7 @@ def grid_optimum(
         objective: ``"average"``, ``"discounted"`` or ``"return"``.
         discount: discount factor, of the objective ``"discounted"``.
         tolerance: relative difference between grids that is small enough.
+        lines: number of continuous coordinates of the state from which on it is refused.
         seconds: time after which no finer grid is begun.
         seed: seed of the simulations that find how far states go.
     """
@@ -390,7 +401,7 @@ def grid_optimum(
     gamma = discount if objective == "discounted" else 1.0
     core, deadline = Core(env, seed), started + seconds
     how: Any = {"objective": objective, "discount": gamma}
-    solver, visited, seen = _coarse(core, how, tolerance, deadline)
+    solver, visited, seen = _coarse(core, how, tolerance, deadline, lines)
     levels: list[tuple[int, float]] = []
     guesses: list[float] = []
     for points, nodes in _LEVELS[len(solver.space.smooth)]:
@@ -401,21 +412,25 @@ def grid_optimum(
         guesses.append(_extrapolated(levels[-2:]))
         if len(levels) > 2 and abs(guesses[-1] - guesses[-2]) < tolerance * abs(guesses[-1]):
             break
-        if time.monotonic() > deadline:
+        if len(levels) > 1 and time.monotonic() > deadline:
             break
-    again = objective == "average"
-    steps = _STEPS if core.horizon is None or again else core.horizon
-    _, rewards = core.simulate(solver.act, 2 * steps if again else steps, 1024, again)
-    if again:
-        run = -rewards[_SKIP:].mean(0)
-    else:
-        run = -(rewards * gamma ** torch.arange(len(rewards)).unsqueeze(1)).sum(0)
-    unit = core.env.cost_units
+    again, steps = objective == "average", core.horizon or _STEPS
+    _, rewards = core.simulate(solver.act, 2 * _STEPS if again else steps, 1024, again)
+    weights = gamma ** torch.arange(len(rewards), dtype=torch.float64)
+    weights[: _SKIP if again else 0] = 0.0
+    run = -(weights @ rewards)
+    # Of episodes that end by themselves the sum counts, else the (weighted) average of a step.
+    own = objective == "return" and core.horizon is None
+    periods = 1.0 if own else float(weights.sum())
+    run, unit = run / periods, core.env.cost_units
+    if objective == "discounted" and core.horizon is None:
+        periods = 1 / (1 - gamma)
+    unit = unit if again else unit * periods
     return GridOptimum(
         cost=guesses[-1] / unit,
         error=abs(guesses[-1] - guesses[-2]) / unit,
-        simulated=float(run.mean()) / unit,
-        simulated_error=float(run.std()) / len(run) ** 0.5 / unit,
+        simulated=float(run.mean()) / core.env.cost_units,
+        simulated_error=float(run.std()) / len(run) ** 0.5 / core.env.cost_units,
         policy=solver.policy(),
         levels=levels,
         seconds=time.monotonic() - started,
@@ -435,9 +450,9 @@ def _coarse(
     again, steps = how["objective"] == "average", core.horizon or _STEPS
     for attempt in range(_RANGES):
         smooth = len(Space(core.layout, visited, seen, 2).smooth)
-        if smooth not in _LEVELS:
+        if smooth > lines:
             raise ValueError(
-                f"grid_optimum solves up to {max(_LEVELS)} continuous coordinates of the state, "
+                f"grid_optimum solves up to {lines} continuous coordinates of the state, "
                 f"got {smooth}; use reference=yardsticks."
             )
         points, nodes = _LEVELS[smooth][0]

@@ -15,7 +15,7 @@ from torch import Tensor
 # up to which noise counts as a discrete set.
 _DRAWS, _TESTED, _VALUES = 2**19, 20_000, 64
 # Nodes of a product of rules; coordinates that may make one, and what stands for more of them.
-_MOST_NODES, _MOST_COORDINATES, _POINTS = 300, 3, 256
+_MOST_ALONG, _MOST_COORDINATES, _POINTS = {1: 64, 2: 8, 3: 5}, 3, 256
 _RARE = 1e-4  # probability below which a test of a distribution refuses it
 
 
@@ -88,7 +88,7 @@ class Noise:
             nodes[:, used] = self._points(used)
             weights = np.full(_POINTS, 1 / _POINTS)
         else:
-            most = max(3, int(_MOST_NODES ** (1 / len(used))))
+            most = _MOST_ALONG[len(used)]
             rules = [
                 marginal_rule(self.sample[:, j].double().numpy(), min(count, most)) for j in used
             ]

@@ -21,16 +21,17 @@ from hpo_torchrl.algorithms import Algorithm
 from hpo_torchrl.core.checks import check_bool, check_choice, check_int
 from hpo_torchrl.core.console import announced
 from hpo_torchrl.core.figures import drawn
-from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
 from hpo_torchrl.experiments.build import build_algorithm, build_env, build_tests
 from hpo_torchrl.experiments.pins import check_files, pinned
+from hpo_torchrl.experiments.reference import KINDS, References
 from hpo_torchrl.experiments.targets import check_keys
 from hpo_torchrl.training import Callback, Evaluation, RunFolder, Trainer
 from hpo_torchrl.training.checkpoint import check_same_run
 from hpo_torchrl.training.seed_run import SeedRun
 
-REFERENCES = ("exact", "none")
+# What a validation may have otherwise and still be of the same problem.
+_SIZES = {"like", "batch_size", "num_steps", "skip", "seed"}
 Tests = Evaluation | Mapping[str, Evaluation] | None
 
 # Products of narrower layers are over before a second thread has woken up.
@@ -171,15 +172,20 @@ def make_trainer(
         settings["progress"] = progress
     shown = check_bool("trainer.progress", settings["progress"])
     # Runs of before there was a choice know nothing of it.
-    exact = check_choice("reference", config.get("reference", "exact"), REFERENCES) == "exact"
+    kind = check_choice("reference", config.get("reference", "auto"), KINDS)
     with announced(f"building {config['algorithm']['name']}", shown=shown):  # a rule is searched
         algorithm = build_algorithm(config, seeds, env=env)
     known, primary, validation = build_tests(config, env, tests)
 
-    def reference(test: Evaluation) -> Reference:
-        with announced("finding what the best policy costs (reference=none: not)", shown=shown):
-            return test.reference() if exact else Reference()
-
+    references = References(kind, shown=shown)
+    compared = references.of(known[primary])
+    if validation is not known[primary]:
+        # It is mostly the same problem with other sizes.
+        own = config["evaluation"]["validation"]
+        same = own.get("like", primary) == primary and {*own} <= _SIZES
+        validated = references.of(validation, anew=not same)
+    else:
+        validated = None
     folder, members = RunFolder(run_dir), seeds or ()
     return Trainer(
         algorithm,
@@ -189,8 +195,8 @@ def make_trainer(
         tests=known,
         primary=primary,
         validation=validation,
-        reference=reference(known[primary]),
-        validation_reference=None if validation is known[primary] else reference(validation),
+        reference=compared,
+        validation_reference=validated,
         env_name=config["env"]["name"],
         algorithm_name=config["algorithm"]["name"],
         logger_backend=config["logger"]["backend"] if logs else None,
@@ -363,4 +369,5 @@ def in_short(summary: Mapping[str, Any]) -> str:
     """Return the cost (or reward) of a summary and its gap in a few words."""
     figure = "test_reward" if "test_reward" in summary else "test_cost"
     gap = "" if summary.get("gap") is None else f", gap {summary['gap']:+.2%}"
-    return f"{figure.replace('_', ' ')} {summary[figure]:.4f}{gap}"
+    lost = f", loses to the {summary['loses_to']}" if summary.get("loses_to") else ""
+    return f"{figure.replace('_', ' ')} {summary[figure]:.4f}{gap}{lost}"

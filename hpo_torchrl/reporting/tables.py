@@ -136,6 +136,8 @@ def format_summary(summary: Row) -> str:
         lines["gap"] = gaps[0] if "gap" in known else ", ".join(gaps)
     elif "optimal_cost" in summary and not any(costs.values()):
         lines["gap"] = "unknown: no optimum, bound or rule was computed"
+    if "loses_to" in known:
+        lines["loses to"] = f"the {known['loses_to']}: train longer, or otherwise"
     if "learned_s" in known:
         text = "({learned_s}, {learned_S})"
         text += ", exact cost {learned_rule_cost:.4f}" if "learned_rule_cost" in known else ""

@@ -171,7 +171,8 @@ class Trainer:
             The figures of the run, under the names that every run uses: ``test_cost`` and
             ``test_cost_se`` of the primary test, ``optimal_cost``, ``lower_bound``,
             ``upper_bound``, ``gap``, ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None``
-            where unknown), ``baseline_costs`` of simple rules, names, steps and seconds, for each
+            where unknown), ``baseline_costs`` of simple rules, ``loses_to``
+            (which of them costs less, in words), names, steps and seconds, for each
             test ``<name>_cost`` and ``<name>_cost_se``, and what the environment says of a learned
             policy. A list with one for each seed if the algorithm has several.
         """
@@ -201,6 +202,7 @@ class Trainer:
             "upper_bound": reference.upper_bound,
             **reference.gaps(cost.mean),
             "baseline_costs": dict(reference.baselines),
+            "loses_to": reference.loses_to(cost.mean),
             "env_steps": self._frames,
             "updates": self.update,
             "wall_seconds": self.wall_seconds,
