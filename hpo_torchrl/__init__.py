@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpo_torchrl.algorithms import HPO, PPO
     from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
-    from hpo_torchrl.diagnostics import exact_gradient
+    from hpo_torchrl.diagnostics import exact_gradient, grid_optimum
     from hpo_torchrl.envs import DifferentiableEnv, certify, hybridize
     from hpo_torchrl.experiments.api import Run, load_policy, load_run, train
     from hpo_torchrl.modules import HybridPolicy, make_value_network
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "algorithms": ("HPO", "PPO"),
     "collectors": ("DifferentiableCollector", "differentiable_rollout"),
-    "diagnostics": ("exact_gradient",),
+    "diagnostics": ("exact_gradient", "grid_optimum"),
     "envs": ("DifferentiableEnv", "certify", "hybridize"),
     "experiments.api": ("Run", "load_policy", "load_run", "train"),
     "modules": ("HybridPolicy", "make_value_network"),

@@ -2,9 +2,10 @@
 
 from hpo_torchrl.diagnostics.estimators import ESTIMATORS, Draw, estimator
 from hpo_torchrl.diagnostics.exact import BestResponse, ExactGradient, exact_gradient
-from hpo_torchrl.diagnostics.grid import GridOptimum, grid_optimum
+from hpo_torchrl.diagnostics.grid import GridOptimum, grid_optimum, split_gap
 from hpo_torchrl.diagnostics.report import GradientReport, gradient_report
 from hpo_torchrl.diagnostics.sampler import GradientSampler
+from hpo_torchrl.diagnostics.yardsticks import yardsticks
 
 __all__ = [
     "ESTIMATORS",
@@ -18,4 +19,6 @@ __all__ = [
     "exact_gradient",
     "gradient_report",
     "grid_optimum",
+    "split_gap",
+    "yardsticks",
 ]

@@ -107,6 +107,12 @@ class Core:
         self.spacing = torch.where(finite & (width > 0), width, scale / 2)
         self.middle = torch.stack([rows[len(rows) // 2] for rows in self.candidates])
 
+    def index_of(self, discrete: Tensor) -> Tensor:
+        """Return which choices discrete actions ``(P,)`` or ``(P, H)`` are, ``(P,)``."""
+        known = self.choices if self.choices.ndim > 1 else self.choices.unsqueeze(-1)
+        given = discrete.reshape(len(discrete), 1, -1)
+        return (given == known).all(-1).int().argmax(1)
+
     def within(self, c: int, u: Tensor) -> Tensor:
         """Return continuous actions of a choice, moved between its ends."""
         return torch.minimum(torch.maximum(u, self.low[c]), self.high[c])

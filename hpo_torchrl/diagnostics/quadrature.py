@@ -144,8 +144,8 @@ def marginal_rule(sample: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarra
     if len(values) <= _VALUES:
         even = n / len(values)
         if np.abs(counts - even).max() < 4 * even**0.5:
-            counts = np.ones(len(values))
-        return values, counts / counts.sum()
+            return values, np.full(len(values), 1 / len(values))
+        return values, counts / n
     mean, spread, some = sample.mean(), sample.std(), sample[:_TESTED]
     centre = 0.0 if abs(mean) < 4 * spread / n**0.5 else _round(mean, spread / n**0.5)
     deviation = _round(spread, spread / (2 * n) ** 0.5)

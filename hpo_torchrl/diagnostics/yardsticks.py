@@ -67,8 +67,9 @@ class ThresholdPolicy(RulePolicy):
         self.actions, self.rule, self.parts = actions, rule, actions.parts(rule)
         self.in_keys = ["observation", *([ACTION_MASK] if actions.masked else [])]
 
-    def decide(self, observation: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the actions of the part in which the entry lies."""
+    def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the actions of the part in which the entry of the observation lies."""
+        observation, mask = state[0], state[1] if len(state) > 1 else None
         found = self.actions.of(self.rule, self.parts, observation.unsqueeze(0), mask)
         return found[0].squeeze(0), found[1].squeeze(0)
 
@@ -131,7 +132,7 @@ class Actions:
         return torch.minimum(torch.maximum(found, low), high)
 
     def parts(self, rules: Rules) -> tuple[Tensor, Tensor]:
-        """Return the actions of the parts of K rules: ``(K, 3)`` or ``(K, 3, H)``, ``(K, 3, n)``."""
+        """Return the actions of the parts of K rules, ``(K, 3)`` (or ``(K, 3, H)``), ``(K, 3, n)``."""
         return self.choices[rules.choice], self.at(rules.choice, rules.share)
 
     def of(

@@ -52,7 +52,7 @@ class References:
         with announced(
             "finding what the best policy costs (reference=none: not)", shown=self.shown
         ):
-            if self.kind == "exact" or self.kind == "auto" and _knows_itself(plain(test.env)):
+            if self.kind == "exact" or (self.kind == "auto" and _knows_itself(plain(test.env))):
                 return test.reference()
             aim = _objective(test)
             if aim is None:
