@@ -6,12 +6,13 @@ INSTALLED := .venv/.installed
 # Options for the command, for example: make train ARGS="env.num_items=3 seed=1"
 ARGS ?=
 
-.PHONY: help train test figure bench faults mutants lint format clean
+.PHONY: help train test figure suite bench faults mutants lint format clean
 
 help:
 	@echo "make train    train HPO on the single-item inventory problem (ARGS=... overrides)"
 	@echo "make test     run the tests"
 	@echo "make figure   HPO against PPO by number of items: sweep, tables and figures (20 minutes)"
+	@echo "make suite    small problems of many fields, each beside its optimum (40 minutes; ARGS=... for some)"
 	@echo "make bench    compare the speed with hand-written PyTorch (ARGS=... for sizes)"
 	@echo "make faults   kill runs, spoil files and numbers, give bad input: what is not noticed? (1 hour)"
 	@echo "make mutants  plant faults in the method: which do the tests find? (20 minutes; ARGS=... for more)"
@@ -33,6 +34,9 @@ test: $(INSTALLED)
 figure: $(INSTALLED)
 	$(BIN)/hpo-train --multirun experiment=inventory_sizes hydra/launcher=joblib hydra.launcher.n_jobs=2 $(ARGS)
 	$(BIN)/hpo-report runs/inventory_sizes
+
+suite: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suite $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed $(ARGS)
