@@ -174,9 +174,7 @@ class HPO(GraphLearner, PassLearner):
             at = (*(slice(None),) * len(world.batch_size), times[own])
             states = data[own][at]
             noise = [
-                world.sample_noise(
-                    self.branch_steps, {key: start[key] for key in world.state_names}
-                )
+                world.sample_noise(self.branch_steps, start.select(*world.state_names).to_dict())
                 for start in states.unbind(-1)
             ]
             scale = self.scaler.scale[own].to(values.dtype)

@@ -178,7 +178,7 @@ def branched_returns(
     weight = forced.new_ones(returns.shape)
     running = torch.ones_like(returns, dtype=torch.bool)
     begun = 0
-    for step, step_noise in enumerate(noise.unbind(time if num_steps is None else time + 1)):
+    for step_noise in noise.unbind(time if num_steps is None else time + 1):
         new = slice(begun, steps if num_steps else begun + 1)
         chosen: list[list[Tensor]] = [[], []]
         if begun:  # networks take no empty batch

@@ -79,7 +79,7 @@ class Randomness:
         return orders[0] if self.num_seeds is None else torch.stack(orders)
 
     def of_seed(self, index: int | None) -> Randomness:
-        """Return the source of one seed, which goes on with the same numbers; ``None`` is itself."""
+        """Return the source of one seed, which shares its generator; ``None`` is itself."""
         if index is None:
             return self
         own = Randomness()

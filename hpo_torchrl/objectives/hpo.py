@@ -304,8 +304,8 @@ class HPOLoss(HybridLossModule):
         With the temperature :math:`\tau` of the policy the logits stand for the advantages
         :math:`\tau \log \pi_\theta(d | s)` less their mean over the discrete actions. They are
         regressed on estimates of Q less theirs, at the steps where ``"branched"`` is true, in
-        units of the variance of the latter: noise of the estimates is averaged out before it is
-        decided by. The policy is then the softmax of its own advantages (soft policy iteration; Haarnoja
+        units of the variance of the latter: noise of the estimates is averaged out before anything
+        is decided. The policy is the softmax of its own advantages (soft policy iteration; Haarnoja
         et al. 2018, arXiv 1801.01290), and deterministic as the temperature goes to 0.
 
         Args:
