@@ -171,7 +171,7 @@ class HPO(GraphLearner, PassLearner):
         worlds = cycle([env] if self.num_seeds is None else env.members)
         for seed, world, (policy, critic) in zip(seeds, worlds, self.members(), strict=False):
             own: Any = ... if seed is None else seed
-            at = (*(slice(None),) * len(world.batch_size), times[own])
+            at: Any = (*(slice(None),) * len(world.batch_size), times[own])
             states = data[own][at]
             noise = [
                 world.sample_noise(self.branch_steps, start.select(*world.state_names).to_dict())
@@ -207,7 +207,7 @@ class HPO(GraphLearner, PassLearner):
             spread: standard deviation of the estimates around their mean over the discrete
                 actions: advantages and their noise together.
         """
-        temperature = self.policy.network.temperature
+        temperature: Any = self.policy.network.temperature
         logits = self.policy.discrete_logits(data)
         best = logits.topk(2).values
         gap = (best[..., 0] - best[..., 1]).flatten(0 if self.num_seeds is None else 1)
