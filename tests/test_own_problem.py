@@ -73,6 +73,7 @@ OWN = [
     "env._target_=tank.Tank",
     "evaluation.tests.test.batch_size=8",
     "evaluation.tests.test.num_steps=20",
+    "reference=none",
     *TINY,
 ]
 

@@ -22,7 +22,7 @@ from hpo_torchrl.diagnostics.grid_space import Space
 _LEVELS = {
     0: [(2, 9), (2, 17)],
     1: [(101, 9), (401, 15), (1601, 25)],
-    2: [(31, 7), (61, 11), (121, 15)],
+    2: [(31, 7), (61, 11), (121, 15), (181, 17)],
     3: [(13, 5), (23, 7), (37, 9)],
 }
 # Attempts at finding how far the optimal policy goes, and the share of states that may be beyond.

@@ -29,7 +29,7 @@ _GEOMETRIC = [
     6.0,
     10.0,
 ]  # of an action scale, without a bound
-_INSTANCES, _STARTS, _PROBES = 256, 2**14, 512
+_INSTANCES, _STARTS, _RESETS, _PROBES = 256, 2**14, 2000, 512
 
 Act = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
@@ -179,13 +179,10 @@ class Core:
         )
 
     def _starts(self) -> Tensor:
-        found, count = [], 0
-        while count < _STARTS:
-            state = self.layout.flat(self.env.fresh_state(), self.ndim).reshape(
-                -1, len(self.layout.names())
-            )
-            found.append(state)
-            count += len(state)
+        found: list[Tensor] = []
+        for _ in range(min(-(-_STARTS // max(self.env.batch_size.numel(), 1)), _RESETS)):
+            state = self.layout.flat(self.env.fresh_state(), self.ndim)
+            found.append(state.reshape(-1, state.shape[-1]))
             if len(found) >= 2 and torch.equal(found[0], found[1]):
                 break  # always the same
         return torch.cat(found)[:_STARTS]

@@ -57,7 +57,7 @@ class Solver:
         self.everywhere: int = 4 if start is None else int(start.everywhere > 1)
         self.start = start
         if start is not None:
-            self.value = start.read(start.value, self.nodes)
+            self.value = start.space.read(start.value, self.nodes)
             self.u = start.guess(self.nodes)
             self.delta /= 2
         self.q = torch.zeros(space.size, choices, dtype=torch.float64)
@@ -65,12 +65,6 @@ class Solver:
         self.tables: list[tuple[Tensor, Tensor]] = []
 
     # -- reading off the grid --------------------------------------------------------------------
-
-    def read(self, table: Tensor, coordinates: Tensor) -> Tensor:
-        """Interpolate what is known at nodes, ``(N, *)``, to states ``(P, C)``."""
-        index, weight = self.space.corners(coordinates)
-        weight = weight.reshape(*weight.shape, *(1,) * (table.ndim - 1))
-        return (table[index] * weight).sum(1)
 
     def guess(self, coordinates: Tensor, u: Tensor | None = None) -> Tensor:
         """Return continuous actions ``(P, choices, n)`` by the nodes' own.
@@ -169,25 +163,19 @@ class Solver:
         q, u = self.tables[now]
         return self.values[now + 1], (q.double(), u.double())
 
-    def act(self, coordinates: Tensor, now: int = 0, rounds: int = 0) -> tuple[Tensor, Tensor]:
-        """Decide in states ``(P, C)``: choices ``(P,)`` and u ``(P, n)``.
+    def act(self, coordinates: Tensor, now: int = 0) -> tuple[Tensor, Tensor]:
+        """Decide in states ``(P, C)`` as the nodes around do: choices ``(P,)`` and u ``(P, n)``.
 
         Args:
             coordinates: the states.
             now: the step of the episode.
-            rounds: how often u is searched one step ahead; 0 interpolates what the nodes do.
         """
         allowed = self.core.allowed(coordinates, now)
-        if rounds:
-            worth, table = self.best(coordinates, now, rounds)
-            choice = worth.masked_fill(~allowed, -torch.inf).argmax(1)
-            u = table[torch.arange(len(table)), choice]
-        else:
-            q, table = self.ahead_of(now)[1]
-            index, weight = self.space.corners(coordinates)
-            worth = (q[index] * weight.unsqueeze(-1)).sum(1)
-            choice = worth.masked_fill(~allowed, -torch.inf).argmax(1)
-            u = self._blended(table[index, choice.unsqueeze(-1)], weight)
+        q, table = self.ahead_of(now)[1]
+        index, weight = self.space.corners(coordinates)
+        worth = (q[index] * weight.unsqueeze(-1)).sum(1)
+        choice = worth.masked_fill(~allowed, -torch.inf).argmax(1)
+        u = self._blended(table[index, choice.unsqueeze(-1)], weight)
         return choice, torch.minimum(
             torch.maximum(u, self.core.low[choice]), self.core.high[choice]
         )

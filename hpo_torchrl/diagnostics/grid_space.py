@@ -36,11 +36,6 @@ class Layout(NamedTuple):
         found["step"] = torch.full((len(coordinates), 1), time, dtype=torch.int64)
         return found
 
-    def names(self) -> list[str]:
-        """Return a name for each coordinate."""
-        sizes = {name: int(np.prod(shape)) for name, shape in self.shapes.items()}
-        return [f"{n}[{k}]" if size > 1 else n for n, size in sizes.items() for k in range(size)]
-
 
 class Line(NamedTuple):
     """A coordinate with its points in ascending order; ``whole`` numbers are not interpolated."""

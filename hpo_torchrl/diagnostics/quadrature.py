@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 # Draws that a rule is found from, those that are tested for a known distribution, and the values
@@ -144,7 +143,9 @@ class Noise:
         own = self.sample[:, used].double().numpy()
         if self.dependent:
             return own[:_POINTS]
-        even = stats.qmc.Sobol(len(used), seed=0).random(_POINTS)
+        from scipy.stats import qmc  # slow to load
+
+        even = qmc.Sobol(len(used), seed=0).random(_POINTS)
         return np.stack([np.quantile(own[:, k], even[:, k]) for k in range(len(used))], -1)
 
 
@@ -178,6 +179,8 @@ def marginal_rule(sample: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarra
     A small discrete set is taken as it is; a normal or uniform distribution gets its Gauss rule,
     any other the Gauss rule of the draws (Golub and Welsch, 1969, by Lanczos).
     """
+    from scipy.stats import kstest  # slow to load
+
     n, (values, counts) = len(sample), np.unique(sample, return_counts=True)
     if len(values) <= _VALUES:
         even = n / len(values)
@@ -187,13 +190,13 @@ def marginal_rule(sample: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarra
     mean, spread, some = sample.mean(), sample.std(), sample[:_TESTED]
     centre = 0.0 if abs(mean) < 4 * spread / n**0.5 else _round(mean, spread / n**0.5)
     deviation = _round(spread, spread / (2 * n) ** 0.5)
-    if stats.kstest(some, "norm", (centre, deviation)).pvalue > _RARE:
+    if kstest(some, "norm", (centre, deviation)).pvalue > _RARE:
         nodes, weights = np.polynomial.hermite_e.hermegauss(count)
         return centre + deviation * nodes, weights / weights.sum()
     low, high = sample.min(), sample.max()
     end = 10 * (high - low) / n
     low, high = _round(low, end), _round(high, end)
-    if stats.kstest(some, "uniform", (low, high - low)).pvalue > _RARE:
+    if kstest(some, "uniform", (low, high - low)).pvalue > _RARE:
         nodes, weights = np.polynomial.legendre.leggauss(count)
         return (low + high) / 2 + (high - low) / 2 * nodes, weights / 2
     return _lanczos(sample, count)
