@@ -34,6 +34,13 @@ class HPO(GraphLearner, PassLearner):
     3. ``epochs`` of minibatches on detached data: clipped score function, critic and entropy,
        stopped early when the policy has changed by ``target_kl``.
 
+    Where the environment is functional and has 2 to 8 discrete actions, and ``branch_steps`` is not
+    0, every one of them is simulated from some of the states with common random numbers
+    (:func:`~hpo_torchrl.collectors.branched_returns`), and the score function gives way to a
+    regression of the discrete net's advantages on these estimates (``score_function="regression"``
+    of :class:`HPOLoss`): steps 2 and 3 have no entropy, clipping and early stop. The policy is the
+    softmax of these advantages, at a temperature that falls from the spread of the estimates.
+
     With ``seed`` a sequence, the seeds are trained together; see :class:`Learner`.
 
     Args:
@@ -58,6 +65,12 @@ class HPO(GraphLearner, PassLearner):
             the observation has many entries, the same step changes the choice much more.
         target_action_change: root mean square change of the continuous action's mean, in action
             scales, that an update aims at; the continuous net's multiplier follows it.
+        branch_steps: steps of a simulation of a discrete action, after which the critic's value is
+            added; 0 keeps the score function.
+        branch_fraction: share of the steps of a batch from which all discrete actions are tried.
+        temperature_final: temperature at the end, in units of the median difference between the
+            advantages of the best discrete action and the second.
+        temperature_until: fraction of the run by which it is reached.
         learner: further arguments, of :class:`Learner`.
 
     Raises:
@@ -82,6 +95,8 @@ class HPO(GraphLearner, PassLearner):
     branch_fraction: float = setting(0.25, maximum=1.0, strict=True)
     temperature_final: float = setting(0.02, strict=True)
     temperature_until: float = setting(0.8, maximum=1.0, strict=True)
+
+    cooled = 0.0  # share of the cooling that is over
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,8 +140,7 @@ class HPO(GraphLearner, PassLearner):
         are added to it.
         """
         metrics, data = self.prepare(batch)
-        if self.branches:
-            metrics |= self._branch(batch, data)
+        spread = self._branch(batch, data) if self.branches else None
         # A deterministic action is its own mean.
         mean = self._mean_action(data) if self.policy.stochastic else data["action", "continuous"]
         before = self._log_probabilities(data)
@@ -138,13 +152,16 @@ class HPO(GraphLearner, PassLearner):
 
         def moved(steps: Any = ()) -> Tensor:
             # A regression is no step of a policy, and does not stop early.
-            return metrics["cost"] * 0.0 if self.branches else self._divergence(data, before)
+            return metrics["cost"] * 0.0 if spread is not None else self._divergence(data, before)
 
         metrics |= self.passes(data.exclude("next"), descend, metrics | {"kl": moved()}, moved)
         metrics["kl"] = self._divergence(data, before)
         change = (self._mean_action(data) - mean) / self.action_scale
         metrics["action_change"] = self.mean(change.square()).sqrt()
-        if not self.branches:
+        if spread is not None:
+            # From now on: rollouts that are computed again need the one that they were drawn with.
+            metrics["temperature"] = self._set_temperature(data, spread)
+        else:
             # A divergence grows with the square of a step.
             self.optimization.adapt_lr("discrete", (metrics["kl"] / self.target_kl).sqrt())
         self.optimization.adapt_lr(
@@ -155,11 +172,15 @@ class HPO(GraphLearner, PassLearner):
         return self.numbers(metrics)
 
     @torch.no_grad()
-    def _branch(self, batch: TensorDictBase, data: TensorDictBase) -> dict[str, Tensor]:
-        """Simulate every discrete action from some of the states, and set the temperature.
+    def _branch(self, batch: TensorDictBase, data: TensorDictBase) -> Tensor:
+        """Simulate every discrete action from some of the states.
 
         Added to both tensordicts are ``"action_value"``, in the unit of the scaled rewards, and
         ``"branched"``.
+
+        Returns:
+            The standard deviation of the estimates around their mean over the discrete actions:
+            advantages and their noise together.
         """
         env: Any = self.env
         steps, number = data.shape[-1], env.num_discrete
@@ -196,16 +217,15 @@ class HPO(GraphLearner, PassLearner):
         for place in (batch, data):
             place.update({"action_value": values, "branched": branched})
         spread = values - values.mean(-1, keepdim=True)
-        spread = (self.mean(spread.square()) / self.mean(branched.to(values.dtype))).sqrt()
-        return {"temperature": self._set_temperature(data, spread)}
+        return (self.mean(spread.square()) / self.mean(branched.to(values.dtype))).sqrt()
 
+    @torch.no_grad()
     def _set_temperature(self, data: TensorDictBase, spread: Tensor) -> Tensor:
         """Cool the policy from the spread of the estimates to where its own advantages decide.
 
         Args:
             data: the batch.
-            spread: standard deviation of the estimates around their mean over the discrete
-                actions: advantages and their noise together.
+            spread: what :meth:`_branch` returned.
         """
         temperature: Any = self.policy.network.temperature
         logits = self.policy.discrete_logits(data)

@@ -69,6 +69,8 @@ class HybridNetwork(nn.Module):
     """
 
     log_scale: Tensor
+    temperature: Tensor
+    seed_buffers = ("temperature",)
 
     @checked
     def __init__(
@@ -119,8 +121,7 @@ class HybridNetwork(nn.Module):
             inputs, cells = cells[-1], []
         # The discrete head starts exactly uniform: every action is tried before any is preferred.
         self.discrete = net(inputs, num_discrete * (num_heads or 1), cells, gain=0.0)
-        # No parameter that is learned, but one of each seed's own, that is saved with the others.
-        self.temperature = nn.Parameter(torch.ones((), **place), requires_grad=False)
+        self.register_buffer("temperature", torch.ones((), **place))
         self.continuous = net(inputs, outputs, cells, gain=0.01)
         self.skip: nn.Module | None = None
         if linear_skip:

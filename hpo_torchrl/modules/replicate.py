@@ -31,7 +31,8 @@ def replicate(modules: Sequence[nn.Module]) -> Any:
     s. Its parameters are those of the members, stacked, ``(S, ...)``, under the same names (for a
     network of your own, which is evaluated by ``torch.func.vmap``, below ``network``). The members'
     own parameters become views of the stacks, so that each of them stays an ordinary module that is
-    always current. Buffers are those of the first member.
+    always current. Buffers are those of the first member, but for those named in a module's
+    ``seed_buffers``, which are stacked too.
 
     Args:
         modules: the members: policies, critics (``TensorDictModule``), or any modules.
@@ -58,14 +59,24 @@ def replicate(modules: Sequence[nn.Module]) -> Any:
     if len(kinds) > 1 or not issubclass(kinds.pop(), nn.Module):
         raise TypeError(f"modules must be nn.Modules of one kind, got {shown(modules)}.")
     together = copy.deepcopy(modules[0])
-    for name, parameter in together.named_parameters():
-        members = [module.get_parameter(name) for module in modules]
-        parameter.data = torch.stack([member.detach() for member in members])
-        for member, row in zip(members, parameter.data.unbind(0), strict=True):
+    each = [_own(module) for module in modules]
+    for name, stack in _own(together).items():
+        members = [own[name] for own in each]
+        stack.data = torch.stack([member.detach() for member in members])
+        for member, row in zip(members, stack.data.unbind(0), strict=True):
             member.data = row
     together = _vectorised(together)
     together.num_seeds, together.members = len(modules), tuple(modules)
     return together
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    """Return what every seed has of its own: parameters, and the buffers that change."""
+    found: dict[str, Tensor] = dict(module.named_parameters())
+    for path, part in module.named_modules():
+        for name in getattr(part, "seed_buffers", ()):
+            found[f"{path}.{name}" if path else name] = part.get_buffer(name)
+    return found
 
 
 def _vectorised(module: Any) -> Any:
@@ -108,7 +119,7 @@ class _Vectorised(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """Return each member's answer to its own inputs, stacked."""
         # Read anew: under ``functional_call`` the parameters are others.
-        parameters: dict[str, Tensor] = dict(self.network.named_parameters())
+        parameters = _own(self.network)
 
         def answer(own: dict[str, Tensor], *own_inputs: Tensor) -> Any:
             found = functional_call(self.network, own, own_inputs)
