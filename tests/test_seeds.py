@@ -322,7 +322,8 @@ def assert_same(found, expected):
 
 SCALE = {"scale": 0.2, "learn_scale": True}
 LEARNED = {
-    "HPO": (HPO, "stock", {}, {"target_kl": 1e-4, "epochs": 3}),
+    "HPO": (HPO, "stock", {}, {"target_kl": 1e-4, "epochs": 3, "branch_steps": 0}),
+    "HPO, branched": (HPO, "stock", {}, {"branch_steps": 4, "branch_fraction": 0.4}),
     "HPO, adaptive, learned scale": (HPO, "stock", SCALE, {"cross_term": "adaptive"}),
     "HPO, heads": (HPO, "heads", {}, {"reset_fraction": 0.4}),
     "HPO, masks": (HPO, "masks", {"shared_trunk": True}, {"reset_fraction": 0.2}),

@@ -16,7 +16,7 @@ from hpo_torchrl.algorithms.pathwise import GraphLearner
 from hpo_torchrl.algorithms.ppo import PassLearner
 from hpo_torchrl.collectors import branched_returns
 from hpo_torchrl.collectors.inputs import is_functional
-from hpo_torchrl.core.categorical import divergence_of, finite
+from hpo_torchrl.core.categorical import ACTION_MASK, divergence_of, finite
 from hpo_torchrl.core.checks import accepted, check_int
 
 _FEW_ACTIONS = 8  # up to which every discrete action is simulated
@@ -155,13 +155,13 @@ class HPO(GraphLearner, PassLearner):
             return metrics["cost"] * 0.0 if spread is not None else self._divergence(data, before)
 
         metrics |= self.passes(data.exclude("next"), descend, metrics | {"kl": moved()}, moved)
+        if spread is not None:
+            # Not before: a rollout that is computed again needs the one that it was drawn with.
+            metrics["temperature"] = self._set_temperature(data, spread)
         metrics["kl"] = self._divergence(data, before)
         change = (self._mean_action(data) - mean) / self.action_scale
         metrics["action_change"] = self.mean(change.square()).sqrt()
-        if spread is not None:
-            # From now on: rollouts that are computed again need the one that they were drawn with.
-            metrics["temperature"] = self._set_temperature(data, spread)
-        else:
+        if spread is None:
             # A divergence grows with the square of a step.
             self.optimization.adapt_lr("discrete", (metrics["kl"] / self.target_kl).sqrt())
         self.optimization.adapt_lr(
@@ -216,8 +216,12 @@ class HPO(GraphLearner, PassLearner):
             branched[own][at] = True
         for place in (batch, data):
             place.update({"action_value": values, "branched": branched})
-        spread = values - values.mean(-1, keepdim=True)
-        return (self.mean(spread.square()) / self.mean(branched.to(values.dtype))).sqrt()
+        # What a masked action would lead to need not make sense.
+        allowed = (branched & data.get(ACTION_MASK, branched)).expand_as(values)
+        number = allowed.sum(-1, keepdim=True).clamp_min(1)
+        mean = values.where(allowed, 0.0).sum(-1, keepdim=True) / number
+        spread = (values - mean).where(allowed, 0.0)
+        return (self.mean(spread.square()) / self.mean(allowed.to(values.dtype))).sqrt()
 
     @torch.no_grad()
     def _set_temperature(self, data: TensorDictBase, spread: Tensor) -> Tensor:
