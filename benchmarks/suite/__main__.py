@@ -92,7 +92,7 @@ def table(found: dict[tuple[Any, ...], dict[str, Any]], given: argparse.Namespac
     """
     head = ["problem", "objective", "optimum", "best yardstick"]
     for algorithm in given.algorithms:
-        head += [algorithm.upper(), "gap", "sampled", "seconds"]
+        head += [algorithm.upper(), "gap %", "sampled %", "seconds"]
     rows = [head, ["---"] * len(head)]
     for problem in given.problems:
         if (known := found.get((problem,))) is None:

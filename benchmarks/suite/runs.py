@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -129,6 +130,7 @@ def train_one(
         how: dict[str, Any] = dict(settings)
         if problem in DISCOUNTS:
             how["discount"] = DISCOUNTS[problem]
+        shutil.rmtree(place, ignore_errors=True)  # of a run that was interrupted, or is another
         started = time.process_time()
         run = train(
             problem_class(problem),

@@ -91,7 +91,7 @@ class HPO(GraphLearner, PassLearner):
     epochs: int = setting(2, check_int)
     target_kl: float = setting(0.015, strict=True)
     target_action_change: float = setting(0.1, strict=True)
-    branch_steps: int = setting(10, check_int)
+    branch_steps: int = setting(20, check_int)
     branch_fraction: float = setting(0.25, maximum=1.0, strict=True)
     temperature_final: float = setting(0.02, strict=True)
     temperature_until: float = setting(0.8, maximum=1.0, strict=True)
