@@ -75,7 +75,13 @@ class Workbench:
         self.policy = HybridPolicy.for_env(self.env, hidden=hidden, scale=SCALE)
         self.critic = make_value_network(self.env, hidden=hidden)
         self.hpo = HPO(
-            self.env, self.policy, self.critic, unroll_length=case.horizon, target_kl=NEVER
+            self.env,
+            self.policy,
+            self.critic,
+            unroll_length=case.horizon,
+            discount=DISCOUNT,
+            target_kl=NEVER,
+            branch_steps=0,
         )
         self.functional = self.hpo.collector.engine
         self.general = Rollout(self.env, self.policy, discount=DISCOUNT, route="general")
