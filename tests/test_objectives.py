@@ -108,6 +108,7 @@ PLACES = {
     "sample_log_prob": "discrete_log_prob",
     "advantage": "advantage",
     "action_value": "action_value",
+    "branched": "branched",
     "value_target": "value_target",
     "value": "state_value",
     "critic_value": "critic_value",
@@ -134,7 +135,7 @@ def test_accepted_keys_and_in_keys():
 
 
 @pytest.mark.parametrize("estimator_first", [True, False])
-@pytest.mark.parametrize("key", sorted(PLACES.keys() - {"action_value", "critic_value"}))
+@pytest.mark.parametrize("key", sorted(PLACES.keys() - {"action_value", "branched", "critic_value"}))
 def test_renamed_entries_are_honoured(key, estimator_first):
     policy, critic, batch = parts()
     stored = ["advantage", "value_target"] if key in ("advantage", "value_target") else []

@@ -83,7 +83,7 @@ class HPO(GraphLearner, PassLearner):
         >>> env = InventoryEnv(batch_size=16, initial_state="random", seed=0)
         >>> hpo = HPO(env, HybridPolicy.for_env(env), make_value_network(env), unroll_length=20)
         >>> sorted(hpo.iterate())[:3]
-        ['action_change', 'clip_fraction', 'cost']
+        ['action_change', 'advantage_fit', 'clip_fraction']
     """
 
     cross_term: bool | str = True
