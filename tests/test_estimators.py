@@ -403,6 +403,28 @@ def test_branches_are_those_of_one_simulation_each(name, bootstrap, gamma):
     assert (found.std(-1) > 0).all()
 
 
+@pytest.mark.parametrize("name", SIMULATED)
+def test_short_branches_are_those_of_one_simulation_each(name):
+    env = SIMULATED[name]()
+    policy, critic = policy_for(env, sharp=True), make_value_network(env, hidden=(3,))
+    for parameter in critic.parameters():
+        parameter.data.add_(torch.randn_like(parameter))
+    states = rolled(env, policy, 6)[0][..., ::2]
+    noise = torch.stack([env.sample_noise(4) for _ in range(3)], len(env.batch_size))
+    given = {"gamma": 0.8, "num_steps": 4}
+    found = branched_returns(env, policy, states, noise, critic=critic, **given)
+    assert found.shape == (*env.batch_size, 3, env.num_discrete)
+    with torch.no_grad():
+        for row in np.ndindex(*env.batch_size, 3):
+            state = {key: states[key][row] for key in env.state_names}
+            for d in range(env.num_discrete):
+                expected = simulate(env, policy, state, d, noise[row], 0.8, critic)
+                torch.testing.assert_close(found[(*row, d)], expected, rtol=1e-10, atol=1e-10)
+    without = branched_returns(env, policy, states, noise, **given)
+    tripled = branched_returns(env, policy, states, noise, critic=critic, critic_unit=3.0, **given)
+    torch.testing.assert_close(tripled, without + 3 * (found - without))
+
+
 @pytest.mark.parametrize("mode", [ExplorationType.RANDOM, ExplorationType.DETERMINISTIC])
 def test_the_branch_of_the_sampled_option_is_what_happened(mode):
     env = Switched(50, horizon=5)

@@ -224,3 +224,22 @@ def test_a_wrong_mask_is_named():
     env.allowed = lambda state: torch.ones(3, 3)
     with pytest.raises(ValueError, match=r"Shuttle.allowed must return bool of shape \(3, 3\)"):
         env.reset()
+
+
+def test_where_a_masked_option_leads_does_not_matter_to_a_branching_update():
+    class Broken(Shuttle):
+        def dynamics(self, state, action, noise):
+            after, reward = super().dynamics(state, action, noise)
+            chosen = action["discrete"].unsqueeze(-1)
+            allowed = self.allowed(state).gather(-1, chosen).squeeze(-1)
+            return after, reward.where(allowed, torch.nan)
+
+    rows = []
+    for kind in (Shuttle, Broken):
+        env = kind(batch_size=8, seed=0)
+        policy, critic = policy_for(env, find_scales=False), make_value_network(env)
+        learner = HPO(env, policy, critic, unroll_length=6, seed=1)
+        assert learner.branches
+        rows.append([learner.iterate() for _ in range(2)])
+    assert rows[0] == rows[1]
+    assert rows[0][1]["temperature"] != 1.0

@@ -116,6 +116,7 @@ PLACES = {
     "done": "done",
     "terminated": "terminated",
 }
+OPTIONAL = {"action_value", "branched", "critic_value"}
 
 
 def test_accepted_keys_and_in_keys():
@@ -135,7 +136,7 @@ def test_accepted_keys_and_in_keys():
 
 
 @pytest.mark.parametrize("estimator_first", [True, False])
-@pytest.mark.parametrize("key", sorted(PLACES.keys() - {"action_value", "branched", "critic_value"}))
+@pytest.mark.parametrize("key", sorted(PLACES.keys() - OPTIONAL))
 def test_renamed_entries_are_honoured(key, estimator_first):
     policy, critic, batch = parts()
     stored = ["advantage", "value_target"] if key in ("advantage", "value_target") else []
@@ -527,3 +528,22 @@ def test_state_dict_round_trip(functional):
     assert not torch.equal(total(other(batch)), total(loss(batch)))
     other.load_state_dict(loss.state_dict())
     assert_close(other(batch).to_dict(), loss(batch).to_dict())
+
+
+def test_a_regression_is_the_error_of_the_advantages_that_the_logits_stand_for():
+    policy, critic, batch = parts()
+    policy.network.temperature.fill_(0.4)
+    loss = make_loss(policy, critic, score_function="regression", **DETACHED)
+    held = off_policy(batch)
+    own = 0.4 * policy.network.logits(held["observation"])
+    values, used = 3.0 * torch.randn_like(own), torch.rand(*held.shape, 1) < 0.5
+    terms = loss(held.update({"action_value": values, "branched": used}))
+    aim = values - values.mean(-1, keepdim=True)
+    error = (0.4 * (own / 0.4).log_softmax(-1) - values)[used[..., 0]]
+    error = error - error.mean(-1, keepdim=True)
+    expected = error.square().sum() / aim[used[..., 0]].square().sum()
+    assert_same(loss, terms["loss_objective"], expected)
+    assert_close(terms["advantage_fit"], 1 - expected.detach())
+    assert "loss_entropy" not in terms
+    right = own.detach() + torch.randn_like(own[..., :1])  # known but for a constant
+    assert_close(loss(held.set("action_value", right))["advantage_fit"], torch.ones_like(expected))
