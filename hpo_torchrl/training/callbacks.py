@@ -150,7 +150,7 @@ def unused_actions(actions: TensorDictBase, env: Any) -> list[str]:
 
     Args:
         actions: ``"action"`` of many steps and, if there are masks, ``"action_mask"``.
-        env: the environment, with its ``continuous_bounds`` and ``action_scale``. Ends that differ
+        env: the environment, with its ``continuous_bounds`` and ``action_scale`` if it has them. Ends that differ
             by discrete action (``branch_bounds``) are not looked at.
     """
     found, taken = [], actions["action", "discrete"]
@@ -172,7 +172,8 @@ def unused_actions(actions: TensorDictBase, env: Any) -> list[str]:
         torch.as_tensor(none if end is None else end).to(values).expand(values.shape[-1])
         for end, none in ((low, -torch.inf), (high, torch.inf))
     )
-    unit = torch.where((high - low).isfinite(), high - low, torch.as_tensor(env.action_scale))
+    scale = torch.as_tensor(getattr(env, "action_scale", 1.0)).to(values)
+    unit = torch.where((high - low).isfinite(), high - low, scale)
     for name, end in (("lower", low), ("upper", high)):
         shares = ((values - end).abs() <= 1e-3 * unit).double().mean(0)
         for at in (shares > 1 - _SELDOM).nonzero().flatten().tolist():
