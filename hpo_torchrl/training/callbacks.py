@@ -150,8 +150,8 @@ def unused_actions(actions: TensorDictBase, env: Any) -> list[str]:
 
     Args:
         actions: ``"action"`` of many steps and, if there are masks, ``"action_mask"``.
-        env: the environment, with its ``continuous_bounds`` and ``action_scale`` if it has them. Ends that differ
-            by discrete action (``branch_bounds``) are not looked at.
+        env: the environment, with its ``continuous_bounds`` and ``action_scale`` if it has them.
+            Ends that differ by discrete action (``branch_bounds``) are not looked at.
     """
     found, taken = [], actions["action", "discrete"]
     mask = actions.get(ACTION_MASK, None)
