@@ -38,15 +38,16 @@ class Fork(DifferentiableEnv):
 
     def allowed(self, state):
         x = state["x"]
-        return torch.cat([x < 9.0, x < 0.0, x > 0.5], -1) if self.masked else None
+        free = x < (0.0 if self.masked else 9.0)
+        return torch.cat([x < 9.0, free, free], -1)
 
     def initial_state(self):
-        drawn = torch.rand(*self.batch_size, 1, generator=self.rng, dtype=self.dtype)
+        drawn = torch.rand(*self.batch_size, 1, generator=self.rng, dtype=self.float_dtype)
         return {"x": 2.0 * drawn - 1.0}
 
     def draw_noise(self, num_steps, state):
         shape = (*self.batch_size, num_steps, 2)
-        return torch.rand(shape, generator=self.rng, dtype=self.dtype)
+        return torch.rand(shape, generator=self.rng, dtype=self.float_dtype)
 
     def dynamics(self, state, action, noise):
         x, d = state["x"][..., 0], action["discrete"]
@@ -61,9 +62,9 @@ def batch_of(policy, env, steps=6):
     torch.manual_seed(0)
     batch = differentiable_rollout(env, policy, steps)
     shape = batch.shape
-    batch["action_value"] = torch.randn(*shape, env.num_discrete, dtype=env.dtype)
+    batch["action_value"] = torch.randn(*shape, env.num_discrete, dtype=env.float_dtype)
     batch["branched"] = torch.rand(*shape, 1) < 0.6
-    batch["advantage"] = batch["value_target"] = torch.randn(*shape, 1, dtype=env.dtype)
+    batch["advantage"] = batch["value_target"] = torch.randn(*shape, 1, dtype=env.float_dtype)
     return batch
 
 
@@ -158,7 +159,8 @@ def test_discrete_actions_that_are_the_same_are_worth_the_same():
 def test_a_choice_under_much_noise_is_learned_and_judged_as_it_acts():
     env = Fork(batch_size=128, seed=0)
     torch.manual_seed(0)
-    hpo = HPO(env, HybridPolicy.for_env(env), make_value_network(env), seed=0, branch_steps=2)
+    how = {"seed": 0, "branch_steps": 2, "unroll_length": 8}
+    hpo = HPO(env, HybridPolicy.for_env(env), make_value_network(env), **how)
     for update in range(120):
         hpo.anneal(update / 120)
         found = hpo.iterate()
