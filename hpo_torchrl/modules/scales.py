@@ -17,6 +17,8 @@ from hpo_torchrl.modules.sampling import chosen_branch, flat
 
 # Steps simulated, and the multiples of the declared unit that are tried, powers of 2.
 _STEPS, _POWERS = 30, 16
+# Continuous actions of a step beyond which that would take too long, and nothing is looked for.
+_MOST = 20_000_000
 # A unit is taken as declared unless another is this many times as large or small. What a simulation
 # of random actions finds is right within a factor of about 2.
 _TRUSTED = 3.0
@@ -100,7 +102,7 @@ def scales_of(env: Any) -> Scales | None:
 
     Returns:
         The scales; ``None`` of an environment without functional equations, or whose equations
-        fail: training says how.
+        fail (training says how), or one too large to be simulated at so many units.
 
     Examples:
         >>> from hpo_torchrl.problems import InventoryEnv
@@ -113,6 +115,8 @@ def scales_of(env: Any) -> Scales | None:
         tensor([44.1942])
     """
     if not hasattr(type(env), "dynamics"):  # of an environment within, transforms know nothing
+        return None
+    if env.batch_size.numel() * env.continuous_dim * (2 * _POWERS + 1) > _MOST:
         return None
     declared = env.action_scale.tolist()
     known, found = _KNOWN.get(env, (None, None))
