@@ -9,7 +9,7 @@ from hpo_torchrl.core.categorical import ACTION_MASK
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.objectives import HPOLoss
-from hpo_torchrl.problems import InventoryEnv
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 
 DOUBLE = torch.float64
 
@@ -184,4 +184,9 @@ def test_where_not_all_discrete_actions_can_be_simulated_the_score_function_stay
     env = InventoryEnv(batch_size=4, initial_state="random")
     assert branches(env)
     assert not branches(env, branch_steps=0)
+    several = InventoryEnv(num_items=2, batch_size=4, initial_state="random")
+    assert not branches(several)
+    assert branches(several, branch_steps=3)
+    with pytest.raises(ValueError, match=r"2 to 8 discrete actions; set .*branch_steps=0"):
+        branches(SwitchedLQREnv.from_recipe(dim=9, num_modes=9, batch_size=4), branch_steps=3)
     assert not branches(env, loss=lambda policy, critic: HPOLoss(policy, critic))

@@ -19,7 +19,9 @@ from hpo_torchrl.collectors.inputs import is_functional
 from hpo_torchrl.core.categorical import ACTION_MASK, divergence_of, finite
 from hpo_torchrl.core.checks import accepted, check_int
 
-_FEW_ACTIONS = 8  # up to which every discrete action is simulated
+# Steps of a branch; discrete actions up to which all are simulated; continuous coordinates up to
+# which that is done unasked: with twenty, a first wrong choice lets instances run away for good.
+_STEPS, _FEW_ACTIONS, _FEW_DIMENSIONS = 20, 8, 1
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -34,12 +36,12 @@ class HPO(GraphLearner, PassLearner):
     3. ``epochs`` of minibatches on detached data: clipped score function, critic and entropy,
        stopped early when the policy has changed by ``target_kl``.
 
-    Where the environment is functional and has 2 to 8 discrete actions, and ``branch_steps`` is not
-    0, every one of them is simulated from some of the states with common random numbers
-    (:func:`~hpo_torchrl.collectors.branched_returns`), and the score function gives way to a
-    regression of the discrete net's advantages on these estimates (``score_function="regression"``
-    of :class:`HPOLoss`): steps 2 and 3 have no entropy, clipping and early stop. The policy is the
-    softmax of these advantages, at a temperature that falls from the spread of the estimates.
+    With ``branch_steps`` above 0 every discrete action is simulated from some of the states, with
+    common random numbers (:func:`~hpo_torchrl.collectors.branched_returns`), and the score function
+    gives way to a regression of the discrete net's advantages on these estimates
+    (``score_function="regression"`` of :class:`HPOLoss`): steps 2 and 3 have no entropy, clipping
+    and early stop. The policy is the softmax of these advantages, at a temperature that falls from
+    the spread of the estimates.
 
     With ``seed`` a sequence, the seeds are trained together; see :class:`Learner`.
 
@@ -66,7 +68,8 @@ class HPO(GraphLearner, PassLearner):
         target_action_change: root mean square change of the continuous action's mean, in action
             scales, that an update aims at; the continuous net's multiplier follows it.
         branch_steps: steps of a simulation of a discrete action, after which the critic's value is
-            added; 0 keeps the score function.
+            added; 0 keeps the score function. ``None`` is 20 where the environment is functional
+            and has 2 to 8 discrete actions, in one choice, and one continuous coordinate; else 0.
         branch_fraction: share of the steps of a batch from which all discrete actions are tried.
         temperature_final: temperature at the end, in units of the median difference between the
             advantages of the best discrete action and the second.
@@ -91,7 +94,7 @@ class HPO(GraphLearner, PassLearner):
     epochs: int = setting(2, check_int)
     target_kl: float = setting(0.015, strict=True)
     target_action_change: float = setting(0.1, strict=True)
-    branch_steps: int = setting(20, check_int)
+    branch_steps: int = setting(None, check_int)
     branch_fraction: float = setting(0.25, maximum=1.0, strict=True)
     temperature_final: float = setting(0.02, strict=True)
     temperature_until: float = setting(0.8, maximum=1.0, strict=True)
@@ -109,20 +112,36 @@ class HPO(GraphLearner, PassLearner):
 
     @property
     def branches(self) -> bool:
-        """Whether every discrete action is simulated, which few discrete actions allow."""
-        env, policy = self.env, self.policy
-        return (
-            self.branch_steps > 0
-            and is_functional(env, policy)
-            and env.num_heads is None
-            and 1 < env.num_discrete <= _FEW_ACTIONS
-            and hasattr(policy.network, "temperature")
-            and "score_function" in self._loss_arguments
-        )
+        """Whether every discrete action is simulated."""
+        return self.branch_steps > 0
+
+    def _choose_branch_steps(self) -> int:
+        """Return the steps of a branch; 0 by default where the choice is rather scored."""
+        env: Any = self.env
+        lacks = {
+            "a functional environment and policy": is_functional(env, self.policy),
+            "a single discrete choice": getattr(env, "num_heads", None) is None,
+            f"2 to {_FEW_ACTIONS} discrete actions": 1
+            < getattr(env, "num_discrete", 0)
+            <= _FEW_ACTIONS,
+            "a HybridNetwork, which has a temperature": hasattr(self.policy.network, "temperature"),
+            "a loss that takes score_function='regression'": "score_function"
+            in accepted(self.loss),
+        }
+        missing = [name for name, there in lacks.items() if not there]
+        if self.branch_steps is None:
+            few = getattr(env, "continuous_dim", 0) <= _FEW_DIMENSIONS
+            return 0 if missing or not few else _STEPS
+        if self.branch_steps > 0 and missing:
+            raise ValueError(
+                f"branch_steps={self.branch_steps} simulates every discrete action, which needs "
+                f"{missing[0]}; set algorithm.branch_steps=0, or leave it null."
+            )
+        return self.branch_steps
 
     def build_losses(self) -> None:
         """Build the loss of the differentiable step and that of the detached passes."""
-        self._loss_arguments = accepted(self.loss)
+        self.branch_steps = self._choose_branch_steps()
         names = ("clip_epsilon", "critic_coeff")
         others = {"score_function": "regression" if self.branches else True}
         self.detached_loss = self.build_loss(*names, pathwise=False, cross_term=False, **others)
