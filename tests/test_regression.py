@@ -161,8 +161,8 @@ def test_a_choice_under_much_noise_is_learned_and_judged_as_it_acts():
     torch.manual_seed(0)
     how = {"seed": 0, "branch_steps": 2, "unroll_length": 8}
     hpo = HPO(env, HybridPolicy.for_env(env), make_value_network(env), **how)
-    for update in range(120):
-        hpo.anneal(update / 120)
+    for update in range(70):
+        hpo.anneal(update / 70)
         found = hpo.iterate()
     x = torch.linspace(-1.0, 1.0, 2001).unsqueeze(-1)
     probability = hpo.policy.distribution(x).logits.exp()

@@ -50,7 +50,7 @@ def learner(env, seed=0, **settings):
 
 
 def cost_after(env, updates=60):
-    hpo = learner(env, unroll_length=10, learning_rate=0.02, branch_steps=5)
+    hpo = learner(env, unroll_length=10, learning_rate=0.02, branch_steps=0)
     for update in range(updates):
         hpo.anneal(update / updates)
         hpo.iterate()

@@ -98,6 +98,8 @@ def table(found: dict[tuple[Any, ...], dict[str, Any]], given: argparse.Namespac
         if (known := found.get((problem,))) is None:
             continue
         level, scale = known["simulated"], abs(known["optimum"]) / 100
+        if abs(level - known["optimum"]) > 3 * scale:  # its policy left the grid
+            level = known["optimum"]
         name, best = max(known["yardsticks"].items(), key=lambda pair: pair[1], default=("", None))
         row = [problem, known["objective"], f"{known['optimum']:.4g} ± {known['error']:.1g}"]
         row.append("" if best is None else f"{name}: {(level - best) / scale:.2f}")

@@ -39,7 +39,8 @@ class GridOptimum:
 
     Attributes:
         cost: cost of the optimum, by interpolation on the grid.
-        error: how far off that may be: the difference to the coarser grid.
+        error: how far off that may be: the difference to the coarser grid, or to the simulation,
+            less three of its standard errors, if that is more.
         simulated: what the policy costs in a simulation.
         simulated_error: the standard error of that.
         policy: the optimal policy; it reads the entries of the state.
@@ -182,11 +183,15 @@ def grid_optimum(
     if objective == "discounted" and core.horizon is None:
         periods = 1 / (1 - gamma)
     unit = unit if again else unit * periods
+    cost, between = guesses[-1] / unit, abs(guesses[-1] - guesses[-2]) / unit
+    simulated = float(run.mean()) / core.env.cost_units
+    chance = float(run.std()) / len(run) ** 0.5 / core.env.cost_units
     return GridOptimum(
-        cost=guesses[-1] / unit,
-        error=abs(guesses[-1] - guesses[-2]) / unit,
-        simulated=float(run.mean()) / core.env.cost_units,
-        simulated_error=float(run.std()) / len(run) ** 0.5 / core.env.cost_units,
+        cost=cost,
+        # A policy that leaves the grid costs something else than the grid says.
+        error=max(between, abs(simulated - cost) - 3.0 * chance),
+        simulated=simulated,
+        simulated_error=chance,
         policy=solver.policy(),
         levels=levels,
         seconds=time.monotonic() - started,
