@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 import functools
 import itertools
 import json
@@ -299,6 +300,8 @@ class EndingByItself(Ending):
     [
         (InventoryEnv, {}, ("average", 1.0, True)),
         (InventoryEnv, {"discount": 0.95}, ("discounted", 0.95, True)),
+        (InventoryEnv, {"objective": "average", "discount": 0.95}, ("average", 0.95, True)),
+        (partial(InventoryEnv, 3), {}, ("average", 0.99, True)),
         (InventoryEnv, {"objective": "discounted"}, ("discounted", 0.99, True)),
         (InventoryEnv, {"discount": 1.0}, ("average", 1.0, True)),
         (lqr, {}, ("return", 1.0, False)),
@@ -310,17 +313,18 @@ class EndingByItself(Ending):
     ],
 )
 def test_the_objective_of_a_training(make, given, expected):
-    made = small(make(**({"batch_size": 4} if make in (InventoryEnv, lqr) else {})), **given)
+    sized = make in (InventoryEnv, lqr) or isinstance(make, partial)
+    made = small(make(**({"batch_size": 4} if sized else {})), **given)
     assert (made.objective, made.discount, made.centers_rewards) == expected
 
 
 @pytest.mark.parametrize(
     ("make", "given", "words"),
     [
-        (InventoryEnv, {"objective": "average", "discount": 0.99}, "objective='average' and disc"),
         (InventoryEnv, {"objective": "discounted", "discount": 1.0}, "'discounted' and discount=1"),
         (InventoryEnv, {"objective": "return"}, "no episode of the environment ever ends"),
         (InventoryEnv, {"objective": "mean"}, "objective must be one of"),
+        (lqr, {"objective": "return", "discount": 0.9}, "'return' and discount=0.9"),
         (lqr, {"objective": "average"}, "ends for good after 4 steps; choose 'return'"),
     ],
 )

@@ -79,7 +79,7 @@ class DDPG(Learner):
             self.critic,
             entropy_coeff=self.entropy_bonus,
             gamma=self.discount,
-            centered=self.objective == "average",
+            centered=self.objective == "average" and self.discount == 1.0,
         )
         self.targets = SoftUpdate(self.loss, eps=self.target_decay)
 

@@ -72,8 +72,9 @@ class Learner(Algorithm):
             episode). ``None`` is ``"discounted"`` where a discount below 1 is given,
             ``"return"`` where an episode terminates, ``"average"`` where none ever does, and
             ``"discounted"`` where the environment does not say (``horizon_terminates``).
-        discount: gamma; ``None`` is 0.99 for the discounted objective and 1 for the others, which
-            have no discount. It is also the factor on the gradient through each transition.
+        discount: gamma, also the factor on the gradient through each transition. ``None`` is 0.99
+            for the discounted objective, 1 for a return, and for the average 1 with one continuous
+            coordinate, else 0.99: an approximation, which keeps many of them from diverging.
         gae_lambda: lambda of the advantage estimator.
         learning_rate: Adam's step size at the start; the policy's nets have a multiplier on it.
         adam_betas: Adam's decay rates of the mean and the square of the gradient. An untrained
@@ -307,7 +308,7 @@ class Learner(Algorithm):
             done=after.get("done"),
             terminated=after.get("terminated"),
         )
-        if self.objective == "average":
+        if self.objective == "average" and self.discount == 1.0:
             # Differential values are known but for a constant; held at mean 0, it cannot drift.
             target = target - unsqueeze_like(self.mean(target), target)
         for place in (batch, data):

@@ -92,9 +92,11 @@ class Reference:
             'the test measures a window of 50 periods, the optimum (37) is of the long-run average'
         """
         costs = (self.optimal_cost, self.lower_bound, self.upper_bound, *self.baselines.values())
+        # Only of the discounted return is a discount part; elsewhere it is how a run learns.
         own, measured, trained = (
-            (getattr(one, "objective", None), getattr(one, "discount", 1.0))
+            (aim, getattr(one, "discount", 1.0) if aim == "discounted" else 1.0)
             for one in (self, test, run)
+            for aim in [getattr(one, "objective", None)]
         )
         named = own[0] in OBJECTIVES and own == measured and trained in (own, (None, 1.0))
         if named or all(cost is None for cost in costs):
