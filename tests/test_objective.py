@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 import functools
 import itertools
 import json
+from functools import partial
 
 import numpy as np
 import pytest
