@@ -20,7 +20,7 @@ from hpo_torchrl.core.categorical import ACTION_MASK, divergence_of, finite
 from hpo_torchrl.core.checks import accepted, check_int
 
 # Steps of a branch; discrete actions up to which all are simulated; continuous coordinates up to
-# which that is done unasked: with twenty, a first wrong choice lets instances run away for good.
+# which that is done unasked: with three, a switched LQR is learned better from the score function.
 _STEPS, _FEW_ACTIONS, _FEW_DIMENSIONS = 20, 8, 1
 
 
