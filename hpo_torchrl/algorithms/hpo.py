@@ -177,7 +177,7 @@ class HPO(GraphLearner, PassLearner):
         if spread is not None:
             # Not before: a rollout that is computed again needs the one that it was drawn with.
             metrics["temperature"] = self._set_temperature(data, spread)
-        metrics["kl"] = self._divergence(data, before)
+            metrics["kl"] = self._divergence(data, before)
         change = (self._mean_action(data) - mean) / self.action_scale
         metrics["action_change"] = self.mean(change.square()).sqrt()
         if spread is None:

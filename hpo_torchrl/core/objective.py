@@ -1,4 +1,4 @@
-"""What a policy is trained for, what a test measures, and what an optimum is of."""
+"""The objective: what a policy is trained for, a test measures and an optimum is of."""
 
 from __future__ import annotations
 

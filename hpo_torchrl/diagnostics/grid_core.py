@@ -17,18 +17,8 @@ from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
 
 # Joint discrete actions, coordinates of u, and candidates along one by their number.
 _CHOICES, _COORDINATES, _ALONG = 32, 3, {1: 15, 2: 6, 3: 4}
-_GEOMETRIC = [
-    0.0,
-    0.1,
-    0.3,
-    0.6,
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    6.0,
-    10.0,
-]  # of an action scale, without a bound
+# Candidates where there is no bound, in action scales.
+_GEOMETRIC = [0, 0.1, 0.3, 0.6, 1, 1.5, 2, 3, 6, 10]
 _INSTANCES, _STARTS, _RESETS, _PROBES = 256, 2**14, 2000, 512
 
 Act = Callable[[Tensor, int], tuple[Tensor, Tensor]]

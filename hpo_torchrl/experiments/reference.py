@@ -1,4 +1,4 @@
-"""What a run is compared with: the optimum, bounds on it, or simple rules."""
+"""Comparisons of a run: with the optimum, bounds on it, or simple rules."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ _TAIL = 0.01
 class CostEstimate(NamedTuple):
     """Mean cost per unit (item, dimension) and period, and its standard error over instances.
 
-    Of the discounted objective it is the weighted average cost of a period, ``1 - discount`` times
-    the discounted sum; of episodes that end by themselves, the sum of an episode.
+    It is the weighted average cost of a period for the discounted objective, ``1 - discount`` times
+    the discounted sum, and the sum of an episode where episodes end by themselves.
     """
 
     mean: float
