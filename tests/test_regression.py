@@ -73,6 +73,7 @@ def made(env, temperature=0.3):
     policy = HybridPolicy.for_env(env, hidden=(8,), find_scales=False)
     torch.nn.init.normal_(policy.network.discrete[-1].weight)
     policy.network.temperature.fill_(temperature)
+    policy.network.preference.copy_(torch.linspace(-1.0, 2.0, env.num_discrete))
     return policy
 
 
@@ -113,7 +114,7 @@ def test_the_policy_becomes_the_softmax_of_its_advantages(masked):
     batch = batch_of(policy, env)
     allowed = batch.get(ACTION_MASK, torch.ones_like(batch["action_value"], dtype=torch.bool))
     batch["action_value"] = batch["action_value"].where(allowed, torch.inf)  # never read
-    logits = policy.discrete_logits(batch).detach()
+    logits = policy.discrete_logits(batch).detach() - policy.network.preference
     aim = (0.3 * logits).where(allowed, torch.inf)
     terms, gradient = regression(policy, batch.clone().set("action_value", aim + 5.0))
     torch.testing.assert_close(terms["loss_objective"].detach(), torch.zeros((), dtype=DOUBLE))
@@ -125,7 +126,7 @@ def test_the_cross_term_takes_the_policy_at_its_word():
     env = Fork(batch_size=8, seed=0, dtype=DOUBLE)
     policy = made(env)
     batch = batch_of(policy, env)
-    stated = 0.3 * policy.discrete_logits(batch).detach()
+    stated = 0.3 * (policy.discrete_logits(batch).detach() - policy.network.preference)
     found = {}
     for kind, value in (("regression", batch["action_value"]), (True, stated)):
         loss = HPOLoss(policy, None, score_function=kind, functional=False)

@@ -51,6 +51,25 @@ class Algorithm(abc.ABC):
     def components(self, seed_index: int | None = None) -> dict[str, Any]:
         """Return what a checkpoint of one seed holds: by name, objects with ``state_dict``."""
 
+    def scouting(self, num_updates: int) -> int:
+        """Return how many updates are tried before a run begins, for :meth:`measure`."""
+        return 0
+
+    def measure(self) -> None:
+        """Adapt what is fixed in a run to what scouting has shown."""
+        raise NotImplementedError
+
+    def starts(self, num_updates: int) -> tuple[int, int]:
+        """Return from how many starts a run may choose, and after how many updates it does.
+
+        See :func:`~hpo_torchrl.training.starts.choose_start`.
+        """
+        return 1, 0
+
+    def begin(self, start: int) -> Metrics | list[Metrics]:
+        """Begin a run in one of its :meth:`starts`; return what is worth logging of it."""
+        return {}
+
     def iterate(self) -> Metrics | list[Metrics]:
         """Collect a batch and update."""
         return self.update(self.collector.collect())

@@ -99,6 +99,10 @@ class DDPG(Learner):
             self.targets.step()
         return self.numbers(metrics | last)
 
+    def scouting(self, num_updates: int) -> int:
+        """Return 0: the target networks would keep the old scales."""
+        return 0
+
     def components(self, seed_index: int | None = None) -> dict[str, Any]:
         """Return the components of a learner, the target networks and the buffer."""
         return super().components() | {"loss": self.loss, "buffer": _BufferState(self.buffer)}

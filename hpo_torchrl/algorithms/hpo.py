@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torch.nn import functional as F
 
 from hpo_torchrl.algorithms.base import Metrics, SeedState
 from hpo_torchrl.algorithms.learner import setting
@@ -16,12 +17,15 @@ from hpo_torchrl.algorithms.pathwise import GraphLearner
 from hpo_torchrl.algorithms.ppo import PassLearner
 from hpo_torchrl.collectors import branched_returns
 from hpo_torchrl.collectors.inputs import is_functional
-from hpo_torchrl.core.categorical import ACTION_MASK, divergence_of, finite
+from hpo_torchrl.core.categorical import ACTION_MASK, divergence_of, finite, insert_like
 from hpo_torchrl.core.checks import accepted, check_int
 
 # Steps of a branch; discrete actions up to which all are simulated; continuous coordinates up to
 # which that is done unasked: with three, a switched LQR is learned better from the score function.
 _STEPS, _FEW_ACTIONS, _FEW_DIMENSIONS = 20, 8, 1
+# A start prefers one of the most used discrete actions by so many nats. Fewer updates than these
+# do not tell which start is best.
+_MOST_PREFERRED, _PREFERENCE, _SHORTEST_START = 3, 3.0, 50
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -74,6 +78,10 @@ class HPO(GraphLearner, PassLearner):
         temperature_final: temperature at the end, in units of the median difference between the
             advantages of the best discrete action and the second.
         temperature_until: fraction of the run by which it is reached.
+        start_fraction: fraction of the run after which the best of several starts goes on, where
+            all discrete actions are simulated; 0 has one start. The first start prefers no discrete
+            action, so that continuous actions are at first those that suit a random choice; the
+            others prefer one of the (at most 3) most used ones, 20 to 1 at first and ever less.
         learner: further arguments, of :class:`Learner`.
 
     Raises:
@@ -86,7 +94,7 @@ class HPO(GraphLearner, PassLearner):
         >>> env = InventoryEnv(batch_size=16, initial_state="random", seed=0)
         >>> hpo = HPO(env, HybridPolicy.for_env(env), make_value_network(env), unroll_length=20)
         >>> sorted(hpo.iterate())[:3]
-        ['action_change', 'advantage_fit', 'clip_fraction']
+        ['action_change', 'advantage_fit', 'cost']
     """
 
     cross_term: bool | str = True
@@ -98,8 +106,12 @@ class HPO(GraphLearner, PassLearner):
     branch_fraction: float = setting(0.25, maximum=1.0, strict=True)
     temperature_final: float = setting(0.02, strict=True)
     temperature_until: float = setting(0.8, maximum=1.0, strict=True)
+    start_fraction: float = setting(0.2, maximum=1.0)
 
     cooled = 0.0  # share of the cooling that is over
+    # The preference that the present start began with, and the actions to prefer, in order.
+    wish: Any = None
+    most_used: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,9 +160,40 @@ class HPO(GraphLearner, PassLearner):
         self.loss = self.build_loss(*names, "cross_term", **others)
 
     def anneal(self, progress: float) -> None:
-        """Anneal the temperature too."""
+        """Anneal the temperature too, and the preference of a start."""
         super().anneal(progress)
         self.cooled = min(1.0, progress / self.temperature_until)
+        if self.wish is not None:
+            preference: Any = self.policy.network.preference
+            preference.copy_(self.wish * max(0.0, 1.0 - progress / self.start_fraction))
+
+    def starts(self, num_updates: int) -> tuple[int, int]:
+        """Return from how many starts a run may choose, and after how many updates it does."""
+        updates = round(self.start_fraction * num_updates)
+        if not self.branches or updates < _SHORTEST_START:
+            return 1, 0
+        return 1 + min(self.env.num_discrete, _MOST_PREFERRED), updates
+
+    def begin(self, start: int) -> Metrics | list[Metrics]:
+        """Prefer no discrete action at first, then one after another of the most used ones.
+
+        Returns:
+            The action that is preferred, -1 for none.
+        """
+        preference: Any = self.policy.network.preference
+        first = 0 if self.num_seeds is None else 1
+        if start == 1:
+            last: Any = self.last_batch
+            used = F.one_hot(last["action", "discrete"], preference.shape[-1])
+            used = used.flatten(first, -2).sum(first)
+            self.most_used = used.sort(dim=-1, descending=True, stable=True).indices
+        preferred = torch.full(preference.shape[:-1], -1, device=preference.device)
+        self.wish = torch.zeros_like(preference)
+        if start > 0:
+            preferred = self.most_used[..., start - 1]
+            self.wish.scatter_(-1, preferred.unsqueeze(-1), _PREFERENCE)
+        preference.copy_(self.wish)
+        return self.numbers({"preferred_action": preferred})
 
     def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Do one update.
@@ -250,9 +293,9 @@ class HPO(GraphLearner, PassLearner):
             data: the batch.
             spread: what :meth:`_branch` returned.
         """
-        temperature: Any = self.policy.network.temperature
-        logits = self.policy.discrete_logits(data)
-        best = logits.topk(2).values
+        network: Any = self.policy.network
+        temperature, logits = network.temperature, self.policy.discrete_logits(data)
+        best = (logits - insert_like(network.preference, logits)).topk(2).values
         gap = (best[..., 0] - best[..., 1]).flatten(0 if self.num_seeds is None else 1)
         gap = gap.where(gap.isfinite(), torch.nan).nanmedian(-1).values * temperature
         gap = gap.nan_to_num(0.0).clamp_min(1e-6)

@@ -25,9 +25,12 @@ from hpo_torchrl.core.objective import choose_objective, endings
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.modules.scales import ObservationScale
 from hpo_torchrl.objectives.base import values_where
 
 _NETWORKS = ("env", "policy", "critic")
+# Runs of so many updates spend the first few on finding where a policy leads.
+_LONG, _SCOUTING = 200, 20
 
 
 def setting(
@@ -93,7 +96,7 @@ class Learner(Algorithm):
         optimization: the optimizers and their schedules, see :class:`Optimization`.
         scaler: the running scale of the rewards.
         entropy_bonus: the current bonus.
-        last_actions: the actions, and masks, of the last batch; ``None`` before the first.
+        last_batch: actions, masks and observations of the last batch; ``None`` before the first.
 
     Raises:
         ValueError: an argument is out of range, the policy does not fit the environment, or the
@@ -101,7 +104,7 @@ class Learner(Algorithm):
     """
 
     trains_many_seeds = False
-    last_actions = None
+    last_batch: TensorDictBase | None = None
 
     env: EnvBase = field(kw_only=False)
     policy: HybridPolicy = field(kw_only=False)
@@ -200,13 +203,29 @@ class Learner(Algorithm):
         try:
             batch = self.collector.collect()
             reward = batch.get(("next", "reward")).detach()  # an update rescales it
-            self.last_actions = batch.select("action", ACTION_MASK, strict=False).detach()
+            seen = {"action", ACTION_MASK, *(part.key for part in self._scaled())}
+            self.last_batch = batch.select(*seen, strict=False).detach()
             found = self.update(batch)
             check_lasting(self)
         except ValueError as error:
             explain(self, error, batch, reward)
             raise
         return found
+
+    def scouting(self, num_updates: int) -> int:
+        """Return the updates after which observations are measured, before a run begins."""
+        return _SCOUTING if num_updates >= _LONG and self._scaled() else 0
+
+    def measure(self) -> None:
+        """Let the networks scale observations by what those of the last batch were."""
+        batch: Any = self.last_batch
+        for part in self._scaled():
+            part.measure(batch[part.key])
+
+    def _scaled(self) -> list[ObservationScale]:
+        """Return the layers that scale an observation and may find out how."""
+        parts = (*self.policy.modules(), *self.critic.modules())
+        return [part for part in parts if isinstance(part, ObservationScale) and part.key]
 
     # -- rewards, values, advantages -------------------------------------------------------------
 

@@ -167,7 +167,7 @@ def branched_returns(
     here = policy.distribution(visited["observation"], policy.mask_of(visited))
     drawn = here.sample_noise((), randomness) if policy.acts_randomly else None
     forced = here.actions(None if drawn is None else drawn.continuous)
-    steps, number = forced.shape[0], forced.shape[-2]
+    steps, number, sample = forced.shape[0], forced.shape[-2], policy.sampler()
     every = torch.arange(number, device=forced.device).view(1, -1, *(1,) * time)
 
     # Rows are (time of branching, discrete action, *B); one whose episode is over stays as it is.
@@ -182,8 +182,8 @@ def branched_returns(
         new = slice(begun, steps if num_steps else begun + 1)
         chosen: list[list[Tensor]] = [[], []]
         if begun:  # networks take no empty batch
-            there = policy.distribution(rows["observation"], policy.mask_of(rows))
-            later = there.draw(_shared_noise(policy, there, randomness))
+            shared = _shared_noise(here, begun, randomness) if policy.acts_randomly else None
+            later = sample(rows["observation"], policy.mask_of(rows), shared)
             chosen = [[later.discrete], [later.continuous]]
         if len(branching := forced[new]):
             chosen[0].append(every.expand(len(branching), number, *batch))
@@ -218,17 +218,20 @@ def branched_returns(
     return returns.squeeze(-1).movedim((0, 1), (time, time + 1))
 
 
-def _shared_noise(
-    policy: HybridPolicy, dist: HybridDistribution, randomness: Randomness
-) -> Noise | None:
-    """Draw random numbers that all discrete actions share, which are on the second axis."""
-    if not policy.acts_randomly:
-        return None
-    scale = None if dist.scale is None else dist.scale[:, :1]
-    one = HybridDistribution(
-        dist.logits[:, :1], dist.loc[:, :1], scale, distribution=dist.distribution
-    )
-    return one.sample_noise((), randomness)
+def _shared_noise(here: HybridDistribution, rows: int, randomness: Randomness) -> Noise:
+    """Draw the random numbers of so many rows, which all discrete actions share: the second axis.
+
+    Args:
+        here: the distribution where the branches begin.
+        rows: number of rows.
+        randomness: where they come from.
+    """
+    place: dict[str, Any] = {"dtype": here.loc.dtype, "device": here.loc.device}
+    logs = randomness.draw("exponential", (rows, 1, *here.logits.shape[1:]), **place).log_()
+    if here.scale is None:
+        return Noise(logs)
+    own = torch.empty((rows, 1, *here.batch_shape[1:], *here.event_shape), **place)
+    return Noise(logs, randomness.fill(here.distribution.noise, own))
 
 
 def _check_critic(critic: TensorDictModuleBase | None) -> None:

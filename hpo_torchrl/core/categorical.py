@@ -73,3 +73,9 @@ def over_heads(value: Tensor, ndim: int) -> Tensor:
 def unsqueeze_like(value: Tensor, like: Tensor) -> Tensor:
     """Append dimensions of size 1 until a tensor broadcasts with one that begins alike."""
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
+
+
+def insert_like(value: Tensor, like: Tensor) -> Tensor:
+    """Insert dimensions of size 1 before the last until there are as many as another has."""
+    *leading, last = value.shape
+    return value.reshape(*leading, *(1,) * (like.ndim - value.ndim), last)

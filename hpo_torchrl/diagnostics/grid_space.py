@@ -13,6 +13,7 @@ from torch import Tensor
 _LABELS, _INTEGERS = 64, 400
 # Share of a line beside what was visited, bins of what was, and how much denser points may be.
 _MARGIN, _BINS, _DENSEST = 0.1, 40, 3.0
+_FAR_OUT = (0.1, 0.3, 1.0)  # points beyond a margin, in ranges of what was visited
 _EQUAL = 1e-5  # of a coordinate's range: what counts as the same value
 
 
@@ -130,7 +131,12 @@ class Space:
         density = 1 + np.minimum(share * _BINS, _DENSEST)
         reached = np.concatenate([[0.0], np.cumsum(density / density.sum())])
         points = np.interp(np.linspace(0, 1, count), reached, edges)
-        return Line(column, torch.as_tensor(points), False)
+        # Beyond an end a state counts as at it, so that nothing could get worse any more there: a
+        # policy would let go. A few points farther out, where it hardly comes, say otherwise.
+        out = np.array(_FAR_OUT) * (high - low)
+        above = high + beside + out if most else out[:0]
+        below = low - beside - out[::-1] if least and bottom < low and bottom != 0 else out[:0]
+        return Line(column, torch.as_tensor(np.concatenate([below, points, above])), False)
 
     def nodes(self) -> Tensor:
         """Return the coordinates of all nodes, ``(N, C)``."""

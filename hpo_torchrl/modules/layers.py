@@ -106,7 +106,8 @@ def make_value_network(
     place = {"device": spec.device, "dtype": spec.dtype}
     net = mlp(spec.shape[-1], 1, hidden, activation, 0.0, **place)
     observations = ObservationScale(spec.shape[-1], **place)
-    observations.use(scales_of(env) if find_scales else None, observation_key)
+    if find_scales:
+        observations.use(scales_of(env), observation_key)
     return ValueOperator(nn.Sequential(observations, *net), in_keys=[observation_key])
 
 
@@ -162,7 +163,8 @@ def make_q_network(
     unit = getattr(plain(env), "action_scale", None) if found is None else found.action
     unit = torch.ones(dimension) if unit is None else unit
     observations = ObservationScale(spec.shape[-1], **place)
-    observations.use(found, "observation")
+    if find_scales:
+        observations.use(found, "observation")
     return TensorDictModule(
         QNetwork(net, observations, unit.to(**place)),
         in_keys=["observation", "candidate"],

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpo_torchrl.core.categorical import BranchBounds, unsqueeze_like
+from hpo_torchrl.core.categorical import BranchBounds, insert_like, unsqueeze_like
 from hpo_torchrl.core.checks import check_float, check_heads, check_int, check_sizes, checked
 from hpo_torchrl.modules.action_range import ActionRange, Bounds
 from hpo_torchrl.modules.continuous import make_distribution
@@ -39,6 +39,9 @@ class HybridNetwork(nn.Module):
     branch whose ends are equal is that value. With ends of the *sum* over coordinates, coordinates
     that are [0, inf) by themselves are scaled to a sum of low + (high - low) T / (T + T_0), or
     low + T without an upper end, with T their own sum and T_0 that of an untrained policy.
+
+    The logits are the outputs of ``discrete``, divided by ``temperature``, plus ``preference``: two
+    buffers that an algorithm may set, 1 and 0 by default.
 
     The softplus is a sharp one, so that an action of natural size is linear in z: what is linear
     in the observation (order up to a level) stays within reach of the linear skip.
@@ -70,7 +73,8 @@ class HybridNetwork(nn.Module):
 
     log_scale: Tensor
     temperature: Tensor
-    seed_buffers = ("temperature",)
+    preference: Tensor
+    seed_buffers = ("temperature", "preference")
 
     @checked
     def __init__(
@@ -122,6 +126,7 @@ class HybridNetwork(nn.Module):
         # The discrete head starts exactly uniform: every action is tried before any is preferred.
         self.discrete = net(inputs, num_discrete * (num_heads or 1), cells, gain=0.0)
         self.register_buffer("temperature", torch.ones((), **place))
+        self.register_buffer("preference", torch.zeros(num_discrete * (num_heads or 1), **place))
         self.continuous = net(inputs, outputs, cells, gain=0.01)
         self.skip: nn.Module | None = None
         if linear_skip:
@@ -202,6 +207,7 @@ class HybridNetwork(nn.Module):
 
     def _in_heads(self, outputs: Tensor) -> Tensor:
         outputs = outputs / unsqueeze_like(self.temperature, outputs)
+        outputs = outputs + insert_like(self.preference, outputs)
         if self.num_heads is None:
             return outputs
         return outputs.reshape(*outputs.shape[:-1], self.num_heads, -1)

@@ -154,7 +154,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
                 dtype=observation.dtype,
                 **arguments,
             )
-            if isinstance(network, HybridNetwork):
+            if find_scales and isinstance(network, HybridNetwork):
                 network.observations.use(found, observation_key)
         keys: dict[str, Any] = {"observation_key": observation_key, "mask_key": mask_key}
         policy = cls(network, return_log_prob=return_log_prob, **keys)

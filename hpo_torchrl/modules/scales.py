@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from hpo_torchrl.core.categorical import ACTION_MASK
+from hpo_torchrl.core.categorical import ACTION_MASK, insert_like
 from hpo_torchrl.modules.action_range import ActionRange
 from hpo_torchrl.modules.sampling import chosen_branch, flat
 
@@ -22,9 +22,10 @@ _MOST = 20_000_000
 # A unit is taken as declared unless another is this many times as large or small. What a simulation
 # of random actions finds is right within a factor of about 2.
 _TRUSTED = 3.0
-# Observations are taken as they are if all medians are at most this far from 0 and all spreads are
-# between these ends: standardised by random actions, an unstable system is learned worse.
-_FAR, _NARROW, _WIDE = 30.0, 0.1, 30.0
+# Observations are taken as they are if all medians are at most this far from 0, in numbers and in
+# spreads, and all spreads are between these ends: standardised by random actions, an unstable
+# system is learned worse.
+_FAR, _FAR_OFF, _NARROW, _WIDE = 30.0, 4.0, 0.1, 30.0
 # Spreads of observations, in those at the start, beyond which instances count as running away.
 _RUNAWAY = 30.0
 _ROWS = 4096  # observations that medians and spreads are taken of
@@ -36,6 +37,9 @@ class ObservationScale(nn.Module):
     Shift and scale are buffers, 0 and 1 until they are set; they never change while a policy is
     trained, so that what it learned of an observation stays true.
 
+    Attributes:
+        key: the entry that is scaled, if its scale may be found; ``None`` leaves it as it is.
+
     Args:
         size: length of the observation.
         place: device and dtype.
@@ -43,6 +47,8 @@ class ObservationScale(nn.Module):
 
     shift: Tensor
     scale: Tensor
+    seed_buffers = ("shift", "scale")
+    key: str | None = None
 
     def __init__(self, size: int, **place: Any) -> None:
         super().__init__()
@@ -51,15 +57,24 @@ class ObservationScale(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the scaled observation; the difference comes first, which rounds least."""
-        return (observation - self.shift) / self.scale
+        shift, scale = (insert_like(unit, observation) for unit in (self.shift, self.scale))
+        return (observation - shift) / scale
 
     def use(self, found: Scales | None, key: str) -> None:
         """Take over what was found of an entry of the observation, if anything was."""
+        self.key = key
         if found is not None and key in found.observations:
             for buffer, value in zip(
                 (self.shift, self.scale), found.observations[key], strict=True
             ):
                 buffer.copy_(value)
+
+    def measure(self, seen: Tensor) -> None:
+        """Find shift and scale from observations ``(*B, T, k)``, with seeds ``(S, *B, T, k)``."""
+        each = [seen] if self.shift.ndim == 1 else seen.unbind(0)
+        found = [size_of(own.movedim(-2, 0)) for own in each]
+        for buffer, values in zip((self.shift, self.scale), zip(*found, strict=True), strict=True):
+            buffer.copy_(torch.stack(values).reshape(buffer.shape))
 
 
 class Scales(NamedTuple):
@@ -89,11 +104,7 @@ def scales_of(env: Any) -> Scales | None:
     proportions are as declared. Between two bounds, where c is only the unit in which a change is
     measured, it is kept to an eighth to a half of the width.
 
-    **Observations.** Of those met at half that unit, the median and the spread (the upper quartile
-    of the distance from it, in standard deviations of a normal), which no instance that runs away
-    can spoil; where all run away, the geometric mean of that spread and that of the start. They
-    stay as they are if all medians are at most 30 and all spreads 0.1 to 30. Else each is divided
-    by its size, after the median is taken off if that is more than the spread.
+    **Observations.** Those met at half that unit, by :func:`size_of`.
 
     The answer depends on the environment alone, on none of its random numbers nor torch's.
 
@@ -138,7 +149,7 @@ def _found(env: Any) -> Scales:
     # At what earns most the states are nearest to those of a trained policy.
     usual = factor if math.isnan(earned) else earned
     _, seen = _simulate(env, torch.full_like(env.action_scale[:1], usual))
-    observations = {key: _size(values) for key, values in seen.items()}
+    observations = {key: size_of(values) for key, values in seen.items()}
     return Scales(_within(factor * env.action_scale, env), observations)
 
 
@@ -196,8 +207,15 @@ def _simulate(env: Any, factors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return total.double().reshape(number, -1), real
 
 
-def _size(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return shift and scale, of the last axis, of observations ``(T, *B, k)``."""
+def size_of(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return shift and scale, of the last axis, of observations ``(T, *B, k)``.
+
+    The median and the spread (the upper quartile of the distance from it, in standard deviations of
+    a normal), which no instance that runs away can spoil; where all run away, the geometric mean of
+    that spread and that of the start. Observations stay as they are if all medians are at most 30,
+    and 4 spreads, and all spreads are 0.1 to 30. Else each is divided by its size, after the median
+    is taken off if that is more than the spread.
+    """
     rows = values.reshape(-1, values.shape[-1]).double()
     rows = rows[:: max(1, len(rows) // _ROWS)]
     center = rows.nanmedian(0).values.nan_to_num()
@@ -208,7 +226,9 @@ def _size(values: Tensor) -> tuple[Tensor, Tensor]:
     first = values[0].double().reshape(-1, values.shape[-1]).std(0).nan_to_num()
     away = (first > 0) & (spread > _RUNAWAY * first)
     spread, offset = torch.where(away, (spread * first).sqrt(), spread), center.abs()
-    usual = (spread == 0) | ((spread >= _NARROW) & (spread <= _WIDE))
+    usual = (spread == 0) | (
+        (spread >= _NARROW) & (spread <= _WIDE) & (offset <= _FAR_OFF * spread)
+    )
     if bool(((offset <= _FAR) & usual).all()):  # or else sizes would differ by much
         return torch.zeros_like(center).to(values), torch.ones_like(center).to(values)
     constant = spread <= 1e-6 * offset

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor, nn
 
-from hpo_torchrl.core.categorical import unsqueeze_like
+from hpo_torchrl.core.categorical import insert_like, unsqueeze_like
 from hpo_torchrl.core.checks import check_bool, check_float, check_int
 from hpo_torchrl.objectives.base import HybridLossModule, values_where
 
@@ -24,8 +24,8 @@ _NO_GRADIENT = (
     "detached data, ask for no pathwise term: HPOLoss(..., pathwise=False, cross_term=False)."
 )
 
-# Where a hybrid policy of a HybridNetwork holds its temperature.
-_TEMPERATURE = ("module", "0", "network", "temperature")
+# Where a hybrid policy of a HybridNetwork holds temperature and preference.
+_NETWORK = ("module", "0", "network")
 
 
 class CrossTermWeight(nn.Module):
@@ -223,10 +223,11 @@ class HPOLoss(HybridLossModule):
         self.add_coefficient("clip_epsilon", clip_epsilon, strict=True)
         keys = ["loss_pathwise"] if pathwise else []
         if score_function:
-            keys += ["loss_objective", "kl_approx"]
+            # A regression is no step of a policy: it has no ratio of probabilities.
+            keys += ["loss_objective", "advantage_fit" if self.regression else "kl_approx"]
             keys += ["cross_term_weight"] if self.cross == "adaptive" else []
-            keys += ["clip_fraction"] if clip_epsilon is not None else []
-            keys += ["advantage_fit"] if self.regression else []
+            clipped = clip_epsilon is not None and not self.regression
+            keys += ["clip_fraction"] if clipped else []
         self.out_keys = [*keys, *self.out_keys]
         if self.regression and "loss_entropy" in self.out_keys:
             self.out_keys.remove("loss_entropy")
@@ -249,12 +250,15 @@ class HPOLoss(HybridLossModule):
         if self.score_function:
             fit = self.regression_term if self.regression else self.score_function_term
             objective = fit(data, logits)
+            if self.regression:
+                metrics["advantage_fit"] = 1.0 + self.mean(objective, data)
             if self.cross:
                 objective = objective + self.cross_term(tensordict, data)
             terms["loss_objective"] = -objective
-            metrics |= self._metrics(data, logits.detach())
-            if self.regression:
-                metrics["advantage_fit"] = 1.0 + self.mean(fit(data, logits.detach()), data)
+            if not self.regression:
+                metrics |= self._metrics(data, logits.detach())
+            if self.cross_term_weight is not None:
+                metrics["cross_term_weight"] = self.cross_term_weight.weight
         terms.pop("loss_entropy" if self.regression else "", None)
         return self.reduce(terms, metrics, data)
 
@@ -301,12 +305,13 @@ class HPOLoss(HybridLossModule):
     def regression_term(self, data: TensorDictBase, logits: Tensor) -> Tensor:
         r"""Return minus the squared error of the advantages that the logits stand for: ``(*B, T)``.
 
-        With the temperature :math:`\tau` of the policy the logits stand for the advantages
-        :math:`\tau \log \pi_\theta(d | s)` less their mean over the discrete actions. They are
-        regressed on estimates of Q less theirs, at the steps where ``"branched"`` is true, in
-        units of the variance of the latter: noise of the estimates is averaged out before anything
-        is decided. The policy is the softmax of its own advantages (soft policy iteration; Haarnoja
-        et al. 2018, arXiv 1801.01290), and deterministic as the temperature goes to 0.
+        With the temperature :math:`\tau` and the preference b of the policy the logits stand for
+        the advantages :math:`\tau (\log \pi_\theta(d | s) - b_d)` less their mean over the discrete
+        actions. They are regressed on estimates of Q less theirs, at the steps where ``"branched"``
+        is true, in units of the variance of the latter: noise of the estimates is averaged out
+        before anything is decided. The policy is the softmax of its own advantages (soft policy
+        iteration; Haarnoja et al. 2018, arXiv 1801.01290), times exp(b), and deterministic as the
+        temperature goes to 0.
 
         Args:
             data: what :meth:`advantages` returns, with ``"action_value"`` and ``"branched"``.
@@ -322,14 +327,17 @@ class HPOLoss(HybridLossModule):
             return torch.where(allowed, value - value.sum(-1, keepdim=True) / number, 0.0)
 
         aim = centered(aim)
-        error = (centered(self._temperature(logits) * logits) - aim).square().sum(-1)
+        error = (centered(self._own_advantages(logits)) - aim).square().sum(-1)
         used = self.entry(data, keys.branched, (1,), torch.bool).squeeze(-1).to(error.dtype)
         unit = self.mean(aim.square().sum(-1) * used, data)
         return -error * used / unsqueeze_like(unit.clamp_min(1e-12), error)
 
-    def _temperature(self, logits: Tensor) -> Tensor:
-        found = self.weights("actor_network").get(_TEMPERATURE)
-        return unsqueeze_like(found.detach(), logits)
+    def _own_advantages(self, logits: Tensor) -> Tensor:
+        """Return the advantages that logits ``(*B, T, M)`` stand for, but for a constant."""
+        network = self.weights("actor_network").get(_NETWORK)
+        names = ("temperature", "preference")
+        temperature, preference = (network.get(name).detach() for name in names)
+        return unsqueeze_like(temperature, logits) * (logits - insert_like(preference, logits))
 
     def cross_term(self, tensordict: TensorDictBase, data: TensorDictBase) -> Tensor:
         r"""Return the cross term: value 0, gradient :math:`A_t\, \partial_s \log \pi\, ds_t/d\psi`.
@@ -358,7 +366,7 @@ class HPOLoss(HybridLossModule):
     def _credit(self, data: TensorDictBase, logits: Tensor) -> Tensor:
         """Advantage times log-probability, or the advantage expected over the discrete actions."""
         if self.regression:  # those that the policy stands for, which it has at every step
-            action_value = self._temperature(logits) * logits.detach()
+            action_value = self._own_advantages(logits.detach())
         elif (action_value := data.get(self.tensor_keys.action_value, None)) is None:
             return self.log_prob(data, logits) * self.advantage(data)
         else:
@@ -377,8 +385,6 @@ class HPOLoss(HybridLossModule):
     def _metrics(self, data: TensorDictBase, logits: Tensor) -> dict[str, Tensor]:
         log_ratio = self._log_ratio(data, logits)
         metrics = {"kl_approx": -self.mean(log_ratio, data)}
-        if self.cross_term_weight is not None:
-            metrics["cross_term_weight"] = self.cross_term_weight.weight
         if self.clip_epsilon is not None:
             beyond = (log_ratio.exp() - 1.0).abs() > self.clip_epsilon
             metrics["clip_fraction"] = self.mean(beyond.to(log_ratio.dtype), data)

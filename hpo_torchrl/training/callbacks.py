@@ -85,7 +85,7 @@ class ProgressBar(Callback):
         """Show the bar of the updates to come."""
         self._shown: dict[str, str] = {}
         self._bar = tqdm(
-            total=trainer.num_updates,
+            total=trainer.num_updates + trainer.extra_updates,
             initial=trainer.update,
             unit="update",
             dynamic_ncols=True,
@@ -136,7 +136,7 @@ class ActionWarnings(Callback):
     def on_train_end(self, trainer: Trainer, summary: Any) -> None:
         """Look at the actions of the last batch."""
         algorithm: Any = trainer.algorithm
-        actions = getattr(algorithm, "last_actions", None)
+        actions = getattr(algorithm, "last_batch", None)
         if actions is not None:
             many = isinstance(summary, list)
             pairs = zip(summary, actions, strict=True) if many else [(summary, actions)]

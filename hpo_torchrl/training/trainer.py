@@ -20,6 +20,7 @@ from hpo_torchrl.training.callbacks import ActionWarnings, Callback, ProgressBar
 from hpo_torchrl.training.checkpoint import read_together
 from hpo_torchrl.training.evaluation import CostEstimate, Evaluation
 from hpo_torchrl.training.seed_run import SeedRun
+from hpo_torchrl.training.starts import choose_start, scout
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -102,7 +103,7 @@ class Trainer:
         self.validation_reference = against.compared(self.validation, self.algorithm)
         bar = [ProgressBar()] if self.progress else []
         self.callbacks = [*bar, ActionWarnings(), *self.callbacks]
-        pairs = zip(self._each(self.run_dir), self._each(self.config), strict=True)
+        pairs = zip(self.each(self.run_dir), self.each(self.config), strict=True)
         many = self.algorithm.num_seeds is not None
         shared: Any = {"select": self.select, "logger_backend": self.logger_backend}
         self.runs = [
@@ -154,9 +155,13 @@ class Trainer:
             if self.update == 0:
                 self._save()
             self._call("on_train_start")
+            if self.update == 0:
+                scout(self)
+                if choose_start(self):
+                    self._save()
             while self.update < self.num_updates and self.stopped is None:
                 self._one_update()
-            summaries = self._each(self.summary(pictures=True))
+            summaries = self.each(self.summary(pictures=True))
             self._call("on_train_end", self._shown(summaries))
         except BaseException as error:
             for callback in self.callbacks:
@@ -185,7 +190,7 @@ class Trainer:
         for run in self.runs:
             run.select()
         with announced("testing the policy", shown=self.progress):
-            costs = {name: self._test(name, test) for name, test in self.tests.items()}
+            costs = {name: self.test(name, test) for name, test in self.tests.items()}
         return self._shown(
             [
                 self._summary(run, {name: found[at] for name, found in costs.items()}, pictures)
@@ -239,16 +244,21 @@ class Trainer:
             summary |= described() if facts is None else facts
         return summary
 
-    def _one_update(self) -> None:
+    def advance(self) -> tuple[list[dict[str, Any]], bool]:
+        """Do one update, and test the policy where that is due.
+
+        Returns:
+            The row of each seed, and whether it is time to log them.
+        """
         start = time.perf_counter()
         self.algorithm.anneal(self.update / self.num_updates)
         with self._advising(f"Update {self.update + 1}: "):
-            metrics = self._each(self.algorithm.iterate())
+            metrics = self.each(self.algorithm.iterate())
         self.update += 1
         costs: list[CostEstimate] = []
         if self.validation is not None and (self.update == 1 or self._due(self.eval_every)):
             with announced("testing the policy", shown=self.progress):
-                costs = self._test("validation", self.validation)
+                costs = self.test("validation", self.validation)
         self.wall_seconds += (time.perf_counter() - start) / len(self.runs)
         rows = [{"update": self.update, "env_steps": self._frames, **own} for own in metrics]
         if costs:
@@ -262,7 +272,11 @@ class Trainer:
         for row in rows:
             row["wall_seconds"] = self.wall_seconds
         self._call("on_update_end", self._shown(rows))
-        if costs or self._due(self.log_every):
+        return rows, bool(costs) or self._due(self.log_every)
+
+    def _one_update(self) -> None:
+        rows, due = self.advance()
+        if due:
             for run, row in zip(self.runs, rows, strict=True):
                 run.logger.log(row)
         if self._due(self.checkpoint_every):
@@ -282,10 +296,10 @@ class Trainer:
             ]
         self._call("on_checkpoint", self._shown(paths))
 
-    def _test(self, name: str, test: Evaluation) -> list[CostEstimate]:
+    def test(self, name: str, test: Evaluation) -> list[CostEstimate]:
         """Return what the policy of each seed costs on a test."""
         with self._advising(f"The test {name!r} after update {self.update}: "):
-            costs = self._each(test.run(self.algorithm.policy))
+            costs = self.each(test.run(self.algorithm.policy))
             for at, cost in enumerate(costs):
                 if not math.isfinite(cost.mean):  # of a test of the user's own
                     raise NonFiniteError(f"its cost is {cost.mean}.", at)
@@ -316,6 +330,13 @@ class Trainer:
             ) from error
 
     @property
+    def extra_updates(self) -> int:
+        """Updates at the beginning of a run that are no part of it: scouting, and other starts."""
+        number, updates = self.algorithm.starts(self.num_updates)
+        scouting = self.algorithm.scouting(self.num_updates)
+        return scouting + (number - 1) * updates if self.update == 0 else 0
+
+    @property
     def _frames(self) -> int:
         """Environment steps of one seed."""
         return self.algorithm.collector.frames // len(self.runs)
@@ -327,7 +348,7 @@ class Trainer:
             except StopTraining as stop:
                 self.stopped = str(stop) or "by a callback"
 
-    def _each(self, answer: Any) -> list[Any]:
+    def each(self, answer: Any) -> list[Any]:
         """Return an answer of the algorithm or of a test as one for each seed."""
         return [answer] if self.algorithm.num_seeds is None else answer
 

@@ -1,0 +1,116 @@
+"""What comes before a run: a look at where a policy leads, and a choice of starts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hpo_torchrl.core.finite import NonFiniteError
+
+if TYPE_CHECKING:
+    from hpo_torchrl.training.trainer import Trainer
+
+_CLEAR = 2.0  # standard errors by which a later start must be better
+
+Rows = list[list[dict[str, Any]]]
+
+
+def scout(trainer: Trainer) -> None:
+    """Try a few updates, let the algorithm measure what they have shown, and go back to the start.
+
+    A network finds thresholds where its inputs are of size 1 around 0, which the observations under
+    random actions do not tell: a room is kept within half a degree of 21.
+    """
+    algorithm = trainer.algorithm
+    if not (updates := algorithm.scouting(trainer.num_updates)):
+        return
+    first = [_states(run) for run in trainer.runs]
+    try:
+        _train(trainer, updates)
+    except NonFiniteError:  # the run will meet it as well, and say so
+        pass
+    else:
+        if trainer.stopped is not None:
+            return
+        frames = algorithm.collector.frames
+        _restore(trainer, first)
+        algorithm.measure()
+        algorithm.collector.frames = frames
+        return
+    _restore(trainer, first)
+
+
+def choose_start(trainer: Trainer) -> bool:
+    """Train from every start of the algorithm, and put the trainer where the best of them is.
+
+    A gradient leads to a local optimum, and to which one is settled early: a policy that at first
+    orders every other period, say, will find the amounts for two periods, and then the periods for
+    these amounts. So the algorithm begins anew, in the same world, from each of its starts
+    (:meth:`Algorithm.starts`). Each seed goes on from the one whose policy costs least in the
+    validation; the first is kept unless another one is better by two standard errors. One that
+    meets NaN or infinity is out. Nothing is saved meanwhile: an interrupted choice is made again.
+
+    Returns:
+        Whether there was anything to choose from.
+
+    Raises:
+        NonFiniteError: every start met NaN or infinity; this is what the first one did.
+    """
+    algorithm, runs = trainer.algorithm, trainer.runs
+    number, updates = algorithm.starts(trainer.num_updates)
+    if number < 2 or trainer.stopped is not None:
+        return False
+    test = trainer.validation or trainer.tests[trainer.primary]
+    first, base = [_states(run) for run in runs], algorithm.collector.frames
+    frames = base
+    best: list[Any] = [None] * len(runs)
+    failure = None
+    for start in range(number):
+        _restore(trainer, first)
+        facts = trainer.each(algorithm.begin(start))
+        try:
+            rows = _train(trainer, updates)
+            costs = trainer.test("validation", test)
+        except NonFiniteError as error:
+            failure = failure or error
+            continue
+        frames += algorithm.collector.frames - base
+        for at, (cost, run) in enumerate(zip(costs, runs, strict=True)):
+            if best[at] is None or cost.mean + _CLEAR * cost.standard_error < best[at][0]:
+                logged = [row | facts[at] for row in rows[at]]
+                best[at] = cost.mean, _states(run), logged, trainer.update
+        if trainer.stopped is not None:
+            break
+    if failure is not None and None in best:
+        raise failure
+    _restore(trainer, [states for _, states, *_ in best])
+    algorithm.begin(0)
+    algorithm.collector.frames = frames
+    for run, (_, _, rows, trainer.update) in zip(runs, best, strict=True):
+        for row in rows:
+            run.logger.log(row)
+    return True
+
+
+def _train(trainer: Trainer, updates: int) -> Rows:
+    """Do some updates and return the rows of each seed that would be logged."""
+    logged: Rows = [[] for _ in trainer.runs]
+    while trainer.update < updates and trainer.stopped is None:
+        rows, due = trainer.advance()
+        for own, row in zip(logged, rows, strict=True):
+            own.extend([row] * due)
+    return logged
+
+
+def _states(run: Any) -> dict[str, Any]:
+    parts = run.checkpoint.components.items()
+    return copy.deepcopy({name: part.state_dict() for name, part in parts})
+
+
+def _restore(trainer: Trainer, states: Sequence[Mapping[str, Any]]) -> None:
+    """Put every seed where it was at its beginning or, of a later state, at its end."""
+    for run, own in zip(trainer.runs, states, strict=True):
+        for name, part in run.checkpoint.components.items():
+            part.load_state_dict(copy.deepcopy(own[name]))
+    trainer.update = 0
