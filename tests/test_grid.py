@@ -52,6 +52,23 @@ class Linear(Small):
         return {"x": 2 * torch.randn(*self.batch_size, 1, generator=self.rng)}
 
 
+class Line(Small):
+    """A queue of any length: at the end of a grid it seems that it could not get longer."""
+
+    def __init__(self, **others):
+        bounds = {"continuous_bounds": (0.0, 1.0), "action_scale": 0.5}
+        super().__init__({"waiting": (1,)}, 1, **bounds, **others)
+
+    def dynamics(self, state, action, noise):
+        serves, u = action["discrete"].unsqueeze(-1).to(noise), action["continuous"]
+        waiting = (state["waiting"] + 0.9 + noise - 1.6 * serves * u).clamp_min(0.0)
+        cost = 0.1 * waiting + serves * (3.0 + u.square())
+        return {"waiting": waiting}, -cost.squeeze(-1)
+
+    def initial_state(self):
+        return {"waiting": 10 * torch.rand(*self.batch_size, 1, generator=self.rng)}
+
+
 def riccati(discount, steps):
     """Value x^2 P + c of the linear problem by the closed form of a step, from the end back."""
     P, c = 0.0, 0.0
@@ -61,6 +78,12 @@ def riccati(discount, steps):
             discount * (c + P * 0.49),
         )
     return P, c
+
+
+def test_the_optimal_policy_does_not_let_go_at_the_end_of_the_grid():
+    found = grid_optimum(Line(), seconds=1.0)
+    assert found.error < 0.02 * found.cost
+    assert abs(found.simulated - found.cost) < 0.02 * found.cost + 4 * found.simulated_error
 
 
 def test_a_linear_problem_has_its_closed_form():

@@ -19,13 +19,13 @@ from hpo_torchrl.collectors import branched_returns
 from hpo_torchrl.collectors.inputs import is_functional
 from hpo_torchrl.core.categorical import ACTION_MASK, divergence_of, finite, insert_like
 from hpo_torchrl.core.checks import accepted, check_int
+from hpo_torchrl.core.objective import FEW_DIMENSIONS
 
-# Steps of a branch; discrete actions up to which all are simulated; continuous coordinates up to
-# which that is done unasked: with three, a switched LQR is learned better from the score function.
-_STEPS, _FEW_ACTIONS, _FEW_DIMENSIONS = 20, 8, 1
+# Steps of a branch, and discrete actions up to which all are simulated.
+_STEPS, _FEW_ACTIONS = 20, 8
 # A start prefers one of the most used discrete actions by so many nats. Fewer updates than these
 # do not tell which start is best.
-_MOST_PREFERRED, _PREFERENCE, _SHORTEST_START = 3, 3.0, 50
+_MOST_PREFERRED, _PREFERENCE, _SHORTEST_START = 2, 3.0, 50
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -73,7 +73,8 @@ class HPO(GraphLearner, PassLearner):
             scales, that an update aims at; the continuous net's multiplier follows it.
         branch_steps: steps of a simulation of a discrete action, after which the critic's value is
             added; 0 keeps the score function. ``None`` is 20 where the environment is functional
-            and has 2 to 8 discrete actions, in one choice, and one continuous coordinate; else 0.
+            and has 2 to 8 discrete actions, in one choice, and up to 4 continuous coordinates;
+            else 0.
         branch_fraction: share of the steps of a batch from which all discrete actions are tried.
         temperature_final: temperature at the end, in units of the median difference between the
             advantages of the best discrete action and the second.
@@ -81,7 +82,7 @@ class HPO(GraphLearner, PassLearner):
         start_fraction: fraction of the run after which the best of several starts goes on, where
             all discrete actions are simulated; 0 has one start. The first start prefers no discrete
             action, so that continuous actions are at first those that suit a random choice; the
-            others prefer one of the (at most 3) most used ones, 20 to 1 at first and ever less.
+            others prefer one of the two most used ones, 20 to 1 at first and ever less.
         learner: further arguments, of :class:`Learner`.
 
     Raises:
@@ -142,7 +143,7 @@ class HPO(GraphLearner, PassLearner):
         }
         missing = [name for name, there in lacks.items() if not there]
         if self.branch_steps is None:
-            few = getattr(env, "continuous_dim", 0) <= _FEW_DIMENSIONS
+            few = getattr(env, "continuous_dim", 0) <= FEW_DIMENSIONS
             return 0 if missing or not few else _STEPS
         if self.branch_steps > 0 and missing:
             raise ValueError(

@@ -10,6 +10,9 @@ from hpo_torchrl.core.wrappers import plain
 
 # The reward per step in the long run, the discounted return, the sum of an episode.
 OBJECTIVES = ("average", "discounted", "return")
+# Continuous coordinates beyond which the average is approached by a discount, and the discrete
+# choice is learned from the score function.
+FEW_DIMENSIONS = 4
 # What a test of some steps of a problem measures that is none of these.
 WINDOW = "window"
 
@@ -59,7 +62,7 @@ def choose_objective(env: Any, objective: str | None, discount: float | None) ->
     discounted = objective == "discounted"
     if discount is None:
         # Twenty items diverge at 1: the average is approached there, with a bias, at 0.99.
-        many = getattr(plain(env), "continuous_dim", 1) > 1
+        many = getattr(plain(env), "continuous_dim", 1) > FEW_DIMENSIONS
         discount = 0.99 if discounted or (many and objective == "average") else 1.0
     got, fix = f"objective={objective!r}", ""
     if (discounted and discount == 1.0) or (objective == "return" and discount < 1.0):

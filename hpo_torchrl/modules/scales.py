@@ -210,19 +210,22 @@ def _simulate(env: Any, factors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 def size_of(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return shift and scale, of the last axis, of observations ``(T, *B, k)``.
 
-    The median and the spread (the upper quartile of the distance from it, in standard deviations of
-    a normal), which no instance that runs away can spoil; where all run away, the geometric mean of
-    that spread and that of the start. Observations stay as they are if all medians are at most 30,
-    and 4 spreads, and all spreads are 0.1 to 30. Else each is divided by its size, after the median
-    is taken off if that is more than the spread.
+    The median and the spread (the 75 % or the 95 % quantile of the distance from it, in standard
+    deviations of a normal, the larger), which few instances that run away cannot spoil; where all
+    run away, the geometric mean of that spread and that of the start. Observations stay as they are
+    if all medians are at most 30, and 4 spreads, and all spreads are 0.1 to 30. Else each is
+    divided by its size, after the median is taken off if that is more than the spread.
     """
     rows = values.reshape(-1, values.shape[-1]).double()
     rows = rows[:: max(1, len(rows) // _ROWS)]
     center = rows.nanmedian(0).values.nan_to_num()
     away = (rows - center).abs()
-    quartile = away.nanquantile(0.75, 0).nan_to_num() / 1.15
-    # An entry that seldom differs from its median has a quartile of 0.
-    spread = torch.where(quartile > 0, quartile, away.square().nanmean(0).sqrt().nan_to_num())
+    # Of an episode that settles, most observations tell nothing of how it began.
+    shares = torch.tensor([0.75, 0.95]).to(away)
+    usual, seldom = away.nanquantile(shares, 0).nan_to_num().unbind()
+    reach = torch.maximum(usual / 1.15, seldom / 1.96)
+    # An entry that hardly ever differs from its median has a reach of 0.
+    spread = torch.where(reach > 0, reach, away.square().nanmean(0).sqrt().nan_to_num())
     first = values[0].double().reshape(-1, values.shape[-1]).std(0).nan_to_num()
     away = (first > 0) & (spread > _RUNAWAY * first)
     spread, offset = torch.where(away, (spread * first).sqrt(), spread), center.abs()
