@@ -21,7 +21,7 @@ from hpo_torchrl.algorithms.optimization import RewardScaler
 from hpo_torchrl.core.finite import not_finite, spoilt_first
 from hpo_torchrl.experiments import cli
 from hpo_torchrl.modules import HybridDistribution, HybridPolicy, make_value_network, replicate
-from hpo_torchrl.objectives.hpo import CrossTermWeight
+from hpo_torchrl.objectives import CrossTermWeight
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.training import Checkpoint, Evaluation, Selection
 

@@ -301,7 +301,7 @@ class EndingByItself(Ending):
         (InventoryEnv, {}, ("average", 1.0, True)),
         (InventoryEnv, {"discount": 0.95}, ("discounted", 0.95, True)),
         (InventoryEnv, {"objective": "average", "discount": 0.95}, ("average", 0.95, True)),
-        (partial(InventoryEnv, 3), {}, ("average", 0.99, True)),
+        (partial(InventoryEnv, 5), {}, ("average", 0.99, True)),
         (InventoryEnv, {"objective": "discounted"}, ("discounted", 0.99, True)),
         (InventoryEnv, {"discount": 1.0}, ("average", 1.0, True)),
         (lqr, {}, ("return", 1.0, False)),

@@ -127,6 +127,22 @@ def test_evaluation_repeats_and_leaves_training_randomness_alone():
     assert test.run(policy) == first
 
 
+def test_a_sampled_policy_is_tested_by_the_same_noise_and_by_random_numbers_of_its_own():
+    policy, *members = (HybridPolicy.for_env(InventoryEnv(), hidden=[8]) for _ in range(3))
+    test = Evaluation(InventoryEnv(batch_size=64, initial_state="stationary"), num_steps=60, seed=4)
+    before, source = torch.get_rng_state(), policy.randomness
+    first = test.run(policy, sampled=True)
+    assert test.run(policy, sampled=True) == first
+    assert torch.equal(before, torch.get_rng_state())
+    assert policy.randomness is source
+    # An untrained choice is random: always the first action, and half of the time, cost otherwise.
+    assert abs(first.mean - test.run(policy).mean) > 8 * first.standard_error
+    together = test.run(replicate(members), sampled=True)
+    alone = [test.run(member, sampled=True) for member in members]
+    for one, other in zip(together, alone, strict=True):
+        assert one.mean == pytest.approx(other.mean, rel=1e-4)
+
+
 def reference_cost(env):
     return Evaluation(env, num_steps=1, seed=0).reference()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hpo_torchrl.diagnostics.grid_space import Layout
+from hpo_torchrl.diagnostics.joint_actions import ends_of, joint_actions
 from hpo_torchrl.diagnostics.quadrature import Noise, Rule
 from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
 
@@ -60,23 +60,11 @@ class Core:
                 f"grid_optimum can try {_CHOICES} discrete actions and {_COORDINATES} continuous "
                 f"ones in a state, got {env.num_discrete**heads} and {n}; use reference=yardsticks."
             )
-        joint = torch.tensor([*itertools.product(range(env.num_discrete), repeat=heads)])
-        self.choices = joint if env.num_heads else joint[:, 0]
-        low, high = (
-            torch.as_tensor(none if end is None else end, dtype=torch.float64).expand(n)
-            for end, none in zip(env.continuous_bounds, (-torch.inf, torch.inf), strict=True)
-        )
-        self.low, self.high = low.repeat(len(joint), 1), high.repeat(len(joint), 1)
-        if env.branch_bounds is not None:
-            ends = [torch.as_tensor(end).double().cpu() for end in env.branch_bounds[:2]]
-            if env.branch_bounds.of_total:
-                ends = [end[joint[:, 0]].unsqueeze(-1).expand(-1, n) for end in ends]
-                ends[0] = ends[0] if n == 1 else ends[0].clamp_max(0.0)  # a part may be small
-            elif env.num_heads is None:
-                ends = [end[joint[:, 0]] for end in ends]
-            else:  # (H, M, k): each head has its own coordinates
-                ends = [torch.cat([end[h][joint[:, h]] for h in range(heads)], -1) for end in ends]
-            self.low, self.high = ends
+        joint = joint_actions(env)
+        self.choices = (joint if env.num_heads else joint[:, 0]).cpu()
+        self.low, self.high = (end.cpu() for end in ends_of(env, joint))
+        if n > 1 and env.branch_bounds is not None and env.branch_bounds.of_total:
+            self.low = self.low.clamp_max(0.0)  # a part may be small
         scale, along = env.action_scale.double().cpu(), _ALONG[n]
         geometric = torch.tensor(_GEOMETRIC, dtype=torch.float64)
         self.candidates = []

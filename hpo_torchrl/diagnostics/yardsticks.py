@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from hpo_torchrl.core.categorical import ACTION_MASK
 from hpo_torchrl.core.reference import Test
+from hpo_torchrl.diagnostics.joint_actions import ends_of, joint_actions
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import RulePolicy
 
@@ -96,29 +96,17 @@ class Actions:
     """
 
     def __init__(self, env: DifferentiableEnv) -> None:
-        self.masked, n, heads = env.has_action_mask, env.continuous_dim, env.num_heads
-        every = range(env.num_discrete)
-        if heads is None or env.num_discrete**heads > _MOST_CHOICES:
-            joint = torch.arange(env.num_discrete).unsqueeze(-1).expand(-1, heads or 1)
-        else:
-            joint = torch.tensor([*itertools.product(every, repeat=heads)])
-        self.choices = (joint if heads else joint[:, 0]).to(env.device)
-        scale = env.action_scale
-        ends = [
-            torch.as_tensor(none if end is None else end).to(scale).expand(n)
-            for end, none in zip(env.continuous_bounds, (-torch.inf, torch.inf), strict=True)
-        ]
-        ends = [end.expand(len(joint), n) for end in ends]
-        if env.branch_bounds is not None:
-            ends = [torch.as_tensor(end).to(scale) for end in env.branch_bounds[:2]]
-            if env.branch_bounds.of_total:
-                ends = [(end[joint[:, 0]] / n).unsqueeze(-1).expand(-1, n) for end in ends]
-            elif heads is None:
-                ends = [end[joint[:, 0]] for end in ends]
-            else:
-                ends = [torch.cat([end[h][joint[:, h]] for h in range(heads)], -1) for end in ends]
-        self.low, self.high = ends
-        self.scale = scale.expand_as(self.low)
+        self.masked, heads = env.has_action_mask, env.num_heads
+        if heads is None or env.num_discrete**heads <= _MOST_CHOICES:
+            joint = joint_actions(env)
+        else:  # the same action of every head
+            every = torch.arange(env.num_discrete, device=env.device)
+            joint = every.unsqueeze(-1).expand(-1, heads)
+        self.choices = joint if heads else joint[:, 0]
+        shared = env.branch_bounds is not None and env.branch_bounds.of_total
+        ends = (end.to(env.action_scale) for end in ends_of(env, joint))
+        self.low, self.high = (end / env.continuous_dim if shared else end for end in ends)
+        self.scale = env.action_scale.expand_as(self.low)
 
     def at(self, choice: Tensor, share: Tensor) -> Tensor:
         """Return the continuous action of a choice ``(...)`` at shares ``(..., n)`` in [0, 1]."""

@@ -143,6 +143,8 @@ def format_summary(summary: Row) -> str:
         lines["gap"] = "unknown: no optimum, bound or rule was computed"
     if "loses_to" in known:
         lines["loses to"] = f"the {known['loses_to']}: train longer, or otherwise"
+    if "sampled_cost" in known:
+        lines["sampled"] = f"{_cost(known, 'sampled_cost')}   actions drawn, not the most probable"
     if "learned_s" in known:
         text = "({learned_s}, {learned_S})"
         text += ", exact cost {learned_rule_cost:.4f}" if "learned_rule_cost" in known else ""

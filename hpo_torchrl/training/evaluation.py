@@ -15,6 +15,7 @@ from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.core.checks import check_choice, check_float, check_int, checked
 from hpo_torchrl.core.finite import NonFiniteError, not_finite, spoilt_first
 from hpo_torchrl.core.objective import OBJECTIVES, WINDOW, discounted_steps, endings, worded
+from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
@@ -37,7 +38,7 @@ class CostEstimate(NamedTuple):
 
 
 class Evaluation:
-    """A fixed test: the same initial states and noise for every policy, discrete actions by argmax.
+    """A fixed test: the same initial states and noise for every policy.
 
     The cost of an env instance is its average over the periods after ``skip``, weighted by the
     discount if there is one; instances are independent, so the spread between them gives the
@@ -142,10 +143,12 @@ class Evaluation:
             )
         return objective
 
-    def run(self, policy: Any) -> Any:
+    def run(self, policy: Any, *, sampled: bool = False) -> Any:
         """Simulate the policy and return its cost.
 
         Args:
+            sampled: draw the actions of a hybrid policy, by random numbers of the test's seed, as
+                training does; by default they are the most probable ones.
             policy: the policy; one of several seeds (``policy.num_seeds``) is tested with all seeds
                 side by side, which face the same world as each would alone.
 
@@ -158,32 +161,46 @@ class Evaluation:
         """
         number, env = getattr(policy, "num_seeds", None), self.env
         if number is None:
-            return self._one(policy)
+            return self._one(policy, sampled=sampled)
         if not isinstance(env, DifferentiableEnv) or not env.counts_steps:
             # When episodes end depends on what a policy does, and so would the draws that follow.
-            return [self._one(member, at) for at, member in enumerate(policy.members)]
+            return [self._one(member, at, sampled) for at, member in enumerate(policy.members)]
         for at, member in enumerate(policy.members):
             _check_weights(member, at)
-        return [_estimate(cost) for cost in self._cost(ReplicatedEnv(env, number), policy)]
+        costs = self._cost(ReplicatedEnv(env, number), policy, sampled)
+        return [_estimate(cost) for cost in costs]
 
-    def _one(self, policy: Any, at: int | None = None) -> CostEstimate:
+    def _one(self, policy: Any, at: int | None = None, sampled: bool = False) -> CostEstimate:
         """Test one policy, that of a seed."""
         try:
             _check_weights(policy, at)
-            return _estimate(self._cost(self.env, policy))
+            return _estimate(self._cost(self.env, policy, sampled))
         except NonFiniteError as error:
             error.seed_index = at
             raise
 
-    def _cost(self, env: EnvBase, policy: Any) -> Tensor:
+    def _cost(self, env: EnvBase, policy: Any, sampled: bool) -> Tensor:
         """Return the cost per unit and period of every instance, of the batch shape."""
+        if sampled:
+            number, own = getattr(policy, "num_seeds", None), policy.randomness
+            seeds = self.seed if number is None else [self.seed] * number
+            policy.randomness = Randomness(seeds, env.device)
+            try:
+                with set_exploration_type(ExplorationType.RANDOM):
+                    return self._simulated(env, policy)
+            finally:
+                policy.randomness = own
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            return self._simulated(env, policy)
+
+    def _simulated(self, env: EnvBase, policy: Any) -> Tensor:
         env.set_seed(self.seed)
         total = torch.zeros(env.batch_size, dtype=torch.float64, device=env.device)
         times = torch.arange(self.num_steps, dtype=torch.float64, device=env.device)
         weights = self.discount**times * (times >= self.skip)
         over = torch.zeros(env.batch_size, dtype=torch.bool, device=env.device)
         state = env.reset()
-        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        with torch.no_grad():
             # Pieces keep memory flat however long the run is.
             for start in range(0, self.num_steps, _PIECE):
                 steps = min(_PIECE, self.num_steps - start)

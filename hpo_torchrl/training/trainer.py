@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_torchrl.algorithms import Algorithm, NonFiniteError
-from hpo_torchrl.core.checks import check_bool, check_int
+from hpo_torchrl.core.checks import accepted, check_bool, check_int
 from hpo_torchrl.core.console import announced
 from hpo_torchrl.core.figures import drawn
 from hpo_torchrl.core.reference import Reference
@@ -180,9 +180,11 @@ class Trainer:
         Returns:
             The figures of the run, under the names that every run uses: the ``objective`` that was
             trained and its ``discount``, ``test_objective`` and ``test_discount`` of the primary
-            test, its ``test_cost`` and ``test_cost_se``, ``optimal_cost``, ``lower_bound``,
-            ``upper_bound``, ``gap``, ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None``
-            where unknown), ``no_gap`` (why a known optimum is not compared), ``baseline_costs`` of
+            test, its ``test_cost`` and ``test_cost_se``, ``sampled_cost`` and ``sampled_cost_se``
+            of the same test with actions that are drawn (the policy that is kept takes the most
+            probable ones), ``optimal_cost``, ``lower_bound``, ``upper_bound``, ``gap``,
+            ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None`` where unknown), ``no_gap``
+            (why a known optimum is not compared), ``baseline_costs`` of
             simple rules, ``loses_to`` (which of them costs less, in words), names, steps and
             seconds, for each test ``<name>_cost`` and ``<name>_cost_se``, and what the environment
             says of a learned policy. A list with one for each seed if the algorithm has several.
@@ -191,6 +193,9 @@ class Trainer:
             run.select()
         with announced("testing the policy", shown=self.progress):
             costs = {name: self.test(name, test) for name, test in self.tests.items()}
+            test = self.tests[self.primary]
+            if hasattr(self.algorithm.policy, "randomness") and "sampled" in accepted(test.run):
+                costs["sampled"] = self.test(self.primary, test, sampled=True)
         return self._shown(
             [
                 self._summary(run, {name: found[at] for name, found in costs.items()}, pictures)
@@ -296,10 +301,10 @@ class Trainer:
             ]
         self._call("on_checkpoint", self._shown(paths))
 
-    def test(self, name: str, test: Evaluation) -> list[CostEstimate]:
+    def test(self, name: str, test: Evaluation, **how: Any) -> list[CostEstimate]:
         """Return what the policy of each seed costs on a test."""
         with self._advising(f"The test {name!r} after update {self.update}: "):
-            costs = self.each(test.run(self.algorithm.policy))
+            costs = self.each(test.run(self.algorithm.policy, **how))
             for at, cost in enumerate(costs):
                 if not math.isfinite(cost.mean):  # of a test of the user's own
                     raise NonFiniteError(f"its cost is {cost.mean}.", at)
