@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpo_torchrl.core.finite import NonFiniteError
+from hpo_torchrl.training.evaluation import CostEstimate
 
 if TYPE_CHECKING:
     from hpo_torchrl.training.trainer import Trainer
@@ -71,7 +72,7 @@ def choose_start(trainer: Trainer) -> bool:
         facts = trainer.each(algorithm.begin(start))
         try:
             rows = _train(trainer, updates)
-            costs = trainer.test("validation", test)
+            costs = _tested(rows, trainer.update) or trainer.test("validation", test)
         except NonFiniteError as error:
             failure = failure or error
             continue
@@ -101,6 +102,14 @@ def _train(trainer: Trainer, updates: int) -> Rows:
         for own, row in zip(logged, rows, strict=True):
             own.extend([row] * due)
     return logged
+
+
+def _tested(rows: Rows, update: int) -> list[CostEstimate]:
+    """Return what the policies cost after an update, if an evaluation was due then."""
+    last = [own[-1] if own else {} for own in rows]
+    if any(row.get("update") != update or "test_cost" not in row for row in last):
+        return []
+    return [CostEstimate(row["test_cost"], row["test_cost_se"]) for row in last]
 
 
 def _states(run: Any) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Trainer:
     env_name: str = ""
     algorithm_name: str = ""
     log_every: int = 5
-    eval_every: int = 10
+    eval_every: int = 20
     checkpoint_every: int = 25
     select: str = "last"
     logger_backend: str | None = None
