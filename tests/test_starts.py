@@ -113,11 +113,11 @@ def test_the_start_that_costs_clearly_least_goes_on(tmp_path, monkeypatch, costs
     answers = iter(CostEstimate(cost, errors) for cost in costs)
     plain = trainer.test
 
-    def test(name, evaluation):
+    def test(name, evaluation, **how):
         if trainer.update == STARTED and len(seen) == SCOUTED + STARTED * (1 + len(kept)):
             kept.append(weights(trainer.algorithm.policy))
             return [next(answers)]
-        return plain(name, evaluation)
+        return plain(name, evaluation, **how)
 
     class Look(Callback):
         def on_update_end(self, trainer, row):
