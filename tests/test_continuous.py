@@ -71,6 +71,23 @@ class Kumaraswamy(ContinuousDistribution):
         return self.range.low + (self.range.high - self.range.low) * x
 
 
+def test_an_action_at_a_bound_keeps_a_gradient_of_the_right_sign():
+    z = torch.linspace(-14.0, 14.0, 57, dtype=DOUBLE).repeat(2, 1).T.requires_grad_()
+    value = RANGES["between"](z)
+    assert torch.equal(value, -1.0 + 5.0 * torch.sigmoid(z))
+    (gradient,) = torch.autograd.grad(value.sum(), z)
+    share = torch.sigmoid(z)
+    slope = 5.0 * share * (1 - share)
+    near = z.abs() <= 3.0
+    torch.testing.assert_close(gradient[near], slope[near])
+    assert (gradient[~near] > slope[~near]).all()
+    assert (gradient[~near] > 5e-3).all()
+    # It falls further out, so that what belongs at the bound does not run away from it.
+    assert (gradient[z > 3.0].reshape(-1, 2).diff(dim=0) < 0).all()
+    with torch.no_grad():
+        assert torch.equal(RANGES["between"](z), value)
+
+
 def test_uniform_noise_is_integrated_over_its_interval():
     torch.manual_seed(0)
     env = SwitchedLQREnv(*(torch.rand(2, 1, 1) for _ in "ABQR"), batch_size=3, dtype=DOUBLE, seed=0)
@@ -95,7 +112,8 @@ def test_uniform_noise_is_integrated_over_its_interval():
 @pytest.mark.parametrize("name", RANGES)
 def test_a_range_is_inverted_and_its_slope_is_that_of_autograd(name):
     action_range = RANGES[name]
-    raw = (1.5 * torch.randn(50, 3, 2, dtype=DOUBLE)).requires_grad_()
+    # Beyond 3 the gradient of a sigmoid is not its slope, on purpose.
+    raw = (1.5 * torch.randn(50, 3, 2, dtype=DOUBLE)).clamp(-2.9, 2.9).requires_grad_()
     value = action_range(raw)
     (slope,) = torch.autograd.grad(value.sum(), raw)
     free = slope != 0

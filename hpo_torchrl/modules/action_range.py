@@ -20,6 +20,9 @@ Bounds = Sequence[Bound]
 _SHARPNESS = 4.0
 # Where an untrained policy acts, in action scales from the bound: rather too much than too little.
 _START = 1.3
+# Raw output up to which the slope of a sigmoid is its own, and that slope.
+_LINEAR = 3.0
+_SLOPE = 1.0 / (2.0 + math.exp(_LINEAR) + math.exp(-_LINEAR))
 
 
 class ActionRange(nn.Module):
@@ -142,11 +145,27 @@ def _value(kind: str, z: Tensor, low: Any, high: Any, unit: Tensor) -> Tensor:
     if kind == "free":
         return unit * z
     if kind == "between":
-        return low + (high - low) * torch.sigmoid(z)
+        return low + (high - low) * _share(z)
     size = _softplus(z, unit)
     if kind == "below":
         return -size + high
     return size if isinstance(low, (int, float)) and low == 0 else size + low
+
+
+def _share(z: Tensor) -> Tensor:
+    """Return the sigmoid of z, with a gradient that falls more slowly than its slope beyond 3.
+
+    Where most states ask for full power, the few that do not are soon at z = 10, where the slope
+    is 5e-5, and never come back. There the gradient is that of slope(3) e / (1 + |e| / 2), with e
+    how far z is beyond 3: of the same sign, and 0.002.
+    """
+    share = torch.sigmoid(z)
+    if not (z.requires_grad and torch.is_grad_enabled()):
+        return share
+    inside = z.clamp(-_LINEAR, _LINEAR)
+    beyond = z - inside
+    steady = torch.sigmoid(inside) + _SLOPE * beyond / (1.0 + 0.5 * beyond.abs())
+    return share.detach() + (steady - steady.detach())
 
 
 def _inverse(kind: str, u: Tensor, low: Any, high: Any, unit: Tensor) -> Tensor:

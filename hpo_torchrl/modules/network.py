@@ -35,6 +35,9 @@ class HybridNetwork(nn.Module):
     [low, high]     low + (high - low) sigmoid(z)
     ==============  ===========================================
 
+    Between two ends the gradient beyond abs(z) = 3 falls more slowly than the slope of the sigmoid,
+    so that an action at an end can leave it; see :mod:`hpo_torchrl.modules.action_range`.
+
     Where the ends differ by discrete action (``branch_bounds``) each branch keeps to its own, and a
     branch whose ends are equal is that value. With ends of the *sum* over coordinates, coordinates
     that are [0, inf) by themselves are scaled to a sum of low + (high - low) T / (T + T_0), or
