@@ -35,7 +35,12 @@ def parts(seed, make=Tank, **network):
     torch.manual_seed(seed)
     env = make(batch_size=8, seed=seed)
     policy = HybridPolicy.for_env(env, hidden=[8], **network)
-    return env, policy, make_value_network(env, hidden=[8])
+    critic = make_value_network(env, hidden=[8])
+    if make is Bath:  # as if random actions had told nothing
+        for scale in (policy.network.observations, critic.module[0]):
+            scale.shift.zero_()
+            scale.scale.fill_(1.0)
+    return env, policy, critic
 
 
 def settings(**changed):
@@ -203,8 +208,6 @@ def test_scouting_measures_what_a_policy_sees_and_changes_nothing_else(tmp_path,
     more = {**settings(), "start_fraction": 0.0} if kind is HPO else {"unroll_length": 5}
     algorithm = kind(*parts(0, Bath, scale=0.1), seed=0, **more)
     scale = algorithm.policy.network.observations
-    scale.shift.zero_()  # as if random actions had told nothing
-    scale.scale.fill_(1.0)
     trainer, seen, started = trainer_of(tmp_path, algorithm), [], []
     collect = algorithm.collector.collect
 
@@ -266,3 +269,18 @@ def test_short_runs_and_other_algorithms_have_one_start():
     blank = HybridPolicy.for_env(env, find_scales=False)
     fixed = HPO(env, blank, make_value_network(env, find_scales=False))
     assert fixed.scouting(500) == 0
+
+
+def test_what_a_policy_that_runs_away_sees_is_no_scale():
+    policy = parts(0, Bath)[1]
+    scale = policy.network.observations
+    wide, narrow = 200.0 * torch.randn(8, 30, 1), 0.01 * torch.randn(8, 30, 1)
+    scale.measure(wide)
+    assert (scale.shift, scale.scale) == (0.0, 1.0)
+    scale.measure(narrow + 3.0)
+    assert abs(float(scale.shift) - 3.0) < 0.01
+    assert 0.005 < float(scale.scale) < 0.02
+    # In the units of then, the same is what it should be.
+    before = scale.scale.clone()
+    scale.measure(narrow + 3.0)
+    assert torch.equal(scale.scale, before)

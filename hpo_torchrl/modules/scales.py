@@ -26,6 +26,8 @@ _TRUSTED = 3.0
 # spreads, and all spreads are between these ends: standardised by random actions, an unstable
 # system is learned worse.
 _FAR, _FAR_OFF, _NARROW, _WIDE = 30.0, 4.0, 0.1, 30.0
+# The least spread, in units that random actions show, of what a policy that has learned a bit sees.
+_NARROW_NOW = 0.2
 # Spreads of observations, in those at the start, beyond which instances count as running away.
 _RUNAWAY = 30.0
 _ROWS = 4096  # observations that medians and spreads are taken of
@@ -70,11 +72,21 @@ class ObservationScale(nn.Module):
                 buffer.copy_(value)
 
     def measure(self, seen: Tensor) -> None:
-        """Find shift and scale from observations ``(*B, T, k)``, with seeds ``(S, *B, T, k)``."""
-        each = [seen] if self.shift.ndim == 1 else seen.unbind(0)
-        found = [size_of(own.movedim(-2, 0)) for own in each]
-        for buffer, values in zip((self.shift, self.scale), zip(*found, strict=True), strict=True):
-            buffer.copy_(torch.stack(values).reshape(buffer.shape))
+        """Scale anew what is many spreads from 0, or hardly varies, in the present units.
+
+        What is wide stays: it is rather of a policy that has not learned anything yet.
+
+        Args:
+            seen: observations ``(*B, T, k)``, with seeds ``(S, *B, T, k)``.
+        """
+        now = self(seen)
+        each = [now] if self.shift.ndim == 1 else now.unbind(0)
+        found = [size_of(own.movedim(-2, 0), _NARROW_NOW, math.inf, math.inf) for own in each]
+        shift, scale = (
+            torch.stack(values).reshape(self.shift.shape) for values in zip(*found, strict=True)
+        )
+        self.shift.add_(self.scale * shift)
+        self.scale.mul_(scale)
 
 
 class Scales(NamedTuple):
@@ -207,14 +219,16 @@ def _simulate(env: Any, factors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return total.double().reshape(number, -1), real
 
 
-def size_of(values: Tensor) -> tuple[Tensor, Tensor]:
+def size_of(
+    values: Tensor, narrow: float = _NARROW, wide: float = _WIDE, far: float = _FAR
+) -> tuple[Tensor, Tensor]:
     """Return shift and scale, of the last axis, of observations ``(T, *B, k)``.
 
     The median and the spread (the 75 % or the 95 % quantile of the distance from it, in standard
     deviations of a normal, the larger), which few instances that run away cannot spoil; where all
     run away, the geometric mean of that spread and that of the start. Observations stay as they are
-    if all medians are at most 30, and 4 spreads, and all spreads are 0.1 to 30. Else each is
-    divided by its size, after the median is taken off if that is more than the spread.
+    if all medians are at most ``far``, and 4 spreads, and all spreads are ``narrow`` to ``wide``.
+    Else each is divided by its size, after the median is taken off if that is more than the spread.
     """
     rows = values.reshape(-1, values.shape[-1]).double()
     rows = rows[:: max(1, len(rows) // _ROWS)]
@@ -229,10 +243,8 @@ def size_of(values: Tensor) -> tuple[Tensor, Tensor]:
     first = values[0].double().reshape(-1, values.shape[-1]).std(0).nan_to_num()
     away = (first > 0) & (spread > _RUNAWAY * first)
     spread, offset = torch.where(away, (spread * first).sqrt(), spread), center.abs()
-    usual = (spread == 0) | (
-        (spread >= _NARROW) & (spread <= _WIDE) & (offset <= _FAR_OFF * spread)
-    )
-    if bool(((offset <= _FAR) & usual).all()):  # or else sizes would differ by much
+    usual = (spread == 0) | ((spread >= narrow) & (spread <= wide) & (offset <= _FAR_OFF * spread))
+    if bool(((offset <= far) & usual).all()):  # or else sizes would differ by much
         return torch.zeros_like(center).to(values), torch.ones_like(center).to(values)
     constant = spread <= 1e-6 * offset
     # Near 0 the median stays: 0 may mean something there, as the target of a control does.
