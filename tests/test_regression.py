@@ -185,7 +185,8 @@ def test_where_not_all_discrete_actions_can_be_simulated_the_score_function_stay
     env = InventoryEnv(batch_size=4, initial_state="random")
     assert branches(env)
     assert not branches(env, branch_steps=0)
-    several = InventoryEnv(num_items=2, batch_size=4, initial_state="random")
+    assert branches(InventoryEnv(num_items=4, batch_size=4, initial_state="random"))
+    several = InventoryEnv(num_items=5, batch_size=4, initial_state="random")
     assert not branches(several)
     assert branches(several, branch_steps=3)
     with pytest.raises(ValueError, match=r"2 to 8 discrete actions; set .*branch_steps=0"):
