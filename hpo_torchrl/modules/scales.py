@@ -26,8 +26,8 @@ _TRUSTED = 3.0
 # spreads, and all spreads are between these ends: standardised by random actions, an unstable
 # system is learned worse.
 _FAR, _FAR_OFF, _NARROW, _WIDE = 30.0, 4.0, 0.1, 30.0
-# The least spread, in units that random actions show, of what a policy that has learned a bit sees.
-_NARROW_NOW = 0.2
+# The least spread, in units that random actions have shown, of what a policy of some updates sees.
+_NARROW_NOW = 0.4
 # Spreads of observations, in those at the start, beyond which instances count as running away.
 _RUNAWAY = 30.0
 _ROWS = 4096  # observations that medians and spreads are taken of
@@ -79,9 +79,10 @@ class ObservationScale(nn.Module):
         Args:
             seen: observations ``(*B, T, k)``, with seeds ``(S, *B, T, k)``.
         """
-        now = self(seen)
+        now, unit = self(seen), bool((self.scale == 1.0).all())
+        narrow = _NARROW if unit else _NARROW_NOW
         each = [now] if self.shift.ndim == 1 else now.unbind(0)
-        found = [size_of(own.movedim(-2, 0), _NARROW_NOW, math.inf, math.inf) for own in each]
+        found = [size_of(own.movedim(-2, 0), narrow, math.inf, math.inf) for own in each]
         shift, scale = (
             torch.stack(values).reshape(self.shift.shape) for values in zip(*found, strict=True)
         )
