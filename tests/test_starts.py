@@ -77,9 +77,9 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("kind", ["plain", "heads"])
-def test_a_preference_is_odds_beside_the_advantages(kind):
-    env = InventoryEnv(batch_size=4) if kind == "plain" else Tank(batch_size=4)
+@pytest.mark.parametrize("make", [InventoryEnv, Tank])
+def test_a_preference_is_odds_beside_the_advantages(make):
+    env = make(batch_size=4)
     policy = HybridPolicy.for_env(env)
     td = env.reset()
     before = policy.discrete_logits(td)
@@ -135,7 +135,7 @@ def test_the_start_that_costs_clearly_least_goes_on(tmp_path, monkeypatch, costs
                 assert same(chosen, kept[best])
 
     trainer.callbacks.append(Look())
-    # An evaluation falls due at the same update: it is not the one that decides.
+    # No evaluation falls due at the update that decides, so that one is asked for.
     trainer.eval_every = 100
     monkeypatch.setattr(trainer, "test", test)
     assert trainer.extra_updates == SCOUTED + 2 * STARTED

@@ -77,5 +77,7 @@ def unsqueeze_like(value: Tensor, like: Tensor) -> Tensor:
 
 def insert_like(value: Tensor, like: Tensor) -> Tensor:
     """Insert dimensions of size 1 before the last until there are as many as another has."""
+    if value.ndim == 1:  # it broadcasts as it is
+        return value
     *leading, last = value.shape
     return value.reshape(*leading, *(1,) * (like.ndim - value.ndim), last)

@@ -74,7 +74,7 @@ class ObservationScale(nn.Module):
     def measure(self, seen: Tensor) -> None:
         """Scale anew what is many spreads from 0, or hardly varies, in the present units.
 
-        What is wide stays: it is rather of a policy that has not learned anything yet.
+        A wide entry stays as it is: it rather shows a policy that has not learned anything yet.
 
         Args:
             seen: observations ``(*B, T, k)``, with seeds ``(S, *B, T, k)``.

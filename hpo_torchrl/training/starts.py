@@ -30,16 +30,13 @@ def scout(trainer: Trainer) -> None:
     try:
         _train(trainer, updates)
     except NonFiniteError:  # the run will meet it as well, and say so
-        pass
-    else:
-        if trainer.stopped is not None:
-            return
+        _restore(trainer, first)
+        return
+    if trainer.stopped is None:
         frames = algorithm.collector.frames
         _restore(trainer, first)
         algorithm.measure()
         algorithm.collector.frames = frames
-        return
-    _restore(trainer, first)
 
 
 def choose_start(trainer: Trainer) -> bool:
