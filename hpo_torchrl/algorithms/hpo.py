@@ -25,7 +25,7 @@ from hpo_torchrl.core.objective import FEW_DIMENSIONS
 _STEPS, _FEW_ACTIONS = 20, 8
 # A start prefers one of the most used discrete actions by so many nats. Fewer updates than these
 # do not tell which start is best.
-_MOST_PREFERRED, _PREFERENCE, _SHORTEST_START = 2, 3.0, 50
+_MOST_PREFERRED, _PREFERENCE, _SHORTEST_START = 2, 3.0, 30
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -82,7 +82,8 @@ class HPO(GraphLearner, PassLearner):
         start_fraction: fraction of the run after which the best of several starts goes on, where
             all discrete actions are simulated; 0 has one start. The first start prefers no discrete
             action, so that continuous actions are at first those that suit a random choice; the
-            others prefer one of the two most used ones, 20 to 1 at first and ever less.
+            others go on from the best before, and prefer one of the two most used discrete actions,
+            20 to 1 at first and ever less.
         learner: further arguments, of :class:`Learner`.
 
     Raises:
@@ -107,7 +108,7 @@ class HPO(GraphLearner, PassLearner):
     branch_fraction: float = setting(0.25, maximum=1.0, strict=True)
     temperature_final: float = setting(0.02, strict=True)
     temperature_until: float = setting(0.8, maximum=1.0, strict=True)
-    start_fraction: float = setting(0.2, maximum=1.0)
+    start_fraction: float = setting(0.1, maximum=1.0)
 
     cooled = 0.0  # share of the cooling that is over
     # The preference that the present start began with, and the actions to prefer, in order.

@@ -44,10 +44,11 @@ def choose_start(trainer: Trainer) -> bool:
 
     A gradient leads to a local optimum, and to which one is settled early: a policy that at first
     orders every other period, say, will find the amounts for two periods, and then the periods for
-    these amounts. So the algorithm begins anew, in the same world, from each of its starts
-    (:meth:`Algorithm.starts`). Each seed goes on from the one whose policy costs least in the
-    validation; the first is kept unless another one is better by two standard errors. One that
-    meets NaN or infinity is out. Nothing is saved meanwhile: an interrupted choice is made again.
+    these amounts. So the schedules begin anew for each start of the algorithm
+    (:meth:`Algorithm.starts`), from the best policy so far: what it has learned keeps a policy that
+    is pushed elsewhere from running away. Each seed goes on from the start whose policy costs least
+    in the validation; a later one must be better by two standard errors. One that meets NaN or
+    infinity is out. Nothing is saved meanwhile: an interrupted choice is made again.
 
     Returns:
         Whether there was anything to choose from.
@@ -65,7 +66,7 @@ def choose_start(trainer: Trainer) -> bool:
     best: list[Any] = [None] * len(runs)
     failure = None
     for start in range(number):
-        _restore(trainer, first)
+        _restore(trainer, [own[1] if own else at for own, at in zip(best, first, strict=True)])
         facts = trainer.each(algorithm.begin(start))
         try:
             rows = _train(trainer, updates)
