@@ -110,37 +110,41 @@ def test_the_preference_of_a_start_wears_off():
 
 
 @pytest.mark.parametrize(
-    ("costs", "errors", "best"),
-    [([3.0, 1.0, 2.0], 0.1, 1), ([3.0, 2.0, 1.0], 0.1, 2), ([3.0, 2.0, 1.5], 1.0, 0)],
+    ("costs", "errors", "second", "best"),
+    [([3.0, 1.0, 2.0], 0.1, 1, 1), ([3.0, 2.0, 1.0], 0.1, 1, 2), ([3.0, 2.0, 1.5], 1.0, 0, 0)],
 )
-def test_the_start_that_costs_clearly_least_goes_on(tmp_path, monkeypatch, costs, errors, best):
-    trainer, kept, seen = trainer_of(tmp_path, alone()), [], []
+def test_the_best_start_so_far_goes_on(tmp_path, monkeypatch, costs, errors, second, best):
+    trainer, kept, seen, begun = trainer_of(tmp_path, alone()), [], [], []
+    policy, begin = trainer.algorithm.policy, trainer.algorithm.begin
+    untrained = weights(policy)
     answers = iter(CostEstimate(cost, errors) for cost in costs)
     plain = trainer.test
 
     def test(name, evaluation, **how):
         if trainer.update == STARTED and len(seen) == SCOUTED + STARTED * (1 + len(kept)):
-            kept.append(weights(trainer.algorithm.policy))
+            kept.append(weights(policy))
             return [next(answers)]
         return plain(name, evaluation, **how)
+
+    def look(start):
+        begun.append(weights(policy))
+        return begin(start)
 
     class Look(Callback):
         def on_update_end(self, trainer, row):
             seen.append(row)
 
-        def on_checkpoint(self, trainer, path):
-            if trainer.update == STARTED:
-                chosen = weights(trainer.algorithm.policy)
-                chosen["module.0.network.preference"] = kept[best]["module.0.network.preference"]
-                assert same(chosen, kept[best])
-
     trainer.callbacks.append(Look())
     # No evaluation falls due at the update that decides, so that one is asked for.
     trainer.eval_every = 100
     monkeypatch.setattr(trainer, "test", test)
+    monkeypatch.setattr(trainer.algorithm, "begin", look)
     assert trainer.extra_updates == SCOUTED + 2 * STARTED
     summary = trainer.train()
     assert len(seen) == UPDATES + SCOUTED + 2 * STARTED
+    expected = [untrained, kept[0], kept[second], kept[best]]
+    assert all(map(same, begun, expected))
+    assert len(begun) == 4  # the last is the run itself
     assert summary["env_steps"] == len(seen) * 8 * 5  # all of them are counted
     rows = trainer.runs[0].folder.read_metrics()
     assert [row["update"] for row in rows] == list(range(1, UPDATES + 1))

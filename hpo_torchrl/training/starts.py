@@ -61,20 +61,19 @@ def choose_start(trainer: Trainer) -> bool:
     if number < 2 or trainer.stopped is not None:
         return False
     test = trainer.validation or trainer.tests[trainer.primary]
-    first, base = [_states(run) for run in runs], algorithm.collector.frames
-    frames = base
+    first, frames = [_states(run) for run in runs], algorithm.collector.frames
     best: list[Any] = [None] * len(runs)
     failure = None
     for start in range(number):
         _restore(trainer, [own[1] if own else at for own, at in zip(best, first, strict=True)])
-        facts = trainer.each(algorithm.begin(start))
+        facts, before = trainer.each(algorithm.begin(start)), algorithm.collector.frames
         try:
             rows = _train(trainer, updates)
             costs = _tested(rows, trainer.update) or trainer.test("validation", test)
         except NonFiniteError as error:
             failure = failure or error
             continue
-        frames += algorithm.collector.frames - base
+        frames += algorithm.collector.frames - before
         for at, (cost, run) in enumerate(zip(costs, runs, strict=True)):
             if best[at] is None or cost.mean + _CLEAR * cost.standard_error < best[at][0]:
                 logged = [row | facts[at] for row in rows[at]]
