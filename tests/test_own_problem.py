@@ -353,6 +353,18 @@ def test_right_equations_are_called_once_and_random_numbers_stay(wrap):
         Ball().rollout(2)
 
 
+def test_a_counter_keeps_its_dtype():
+    class Counted(Ball):
+        def initial_state(self):
+            return {key: value.long() for key, value in super().initial_state().items()}
+
+    with pytest.raises(ValueError, match=r"dynamics: 'place' must be torch.int64.*got .*float32"):
+        Counted().rollout(2)
+    Counted.dynamics = lambda self, state, action, noise: (dict(state), noise[..., 0])
+    Counted.observe = lambda self, state: Ball.observe(self, state).to(self.float_dtype)
+    assert Counted().rollout(2)["place"].dtype == torch.int64
+
+
 def test_an_advance_of_its_own_is_looked_at_instead():
     class Stopped(Ball):
         def dynamics(self, state, action, noise):

@@ -30,10 +30,13 @@ def check_contract(env: Any) -> None:
             changes what it is given.
     """
     kind, memory, specs = type(env).__name__, env.rng.get_state(), env.full_observation_spec.zero()
-    states, seen = specs.select(*env.state_shapes), specs.select(*env.shown_names)
+    seen, states = specs.select(*env.shown_names), {key: specs[key] for key in env.state_shapes}
     try:
         with torch.random.fork_rng(devices=[]):
             drawn = env.initial_state()
+            for key, value in drawn.items() if isinstance(drawn, Mapping) else ():
+                if key in states and isinstance(value, Tensor) and not value.is_floating_point():
+                    states[key] = states[key].to(value.dtype)  # a counter
             check_entries(f"{kind}.initial_state", drawn, states, _STATE)
             state = {key: drawn[key].clone() for key in env.state_shapes}
             state["step"] = specs["step"]
@@ -59,8 +62,7 @@ def check_contract(env: Any) -> None:
     check_entries(f"{kind}.{name}", entries, seen, _SEEN)
     after, reward, *_ = (*answer, None) if isinstance(answer, tuple) else (answer, None)
     check_entries(f"{kind}.{step}", after, states, _STATE)
-    wanted = env.full_reward_spec.zero()["reward"]
-    wanted = wanted[..., 0] if env.counts_steps else wanted
+    wanted = env.full_reward_spec.zero()["reward"][(..., 0) if env.counts_steps else ...]
     check_entries(f"{kind}.{step}", {"reward": reward}, {"reward": wanted}, _REWARD)
 
 

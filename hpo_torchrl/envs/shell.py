@@ -147,8 +147,7 @@ class Shell(EnvBase):
         self.check_contract()
         name, known = "reset(set_state=True)", self.state_names
         state = {"step": self._step_zero(), **{key: given[key] for key in known if key in given}}
-        fix = "Give it so, or reset without set_state."
-        check_entries(name, state, self.full_state_spec.zero(), fix)
+        check_entries(name, state, self.full_state_spec.zero(), "Or reset without set_state.")
         for key, value in state.items():
             check_finite(f"{name}: {key!r}", value)
         return state
