@@ -358,10 +358,10 @@ def test_a_counter_keeps_its_dtype():
         def initial_state(self):
             return {key: value.long() for key, value in super().initial_state().items()}
 
+    Counted.observe = lambda self, state: Ball.observe(self, state).to(self.float_dtype)
     with pytest.raises(ValueError, match=r"dynamics: 'place' must be torch.int64.*got .*float32"):
         Counted().rollout(2)
     Counted.dynamics = lambda self, state, action, noise: (dict(state), noise[..., 0])
-    Counted.observe = lambda self, state: Ball.observe(self, state).to(self.float_dtype)
     assert Counted().rollout(2)["place"].dtype == torch.int64
 
 
