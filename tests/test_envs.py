@@ -186,13 +186,13 @@ def test_a_given_state_is_taken_and_keeps_its_graph():
 
 def test_a_wrong_given_state_is_named():
     zeros = torch.zeros(3, 1, 2)
-    for state, error, message in [
-        ({}, KeyError, r"needs the state entry 'inventory' of shape \(3, 1, 2\)"),
-        ({"inventory": torch.zeros(3, 1, 4)}, ValueError, r"'inventory' must be .*\(3, 1, 2\)"),
-        ({"inventory": zeros.double()}, ValueError, "'inventory' must be .*float32 .*float64"),
-        ({"inventory": zeros, "step": zeros[:, 0, :1]}, ValueError, "'step' must be torch.int64"),
+    for state, message in [
+        ({}, r"'inventory' must be .*\(3, 1, 2\).*got nothing"),
+        ({"inventory": torch.zeros(3, 1, 4)}, r"'inventory' must be .*\(3, 1, 2\)"),
+        ({"inventory": zeros.double()}, "'inventory' must be .*float32 .*float64"),
+        ({"inventory": zeros, "step": zeros[:, 0, :1]}, "'step' must be torch.int64"),
     ]:
-        with pytest.raises(error, match=message):
+        with pytest.raises(ValueError, match=message):
             InventoryEnv(batch_size=3).reset(TensorDict(state, 3), set_state=True)
 
 

@@ -180,6 +180,7 @@ def test_given_start_noise_and_temperature_leave_the_forward_alone():
 def test_without_gradients_no_option_is_branched(monkeypatch):
     env, calls = Switched(), []
     policy = policy_for(env)
+    env.check_contract()  # which calls the equations once
     monkeypatch.setattr(env, "step_function", lambda x, *_: (x, calls.append(x.shape) or x[..., 0]))
     with torch.no_grad():
         straight_through_rollout(env, policy, 2)

@@ -221,8 +221,11 @@ def test_a_wrong_mask_is_named():
     for route in ("functional", "general"):
         with pytest.raises(ValueError, match="mask must allow at least one discrete action"):
             differentiable_rollout(env, policy_for(env), 3, route=route)
+    env = Shuttle(batch_size=3)
     env.allowed = lambda state: torch.ones(3, 3)
-    with pytest.raises(ValueError, match=r"Shuttle.allowed must return bool of shape \(3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"allowed: 'action_mask' must be torch.bool of shape \(3, "
+    ):
         env.reset()
 
 

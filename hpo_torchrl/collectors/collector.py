@@ -48,6 +48,9 @@ class _BatchCollector:
                 f"T * {instances}."
             )
         check_float("reset_fraction", self.reset_fraction, minimum=0.0, maximum=1.0)
+        # A fault of the equations is told before a run has a folder.
+        if batched(self.env) is None and hasattr(self.env, "check_contract"):
+            self.env.check_contract()
         if hasattr(self.policy, "check_env"):
             self.policy.check_env(self.env)
         if self.randomness is None:

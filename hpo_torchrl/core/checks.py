@@ -156,19 +156,28 @@ def check_finite(name: str, values: Tensor) -> None:
         )
 
 
-def check_range(name: str, ends: Any, number: int) -> None:
-    """Raise a ``ValueError`` if ends ``(low, high)`` of as many coordinates are no range."""
+def check_range(name: str, ends: Any, number: Any) -> None:
+    """Raise a ``ValueError`` if ends ``(low, high)`` are no range.
+
+    Args:
+        name: name of the argument.
+        ends: the ends, each ``None`` (infinite), one number, or one for each coordinate.
+        number: number of coordinates; or the shape that both ends must have, by branch.
+    """
+    exact = isinstance(number, tuple)
     try:
         rows = zip(ends, (-math.inf, math.inf), strict=True)
         found = [torch.as_tensor(none if end is None else end, **_EXACT) for end, none in rows]
         low, high = both = torch.stack([end.expand(number) for end in found])
-        sound = bool((low <= high).all() & (both.float().isinf() == both.isinf()).all())
+        inside = (low <= high) & (low < math.inf) & (high > -math.inf)
+        sound = bool((inside & (both.float().isinf() == both.isinf())).all())
+        sound &= not exact or found[0].shape == found[1].shape == number
     except (TypeError, ValueError, RuntimeError):
         sound = False
     if not sound:
+        form = f"of shape {number}" if exact else f"None or a number, or {number} of them"
         raise ValueError(
-            f"{name} must be (low, high) with low <= high, each None or a number, or {number} of "
-            f"them, got {shown(ends)}."
+            f"{name} must be (low, high) with low <= high, each {form}, got {shown(ends)}."
         )
 
 

@@ -1,5 +1,6 @@
 """Environments: batched, differentiable, with hybrid actions."""
 
+from hpo_torchrl.core.categorical import BranchBounds
 from hpo_torchrl.envs.certificate import certify, find_jumps
 from hpo_torchrl.envs.differentiable import DifferentiableEnv
 from hpo_torchrl.envs.hybridize import HybridizedEnv, PiecewiseAction, hybridize
@@ -7,6 +8,7 @@ from hpo_torchrl.envs.pieces import Breakpoint, Gap, Pieces
 from hpo_torchrl.envs.wrapped import ReplicatedEnv
 
 __all__ = [
+    "BranchBounds",
     "Breakpoint",
     "DifferentiableEnv",
     "Gap",

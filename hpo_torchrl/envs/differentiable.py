@@ -22,6 +22,7 @@ from hpo_torchrl.core.checks import (
     in_dtype,
 )
 from hpo_torchrl.core.reference import Reference, Test
+from hpo_torchrl.envs.contract import check_contract
 from hpo_torchrl.envs.shell import Shell
 
 State = Mapping[str, Tensor]
@@ -77,7 +78,7 @@ class DifferentiableEnv(Shell):
         num_heads: number H of discrete choices in each step, a divisor of n; ``None`` is a single
             choice for the whole action.
         branch_bounds: ends of the continuous action by discrete action, where they differ; policies
-            keep to them.
+            keep to them. Where both are equal, the action is that value.
         horizon: steps in an episode, or ``None`` for a simulation that runs on for ever.
         horizon_terminates: what the end of an episode means. ``True`` sets ``terminated`` (the
             problem is over: no value beyond), ``False`` sets ``truncated`` (only the simulation
@@ -128,6 +129,11 @@ class DifferentiableEnv(Shell):
         if horizon is not None:
             check_int("horizon", horizon, minimum=1)
         self.num_heads, self.branch_bounds = num_heads, branch_bounds
+        if branch_bounds is not None:
+            branches: Any = (num_discrete, continuous_dim // (num_heads or 1))
+            branches = branches if num_heads is None else (num_heads, *branches)
+            ends_of = (num_discrete,) if branch_bounds.of_total else branches
+            check_range("branch_bounds", branch_bounds[:2], ends_of)
         check_range("continuous_bounds", continuous_bounds, continuous_dim)
         self.continuous_bounds = tuple(continuous_bounds)
         self.horizon, self.horizon_terminates = horizon, horizon_terminates
@@ -181,8 +187,8 @@ class DifferentiableEnv(Shell):
     def allowed(self, state: State) -> Tensor | None:
         """Return which discrete actions are allowed, bool ``(*B, M)`` or ``(*B, H, M)``; optional.
 
-        At least one of each choice; a pure function of the state. ``None``, of every state, allows
-        all.
+        At least one of each choice; a pure function of the state. ``None`` is no mask; a subclass
+        that returns it sets :attr:`has_action_mask` to ``False``.
         """
         return None
 
@@ -256,23 +262,10 @@ class DifferentiableEnv(Shell):
         return ("observation", ACTION_MASK) if self.has_action_mask else ("observation",)
 
     def show(self, state: State) -> dict[str, Tensor]:
-        """Return what a policy may read: ``"observation"``, and ``"action_mask"`` if there is one.
-
-        Raises:
-            ValueError: the mask is not bool or has another shape.
-        """
-        shown = {"observation": self.observe(state)}
+        """Return what a policy may read: ``"observation"`` and, if there is one, the mask."""
         mask = self.allowed(state)
-        if mask is not None:
-            heads = () if self.num_heads is None else (self.num_heads,)
-            expected = (*shown["observation"].shape[:-1], *heads, self.num_discrete)
-            if mask.dtype != torch.bool or tuple(mask.shape) != expected:
-                raise ValueError(
-                    f"{type(self).__name__}.allowed must return bool of shape {expected}, got "
-                    f"{mask.dtype} of shape {tuple(mask.shape)}."
-                )
-            shown[ACTION_MASK] = mask
-        return shown
+        masked = {} if mask is None else {ACTION_MASK: mask}
+        return {"observation": self.observe(state), **masked}
 
     # -- noise ---------------------------------------------------------------------------------
 
@@ -283,8 +276,19 @@ class DifferentiableEnv(Shell):
             over: which instances need one, bool ``(*B, 1)``, ``None`` for all; what is returned for
                 the others is not used.
         """
+        self.check_contract()
         with torch.no_grad():
             return {**self.initial_state(), "step": self._step_zero()}
+
+    def check_contract(self) -> None:
+        """Look once at what the equations return, before the first state is used.
+
+        Raises:
+            ValueError: it is not what this class asks for; the message says how to mend it.
+        """
+        if not self._checked:
+            check_contract(self)
+            self._checked = True
 
     def _draw(self, sampler: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
         """Draw from the environment's generator: ``sampler`` is ``torch.rand``, ``randn``, ..."""

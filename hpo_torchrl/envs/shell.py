@@ -13,6 +13,7 @@ from torchrl.envs import EnvBase
 
 from hpo_torchrl.core.categorical import ACTION_MASK
 from hpo_torchrl.core.checks import check_finite, shown
+from hpo_torchrl.envs.contract import check_entries
 
 # Random actions are drawn from the spec: a half-open range is cut this many action scales away.
 _HALF_OPEN_SPAN = 100.0
@@ -23,6 +24,7 @@ class Shell(EnvBase):
 
     _supports_set_state = True
     rng: torch.Generator
+    _checked = False  # whether the equations have been looked at
 
     def _set_specs(self) -> None:
         """Set the specs from sizes, bounds, device and dtype."""
@@ -142,22 +144,13 @@ class Shell(EnvBase):
         return self._pack(state, torch.zeros_like(state["step"], dtype=torch.bool))
 
     def _checked_state(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        given = {"step": self._step_zero(), **given}
-        for key, spec in self.state_spec.items():
-            if key not in given:
-                raise KeyError(
-                    f"reset(set_state=True) needs the state entry {key!r} of shape "
-                    f"{tuple(spec.shape)}; the tensordict does not hold it. Add it, or reset "
-                    "without set_state."
-                )
-            value = given[key]
-            if value.shape != spec.shape or value.dtype != spec.dtype:
-                raise ValueError(
-                    f"reset(set_state=True): {key!r} must be {spec.dtype} of shape "
-                    f"{tuple(spec.shape)}, got {value.dtype} of shape {tuple(value.shape)}."
-                )
-            check_finite(f"reset(set_state=True): {key!r}", value)
-        return {key: given[key] for key in self.state_names}
+        self.check_contract()
+        name, known = "reset(set_state=True)", self.state_names
+        state = {"step": self._step_zero(), **{key: given[key] for key in known if key in given}}
+        check_entries(name, state, self.full_state_spec.zero(), "Or reset without set_state.")
+        for key, value in state.items():
+            check_finite(f"{name}: {key!r}", value)
+        return state
 
     def _step_zero(self) -> Tensor:
         return torch.zeros((*self.batch_size, 1), dtype=torch.int64, device=self.device)
@@ -189,4 +182,5 @@ class Shell(EnvBase):
         super().to(device)
         self.rng = torch.Generator(device=device)
         self.set_seed(int(seed))
+        self._checked = False  # a tensor may have stayed behind
         return self

@@ -45,6 +45,11 @@ class WrappedEnv(DifferentiableEnv):
         """Whether the original's episodes end by the count of their steps."""
         return self.original.counts_steps
 
+    def check_contract(self) -> None:
+        """Look once at what the equations of all environments return."""
+        for env in self.members:
+            env.check_contract()
+
     def executed(self, action: Action) -> Action:
         """Return the original's action that an action stands for."""
         return action
@@ -193,6 +198,8 @@ class Spaces(DifferentiableEnv):
         branch_bounds: the fields of :class:`BranchBounds`, as lists.
         sizes: further arguments of :class:`DifferentiableEnv`.
     """
+
+    _checked = True  # there are no equations
 
     def __init__(
         self,

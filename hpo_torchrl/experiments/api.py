@@ -296,10 +296,10 @@ class TrainedPolicy(TensorDictModuleBase):
         state = {*getattr(self.env, "state_names", ())} - {"step"}
         if not names <= known or not (reads <= names or (state and state <= names)):
             raise ValueError(
-                f"The policy reads {', '.join(map(str, reads))}, or a whole state "
+                f"The policy reads {' together with '.join(sorted(reads))}, or a whole state "
                 f"({', '.join(sorted(state)) or 'which is not known here'}); got "
-                f"{', '.join(names)}. A run on an environment object knows its state if it is "
-                "loaded with env=..."
+                f"{', '.join(names)}. Give several entries as {{name: value, ...}}. A run on an "
+                "environment object knows its state if it is loaded with env=..."
             )
         entries, shape = {}, torch.Size()
         for name, value in given.items():
