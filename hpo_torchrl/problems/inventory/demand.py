@@ -155,17 +155,69 @@ class Poisson(Demand, name="poisson"):
 
 
 class Normal(Demand, name="normal"):
-    """Independent normal demand with variance equal to the mean, clipped at 0.
+    """Independent normal demand, clipped at 0.
 
     Args:
         mean: mean demand per period before clipping, one number or one per item.
+        deviation: its standard deviation, the same; ``None`` is the root of the mean.
     """
+
+    def __init__(
+        self,
+        mean: float | Sequence[float] = 10.0,
+        deviation: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(mean)
+        self.given_deviation = deviation
+
+    def bind(self, num_items: int, horizon: int | None, batch_size: Any, **place: Any) -> Self:
+        """Return a copy for an environment; see :class:`Demand`."""
+        bound = super().bind(num_items, horizon, batch_size, **place)
+        given = self.given_deviation
+        bound.deviation = (
+            bound.mean.sqrt()
+            if given is None
+            else per_item("demand.deviation", given, num_items, **place)
+        )
+        return bound
 
     def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
         """Draw and clip, ``(*B, T, n)``."""
         shape = (*env.batch_size, num_steps, *self.mean.shape)
         noise = self.mean.new_empty(shape).normal_(generator=env.rng)
-        return (self.mean + self.mean.sqrt() * noise).clamp_min(0.0)
+        return (self.mean + self.deviation * noise).clamp_min(0.0)
+
+
+class NegativeBinomial(Demand, name="negative_binomial"):
+    r"""Independent negative-binomial demand, of variance :math:`\mu\,(1 + \mu\,v^2)`.
+
+    It is Poisson with a mean drawn anew in every period, from a gamma distribution of mean
+    :math:`\mu` and coefficient of variation v.
+
+    Args:
+        mean: mean demand :math:`\mu` per period, one number or one per item.
+        variation: v, one number or one per item; above 0.
+    """
+
+    def __init__(
+        self, mean: float | Sequence[float] = 10.0, variation: float | Sequence[float] = 1.0
+    ) -> None:
+        super().__init__(mean)
+        self.given_variation = variation
+
+    def bind(self, num_items: int, horizon: int | None, batch_size: Any, **place: Any) -> Self:
+        """Return a copy for an environment; see :class:`Demand`."""
+        bound = super().bind(num_items, horizon, batch_size, **place)
+        name = "demand.variation"
+        bound.variation = per_item(name, self.given_variation, num_items, strict=True, **place)
+        return bound
+
+    def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
+        """Draw counts, ``(*B, T, n)``."""
+        shape = self.variation**-2
+        many = shape.expand(*env.batch_size, num_steps, -1)
+        rate = torch._standard_gamma(many, generator=env.rng) * (self.mean / shape)
+        return torch.poisson(rate, generator=env.rng)
 
 
 def make_demand(entry: Any) -> Demand:

@@ -60,7 +60,11 @@ def inventory_reference(env: Any, test: Test) -> Reference:
         return Reference(None, None, cost, baselines, policy, paired=True, **known)
     # Beyond what the solvers search: no reason to refuse a training.
     with contextlib.suppress(ValueError):
-        if env.demand.poisson and env.suppliers is None and bool((env.holding_cost > 0).all()):
+        if (
+            env.demand.poisson
+            and env.ordering.delays is None
+            and bool((env.holding_cost > 0).all())
+        ):
             return replace(_stationary_reference(env), objective="average")
     return Reference()
 
