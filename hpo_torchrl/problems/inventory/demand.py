@@ -162,6 +162,8 @@ class Normal(Demand, name="normal"):
         deviation: its standard deviation, the same; ``None`` is the root of the mean.
     """
 
+    deviation: Tensor
+
     def __init__(
         self,
         mean: float | Sequence[float] = 10.0,
@@ -198,6 +200,8 @@ class NegativeBinomial(Demand, name="negative_binomial"):
         mean: mean demand :math:`\mu` per period, one number or one per item.
         variation: v, one number or one per item; above 0.
     """
+
+    variation: Tensor
 
     def __init__(
         self, mean: float | Sequence[float] = 10.0, variation: float | Sequence[float] = 1.0
