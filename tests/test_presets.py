@@ -75,8 +75,7 @@ def test_the_toy_ends_after_two_periods():
 
 def test_the_systems_start_where_the_paper_tests_them():
     test = preset_test("lqr")
-    np.random.seed(16)
-    start = np.random.uniform(-10, 10, (1024, 8)) / np.sqrt(8)
+    start = np.random.RandomState(16).uniform(-10, 10, (1024, 8)) / np.sqrt(8)
     np.testing.assert_allclose(test.env.reset()["x"], start, atol=1e-6)
     assert torch.equal(test.env.reset()["x"], test.env.reset()["x"])
     total = test.env.reference(test).optimal_cost * 8 * 20
