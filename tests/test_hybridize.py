@@ -38,6 +38,7 @@ from hpo_torchrl.problems.inventory.features import (
     FixedCost,
     IncrementalDiscount,
     ItemFixedCost,
+    LeadTimes,
     LostSales,
     MinimumOrder,
     Profit,
@@ -56,6 +57,7 @@ VARIANTS = {
     "step_cost": [StepCost([20.7, 50.0], [10.0, 20.0, 30.0])],
     "truckloads": [Truckloads(30.1, 20.0, 3)],
     "suppliers": [Suppliers([1, 3], [1.2, 1.0], [10.0, 20.0])],
+    "lead_times": [LeadTimes([20.7], [1, 3]), FixedCost(9.0)],
     "lost_sales": [LostSales(), FixedCost(64.0)],
     "profit": [Profit(5.0), LostSales(), FixedCost(64.0)],
     "several": [FixedCost(9.0), AllUnitsDiscount([30.1], [1.0, 0.9]), Truckloads(30.1, 4.0, 2)],
@@ -291,7 +293,7 @@ def test_kinks_are_no_jumps_and_the_search_leaves_the_generator_alone():
 
 
 @pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("name", ["suppliers", "minimum_order"])
+@pytest.mark.parametrize("name", ["suppliers", "lead_times", "minimum_order"])
 def test_specs_routes_and_algorithms(name, n):
     env = inventory(VARIANTS[name], num_items=n, batch_size=8)
     check_env_specs(env)
@@ -316,16 +318,18 @@ def test_specs_routes_and_algorithms(name, n):
             algorithm(env, policy, critic, unroll_length=5).iterate()
 
 
-def test_suppliers_deliver_after_their_own_lead_time():
-    env = original([Suppliers([1, 3], [1.0, 1.0])], batch_size=2, initial_state="empty")
+@pytest.mark.parametrize("feature", [Suppliers([1, 3], [1.0, 1.0]), LeadTimes([6.0], [1, 3])])
+def test_an_order_arrives_after_its_own_lead_time(feature):
+    env = original([feature], batch_size=2, initial_state="empty")
     state = {"inventory": torch.zeros(2, 1, 3), "step": torch.zeros(2, 1, dtype=torch.int64)}
-    order = {"discrete": torch.tensor([0, 1]), "continuous": torch.tensor([[7.0], [7.0]])}
+    supplier = torch.tensor([0, 1] if isinstance(feature, Suppliers) else [0, 0])
+    order = {"discrete": supplier, "continuous": torch.tensor([[5.0], [7.0]])}
     nothing = {"discrete": torch.tensor([0, 0]), "continuous": torch.zeros(2, 1)}
     levels = []
     for action in (order, nothing, nothing):
         state, _ = env.dynamics(state, action, torch.zeros(2, 1))
         levels.append(state["inventory"][:, 0, 0].tolist())
-    assert levels == [[7.0, 0.0], [7.0, 0.0], [7.0, 7.0]]
+    assert levels == [[5.0, 0.0], [5.0, 0.0], [5.0, 7.0]]
 
 
 @pytest.mark.parametrize("name", ["fixed_cost", "item_fixed_cost", "truckloads"])

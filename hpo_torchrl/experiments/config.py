@@ -154,7 +154,8 @@ def load_config(
 
 def choices(section: str) -> list[str]:
     """Return the names that a section can be chosen by: of YAML files and of plug-ins."""
-    files = (path.stem for path in (CONFIGS / section).glob("*.yaml"))
+    folder = CONFIGS / section
+    files = (p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
     return sorted({*files, *plugins(section)})
 
 

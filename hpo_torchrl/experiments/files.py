@@ -26,7 +26,7 @@ def fixed_keys(section: str) -> tuple[str, ...]:
 
 def choices_with(section: str, key: str) -> list[str]:
     """Return the choices of a section, as ``section=name``, whose files list a key."""
-    files = sorted((CONFIGS / section).glob("*.yaml"))
+    files = sorted((CONFIGS / section).glob("*.yaml"))  # presets change what these list
     return [f"{section}={path.stem}" for path in files if key in _keys(path, section)]
 
 

@@ -8,7 +8,10 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.stats import nbinom, poisson
 from torch import Tensor
 from typing_extensions import Self
 
@@ -97,6 +100,14 @@ class Demand(abc.ABC):
             Units, ``(*B, T, n)``.
         """
 
+    def pmf(self, number: int) -> NDArray[np.float64] | None:
+        """Return the probabilities of 0, ..., ``number - 1`` units of each item, ``(n, number)``.
+
+        ``None`` where demand is not independent of the past, or no whole number: no exact optimum
+        of :mod:`~hpo_torchrl.problems.inventory.optima.discounted` applies then.
+        """
+        return None
+
     def draw_any(self, env: DifferentiableEnv) -> Tensor:
         """Draw the demand of some period, ``(*B, n)``: for stocks that are warmed up."""
         return self.draw(1, {}, env).squeeze(-2)
@@ -148,6 +159,10 @@ class Poisson(Demand, name="poisson"):
 
     poisson = True
 
+    def pmf(self, number: int) -> NDArray[np.float64]:
+        """Return the probabilities of 0, ..., ``number - 1`` units."""
+        return poisson.pmf(np.arange(number), self.mean.double().cpu().numpy()[:, None])
+
     def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
         """Draw counts with the mean, ``(*B, T, n)``."""
         mean = self.mean.expand(*env.batch_size, num_steps, -1)
@@ -155,17 +170,90 @@ class Poisson(Demand, name="poisson"):
 
 
 class Normal(Demand, name="normal"):
-    """Independent normal demand with variance equal to the mean, clipped at 0.
+    """Independent normal demand, clipped at 0.
 
     Args:
         mean: mean demand per period before clipping, one number or one per item.
+        deviation: its standard deviation, the same; ``None`` is the root of the mean.
     """
+
+    deviation: Tensor
+
+    def __init__(
+        self,
+        mean: float | Sequence[float] = 10.0,
+        deviation: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(mean)
+        self.given_deviation = deviation
+
+    def bind(self, num_items: int, horizon: int | None, batch_size: Any, **place: Any) -> Self:
+        """Return a copy for an environment; see :class:`Demand`."""
+        bound = super().bind(num_items, horizon, batch_size, **place)
+        given = self.given_deviation
+        bound.deviation = (
+            bound.mean.sqrt()
+            if given is None
+            else per_item("demand.deviation", given, num_items, **place)
+        )
+        return bound
 
     def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
         """Draw and clip, ``(*B, T, n)``."""
         shape = (*env.batch_size, num_steps, *self.mean.shape)
         noise = self.mean.new_empty(shape).normal_(generator=env.rng)
-        return (self.mean + self.mean.sqrt() * noise).clamp_min(0.0)
+        return (self.mean + self.deviation * noise).clamp_min(0.0)
+
+
+class NegativeBinomial(Demand, name="negative_binomial"):
+    r"""Independent negative-binomial demand of mean :math:`\mu` and standard deviation
+    :math:`v \mu`.
+
+    It is Poisson with a mean drawn anew in every period, from a gamma distribution of shape
+    :math:`k = \mu^2 / ((v \mu)^2 - \mu)` and mean :math:`\mu`.
+
+    Args:
+        mean: mean demand :math:`\mu` per period, one number or one per item.
+        variation: coefficient of variation v, one number or one per item; above that of Poisson
+            demand, :math:`1 / \sqrt \mu`.
+
+    Raises:
+        ValueError: an item's demand varies no more than Poisson demand, once bound.
+    """
+
+    variation: Tensor
+    shape: Tensor
+
+    def __init__(
+        self, mean: float | Sequence[float] = 10.0, variation: float | Sequence[float] = 1.0
+    ) -> None:
+        super().__init__(mean)
+        self.given_variation = variation
+
+    def bind(self, num_items: int, horizon: int | None, batch_size: Any, **place: Any) -> Self:
+        """Return a copy for an environment; see :class:`Demand`."""
+        bound = super().bind(num_items, horizon, batch_size, **place)
+        name = "demand.variation"
+        bound.variation = per_item(name, self.given_variation, num_items, strict=True, **place)
+        excess = (bound.variation * bound.mean).square() - bound.mean
+        if not bool((excess > 0).all()):
+            raise ValueError(
+                f"{name} must be above 1 / sqrt(mean), which is Poisson demand: above "
+                f"{bound.mean.rsqrt().tolist()}, got {bound.variation.tolist()}."
+            )
+        bound.shape = bound.mean.square() / excess
+        return bound
+
+    def pmf(self, number: int) -> NDArray[np.float64]:
+        """Return the probabilities of 0, ..., ``number - 1`` units."""
+        mean, k = (row.double().cpu().numpy()[:, None] for row in (self.mean, self.shape))
+        return nbinom.pmf(np.arange(number), k, k / (k + mean))
+
+    def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
+        """Draw counts, ``(*B, T, n)``."""
+        many = self.shape.expand(*env.batch_size, num_steps, -1)
+        rate = torch._standard_gamma(many, generator=env.rng) * (self.mean / self.shape)
+        return torch.poisson(rate, generator=env.rng)
 
 
 def make_demand(entry: Any) -> Demand:
@@ -193,6 +281,8 @@ def from_mapping(
 ) -> Made:
     """Make the object that a mapping names, with the mapping's other entries as arguments.
 
+    An entry that is ``None`` is not given: so a configuration takes back what another has set.
+
     Raises:
         ValueError: it is no mapping with a name, or the name or a key is unknown.
     """
@@ -201,7 +291,7 @@ def from_mapping(
             f"{section} must be given as objects, or mappings with a name such as {example}, got "
             f"{entry!r}."
         )
-    arguments = dict(entry)
+    arguments = {key: value for key, value in entry.items() if value is not None}
     name = check_choice(section, arguments.pop("name"), kinds)
     known = list(inspect.signature(kinds[name]).parameters)
     for key in arguments:

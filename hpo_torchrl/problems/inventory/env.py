@@ -73,7 +73,7 @@ class InventoryEnv(DifferentiableEnv):
     Args:
         num_items: number of items n; by default the demand's, else 1.
         lead_time: periods L between placing an order and being able to use it, 0 and up. With
-            :class:`~hpo_torchrl.problems.inventory.features.Suppliers` it is the longest of theirs.
+            features that choose it (``Suppliers``, ``LeadTimes``) it is their longest.
         demand: a :class:`~hpo_torchrl.problems.inventory.Demand`, such as ``Normal(10.0)`` or
             ``Record(array)``; a mapping with its name, such as ``{"name": "normal", "mean": 10}``;
             or the mean of Poisson demand, one number or one per item.
@@ -163,8 +163,8 @@ class InventoryEnv(DifferentiableEnv):
         shortage = per_item("shortage_cost", shortage_cost, n, **place)
         procurement = per_item("procurement_cost", procurement_cost, n, **place)
         orders = Ordering(chosen, n, hybrid=hybrid, **place)
-        if orders.suppliers is not None:
-            lead_time = max(orders.suppliers.lead_times)
+        if orders.delays is not None:
+            lead_time = max(orders.delays.lead_times)
         # Economic order interval: the whole number of periods that balances K against holding.
         interval = (2 * orders.fixed_cost / float((holding * mean).sum().clamp_min(1e-9))) ** 0.5
         order_interval = max(
@@ -236,12 +236,12 @@ class InventoryEnv(DifferentiableEnv):
             level = feature.carried_over(level)
         later = pipeline
         if self.lead_time > 0:
-            last = order if self.suppliers is None else torch.zeros_like(order)
+            last = order if self.ordering.delays is None else torch.zeros_like(order)
             arriving, *later = [*pipeline, last]
             level = level + arriving
         after = torch.stack([level, *later], -1)
-        if self.suppliers is not None:
-            after = after + self.suppliers.arriving(order, supplier)
+        if self.ordering.delays is not None:
+            after = after + self.ordering.delays.arriving(order, supplier)
         return after, reward
 
     def observe(self, state: State) -> Tensor:

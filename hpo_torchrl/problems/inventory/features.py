@@ -37,6 +37,8 @@ class Feature:
     fixed_cost = 0.0
     #: The smallest order that is accepted.
     minimum = 0.0
+    #: Lead times that it chooses from; without any it leaves that of the environment.
+    lead_times: Sequence[int] = ()
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         if name is not None:
@@ -57,6 +59,16 @@ class Feature:
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor | float:
         """Return what a delivered order costs, ``(*B,)``."""
         return 0.0
+
+    def lead_time(self, order: Tensor, supplier: Tensor) -> Tensor:
+        """Return the lead time of an order, ``(*B,)``, where there are several."""
+        raise NotImplementedError
+
+    def arriving(self, order: Tensor, supplier: Tensor) -> Tensor:
+        """Return what arrives of an order in one period, in two, and so on: ``(*B, n, L)``."""
+        slots = self.lead_time(order, supplier) - 1
+        arrival = torch.nn.functional.one_hot(slots, max(self.lead_times))
+        return order.unsqueeze(-1) * arrival.to(order.dtype).unsqueeze(-2)
 
     def carried_over(self, level: Tensor) -> Tensor:
         """Return what is left of the stock at the end of a period, ``(*B, n)``."""
@@ -208,8 +220,8 @@ class StepCost(_Schedule, name="step_cost"):
         self.fixed_cost = self.values[0]
 
     def breakpoints(self) -> list[Breakpoint]:
-        """No order stands alone, and costs nothing."""
-        return [_ALONE, *super().breakpoints()]
+        """No order stands alone where the smallest one costs something."""
+        return [_ALONE, *super().breakpoints()] if self.fixed_cost else super().breakpoints()
 
     def order_cost(self, quantity: Tensor, supplier: Tensor) -> Tensor:
         """The cost of the step that the quantity is on."""
@@ -254,6 +266,26 @@ class Truckloads(Feature, name="truckloads"):
         return self.cost * torch.stack(begun).sum(0).to(total.dtype)
 
 
+class LeadTimes(_Schedule, name="lead_times"):
+    r"""A lead time by the size of the order: :math:`L_j` for :math:`b_j \le q < b_{j+1}`.
+
+    Args:
+        breaks: quantities :math:`b_1 < b_2 < \dots` of :math:`q = \sum_i q_i`.
+        lead_times: periods until an order below the first break can be used, from the first on,
+            and so on; 1 and up.
+    """
+
+    def __init__(self, breaks: Sequence[float], lead_times: Sequence[int]) -> None:
+        for at, periods in enumerate(entries_of("LeadTimes.lead_times", lead_times)):
+            check_int(f"LeadTimes.lead_times[{at}]", periods, minimum=1)
+        super().__init__(breaks, lead_times, "lead_times")
+        self.lead_times = [*map(int, lead_times)]
+
+    def lead_time(self, order: Tensor, supplier: Tensor) -> Tensor:
+        """The lead time of the step that the quantity is on."""
+        return self._value_at(order.sum(-1)).long()
+
+
 class Suppliers(Feature, name="suppliers"):
     r"""A choice of supplier s, a discrete action of its own: price :math:`v_s\,q`, lead time L_s.
 
@@ -293,11 +325,9 @@ class Suppliers(Feature, name="suppliers"):
         price, fixed = torch.tensor([self.prices, self.fixed_costs]).to(total)[:, supplier]
         return price * total + fixed * (total > 0).to(total.dtype)
 
-    def arriving(self, order: Tensor, supplier: Tensor) -> Tensor:
-        """Return what arrives of an order in one period, in two, and so on: ``(*B, n, L)``."""
-        slots = torch.tensor(self.lead_times, device=order.device)[supplier] - 1
-        arrival = torch.nn.functional.one_hot(slots, max(self.lead_times))
-        return order.unsqueeze(-1) * arrival.to(order.dtype).unsqueeze(-2)
+    def lead_time(self, order: Tensor, supplier: Tensor) -> Tensor:
+        """The lead time of the supplier."""
+        return torch.tensor(self.lead_times, device=order.device)[supplier]
 
 
 class LostSales(Feature, name="lost_sales"):

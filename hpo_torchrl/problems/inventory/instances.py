@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,15 @@ from hpo_torchrl.problems.inventory.record import Record
 if TYPE_CHECKING:
     from hpo_torchrl.problems.inventory.env import InventoryEnv
 
+# What is drawn, in order, and the decimals of a mean demand that has a seed of its own.
+_SEEDED, _DECIMALS = ("demand", "holding", "shortage"), 3
+
 
 def heterogeneous(
     cls: type[InventoryEnv],
     num_items: int,
     *,
-    instance_seed: int = 0,
+    instance_seed: int | Mapping[str, int] = 0,
     demand: str = "poisson",
     demand_range: Sequence[float] = (6.0, 14.0),
     holding_range: Sequence[float] = (0.7, 1.3),
@@ -36,7 +39,9 @@ def heterogeneous(
     Args:
         cls: the class of the environment.
         num_items: number of items n.
-        instance_seed: seed of the draw.
+        instance_seed: seed of the draw; or one for each of ``demand``, ``holding`` and
+            ``shortage``. These draw with NumPy's older generator, ``numpy.random.seed``, and round
+            mean demand to three decimals, as Alvo, Russo & Kanoria (2026) do.
         demand: name of the distribution of demand.
         demand_range: least and largest mean demand.
         holding_range: least and largest holding cost h.
@@ -54,12 +59,12 @@ def heterogeneous(
         True
     """
     check_int("num_items", num_items, minimum=1)
-    check_int("instance_seed", instance_seed, minimum=0)
     ranges = {
         "demand_mean": ("demand_range", demand_range),
         "holding_cost": ("holding_range", holding_range),
         "shortage_cost": ("shortage_range", shortage_range),
     }
+    seeds = _checked_seeds(instance_seed)
     for stream, (name, (label, bounds)) in enumerate(ranges.items()):
         if others.get(name) is not None:
             raise ValueError(
@@ -71,10 +76,26 @@ def heterogeneous(
         low = check_float(f"{label}[0]", bounds[0], minimum=0.0, strict=True)
         high = check_float(f"{label}[1]", bounds[1], minimum=low)
         # A stream of its own for each: what one draws does not depend on how many there are.
-        rng = np.random.default_rng([instance_seed, stream])
-        others[name] = rng.uniform(low, high, num_items).tolist()
+        if isinstance(seeds, int):
+            values = np.random.default_rng([seeds, stream]).uniform(low, high, num_items)
+        else:
+            values = np.random.RandomState(seeds[stream]).uniform(low, high, num_items)
+            values = values.round(_DECIMALS) if name == "demand_mean" else values
+        others[name] = values.tolist()
     drawn = {"name": demand, "mean": others.pop("demand_mean")}
     return cls(num_items, demand=drawn, **others)
+
+
+def _checked_seeds(given: int | Mapping[str, int]) -> int | list[int]:
+    """Return the one seed, or those of demand, holding and shortage."""
+    if not isinstance(given, Mapping):
+        return check_int("instance_seed", given, minimum=0)
+    if set(given) != set(_SEEDED):
+        raise ValueError(
+            f"instance_seed must be one number, or have one for each of {', '.join(_SEEDED)}; got "
+            f"{dict(given)!r}."
+        )
+    return [check_int(f"instance_seed.{name}", given[name], minimum=0) for name in _SEEDED]
 
 
 def from_file(

@@ -25,6 +25,7 @@ class Ordering:
 
     Attributes:
         suppliers: the choice of supplier, if there is one.
+        delays: the feature that decides when an order arrives, if there is one.
         lost_sales: whether unmet demand is lost.
         least: the smallest order that is accepted.
         fixed_cost: what the smallest order costs.
@@ -51,6 +52,11 @@ class Ordering:
         self.lost_sales = any(isinstance(f, LostSales) for f in features)
         self.least = max((feature.minimum for feature in features), default=0.0)
         self.suppliers = next((f for f in features if isinstance(f, Suppliers)), None)
+        delaying = [feature for feature in features if feature.lead_times]
+        if len(delaying) > 1:
+            names = " and ".join(type(feature).__name__ for feature in delaying)
+            raise ValueError(f"Both {names} decide the lead time of an order; leave one out.")
+        self.delays = delaying[0] if delaying else None
         self.only_fixed_cost = {type(f) for f in features} <= {FixedCost, LostSales}
         jumping = [feature for feature in features if feature.breakpoints()]
         self.cut_per_item = num_items > 1 and not all(feature.joint for feature in jumping)
@@ -62,7 +68,7 @@ class Ordering:
             place |= {"per_item": self.cut_per_item, "choices": self.num_discrete}
             self.pieces = ActionPieces(cut, num_items, **place)
             self.num_discrete *= self.pieces.num_discrete
-            self.simple = {type(f) for f in jumping} == {FixedCost} and self.suppliers is None
+            self.simple = {type(f) for f in jumping} == {FixedCost} and self.delays is None
         self._joint_cost = float(sum(f.cost for f in features if type(f) is FixedCost))
         # Nothing is added for a feature that has no cost or income of its own.
         others = [f for f in features if type(f) is not FixedCost]

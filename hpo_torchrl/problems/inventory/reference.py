@@ -17,6 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from hpo_torchrl.core.figures import BLUE, GREEN, ORANGE, new_figure, save_figure
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.problems.inventory.features import FixedCost, ItemFixedCost, Profit
+from hpo_torchrl.problems.inventory.optima.discounted import MAX_ITEMS, discounted_optimum
 from hpo_torchrl.problems.inventory.optima.items import Items
 from hpo_torchrl.problems.inventory.optima.joint_replenishment import (
     joint_replenishment_lower_bound,
@@ -30,6 +31,8 @@ from hpo_torchrl.problems.inventory.rules import PeriodicPolicy, TotalDemandPoli
 # Items up to which a grid of all positions is solved in seconds where each item in an order has a
 # cost of its own. With a joint cost alone, joint_replenishment_optimum draws the line itself.
 _EXACT_ITEMS = 2
+# Demands whose probability is computed, at least, and the share that may be left out.
+_FEWEST, _LEFT_OUT = 64, 1e-12
 # Steps of the simulation and points of the grid on which a policy is looked at.
 _STEPS, _GRID = 100, 2000
 
@@ -41,8 +44,10 @@ def inventory_reference(env: Any, test: Test) -> Reference:
     Poisson demand, the optimum is known of a single item with any order cost whose breakpoints are
     integers, backlogged or (up to a lead time of 2) with lost sales; of up to three items with a
     joint fixed cost, and two with fixed costs for each item as well. More items with a joint cost
-    have bounds. Profit is income less cost: where all demand is sold in the end the income is what
-    it is, and a sale that is lost costs its price on top of p.
+    have bounds. Where the discounted return counts, it is known of up to two items with a joint
+    cost and demand that has a probability mass function, from an empty system. Profit is income
+    less cost: where all demand is sold in the end the income is what it is, and a sale that is lost
+    costs its price on top of p.
 
     Args:
         env: the problem in its original form.
@@ -60,9 +65,31 @@ def inventory_reference(env: Any, test: Test) -> Reference:
         return Reference(None, None, cost, baselines, policy, paired=True, **known)
     # Beyond what the solvers search: no reason to refuse a training.
     with contextlib.suppress(ValueError):
-        if env.demand.poisson and env.suppliers is None and bool((env.holding_cost > 0).all()):
+        joint = env.ordering.only_fixed_cost and not env.lost_sales
+        if test.objective == "discounted":
+            if joint and env.num_items <= MAX_ITEMS and env.start == "empty":
+                return _discounted_reference(env, test.discount)
+        elif (
+            env.demand.poisson
+            and env.ordering.delays is None
+            and bool((env.holding_cost > 0).all())
+        ):
             return replace(_stationary_reference(env), objective="average")
     return Reference()
+
+
+def _discounted_reference(env: Any, discount: float) -> Reference:
+    """Return the optimum of one or two items with a joint cost, from an empty system."""
+    number = _FEWEST
+    while (pmf := env.demand.pmf(number)) is not None and pmf.sum(1).min() < 1 - _LEFT_OUT:
+        number *= 2
+    if pmf is None:
+        return Reference()
+    rows = (env.holding_cost, env.shortage_cost, env.procurement_cost)
+    h, p, c = (row.double().cpu().numpy() for row in rows)
+    found = discounted_optimum(pmf, h, p, c, env.fixed_cost, env.lead_time, discount)
+    known: dict[str, Any] = {"objective": "discounted", "discount": discount}
+    return Reference(found.cost / env.num_items, policy=found.policy, **known)
 
 
 def _stationary_reference(env: Any) -> Reference:

@@ -59,6 +59,8 @@ class SwitchedLQREnv(DifferentiableEnv):
         horizon: steps T in an episode.
         process_noise: standard deviation of the normal noise w, per coordinate.
         initial_range: episodes start from x uniform in [-range, range] / sqrt(n), per coordinate.
+        initial_seed: every reset has the same starts, drawn with NumPy's older generator,
+            ``numpy.random.seed`` of this number; ``None`` draws anew.
         observe_time: whether the observation holds the time.
         state_limit: the guard.
         others: ``batch_size``, ``device``, ``dtype`` and ``seed`` of :class:`DifferentiableEnv`.
@@ -94,6 +96,7 @@ class SwitchedLQREnv(DifferentiableEnv):
         horizon: int = 20,
         process_noise: float = 0.0,
         initial_range: float = 10.0,
+        initial_seed: int | None = None,
         observe_time: bool = True,
         state_limit: float = 100.0,
         **others: Any,
@@ -103,6 +106,8 @@ class SwitchedLQREnv(DifferentiableEnv):
         check_int("horizon", horizon, minimum=1)
         check_bool("observe_time", observe_time)
         check_float("initial_range", initial_range, minimum=0.0, strict=True)
+        if initial_seed is not None:
+            check_int("initial_seed", initial_seed, minimum=0)
         self._check_holdable(system, horizon, initial_range / n**0.5, state_limit)
         super().__init__(
             num_discrete=M,
@@ -117,6 +122,7 @@ class SwitchedLQREnv(DifferentiableEnv):
         )
         self.process_noise = check_float("process_noise", process_noise, minimum=0.0)
         self.initial_scale, self.state_limit = initial_range / n**0.5, float(state_limit)
+        self.initial_seed = initial_seed
         self.observe_time, self.cost_units = observe_time, float(n)
         place = {"dtype": self.float_dtype, "device": self.device}
         for name, size in {"state_limit": state_limit, "process_noise": process_noise}.items():
@@ -268,7 +274,12 @@ class SwitchedLQREnv(DifferentiableEnv):
 
     def initial_state(self) -> dict[str, Tensor]:
         """Draw each coordinate of x uniformly from [-range, range] / sqrt(n)."""
-        uniform = self._draw(torch.rand, self.state_spec["x"].shape)
+        shape = self.state_spec["x"].shape
+        if self.initial_seed is None:
+            uniform = self._draw(torch.rand, shape)
+        else:
+            drawn = np.random.RandomState(self.initial_seed).uniform(size=tuple(shape))
+            uniform = torch.as_tensor(drawn, dtype=self.float_dtype, device=self.device)
         return {"x": (2 * uniform - 1) * self.initial_scale}
 
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
