@@ -101,10 +101,17 @@ def test_the_preference_of_a_start_wears_off():
         facts = algorithm.begin(start)
         taken.append(facts["preferred_action"])
         assert preference.tolist() == [3.0 * (d == taken[-1]) for d in range(2)]
-        algorithm.anneal(0.5 * STARTED / UPDATES)
+        algorithm.anneal(0.375 * STARTED / UPDATES)
         assert torch.allclose(preference, torch.tensor([1.5 * (d == taken[-1]) for d in range(2)]))
-        algorithm.anneal(STARTED / UPDATES)
+        algorithm.anneal(0.75 * STARTED / UPDATES)
         assert not preference.any()
+        # It is a run in little; the run itself goes on with schedules of its own.
+        algorithm.anneal(STARTED / UPDATES)
+        assert (algorithm.cooled, algorithm.optimization.factor) == (1.0, 0.01)
+    algorithm.begin(None)
+    algorithm.anneal(STARTED / UPDATES)
+    assert algorithm.cooled < 0.5 < algorithm.optimization.factor
+    assert not preference.any()
     used = algorithm.last_batch["action", "discrete"].flatten().bincount(minlength=2)
     assert taken == [-1, *used.sort(descending=True, stable=True).indices.tolist()]
 

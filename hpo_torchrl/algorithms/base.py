@@ -66,8 +66,8 @@ class Algorithm(abc.ABC):
         """
         return 1, 0
 
-    def begin(self, start: int) -> Metrics | list[Metrics]:
-        """Begin a run in one of its :meth:`starts`; return what is worth logging of it."""
+    def begin(self, start: int | None) -> Metrics | list[Metrics]:
+        """Begin one of the :meth:`starts`, or the run itself; return what is worth logging."""
         return {}
 
     def iterate(self) -> Metrics | list[Metrics]:

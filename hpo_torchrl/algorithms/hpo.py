@@ -26,9 +26,9 @@ _STEPS, _FEW_ACTIONS = 20, 8
 # Weight of the past in the rewards' scale, where advantages are regressed in its unit: what a first
 # policy lost would for long be the unit of what a good one can still gain.
 _RECENT = 0.95
-# A start prefers one of the most used discrete actions by so many nats. Fewer updates than these
-# do not tell which start is best.
-_MOST_PREFERRED, _PREFERENCE, _SHORTEST_START = 2, 3.0, 30
+# A start prefers one of the most used discrete actions by so many nats, down to none in this share
+# of its updates. Fewer updates than these do not tell which start is best.
+_MOST_PREFERRED, _PREFERENCE, _WEARS_OFF, _SHORTEST_START = 2, 3.0, 0.75, 50
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -83,10 +83,10 @@ class HPO(GraphLearner, PassLearner):
             advantages of the best discrete action and the second.
         temperature_until: fraction of the run by which it is reached.
         start_fraction: fraction of the run after which the best of several starts goes on, where
-            all discrete actions are simulated; 0 has one start. The first start prefers no discrete
-            action, so that continuous actions are at first those that suit a random choice; the
-            others go on from the best before, and prefer one of the two most used discrete actions,
-            20 to 1 at first and ever less.
+            all discrete actions are simulated; 0 has one start. Each is a run in little, whose
+            schedules end with it. The first prefers no discrete action, so that continuous actions
+            are at first those that suit a random choice; the others go on from the best before, and
+            prefer one of the two most used discrete actions, 20 to 1 at first and ever less.
         learner: further arguments, of :class:`Learner`.
 
     Raises:
@@ -111,10 +111,11 @@ class HPO(GraphLearner, PassLearner):
     branch_fraction: float = setting(0.25, maximum=1.0, strict=True)
     temperature_final: float = setting(0.02, strict=True)
     temperature_until: float = setting(0.8, maximum=1.0, strict=True)
-    start_fraction: float = setting(0.1, maximum=1.0)
+    start_fraction: float = setting(0.2, maximum=1.0)
 
     cooled = 0.0  # share of the cooling that is over
-    # The preference that the present start began with, and the actions to prefer, in order.
+    # Whether this is a start; the preference that it began with; the actions to prefer, in order.
+    starting = False
     wish: Any = None
     most_used: Any = None
 
@@ -167,12 +168,14 @@ class HPO(GraphLearner, PassLearner):
         self.loss = self.build_loss(*names, "cross_term", **others)
 
     def anneal(self, progress: float) -> None:
-        """Anneal the temperature too, and the preference of a start."""
+        """Anneal the temperature too, and the preference of a start, which is a run in little."""
+        if self.starting:
+            progress = min(1.0, progress / self.start_fraction)
         super().anneal(progress)
         self.cooled = min(1.0, progress / self.temperature_until)
         if self.wish is not None:
             preference: Any = self.policy.network.preference
-            preference.copy_(self.wish * max(0.0, 1.0 - progress / self.start_fraction))
+            preference.copy_(self.wish * max(0.0, 1.0 - progress / _WEARS_OFF))
 
     def starts(self, num_updates: int) -> tuple[int, int]:
         """Return from how many starts a run may choose, and after how many updates it does."""
@@ -181,12 +184,16 @@ class HPO(GraphLearner, PassLearner):
             return 1, 0
         return 1 + min(self.env.num_discrete, _MOST_PREFERRED), updates
 
-    def begin(self, start: int) -> Metrics | list[Metrics]:
+    def begin(self, start: int | None) -> Metrics | list[Metrics]:
         """Prefer no discrete action at first, then one after another of the most used ones.
+
+        Args:
+            start: its number; ``None`` is the run itself, which prefers none.
 
         Returns:
             The action that is preferred, -1 for none.
         """
+        self.starting = start is not None
         preference: Any = self.policy.network.preference
         first = 0 if self.num_seeds is None else 1
         if start == 1:
@@ -196,7 +203,7 @@ class HPO(GraphLearner, PassLearner):
             self.most_used = used.sort(dim=-1, descending=True, stable=True).indices
         preferred = torch.full(preference.shape[:-1], -1, device=preference.device)
         self.wish = torch.zeros_like(preference)
-        if start > 0:
+        if start:
             preferred = self.most_used[..., start - 1]
             self.wish.scatter_(-1, preferred.unsqueeze(-1), _PREFERENCE)
         preference.copy_(self.wish)

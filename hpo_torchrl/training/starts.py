@@ -83,7 +83,7 @@ def choose_start(trainer: Trainer) -> bool:
     if failure is not None and None in best:
         raise failure
     _restore(trainer, [states for _, states, *_ in best])
-    algorithm.begin(0)
+    algorithm.begin(None)
     algorithm.collector.frames = frames
     for run, (_, _, rows, trainer.update) in zip(runs, best, strict=True):
         for row in rows:
