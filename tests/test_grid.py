@@ -16,7 +16,7 @@ import hpo_torchrl
 from hpo_torchrl import DifferentiableEnv, Evaluation, grid_optimum
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.diagnostics import split_gap, yardsticks
-from hpo_torchrl.diagnostics.quadrature import Noise, marginal_rule
+from hpo_torchrl.diagnostics.quadrature import Marginal, Noise
 from hpo_torchrl.modules import RulePolicy
 from hpo_torchrl.problems import InventoryEnv
 
@@ -231,13 +231,13 @@ def test_a_battery_and_the_parts_of_a_gap():
 
 def test_rules_of_noise():
     generator = np.random.default_rng(0)
-    nodes, weights = marginal_rule(generator.exponential(size=2**18), 12)
+    nodes, weights = Marginal(generator.exponential(size=2**18)).rule(12)
     assert weights @ nodes**3 == pytest.approx(6.0, rel=0.05)
-    nodes, weights = marginal_rule(3.0 + 0.5 * generator.standard_normal(2**18), 9)
+    nodes, weights = Marginal(3.0 + 0.5 * generator.standard_normal(2**18)).rule(9)
     assert (weights @ nodes, weights @ (nodes - 3.0) ** 2) == pytest.approx((3.0, 0.25), abs=1e-9)
-    nodes, weights = marginal_rule(generator.uniform(-1.0, 1.0, 2**18), 9)
+    nodes, weights = Marginal(generator.uniform(-1.0, 1.0, 2**18)).rule(9)
     assert (weights @ nodes, weights @ nodes**2) == pytest.approx((0.0, 1 / 3), abs=1e-9)
-    nodes, weights = marginal_rule(generator.choice([-1.0, 1.0], 2**18), 9)
+    nodes, weights = Marginal(generator.choice([-1.0, 1.0], 2**18)).rule(9)
     assert (nodes.tolist(), weights.tolist()) == ([-1.0, 1.0], [0.5, 0.5])
 
     class Three(Linear):
@@ -248,7 +248,8 @@ def test_rules_of_noise():
     calm = torch.zeros(64, dtype=torch.bool)
     x = torch.randn(64, 1)
     steps = lambda noise: (x + noise[:, 1:2], 5 * noise[:, 0] + noise[:, 2].relu(), calm)  # noqa: E731
-    noise = Noise(env, steps, 64)
+    noise = Noise(env)
+    noise.examine(steps, 64)
     # The first coordinate only pays, and linearly.
     assert (noise.moving, noise.paying) == ([1], [2])
     rule = noise.rule(5)
