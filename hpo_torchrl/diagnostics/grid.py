@@ -271,14 +271,14 @@ def _bellman_errors(solver: Solver, run: Run, weights: Tensor) -> tuple[float, T
     """
     core, space, generator = solver.core, solver.space, np.random.default_rng(1)
     times = torch.arange(len(weights)).split(1 if solver.tables else len(weights))
-    count = max(_CHECKS // (_PARTS * len(times)), 64)
+    count = max(_CHECKS // (2 * _PARTS * len(times)), 32)
     sums, deviation = torch.zeros(_PARTS, dtype=torch.float64), 0.0
     for time_, part in itertools.product(times, range(_PARTS)):
         now, own = int(time_[0]), slice(part, None, _PARTS)
         share = weights[time_, None] * run.alive[time_, own]
         if not share.any():
             continue
-        pick = torch.multinomial(share.flatten(), count, True, generator=core.generator)
+        pick = torch.multinomial(share.flatten(), count, True, generator=core.generator).repeat(2)
         states, choice, u = (x[time_, own].flatten(0, 1)[pick] for x in run[:3])
         noise = core.noise.points(count, generator)
         after, reward, over = core.step(states, choice, u, noise, now if core.timed else 0)
@@ -291,7 +291,7 @@ def _bellman_errors(solver: Solver, run: Run, weights: Tensor) -> tuple[float, T
         mass = float(share.sum() / share.shape[1])
         sums[part] += mass * error.mean()
         deviation += mass * float(error.std()) / _PARTS
-    drawn = deviation / core.noise.sampled**0.5 if core.noise.sampled else 0.0
+    drawn = deviation / len(core.noise.sample) ** 0.5 if core.noise.sampled else 0.0
     return float(sums.mean()), torch.tensor([float(sums.std()) / _PARTS**0.5, drawn])
 
 

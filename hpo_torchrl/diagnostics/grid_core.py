@@ -19,7 +19,7 @@ from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
 _CHOICES, _COORDINATES, _ALONG = 32, 3, {1: 15, 2: 6, 3: 4}
 # Candidates where there is no bound, in action scales.
 _GEOMETRIC = [0, 0.1, 0.3, 0.6, 1, 1.5, 2, 3, 6, 10]
-_INSTANCES, _STARTS, _RESETS, _PROBES = 256, 2**14, 2000, 512
+_INSTANCES, _STARTS, _RESETS, _PROBES = 256, 2**16, 2000, 512
 
 Act = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 

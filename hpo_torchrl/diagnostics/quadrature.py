@@ -47,6 +47,7 @@ class Noise:
         moving, paying: coordinates that move the state, and those that only pay, other than
             linearly; known after :meth:`examine`.
         steep: rules of coordinates in which outcomes jump.
+        sampled: whether the distribution of what matters is that of the draws.
 
     Raises:
         ValueError: the noise depends on the step of the episode.
@@ -66,13 +67,14 @@ class Noise:
                 states and actions, one of each for each of P noises.
             num: the number P.
         """
-        self.moving, self.paying, self.steep = [], [], {}
+        self.moving, self.paying, self.steep, self.sampled = [], [], {}, False
         self.step, generator = step, np.random.default_rng(0)
         self.base = self.sample[generator.integers(len(self.sample), size=num)]
         for j, marginal in enumerate(self.marginals):
             # Each state has draws of its own, in the same strata.
             x = marginal.quantile(_ladder(_STRATA, generator.random((_STRATA, num))))
             found = self._outcomes(j, x)
+            self.sampled |= marginal.sampled and bool(np.ptp(found, 0).any())
             after, reward, a, b = found[..., :-1], found[..., -1], len(x) // 4, -(len(x) // 4)
             if not np.isclose(after, after[:1], rtol=1e-5, atol=1e-7, equal_nan=True).all():
                 self.moving.append(j)
@@ -80,10 +82,13 @@ class Noise:
             slope = (reward[b] - reward[a]) / np.maximum(x[b] - x[a], 1e-30)
             bend = np.abs(reward - reward[a] - slope * (x - x[a]))
             least = 1e-5 * np.abs(reward).max(0) + 1e-3 * np.abs(slope).mean() * marginal.spread
-            if (bend > least).any():
+            # The mean of a discrete set is none of its values, and may be on either side of a jump.
+            discrete = marginal.known is not None and np.ptp(reward, 0).any()
+            if discrete or (bend > least).any():
                 self.paying.append(j)
         used = [*self.moving, *self.paying]
         self.dependent = bool(used) and _dependent(self.sample[:_TESTED, used].double().numpy())
+        self.sampled |= self.dependent
         for j in used:
             if self.marginals[j].known is None and (rule := self._steep(j)) is not None:
                 self.steep[j] = rule
@@ -147,27 +152,21 @@ class Noise:
         return np.concatenate([*found, []]), flat
 
     def points(self, count: int, generator: np.random.Generator) -> Tensor:
-        """Draw noise ``(count, *noise_shape)``, each coordinate once in each stratum (McKay, 1979).
+        """Draw noise ``(2 count, *noise_shape)``, the second half mirrored at the medians.
 
-        Unlike a rule it takes nothing about the dynamics for granted; noise whose coordinates
+        Each half has every coordinate once in each stratum (McKay, Beckman and Conover, 1979).
+        Unlike a rule this takes nothing about the dynamics for granted. Noise whose coordinates
         depend on each other is drawn from the sample.
         """
         if _dependent(self.sample[:_TESTED].double().numpy()):
-            found = self.sample[generator.integers(len(self.sample), size=count)]
+            found = self.sample[generator.integers(len(self.sample), size=2 * count)]
         else:
-            even = (
-                generator.permuted(np.tile(np.arange(count), (self.size, 1)), axis=1)
-                + generator.random((self.size, count))
-            ) / count
-            rows = [m.quantile(own) for m, own in zip(self.marginals, even, strict=True)]
+            strata = generator.permuted(np.tile(np.arange(count), (self.size, 1)), axis=1)
+            even = (strata + generator.random(strata.shape)) / count
+            pairs = zip(self.marginals, np.concatenate([even, 1 - even], 1), strict=True)
+            rows = [marginal.quantile(shares) for marginal, shares in pairs]
             found = torch.as_tensor(np.stack(rows, -1), dtype=self.dtype)
         return found.reshape(-1, *self.shape)
-
-    @property
-    def sampled(self) -> int | None:
-        """Number of draws that stand for the distribution, or ``None`` where that is recognised."""
-        used = (self.marginals[j] for j in [*self.moving, *self.paying])
-        return len(self.sample) if self.dependent or any(m.sampled for m in used) else None
 
     def rule(self, count: int) -> Rule:
         """Return a rule with about ``count`` nodes for each coordinate that matters.
@@ -253,7 +252,7 @@ class Marginal:
         values, counts = np.unique(self.sample, return_counts=True)
         if len(values) <= _VALUES:
             even = n / len(values)
-            self.sampled = np.abs(counts - even).max() >= 4 * even**0.5
+            self.sampled = bool(np.abs(counts - even).max() >= 4 * even**0.5)
             self.known = (
                 values,
                 counts / n if self.sampled else np.full(len(values), 1 / len(values)),
@@ -265,7 +264,7 @@ class Marginal:
         low, high = _round(self.sample[0], end), _round(self.sample[-1], end)
         for law in (norm(centre, deviation), uniform(low, high - low)):
             if kstest(some, law.cdf).pvalue > _RARE:
-                self.law, self.sampled = law, False
+                self.law, self.mean, self.sampled = law, float(law.mean()), False
                 break
 
     def quantile(self, share: np.ndarray) -> np.ndarray:

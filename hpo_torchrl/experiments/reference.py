@@ -83,11 +83,12 @@ class References:
         if lost and run.mean - min(costs.values()) > self.optimum.error + 3 * run.standard_error:
             doubt = f"the grid's policy ({run.mean:.4g}) is no optimum, it loses to the {lost}"
         if doubt is not None and self.kind == "grid":
-            warnings.warn(f"{doubt}; nothing is compared with it.", stacklevel=2)
+            warnings.warn(f"{doubt}: it is no more than an upper bound.", stacklevel=2)
         return Reference(
             optimal_cost=run.mean if doubt is None else None,
+            upper_bound=None if doubt is None else run.mean,
             baselines=costs,
-            policy=self.optimum.policy if doubt is None else None,
+            policy=self.optimum.policy,
             details={**details, "grid": self.optimum.facts},
             no_gap=doubt,
             **aim,
