@@ -32,7 +32,6 @@ class Rule(NamedTuple):
     weights: Tensor
 
 
-Step = Callable[[Tensor], tuple[Tensor, ...]]
 Nodes = tuple[np.ndarray, np.ndarray]
 
 
@@ -59,7 +58,7 @@ class Noise:
         columns = self.sample.double().numpy().T
         self.marginals = [Marginal(np.ascontiguousarray(column)) for column in columns]
 
-    def examine(self, step: Step, num: int) -> None:
+    def examine(self, step: Callable[[Tensor], tuple[Tensor, ...]], num: int) -> None:
         """Find which coordinates matter, and how.
 
         Args:
@@ -133,21 +132,17 @@ class Noise:
         moved = ((change > unit).any(-1)) * (change / spread).max(-1)  # (K - 1, P)
         flat, found = bool(((moved > 0).sum(0) <= _JUMPS).all()), []
         for k in np.argsort(-moved, 0)[:_JUMPS]:
-            rows = np.arange(len(k))
-            low, high = (side.astype(np.float64) for side in (x[k, rows], x[k + 1, rows]))
-            one, other, before = fine[k, rows], fine[k + 1, rows], moved[k, rows]
+            rows, before = np.arange(len(k)), moved[k, np.arange(len(k))]
             if not before.any():
                 break
+            sides, ends = (np.stack([y[k, rows], y[k + 1, rows]]) for y in (x, fine))
             for _ in range(_HALVINGS):
-                middle = torch.as_tensor((low + high) / 2, dtype=self.dtype).double().numpy()
+                middle = torch.as_tensor(sides.mean(0), dtype=self.dtype).double().numpy()
                 here = self._outcomes(j, middle[None])[0]
-                first, second = ((np.abs(here - end) / spread).max(-1) for end in (one, other))
-                up = second >= first
-                low, high = np.where(up, middle, low), np.where(up, high, middle)
-                one = np.where(up[:, None], here, one)
-                other = np.where(up[:, None], other, here)
-            sudden = (np.abs(other - one) / spread).max(-1) > 0.5 * before
-            found.append(high[(before > 0) & sudden])
+                like = (np.abs(here - ends) / spread).max(-1).argmin(0)
+                sides[like, rows], ends[like, rows] = middle, here
+            sudden = (np.abs(ends[1] - ends[0]) / spread).max(-1) > 0.5 * before
+            found.append(sides[1, (before > 0) & sudden])
             flat &= bool(sudden[before > 0].all())
         return np.concatenate([*found, []]), flat
 
@@ -175,33 +170,21 @@ class Noise:
         Gauss rules, or, if they are many or depend on each other, a fixed sample.
         """
         used = [*self.moving, *self.paying]
-        base = np.array([marginal.mean for marginal in self.marginals])
-        if not used:
-            nodes, weights = base[None], np.ones(1)
-        elif self.dependent or len(used) > _MOST_COORDINATES:
-            nodes = np.repeat(base[None], _POINTS, 0)
-            nodes[:, used] = self._points(used)
-            weights = np.full(_POINTS, 1 / _POINTS)
+        if self.dependent or len(used) > _MOST_COORDINATES:
+            drawn = self.points(_POINTS // 2, np.random.default_rng(0)).reshape(_POINTS, -1)
+            own, weights = drawn[:, used].double().numpy(), np.full(_POINTS, 1 / _POINTS)
         else:
-            least = min(count, _MOST_ALONG[len(used)])
+            least = min(count, _MOST_ALONG[max(len(used), 1)])
             rules = [self.steep.get(j) or self.marginals[j].rule(least) for j in used]
-            nodes = np.array([[*row] for row in itertools.product(*(nodes for nodes, _ in rules))])
+            own = np.array([[*row] for row in itertools.product(*(nodes for nodes, _ in rules))])
             weights = np.array([np.prod(row) for row in itertools.product(*(w for _, w in rules))])
-            nodes, own = np.repeat(base[None], len(weights), 0), nodes
-            nodes[:, used] = own
             keep = weights > 1e-7
-            nodes, weights = nodes[keep], weights[keep] / weights[keep].sum()
+            own, weights = own[keep], weights[keep] / weights[keep].sum()
+        means = np.array([[marginal.mean for marginal in self.marginals]])
+        nodes = means.repeat(len(weights), 0)
+        nodes[:, used] = own
         found = torch.as_tensor(nodes, dtype=self.dtype)
         return Rule(found.reshape(-1, *self.shape), torch.as_tensor(weights))
-
-    def _points(self, used: list[int]) -> np.ndarray:
-        """A fixed sample: draws as they are, or of each coordinate by itself, evenly spread."""
-        if self.dependent:
-            return self.sample[:_POINTS, used].double().numpy()
-        from scipy.stats import qmc  # slow to load
-
-        even = qmc.Sobol(len(used), seed=0).random(_POINTS)
-        return np.stack([self.marginals[j].quantile(even[:, k]) for k, j in enumerate(used)], -1)
 
 
 def draws(env: Any, count: int) -> Tensor:
