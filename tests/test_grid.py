@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
@@ -16,7 +17,8 @@ import hpo_torchrl
 from hpo_torchrl import DifferentiableEnv, Evaluation, grid_optimum
 from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.diagnostics import split_gap, yardsticks
-from hpo_torchrl.diagnostics.quadrature import Noise, marginal_rule
+from hpo_torchrl.diagnostics.quadrature import Marginal, Noise
+from hpo_torchrl.experiments import reference as references
 from hpo_torchrl.modules import RulePolicy
 from hpo_torchrl.problems import InventoryEnv
 
@@ -171,6 +173,74 @@ def test_an_inventory_has_its_exact_optimum():
     assert abs(found.simulated - exact) < 4 * found.simulated_error + 2e-3 * exact
 
 
+class Fire(Small):
+    """A fire of chance p a day burns 1 / p, or exp(-u) of that beside guards at a cost of 0.2 u.
+
+    The wind is no matter, unless the damage is paid a day later: it is the state then. Instead of
+    the damage, guards may reduce the chance, so that the coin depends on the action.
+    """
+
+    COST = 0.2 * (1 + np.log(5.0))
+
+    def __init__(self, p, later=False, rarer=False, **others):
+        self.p, self.later, self.rarer = p, later, rarer
+        known = {"continuous_bounds": (0.0, 4.0), "noise_shape": (2,)}
+        super().__init__({"wind": (1,)}, 1, **known, **others)
+
+    def dynamics(self, state, action, noise):
+        guards = action["discrete"].unsqueeze(-1) * action["continuous"]
+        left, wind = torch.exp(-guards), 0.5 * state["wind"] + 0.1 * noise[..., :1]
+        fire = noise[..., 1:] < self.p * (left if self.rarer else 1.0)
+        damage = fire / self.p * (1.0 if self.rarer else left)
+        paid = state["wind"] if self.later else damage
+        return {"wind": damage if self.later else wind}, -(0.2 * guards + paid).squeeze(-1)
+
+    def initial_state(self):
+        return {"wind": torch.rand(*self.batch_size, 1, generator=self.rng)}
+
+    def draw_noise(self, num_steps, state):
+        shape = (*self.batch_size, num_steps, 1)
+        wind = torch.randn(shape, generator=self.rng)
+        return torch.cat([wind, torch.rand(shape, generator=self.rng)], -1)
+
+
+@pytest.mark.parametrize(
+    ("p", "how", "most"),
+    [
+        (0.2, {}, 1e-3),
+        (0.003, {}, 2e-3),
+        (0.2, {"later": True}, 1e-3),
+        (0.04, {"later": True}, 1e-3),
+        (0.003, {"later": True}, 2e-3),
+        (0.0008, {"later": True}, 0.1),
+        (0.2, {"rarer": True}, 0.1),
+    ],
+)
+def test_no_event_is_too_rare_and_the_error_covers_what_the_rule_misses(p, how, most):
+    found = grid_optimum(Fire(p, **how), seconds=600.0)
+    assert abs(found.cost - Fire.COST) <= found.error < most
+    assert abs(found.simulated - Fire.COST) < 0.02 + 4 * found.simulated_error
+    assert (found.doubt is None) == (found.error <= 0.03 * found.cost)
+
+
+class Fall(Small):
+    """Where it starts is all that is random: x ~ N(0, 1) of another seed costs x at each step."""
+
+    def __init__(self, **others):
+        super().__init__({"x": (1,)}, 1, horizon=2, continuous_bounds=(0.0, 1.0), **others)
+
+    def dynamics(self, state, action, noise):
+        return state, -(3.0 + state["x"] + action["continuous"]).squeeze(-1)
+
+    def initial_state(self):
+        return {"x": torch.randn(*self.batch_size, 1, generator=self.rng)}
+
+
+def test_the_error_counts_that_the_starts_are_drawn():
+    found = grid_optimum(Fall(), objective="return")
+    assert abs(found.cost - 3.0) < found.error == pytest.approx(2 / 2**8, rel=0.2)
+
+
 class Battery(Small):
     """A store of energy on a wandering price."""
 
@@ -191,6 +261,15 @@ class Battery(Small):
         shape, spread = (*self.batch_size, 1), 8 / (1 - 0.81) ** 0.5
         charge = 4 * torch.rand(shape, generator=self.rng)
         return {"charge": charge, "price": 50 + spread * torch.randn(shape, generator=self.rng)}
+
+
+class Dear(RulePolicy):
+    """All of u, all the time."""
+
+    in_keys = ("level",)
+
+    def decide(self, level):
+        return torch.ones_like(level[..., 0], dtype=torch.int64), torch.ones_like(level)
 
 
 class Changed(RulePolicy):
@@ -231,13 +310,13 @@ def test_a_battery_and_the_parts_of_a_gap():
 
 def test_rules_of_noise():
     generator = np.random.default_rng(0)
-    nodes, weights = marginal_rule(generator.exponential(size=2**18), 12)
+    nodes, weights = Marginal(generator.exponential(size=2**18)).rule(12)
     assert weights @ nodes**3 == pytest.approx(6.0, rel=0.05)
-    nodes, weights = marginal_rule(3.0 + 0.5 * generator.standard_normal(2**18), 9)
+    nodes, weights = Marginal(3.0 + 0.5 * generator.standard_normal(2**18)).rule(9)
     assert (weights @ nodes, weights @ (nodes - 3.0) ** 2) == pytest.approx((3.0, 0.25), abs=1e-9)
-    nodes, weights = marginal_rule(generator.uniform(-1.0, 1.0, 2**18), 9)
+    nodes, weights = Marginal(generator.uniform(-1.0, 1.0, 2**18)).rule(9)
     assert (weights @ nodes, weights @ nodes**2) == pytest.approx((0.0, 1 / 3), abs=1e-9)
-    nodes, weights = marginal_rule(generator.choice([-1.0, 1.0], 2**18), 9)
+    nodes, weights = Marginal(generator.choice([-1.0, 1.0], 2**18)).rule(9)
     assert (nodes.tolist(), weights.tolist()) == ([-1.0, 1.0], [0.5, 0.5])
 
     class Three(Linear):
@@ -248,7 +327,8 @@ def test_rules_of_noise():
     calm = torch.zeros(64, dtype=torch.bool)
     x = torch.randn(64, 1)
     steps = lambda noise: (x + noise[:, 1:2], 5 * noise[:, 0] + noise[:, 2].relu(), calm)  # noqa: E731
-    noise = Noise(env, steps, 64)
+    noise = Noise(env)
+    noise.examine(steps, 64)
     # The first coordinate only pays, and linearly.
     assert (noise.moving, noise.paying) == ([1], [2])
     rule = noise.rule(5)
@@ -290,6 +370,22 @@ def test_a_run_is_compared_with_what_there_is(tmp_path, undrawn):
     assert json.loads((tmp_path / "auto" / "summary.json").read_text())["loses_to"].startswith(
         "best"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(lambda o: {"error": 0.1}, "may be off"), (lambda o: {"policy": Dear()}, "loses to the best")],
+)
+def test_an_optimum_in_doubt_is_an_upper_bound_and_no_gap(monkeypatch, change, words):
+    known = grid_optimum(Tank(batch_size=32), seconds=0.1)
+    doubtful = dataclasses.replace(known, **{"error": 1e-4, **change(known)})
+    monkeypatch.setattr(references, "grid_optimum", lambda *_, **__: doubtful)
+    test = Evaluation(Tank(batch_size=32), num_steps=60, skip=20, seed=0)
+    with pytest.warns(UserWarning, match=words):
+        found = references.References("grid", shown=False).of(test)
+    assert words in found.no_gap
+    assert found.gaps(1.0, test)["gap"] is None
+    assert found.upper_bound == test.run(doubtful.policy).mean
 
 
 def test_a_rule_that_is_hardly_better_is_no_loss():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -14,7 +16,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from hpo_torchrl.core.checks import check_choice, check_float
 from hpo_torchrl.core.objective import OBJECTIVES
 from hpo_torchrl.core.reference import Test
-from hpo_torchrl.diagnostics.grid_core import Core
+from hpo_torchrl.diagnostics.grid_core import Core, Run
 from hpo_torchrl.diagnostics.grid_solver import Solver
 from hpo_torchrl.diagnostics.grid_space import Space
 
@@ -29,6 +31,9 @@ _LEVELS = {
 _RANGES, _BEYOND = 8, 1e-3
 # Passes of a solution, steps of a simulation, and those of them before it counts.
 _PASSES, _STEPS, _SKIP = 30, 200, 50
+# Draws of a policy's steps that check its values, in so many independent parts.
+_CHECKS, _PARTS = 2**20, 8
+_TRUSTED = 0.03  # relative error beyond which nothing should be compared with a solution
 _STATES = 4000  # states in which a policy is looked at
 _SEEN = 10_000  # states of a simulation that say what is discrete
 
@@ -39,8 +44,10 @@ class GridOptimum:
 
     Attributes:
         cost: cost of the optimum, by interpolation on the grid.
-        error: how far off that may be: the difference to the coarser grid, or to the simulation,
-            less three of its standard errors, if that is more.
+        error: how far off that may be: the most of the difference to the coarser grid, to what the
+            policy costs by the Bellman errors of the values under noise of its own (twice if it
+            costs less: the optimum then costs still less), and to the simulation, less three
+            standard errors; and two standard errors of what rests on draws.
         simulated: what the policy costs in a simulation.
         simulated_error: the standard error of that.
         policy: the optimal policy; it reads the entries of the state.
@@ -56,6 +63,16 @@ class GridOptimum:
     levels: list[tuple[int, float]]
     seconds: float
     solver: Solver = field(repr=False)
+
+    @property
+    def doubt(self) -> str | None:
+        """Say why nothing should be compared with it, if its error is large."""
+        if self.error <= _TRUSTED * abs(self.cost):
+            return None
+        return (
+            f"the grid's optimum ({self.cost:.4g}) may be off by {self.error:.2g}; "
+            f"in a simulation its policy costs {self.simulated:.4g}"
+        )
 
     @property
     def facts(self) -> dict[str, float]:
@@ -172,24 +189,28 @@ def grid_optimum(
         if len(levels) > 1 and time.monotonic() > deadline:
             break
     again, steps = objective == "average", core.horizon or _STEPS
-    _, rewards = core.simulate(solver.act, 2 * _STEPS if again else steps, 1024, again)
-    weights = gamma ** torch.arange(len(rewards), dtype=torch.float64)
+    run = core.simulate(solver.act, 2 * _STEPS if again else steps, 1024, again)
+    weights = gamma ** torch.arange(len(run.rewards), dtype=torch.float64)
     weights[: _SKIP if again else 0] = 0.0
-    run = -(weights @ rewards)
     # Of episodes that end by themselves the sum counts, else the (weighted) average of a step.
     own = objective == "return" and core.horizon is None
     periods = 1.0 if own else float(weights.sum())
-    run, unit = run / periods, core.env.cost_units
-    if objective == "discounted" and core.horizon is None:
-        periods = 1 / (1 - gamma)
-    unit = unit if again else unit * periods
-    cost, between = guesses[-1] / unit, abs(guesses[-1] - guesses[-2]) / unit
-    simulated = float(run.mean()) / core.env.cost_units
-    chance = float(run.std()) / len(run) ** 0.5 / core.env.cost_units
+    endless = objective == "discounted" and core.horizon is None
+    whole = 1.0 if again else 1 / (1 - gamma) if endless else periods  # of what the values sum up
+    units = core.env.cost_units
+    cost, between = (x / (units * whole) for x in (guesses[-1], abs(guesses[-1] - guesses[-2])))
+    costs = -(weights @ run.rewards) / (periods * units)
+    simulated, chance = float(costs.mean()), float(costs.std()) / len(costs) ** 0.5
+    off, risks = _bellman_errors(solver, run, weights)
+    off = levels[-1][1] / (units * whole) - off / (periods * units) - cost
+    risk = (risks / (periods * units)).square().sum()
+    if core.drawn and not again:
+        starts = solver.space.read(solver.value, core.initial) / (units * whole)
+        risk += starts.var() / len(starts)
     return GridOptimum(
         cost=cost,
-        # A policy that leaves the grid costs something else than the grid says.
-        error=max(between, abs(simulated - cost) - 3.0 * chance),
+        error=max(between, off, -2 * off, abs(simulated - cost) - 3 * chance)
+        + 2 * float(risk**0.5),
         simulated=simulated,
         simulated_error=chance,
         policy=solver.policy(),
@@ -220,7 +241,7 @@ def _coarse(
         space = Space(core.layout, visited, seen, points)
         solver = Solver(core, space, core.noise.rule(nodes), **how)
         solver.solve(_PASSES, tolerance, deadline)
-        runs = core.simulate(solver.act, steps if not again else _STEPS, 512, again)[0]
+        runs = core.simulate(solver.act, steps if not again else _STEPS, 512, again).states
         runs = runs.flatten(0, 1)
         runs = runs[runs.isfinite().all(-1)]
         settled = space.beyond(runs) < _BEYOND and not space.missing(runs).any()
@@ -230,6 +251,48 @@ def _coarse(
         visited = torch.cat([core.initial[:2048], runs, *([visited] if attempt >= 3 else [])])
         seen = torch.cat([seen, runs[:: max(1, len(runs) // _SEEN)]])
     return solver, visited, seen
+
+
+def _bellman_errors(solver: Solver, run: Run, weights: Tensor) -> tuple[float, Tensor]:
+    """Sum up the Bellman errors of the values where their policy goes, under noise of their own.
+
+    This is how much more the policy earns than the values say, whatever those are and however good
+    the quadrature that they are from (the performance difference lemma of Kakade and Langford,
+    2002; for the average, stationary states do the same).
+
+    Args:
+        solver: the solution.
+        run: its policy.
+        weights: what each step of that counts, ``(T,)``.
+
+    Returns:
+        The sum, and standard errors ``(2,)``: of the sum, and, where the distribution of the noise
+        is that of a sample, of that.
+    """
+    core, space, generator = solver.core, solver.space, np.random.default_rng(1)
+    times = torch.arange(len(weights)).split(1 if solver.tables else len(weights))
+    count = max(_CHECKS // (2 * _PARTS * len(times)), 32)
+    sums, deviation = torch.zeros(_PARTS, dtype=torch.float64), 0.0
+    for time_, part in itertools.product(times, range(_PARTS)):
+        now, own = int(time_[0]), slice(part, None, _PARTS)
+        share = weights[time_, None] * run.alive[time_, own]
+        if not share.any():
+            continue
+        pick = torch.multinomial(share.flatten(), count, True, generator=core.generator).repeat(2)
+        states, choice, u = (x[time_, own].flatten(0, 1)[pick] for x in run[:3])
+        noise = core.noise.points(count, generator)
+        after, reward, over = core.step(states, choice, u, noise, now if core.timed else 0)
+        value = solver.ahead_of(now)[0]
+        worth = space.read(value, after)
+        if over is not None:
+            worth = torch.where(over, solver.restart(value), worth)
+        before = solver.values[now] if solver.tables else value
+        error = reward + solver.discount * worth - space.read(before, states) - solver.gain
+        mass = float(share.sum() / share.shape[1])
+        sums[part] += mass * error.mean()
+        deviation += mass * float(error.std()) / _PARTS
+    drawn = deviation / len(core.noise.sample) ** 0.5 if core.noise.sampled else 0.0
+    return float(sums.mean()), torch.tensor([float(sums.std()) / _PARTS**0.5, drawn])
 
 
 def _extrapolated(levels: list[tuple[int, float]]) -> float:

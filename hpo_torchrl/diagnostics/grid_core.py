@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,23 @@ from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
 _CHOICES, _COORDINATES, _ALONG = 32, 3, {1: 15, 2: 6, 3: 4}
 # Candidates where there is no bound, in action scales.
 _GEOMETRIC = [0, 0.1, 0.3, 0.6, 1, 1.5, 2, 3, 6, 10]
-_INSTANCES, _STARTS, _RESETS, _PROBES = 256, 2**14, 2000, 512
+_INSTANCES, _STARTS, _RESETS, _PROBES = 256, 2**16, 2000, 512
 
 Act = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+
+class Run(NamedTuple):
+    """A simulation of T steps of S instances.
+
+    States ``(T, S, C)``, choices ``(T, S)`` and u ``(T, S, n)`` in them, rewards ``(T, S)``, and
+    whether the episode was not over yet, ``(T, S)``.
+    """
+
+    states: Tensor
+    choice: Tensor
+    u: Tensor
+    rewards: Tensor
+    alive: Tensor
 
 
 class Core:
@@ -45,9 +59,11 @@ class Core:
         self.dtype, self.ndim = env.float_dtype, len(env.batch_size)
         self.horizon = env.horizon if env.counts_steps else None
         self._set_actions()
+        self.drawn = False  # whether the starts are a sample of many more
         self.initial = self._starts()
         self._check_instances()
-        self.noise = Noise(env, self._probe(), _PROBES)
+        self.noise = Noise(env)
+        self.noise.examine(self._probe(), _PROBES)
         self.idle = self._find_idle()
 
     # -- actions ---------------------------------------------------------------------------------
@@ -162,7 +178,8 @@ class Core:
             state = self.layout.flat(self.env.fresh_state(), self.ndim)
             found.append(state.reshape(-1, state.shape[-1]))
             if len(found) >= 2 and torch.equal(found[0], found[1]):
-                break  # always the same
+                return found[0]  # always the same
+        self.drawn = True
         return torch.cat(found)[:_STARTS]
 
     def _some(self, count: int) -> Tensor:
@@ -170,8 +187,10 @@ class Core:
         return self.initial[index]
 
     def _probe(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        """A step from fixed states and actions under given noise."""
-        states, (choice, u) = self._some(_PROBES), self.at_random(_PROBES)
+        """A step from fixed states, where it starts and farther on, and actions, by the noise."""
+        known, (choice, u) = self.explore(30), self.at_random(_PROBES)
+        pick = torch.randint(len(known), (_PROBES // 2,), generator=self.generator)
+        states = torch.cat([self._some(_PROBES - len(pick)), known[pick]])
 
         def step(noise: Tensor) -> tuple[Tensor, ...]:
             after, reward, over = self.step(states, choice, u, noise)
@@ -220,8 +239,8 @@ class Core:
 
     # -- simulations -----------------------------------------------------------------------------
 
-    def simulate(self, act: Act, steps: int, instances: int, again: bool) -> tuple[Tensor, Tensor]:
-        """Run a policy from the start: states ``(T, S, C)`` and rewards ``(T, S)``.
+    def simulate(self, act: Act, steps: int, instances: int, again: bool) -> Run:
+        """Run a policy from the start.
 
         Args:
             act: the policy, from states ``(P, C)`` and the step to choices ``(P,)`` and u.
@@ -229,26 +248,26 @@ class Core:
             instances: the number S.
             again: whether an instance that is over starts again; else it earns nothing more.
         """
-        now, visited, rewards = self._some(instances), [], []
+        now, found = self._some(instances), []
         alive = torch.ones(instances, dtype=torch.bool)
         for t in range(steps):
-            visited.append(now)
+            choice, u = act(now, t)
             pick = torch.randint(len(self.noise.sample), (instances,), generator=self.generator)
             noise = self.noise.sample[pick].reshape(-1, *self.env.noise_shape)
-            after, reward, over = self.step(now, *act(now, t), noise, t if self.timed else 0)
-            rewards.append(torch.where(alive, reward, 0.0))
+            after, reward, over = self.step(now, choice, u, noise, t if self.timed else 0)
+            found.append((now, choice, u, torch.where(alive, reward, 0.0), alive))
             if over is not None:
                 fresh = self._some(instances)
                 after = torch.where(over.unsqueeze(-1), fresh, after)
                 alive = alive if again else alive & ~over
             now = after
-        return torch.stack(visited), torch.stack(rewards)
+        return Run(*(torch.stack(parts) for parts in zip(*found, strict=True)))
 
     def explore(self, steps: int) -> Tensor:
         """Return states that random actions visit, without the farthest, ``(V, C)``."""
         act = lambda states, t: self.at_random(len(states))  # noqa: E731
-        visited, _ = self.simulate(act, min(steps, self.horizon or steps), _INSTANCES, True)
-        known = visited.flatten(0, 1)
+        run = self.simulate(act, min(steps, self.horizon or steps), _INSTANCES, True)
+        known = run.states.flatten(0, 1)
         known = known[known.isfinite().all(-1)]
         low, high = (torch.quantile(known[::7], q, 0) for q in (0.01, 0.99))
         width = (high - low).clamp_min(1e-6)

@@ -82,6 +82,10 @@ class Solver:
         apart = near.amax(1) - near.amin(1) > self.core.spacing
         return torch.where(apart, nearest, (near * shares).sum(1))
 
+    def restart(self, value: Tensor) -> Tensor:
+        """Return what the end of an episode is worth: a new one, if there is no last one."""
+        return self.begin @ value if self.average else torch.zeros((), dtype=torch.float64)
+
     # -- one step ahead --------------------------------------------------------------------------
 
     def ahead(
@@ -89,7 +93,7 @@ class Solver:
     ) -> Tensor:
         """Return the expected reward and value after, ``(P,)``, of actions in states ``(P, C)``."""
         count, found = max(1, _CHUNK // len(self.rule.weights)), []
-        restart = self.begin @ value if self.average else torch.zeros((), dtype=torch.float64)
+        restart = self.restart(value)
         for at in range(0, len(coordinates), count):
             part = slice(at, at + count)
             after, reward, over = self.core.expand(
