@@ -95,11 +95,9 @@ def test_noise_of_the_estimates_is_averaged_out():
     clean = clean - clean.mean(-1, keepdim=True)
     noise = torch.randn_like(clean)
     noise = noise - noise.mean(-1, keepdim=True)
-    own = 0.3 * (policy.discrete_logits(batch).detach() - policy.network.preference)
-    size = (own - own.mean(-1, keepdim=True)).square().sum(-1, keepdim=True)
-    used = batch["branched"] / (1 + size / (10 * size[batch["branched"]].median()))
+    used = batch["branched"].expand_as(clean)
     # Not correlated with the advantages, so that either sign has the same variance.
-    noise = noise - clean * (used * noise * clean).sum() / (used * clean.square()).sum()
+    noise = noise - clean * (noise * clean)[used].sum() / clean[used].square().sum()
     found = []
     for value in (clean, clean + 3.0 * noise, clean - 3.0 * noise):
         found.append(regression(policy, batch.clone().set("action_value", value))[1])

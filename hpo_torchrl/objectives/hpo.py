@@ -24,9 +24,6 @@ _NO_GRADIENT = (
     "detached data, ask for no pathwise term: HPOLoss(..., pathwise=False, cross_term=False)."
 )
 
-# Square of advantages, in medians of it, at which the weight of a state has fallen to a half.
-_FAR_MORE = 10.0
-
 # Where a hybrid policy of a HybridNetwork holds temperature and preference.
 _NETWORK = ("module", "0", "network")
 
@@ -225,8 +222,7 @@ class HPOLoss(HybridLossModule):
         the advantages :math:`\tau (\log \pi_\theta(d | s) - b_d)` less their mean over the discrete
         actions. They are regressed on estimates of Q less theirs, at the steps where ``"branched"``
         is true, in units of the variance of the latter: noise of the estimates is averaged out
-        before anything is decided. Where little is at stake an error counts more, see
-        :meth:`_weight`. The policy is the softmax of its own advantages (soft policy
+        before anything is decided. The policy is the softmax of its own advantages (soft policy
         iteration; Haarnoja et al. 2018, arXiv 1801.01290), times exp(b), and deterministic as the
         temperature goes to 0.
 
@@ -243,25 +239,11 @@ class HPOLoss(HybridLossModule):
             value = value.masked_fill(~allowed, 0.0)
             return torch.where(allowed, value - value.sum(-1, keepdim=True) / number, 0.0)
 
-        own, aim = centered(self._own_advantages(logits)), centered(aim)
-        branched = self.entry(data, keys.branched, (1,), torch.bool).squeeze(-1)
-        used = branched * self._weight(own.detach().square().sum(-1), branched)
-        error = (own - aim).square().sum(-1)
+        aim = centered(aim)
+        error = (centered(self._own_advantages(logits)) - aim).square().sum(-1)
+        used = self.entry(data, keys.branched, (1,), torch.bool).squeeze(-1).to(error.dtype)
         unit = self.mean(aim.square().sum(-1) * used, data)
         return -error * used / unsqueeze_like(unit.clamp_min(1e-12), error)
-
-    def _weight(self, size: Tensor, branched: Tensor) -> Tensor:
-        """Return the weight of each state, ``(*B, T)``, by the square of its advantages.
-
-        Where far more is at stake than in most states an error counts relative to that: else a few
-        of these states, far from where the policy will go, would take all of the net's precision.
-        The advantages are the net's own, a function of the state, so that the mean of the
-        estimates, rare ones too, stays what is learned.
-        """
-        rows = size.where(branched, torch.nan)
-        usual = _FAR_MORE * rows.flatten(0 if self.num_seeds is None else 1).nanmedian(-1).values
-        usual = unsqueeze_like(usual.nan_to_num(0.0).clamp_min(1e-30), size)
-        return usual / (usual + size)
 
     def _own_advantages(self, logits: Tensor) -> Tensor:
         """Return the advantages that logits ``(*B, T, M)`` stand for, but for a constant."""
