@@ -323,6 +323,9 @@ def test_rules_of_noise():
         def __init__(self):
             super().__init__(noise_shape=(3,))
 
+        def dynamics(self, state, action, noise):
+            return super().dynamics(state, action, noise[..., :1])
+
     env = Three()
     calm = torch.zeros(64, dtype=torch.bool)
     x = torch.randn(64, 1)

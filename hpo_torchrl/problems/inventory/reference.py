@@ -66,7 +66,7 @@ def inventory_reference(env: Any, test: Test) -> Reference:
     # Beyond what the solvers search: no reason to refuse a training.
     with contextlib.suppress(ValueError):
         joint = env.ordering.only_fixed_cost and not env.lost_sales
-        if test.objective == "discounted":
+        if getattr(test, "objective", None) == "discounted":
             if joint and env.num_items <= MAX_ITEMS and env.start == "empty":
                 return _discounted_reference(env, test.discount)
         elif (
