@@ -8,6 +8,7 @@ from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import compose_config
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory.demand import NegativeBinomial, Normal
+from hpo_torchrl.problems.inventory.optima.discounted import discounted_optimum
 from hpo_torchrl.problems.inventory.optima.items import Items
 from hpo_torchrl.problems.inventory.optima.joint_replenishment import (
     joint_replenishment_lower_bound,
@@ -98,6 +99,15 @@ def test_moments_of_demand():
         for deviation in (1.0, None)
     )
     assert (wide.std().item(), usual.std().item()) == pytest.approx((1.0, 3.0), rel=0.02)
+
+
+def test_what_has_no_discounted_optimum_is_named():
+    pmf, ones = np.ones((3, 1)), np.ones(3)
+    for rows, discount, message in ((3, 0.9, "at most 2 items"), (2, 1.0, r"must be in \[0, 1\)")):
+        with pytest.raises(ValueError, match=message):
+            discounted_optimum(pmf[:rows], ones, ones, ones, 1.0, 0, discount)
+    with pytest.raises(ValueError, match="above 1 / sqrt"):
+        InventoryEnv(demand=NegativeBinomial(4.0, 0.5))
 
 
 def test_bad_seeds_are_named():

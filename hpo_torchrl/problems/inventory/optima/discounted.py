@@ -59,8 +59,11 @@ def discounted_optimum(
         bound likewise.
 
     Raises:
-        ValueError: there are more than two items, or the grid would be too large.
+        ValueError: the discount is not below 1, there are more than two items, or the grid would be
+            too large.
     """
+    if not 0.0 <= discount < 1.0:
+        raise ValueError(f"discount must be in [0, 1), got {discount}.")
     n = len(pmf)
     if n > MAX_ITEMS:
         raise ValueError(f"discounted_optimum takes at most {MAX_ITEMS} items, got {n}.")
