@@ -23,9 +23,6 @@ from hpo_torchrl.core.objective import FEW_DIMENSIONS
 
 # Steps of a branch, and discrete actions up to which all are simulated.
 _STEPS, _FEW_ACTIONS = 20, 8
-# Weight of the past in the rewards' scale, where advantages are regressed in its unit: what a first
-# policy lost would for long be the unit of what a good one can still gain.
-_RECENT = 0.95
 # A start prefers one of the most used discrete actions by so many nats, down to none in this share
 # of its updates. Fewer updates than these do not tell which start is best.
 _MOST_PREFERRED, _PREFERENCE, _WEARS_OFF, _SHORTEST_START = 2, 3.0, 0.75, 50
@@ -124,8 +121,6 @@ class HPO(GraphLearner, PassLearner):
         own = getattr(self.policy.network, "action_scale", None)
         scale = getattr(self.env, "action_scale", 1.0) if own is None else own
         self.action_scale: Any = scale
-        if self.branches:
-            self.scaler.decay = _RECENT
         if self.branches and "discrete" in self.optimization.groups:
             for group in self.optimization.param_groups("discrete"):
                 group["lr_multiplier"] = 1.0
