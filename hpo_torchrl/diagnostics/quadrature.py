@@ -45,6 +45,7 @@ class Noise:
         sample: draws, ``(D, noise size)``.
         moving, paying: coordinates that move the state, and those that only pay, other than
             linearly; known after :meth:`examine`.
+        tied: whether any coordinates depend on each other.
         steep: rules of coordinates in which outcomes jump.
         sampled: whether the distribution of what matters is that of the draws.
 
@@ -57,6 +58,7 @@ class Noise:
         self.sample, self.dtype = draws(env, _DRAWS), env.float_dtype
         columns = self.sample.double().numpy().T
         self.marginals = [Marginal(np.ascontiguousarray(column)) for column in columns]
+        self.tied = _dependent(columns.T[:_TESTED])
 
     def examine(self, step: Callable[[Tensor], tuple[Tensor, ...]], num: int) -> None:
         """Find which coordinates matter, and how.
@@ -153,7 +155,7 @@ class Noise:
         Unlike a rule this takes nothing about the dynamics for granted. Noise whose coordinates
         depend on each other is drawn from the sample.
         """
-        if _dependent(self.sample[:_TESTED].double().numpy()):
+        if self.tied:
             found = self.sample[generator.integers(len(self.sample), size=2 * count)]
         else:
             strata = generator.permuted(np.tile(np.arange(count), (self.size, 1)), axis=1)

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import nbinom, poisson
 from torch import Tensor
 from typing_extensions import Self
 
@@ -161,6 +160,8 @@ class Poisson(Demand, name="poisson"):
 
     def pmf(self, number: int) -> NDArray[np.float64]:
         """Return the probabilities of 0, ..., ``number - 1`` units."""
+        from scipy.stats import poisson  # slow to load
+
         return poisson.pmf(np.arange(number), self.mean.double().cpu().numpy()[:, None])
 
     def draw(self, num_steps: int, state: State, env: DifferentiableEnv) -> Tensor:
@@ -221,7 +222,6 @@ class NegativeBinomial(Demand, name="negative_binomial"):
         ValueError: an item's demand varies no more than Poisson demand, once bound.
     """
 
-    variation: Tensor
     shape: Tensor
 
     def __init__(
@@ -234,18 +234,20 @@ class NegativeBinomial(Demand, name="negative_binomial"):
         """Return a copy for an environment; see :class:`Demand`."""
         bound = super().bind(num_items, horizon, batch_size, **place)
         name = "demand.variation"
-        bound.variation = per_item(name, self.given_variation, num_items, strict=True, **place)
-        excess = (bound.variation * bound.mean).square() - bound.mean
+        variation = per_item(name, self.given_variation, num_items, strict=True, **place)
+        excess = (variation * bound.mean).square() - bound.mean
         if not bool((excess > 0).all()):
             raise ValueError(
                 f"{name} must be above 1 / sqrt(mean), which is Poisson demand: above "
-                f"{bound.mean.rsqrt().tolist()}, got {bound.variation.tolist()}."
+                f"{bound.mean.rsqrt().tolist()}, got {variation.tolist()}."
             )
         bound.shape = bound.mean.square() / excess
         return bound
 
     def pmf(self, number: int) -> NDArray[np.float64]:
         """Return the probabilities of 0, ..., ``number - 1`` units."""
+        from scipy.stats import nbinom  # slow to load
+
         mean, k = (row.double().cpu().numpy()[:, None] for row in (self.mean, self.shape))
         return nbinom.pmf(np.arange(number), k, k / (k + mean))
 

@@ -199,7 +199,7 @@ class InventoryEnv(DifferentiableEnv):
             self.units = {"demand.mean": demand.given_mean}
         self.ordering, self.pieces, self.features = orders, pieces, orders.features
         self.breakpoints, self.gaps = orders.breakpoints, orders.gaps
-        self.cut_per_item, self.suppliers = orders.cut_per_item, orders.suppliers
+        self.cut_per_item = orders.cut_per_item
         self.holding_cost, self.shortage_cost = holding, shortage
         self.procurement_cost, self.fixed_cost = procurement, orders.fixed_cost
         self.lost_sales, self.cost_units, self.start = orders.lost_sales, float(n), initial_state

@@ -24,7 +24,6 @@ class Ordering:
         place: dtype and device.
 
     Attributes:
-        suppliers: the choice of supplier, if there is one.
         delays: the feature that decides when an order arrives, if there is one.
         lost_sales: whether unmet demand is lost.
         least: the smallest order that is accepted.
@@ -51,7 +50,6 @@ class Ordering:
         self.fixed_cost = float(sum(feature.fixed_cost for feature in features))
         self.lost_sales = any(isinstance(f, LostSales) for f in features)
         self.least = max((feature.minimum for feature in features), default=0.0)
-        self.suppliers = next((f for f in features if isinstance(f, Suppliers)), None)
         delaying = [feature for feature in features if feature.lead_times]
         if len(delaying) > 1:
             names = " and ".join(type(feature).__name__ for feature in delaying)
@@ -60,7 +58,10 @@ class Ordering:
         self.only_fixed_cost = {type(f) for f in features} <= {FixedCost, LostSales}
         jumping = [feature for feature in features if feature.breakpoints()]
         self.cut_per_item = num_items > 1 and not all(feature.joint for feature in jumping)
-        self.num_discrete = 1 if self.suppliers is None else len(self.suppliers.lead_times)
+        # Which supplier is a discrete action of its own.
+        self.num_discrete = next(
+            (len(f.lead_times) for f in features if isinstance(f, Suppliers)), 1
+        )
         self.pieces: ActionPieces | None = None
         self.simple = False
         if hybrid:

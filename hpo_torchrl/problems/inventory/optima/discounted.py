@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import toeplitz
 
 from hpo_torchrl.core.reference import Optimum
 from hpo_torchrl.problems.inventory.optima.items import Vector
@@ -171,8 +172,6 @@ def _before_the_first_arrival(
 
 def _falls(pmf: Vector, size: int) -> NDArray[np.float64]:
     """Return ``P(D = x - y)`` at row x, column y; what would fall below ends at the lowest."""
-    place = np.arange(size)
-    lost = place[:, None] - place
-    fall = np.where((lost >= 0) & (lost < pmf.size), pmf[np.clip(lost, 0, pmf.size - 1)], 0.0)
+    fall = toeplitz(np.pad(pmf[:size], (0, max(0, size - pmf.size))), np.zeros(size))
     fall[:, 0] += 1.0 - fall.sum(1)
     return fall
