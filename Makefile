@@ -6,12 +6,13 @@ INSTALLED := .venv/.installed
 # Options for the command, for example: make train ARGS="env.num_items=3 seed=1"
 ARGS ?=
 
-.PHONY: help train test figure suite bench faults mutants lint format clean
+.PHONY: help train test figure paper suite bench faults mutants lint format clean
 
 help:
 	@echo "make train    train HPO on the single-item inventory problem (ARGS=... overrides)"
 	@echo "make test     run the tests"
 	@echo "make figure   HPO against PPO by number of items: sweep, tables and figures (20 minutes)"
+	@echo "make paper    the paper's two tables, a part of them, with the paper's figures beside ours (40 minutes)"
 	@echo "make suite    small problems of many fields, each beside its optimum (40 minutes; ARGS=... for some)"
 	@echo "make bench    compare the speed with hand-written PyTorch (ARGS=... for sizes)"
 	@echo "make faults   kill runs, spoil files and numbers, give bad input: what is not noticed? (1 hour)"
@@ -34,6 +35,12 @@ test: $(INSTALLED)
 figure: $(INSTALLED)
 	$(BIN)/hpo-train --multirun experiment=inventory_sizes hydra/launcher=joblib hydra.launcher.n_jobs=2 $(ARGS)
 	$(BIN)/hpo-report runs/inventory_sizes
+
+# The full tables: the overrides that the files in configs/experiment show, and a day or two.
+paper: $(INSTALLED)
+	$(BIN)/hpo-train --multirun experiment=paper_inventory hydra/launcher=joblib hydra.launcher.n_jobs=2 $(ARGS)
+	$(BIN)/hpo-train --multirun experiment=paper_lqr hydra/launcher=joblib hydra.launcher.n_jobs=2 $(ARGS)
+	$(BIN)/hpo-report runs/paper_inventory runs/paper_lqr --output runs/paper
 
 suite: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suite $(ARGS)

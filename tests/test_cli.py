@@ -61,7 +61,9 @@ def test_train_leaves_a_complete_folder_that_evaluation_does_not_change(tmp_path
     assert (summary["env"], summary["algorithm"], summary["seed"]) == ("inventory", "hpo", 4)
     assert summary["optimal_cost"] == pytest.approx(37.0644, abs=1e-4)
     assert summary["test_cost"] == summary["long_run_cost"]
-    assert summary["env_steps"] == 3 * 8 * 5
+    assert summary["env_steps"] == 3 * 8 * (
+        5 + 2 * 20
+    )  # 2 discrete actions, simulated from 1 state
     shown = capsys.readouterr().out
     assert "optimal cost     37.0644" in shown
     assert str(run_dir) in shown

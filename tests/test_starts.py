@@ -152,7 +152,9 @@ def test_the_best_start_so_far_goes_on(tmp_path, monkeypatch, costs, errors, sec
     expected = [untrained, kept[0], kept[second], kept[best]]
     assert all(map(same, begun, expected))
     assert len(begun) == 4  # the last is the run itself
-    assert summary["env_steps"] == len(seen) * 8 * 5  # all of them are counted
+    assert summary["env_steps"] == len(seen) * 8 * (
+        5 + 2 * 3
+    )  # all of them are counted, also simulated ones
     rows = trainer.runs[0].folder.read_metrics()
     assert [row["update"] for row in rows] == list(range(1, UPDATES + 1))
     preferred = {row.get("preferred_action") for row in rows[:STARTED]}

@@ -464,7 +464,8 @@ def test_summary_has_the_documented_keys(tmp_path):
     assert set(f"{keys} env_steps updates wall_seconds".split()) <= set(summary)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert summary["gap"] == pytest.approx(summary["test_cost"] / 37.0 - 1)
-    assert (summary["env_steps"], summary["updates"]) == (80, 1)
+    simulated = 2 * 2 * 20  # both actions, from a quarter of the ten states
+    assert (summary["env_steps"], summary["updates"]) == (8 * (10 + simulated), 1)
     RunFolder(tmp_path).write_summary({"a": float("nan"), "b": 1.0})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"a": None, "b": 1.0}
 

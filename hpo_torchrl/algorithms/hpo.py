@@ -259,6 +259,8 @@ class HPO(GraphLearner, PassLearner):
         times = self.randomness.permutation(steps, data.device)[..., :chosen].sort(-1).values
         values = data["state_value"].new_zeros(*data.shape, number)
         branched = torch.zeros(*data.shape, 1, dtype=torch.bool, device=data.device)
+        # These are environment steps like any others.
+        self.collector.frames += chosen * number * self.branch_steps * data.shape[:-1].numel()
         seeds: list[Any] = [None] if self.num_seeds is None else [*range(self.num_seeds)]
         worlds = cycle([env] if self.num_seeds is None else env.members)
         for seed, world, (policy, critic) in zip(seeds, worlds, self.members(), strict=False):

@@ -27,7 +27,7 @@ class _BatchCollector:
     """The arguments, restarts and state that both collectors share.
 
     Attributes:
-        frames: environment steps so far.
+        frames: environment steps so far, to which an algorithm adds those that it simulates itself.
         carried: the running instances, in which the next batch starts; ``None`` before the first.
     """
 

@@ -11,6 +11,21 @@ from tensordict.nn import TensorDictModuleBase
 from hpo_torchrl.core.objective import OBJECTIVES, worded
 
 
+def excess(cost: Any, base: Any) -> Any:
+    """Return how far a cost is above another, relative to its size: negated profits are below 0.
+
+    Args:
+        cost: a number, or an array or table of them.
+        base: likewise; 0 is taken for the unit.
+
+    Examples:
+        >>> from hpo_torchrl.core.reference import excess
+        >>> excess(42.0, 40.0), excess(-38.0, -40.0), excess(3.0, 0.0)
+        (0.05, 0.05, 3.0)
+    """
+    return (cost - base) / (abs(base) + (base == 0))
+
+
 class Test(Protocol):
     """The part of a test that a problem may use: see :class:`~hpo_torchrl.training.Evaluation`."""
 
@@ -120,7 +135,7 @@ class Reference:
         if not self.baselines:
             return None
         name, least = min(self.baselines.items(), key=lambda item: item[1])
-        share = (cost - least) / (abs(least) or 1.0)
+        share = excess(cost, least)
         return f"{name} ({least:.4g}) by {share:.1%}".replace("%", " %") if share > 1e-3 else None
 
     def gaps(self, cost: float, test: Any, run: Any = None) -> dict[str, float | None]:
@@ -136,8 +151,4 @@ class Reference:
             "gap_to_lower_bound": fit.lower_bound,
             "gap_to_upper_bound": fit.upper_bound,
         }
-        # Relative to the size of the base: the negated cost of a profit is below 0.
-        return {
-            name: None if base is None else (cost - base) / (abs(base) or 1.0)
-            for name, base in known.items()
-        }
+        return {name: None if base is None else excess(cost, base) for name, base in known.items()}

@@ -28,10 +28,9 @@ from hpo_torchrl.experiments.reference import KINDS, References
 from hpo_torchrl.experiments.targets import check_keys
 from hpo_torchrl.training import Callback, Evaluation, RunFolder, Trainer
 from hpo_torchrl.training.checkpoint import check_same_run
+from hpo_torchrl.training.evaluation import validates_primary
 from hpo_torchrl.training.seed_run import SeedRun
 
-# What a validation may have otherwise and still be of the same problem.
-_SIZES = {"like", "batch_size", "num_steps", "skip", "seed"}
 Tests = Evaluation | Mapping[str, Evaluation] | None
 
 # Products of narrower layers are over before a second thread has woken up.
@@ -181,9 +180,7 @@ def make_trainer(
     compared = references.of(known[primary])
     if validation is not known[primary]:
         # It is mostly the same problem with other sizes.
-        own = config["evaluation"]["validation"]
-        same = own.get("like", primary) == primary and {*own} <= _SIZES
-        validated = references.of(validation, anew=not same)
+        validated = references.of(validation, anew=not validates_primary(config["evaluation"]))
     else:
         validated = None
     folder, members = RunFolder(run_dir), seeds or ()

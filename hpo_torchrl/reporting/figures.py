@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from hpo_torchrl.core.figures import BLUE, GREY, MODES, ORANGE, new_figure, save_figure
+from hpo_torchrl.core.figures import BLACK, BLUE, GREY, MODES, ORANGE, new_figure, save_figure
+from hpo_torchrl.core.reference import excess
+from hpo_torchrl.reporting.published import PUBLISHED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The learning curve of a run shows costs up to this many times the optimum.
-_HIGHEST = 5.0
 # Gaps in percent, and signal-to-noise ratios, below this are drawn here.
 _SMALLEST = 1e-2
 # So are larger values here: a gradient that hardly has noise has a ratio beyond any axis.
@@ -28,6 +28,9 @@ _WIDE = 20.0
 # No multiple of the number of colours, so that lines of the same colour differ.
 _STYLES = ("-", "--", ":")
 _MARKERS = ("o", "s", "^", "v", "D", "x")
+# What a figure calls an algorithm; others by their names.
+_NAMES = {"hpo": "HPO", "ppo": "PPO", "ddpg": "DDPG", "s_S": "best (s, S) or (Q, S) rule"}
+_NAMES |= {"R_S": "best (R, S) rule"}
 Labels = Mapping[str, str]
 Names = Sequence[str]
 
@@ -42,13 +45,16 @@ def plot_learning_curve(
     lower_bound: float | None = None,
     baselines: Mapping[str, float] | None = None,
 ) -> Path:
-    """Draw test cost against updates, with the optimum (or a lower bound) as a line.
+    """Draw how far the test cost is above the optimum (or a lower bound) against updates.
+
+    Where neither is known, or it is 0, the cost itself is drawn.
 
     Args:
         path: the PNG file to write.
         updates: numbers of updates.
         costs: test cost per unit and period after each.
-        errors: their standard errors: short tests are noisy, and may read below the optimum.
+        errors: their standard errors: short tests are noisy, and may read below the optimum. Two
+            of the last one are a line, below which gaps tell nothing.
         optimum: cost of the optimal policy.
         lower_bound: a cost that no policy can go below.
         baselines: costs of simple rules by name, drawn as lines.
@@ -56,25 +62,31 @@ def plot_learning_curve(
     Returns:
         The path.
     """
-    floor = optimum if optimum is not None else lower_bound
+    floor, named = (optimum, "optimum") if optimum is not None else (lower_bound, "lower bound")
     rows = pd.DataFrame({"update": updates, "cost": costs, "line": "short test"})
     spread = 2.0 * np.asarray(errors if errors is not None else math.nan)
     rows = rows.assign(cost_low=rows["cost"] - spread, cost_high=rows["cost"] + spread)
-    levels = {**(baselines or {}), "optimum" if floor is optimum else "lower bound": floor}
-    for name, cost in levels.items():
-        if cost is not None:
-            line = f"{name} {cost:.3f}"
-            rows = pd.concat([rows, rows.assign(line=line, cost=cost, cost_low=math.nan)])
+    levels = {name: cost for name, cost in (baselines or {}).items() if cost is not None}
     title = f": short test {costs[-1]:.2f}" if len(costs) else ""
     title += f" \u00b1 {errors[-1]:.2f}" if errors else ""
     figure, [[axes]] = new_figure(1)
-    axes.set(xlabel="updates", ylabel="cost per unit and period", title=f"Learning curve{title}")
-    _draw_lines(axes, rows, "update", "cost", ["short test"])
-    # The start is many times the optimum: a cut there keeps the end readable.
-    if floor is not None and rows["cost"].min() > 0:
-        top = min(1.1 * rows["cost"].max(), _HIGHEST * floor)
-        axes.set_ylim(floor * (floor / top) ** 0.1, top)
-        axes.yaxis.set_minor_formatter("{x:g}")
+    y, label = "cost", "cost per unit and period"
+    if floor:
+        # The start is many times the optimum: on a logarithm of the gap the end is readable too.
+        y, label = "gap", f"above the {named}, %"
+        ends = ["cost", "cost_low", "cost_high"]
+        rows[["gap", "gap_low", "gap_high"]] = excess(rows[ends], floor)
+        title += f", {named} {floor:.2f}"
+    for name, cost in levels.items():
+        level = excess(cost, floor) if floor else cost
+        line = {"line": f"{name} {cost:.3f}", y: level, f"{y}_low": math.nan}
+        rows = pd.concat([rows, rows[rows["line"] == "short test"].assign(**line)])
+    if floor and errors:
+        noise = {"line": "noise of a test", y: 2.0 * errors[-1] / abs(floor)}
+        noise |= {f"{y}_low": math.nan}
+        rows = pd.concat([rows, rows[rows["line"] == "short test"].assign(**noise)])
+    axes.set(xlabel="updates", ylabel=label, title=f"Learning curve{title}")
+    _draw_lines(axes, rows, "update", y, ["short test"])
     return _save(figure, path)
 
 
@@ -84,12 +96,12 @@ def plot_lines(path: Path, rows: pd.DataFrame, xs: Labels, ys: Labels, names: Na
     Args:
         path: the PNG file to write.
         rows: the columns ``title``, ``line``, those of ``xs``, and those of ``ys`` with their
-            intervals. An infinite end of an interval is above the panel, and a line ends where the
-            column itself is infinite.
+            intervals. An infinite end of an interval is above the panel; where the column itself
+            is infinite, a line ends and a cross is at the upper edge.
         xs: labels of the horizontal axes, by column.
         ys: labels of the vertical axes, by column.
         names: lines in the order of their colours, which figures share; others, of simple rules for
-            example, are grey.
+            example, are grey, and published ones black.
 
     Returns:
         The path.
@@ -98,7 +110,7 @@ def plot_lines(path: Path, rows: pd.DataFrame, xs: Labels, ys: Labels, names: Na
     figure, grid = new_figure(len(titles), len(pairs), share_x=False)
     for (title, members), panels in zip(titles, grid, strict=True):
         for axes, (x, y) in zip(panels, pairs, strict=True):
-            axes.set(xlabel=xs[x], ylabel=ys[y], title=title)
+            axes.set(xlabel=in_words(xs[x]), ylabel=ys[y], title=in_words(title))
             _draw_lines(axes, members.dropna(subset=y), x, y, names)
     return _save(figure, path)
 
@@ -137,6 +149,18 @@ def plot_gradients(
     return save_figure(figure, path)
 
 
+def in_words(name: str) -> str:
+    """Return a key as a reader would say it.
+
+    Examples:
+        >>> from hpo_torchrl.reporting.figures import in_words
+        >>> in_words("hpo cross_term=False"), in_words("num_items"), in_words("published PPO")
+        ('HPO cross term=False', 'num items', 'published PPO')
+    """
+    first, space, rest = name.partition(" ")
+    return (_NAMES.get(first, first) + space + rest).replace("_", " ")
+
+
 def _draw_lines(axes: Axes, rows: pd.DataFrame, x: str, y: str, names: Names) -> None:
     """Draw a column with its intervals: bars at a few sizes, a band along a learning curve."""
     clipped = y.startswith(("gap", "signal"))  # what is small by luck has no place on a logarithm
@@ -145,12 +169,19 @@ def _draw_lines(axes: Axes, rows: pd.DataFrame, x: str, y: str, names: Names) ->
     for name, line in rows.sort_values(x, kind="stable").groupby("line", sort=False):
         place = lines.index(name)
         colour = MODES[place % len(MODES)] if name in names else GREY
-        look: Any = {"color": colour, "linestyle": _STYLES[place % len(_STYLES)], "label": name}
+        look: Any = {"color": colour, "linestyle": _STYLES[place % len(_STYLES)]}
+        if name.startswith(PUBLISHED):
+            colour = look["color"] = BLACK
+        look["label"] = in_words(name)
         if bars:
             look |= {"marker": _MARKERS[place % len(_MARKERS)], "markersize": 4}
         ends = scale * line.set_index(x)[[y, f"{y}_low", f"{y}_high"]].replace(math.inf, math.nan)
         middle, low, high = (ends.clip(least, _LARGEST)[column] for column in ends)
         axes.plot(middle.index, middle, **look)
+        if bars and len(never := line[np.isinf(line[y])]):  # marks at the upper edge
+            own = {**look, "linestyle": "", "label": None, "marker": "x", "markersize": 7}
+            edge = axes.get_xaxis_transform()
+            axes.plot(never[x], [0.97] * len(never), transform=edge, clip_on=False, **own)
         if low.notna().any():
             shade, width = (axes.vlines, 4) if bars else (axes.fill_between, 0)
             high = high.fillna(1.1 * high.max())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from hpo_torchrl.core.reference import excess
 from hpo_torchrl.reporting.runs import FINISHED, REPLACED, RunFolders
 
 TIMES = {
@@ -34,16 +35,20 @@ class Groups:
 
     Attributes:
         runs: the runs in the order of the problems, with more columns than those of
-            :class:`RunFolders`: ``problem`` and ``algorithm`` are labels; ``reference`` is
-            ``"optimum"`` or ``"lower bound"``, whichever is known, and ``reference_cost`` its cost;
-            ``gap`` is cost / reference - 1 at the end; ``updates_to_target``,
-            ``env_steps_to_target`` and ``seconds_to_target`` are infinite where a run did not get
-            there, or did not finish, and NaN where no gap is known and for rules, which do not
-            train. The ``status`` of a run that was run again is ``"replaced"``: it does not count.
+            :class:`RunFolders`: ``problem`` and ``algorithm`` are labels; ``reference`` is the
+            first known of ``"optimum"``, ``"best known"`` (the cheapest simple rule or upper
+            bound) and ``"lower bound"``, and ``reference_cost`` its cost; ``bound`` is the lower
+            bound; ``gap`` is how far the cost at the end is above the reference, relative to its
+            size; ``updates_to_target``, ``env_steps_to_target`` and ``seconds_to_target`` are
+            infinite where a run did not get there, or did not finish, and NaN where no gap is
+            known, where the tests during training are of another problem, and for rules, which do
+            not train. The ``status`` of a run that was run again is ``"replaced"``: it does not
+            count.
         tests: the tests of the finished runs, with their ``problem`` and ``algorithm``; ``gap`` is
             that to the reference of the problem.
         rules: a row per problem and simple rule, or upper bound: ``problem``, ``algorithm`` (its
-            name), ``cost_iqm`` (its cost), ``reference``, ``reference_cost`` and ``gap_iqm``.
+            name), ``cost_iqm`` (its cost), ``reference``, ``reference_cost``, ``bound`` and
+            ``gap_iqm``.
         sizes: a row per problem and numerical setting in which problems differ: ``problem``,
             ``env``, ``setting``, ``size`` (its value) and ``title`` (what the other settings are).
             Problems that differ in this setting alone, at least two, share the title.
@@ -105,23 +110,28 @@ def group_runs(found: RunFolders, *, target: float) -> Groups:
     runs.loc[again, "status"] = REPLACED
     runs.loc[again, "note"] = "run again in " + newest.map(str)
     runs = runs.loc[sorted(runs.index, key=lambda place: _order(runs.loc[place]))]
-    runs = runs.join(_find_references(runs, notes), on="problem")
-    runs["gap"] = runs["test_cost"] / runs["reference_cost"] - 1.0
+    rules = found.rules.merge(runs[["folder", "problem"]], on="folder").drop(columns="folder")
+    rules = rules.drop_duplicates(["problem", "algorithm"], keep="last")
+    runs = runs.join(_find_references(runs, rules, notes), on="problem")
+    runs["gap"] = excess(runs["test_cost"], runs["reference_cost"])
 
-    labels = runs[["folder", "problem", "algorithm", "reference", "reference_cost"]]
-    tests = found.tests.merge(labels[runs["status"] == FINISHED], on="folder")
-    bounded = tests["reference"] == "lower bound"
-    tests["gap"] = tests["gap"].mask(bounded, tests["gap_to_lower_bound"])
+    known = runs[["folder", "problem", "algorithm", "reference", "reference_cost", "comparable"]]
+    tests = found.tests.merge(known[runs["status"] == FINISHED], on="folder")
+    bound, rule = (tests["reference"] == name for name in ("lower bound", "best known"))
+    tests["gap"] = tests["gap"].mask(bound, tests["gap_to_lower_bound"])
+    above = excess(tests["test_cost"], tests["reference_cost"]).where(tests["comparable"])
+    tests["gap"] = tests["gap"].mask(rule, above)
     good = tests["gap"] <= target
     confirmed = good & good.groupby(tests["folder"]).shift(-1, fill_value=False)
     first = tests[confirmed].drop_duplicates("folder").set_index("folder")
     timed = runs["reference"].notna() & (runs["updates"] != 0) & (runs["status"] != REPLACED)
+    timed &= runs["comparable"] | (runs["reference"] != "best known")
     for name, unit in TIMES.items():
         runs[name] = runs["folder"].map(first[unit]).fillna(math.inf).where(timed)
 
-    rules = found.rules.merge(labels.drop(columns="algorithm"), on="folder").drop(columns="folder")
-    rules = rules.drop_duplicates(["problem", "algorithm"], keep="last")
-    rules["gap_iqm"] = rules["cost_iqm"] / rules["reference_cost"] - 1.0
+    levels = runs.drop_duplicates("problem")[["problem", "reference", "reference_cost", "bound"]]
+    rules = rules.merge(levels, on="problem")
+    rules["gap_iqm"] = excess(rules["cost_iqm"], rules["reference_cost"])
     return Groups(runs, tests, rules, find_sizes(runs), notes)
 
 
@@ -183,7 +193,7 @@ def _label_runs(runs: pd.DataFrame, notes: list[str]) -> None:
                 notes.append(f"{name}: {key} changes with the problem ({values}).")
 
 
-def _find_references(runs: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+def _find_references(runs: pd.DataFrame, rules: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Return what the runs of each problem know about its optimum; notes tell of disagreement."""
     finished = runs[runs["status"] == FINISHED]
     costs = finished.groupby("problem")[["optimal_cost", "lower_bound"]]
@@ -192,10 +202,17 @@ def _find_references(runs: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
         for key in disagree.index[disagree]:
             text = f"from {least.at[label, key]:.6g} to {most.at[label, key]:.6g}"
             notes.append(f"{label}: the runs give {key} {text}; the lowest is taken.")
-    optimum, bound = least["optimal_cost"], least["lower_bound"]
-    found = pd.DataFrame({"reference_cost": optimum.fillna(bound).replace(0.0, math.nan)})
-    found["reference"] = optimum.map(lambda cost: "lower bound" if cost != cost else "optimum")
-    return found.dropna()
+    best = rules.groupby("problem")["cost_iqm"].min()
+    kinds = {"optimum": least["optimal_cost"], "best known": best}
+    levels = pd.DataFrame(kinds | {"lower bound": least["lower_bound"]})
+    levels = levels.replace(0.0, math.nan).dropna(how="all")
+    return pd.DataFrame(
+        {
+            "reference": levels.notna().idxmax(axis=1).astype(object),
+            "reference_cost": levels.bfill(axis=1).iloc[:, 0],
+            "bound": levels["lower bound"],
+        }
+    )
 
 
 def _label(name: str, settings: Mapping[str, Any]) -> str:

@@ -17,8 +17,17 @@ from hpo_torchrl.core.figures import drawn
 from hpo_torchrl.reporting import statistics
 from hpo_torchrl.reporting.figures import Labels, Names, plot_lines
 from hpo_torchrl.reporting.groups import TIMES, Groups, group_runs
+from hpo_torchrl.reporting.published import PUBLISHED
 from hpo_torchrl.reporting.runs import FINISHED, read_runs
-from hpo_torchrl.reporting.tables import PERCENT, fill, format_table, interval, plain, write_rows
+from hpo_torchrl.reporting.tables import (
+    PERCENT,
+    fill,
+    format_latex,
+    format_table,
+    interval,
+    plain,
+    write_rows,
+)
 
 _RUN_COLUMNS = ["problem", "algorithm", "seed", "status", "folder", "update", "num_updates"]
 _RUN_COLUMNS += ["env_steps", "wall_seconds", "test_cost", "test_cost_se", "reference", "gap"]
@@ -26,15 +35,23 @@ _LEGEND = """\
 ## What the numbers mean
 
 * Runs of one problem and algorithm differ by their seed; those *finished* have a test cost.
-* *Test cost* is per unit and period, from the test at the end of a run. It and the *gap*, cost /
-  reference - 1, are interquartile means: the lowest and highest quarter of the runs, rounded down,
-  are left out. *Worst* is the largest gap. The true gap is smaller than the one to a *lower bound*.
+* *Test cost* is per unit and period, from the test at the end of a run. It and the *gap*, how far
+  it is above the reference, are interquartile means: the lowest and highest quarter of the runs,
+  rounded down, are left out. *Worst* is the largest gap.
+* The reference is the *optimum*; where that is unknown, the *best known* cost, of the cheapest
+  simple rule or upper bound, below which a run may get; else a *lower bound*, to which the true gap
+  is smaller.
 * [low, high] is a 95 % percentile interval of a bootstrap over runs, stratified by problem where
   several are pooled; [-] stands for a single run. With few runs it is too narrow: of normal scores
   it covers the truth in 50 % of all cases with two runs, 76 % with three, 91 % with five.
 * *To {target}*: the first of two tests in succession, during training, within {target} of the
   reference; *reached* counts the runs that got there. Medians are over all runs, where one that
-  never got there, or did not finish, counts as infinity ("never"). Tests set the resolution.
+  never got there, or did not finish, counts as infinity ("never", and a cross at the upper edge
+  of a figure). Tests set the resolution.
+* A table of an environment has a row for each problem and one table for each *test*: these may
+  measure other things, so that costs compare within a test only. *Published* figures are those of
+  the paper that an instance is from. Where a test is not the one that runs are judged by, its
+  reference is the best of the rules that were run (`algorithm=s_S,R_S`).
 * *Wall seconds* is the median training time of the finished runs; it compares machines too.
 * *Probability of improvement*: the share of pairs of runs in which the first algorithm costs less;
   ties count half. [1.00, 1.00] only says that all runs of one beat all of the other.
@@ -55,8 +72,9 @@ def write_report(
     Args:
         folders: where to search for runs, at any depth; nothing there is changed.
         output: folder of ``report.md``, ``runs.csv`` (a row per run), ``comparison.csv`` (a row
-            per problem and algorithm) and the figures ``report-*.png``. Those of an earlier report
-            are replaced.
+            per problem and algorithm), ``tests.csv`` (a row per problem, test and algorithm, with
+            published figures), ``tables.tex`` (the tables of the environments) and the
+            figures ``report-*.png``. Those of an earlier report are replaced.
         target: gap to the reference that times are measured to: 0.10 is 10 %.
 
     Returns:
@@ -82,7 +100,7 @@ def write_report(
         >>> print(text.splitlines()[2])
         Runs: 1 finished.
         >>> [path.name for path in written]
-        ['report.md', 'runs.csv', 'comparison.csv']
+        ['report.md', 'runs.csv', 'comparison.csv', 'tests.csv']
     """
     check_float("target", target, minimum=0.0, strict=True)
     output = Path(output)
@@ -94,13 +112,18 @@ def write_report(
     runs, report = groups.runs, _Report(output, groups, f"{100 * target:g} %")
     counts = [f"{number} {status}" for status, number in runs["status"].value_counts().items()]
     report.sections.append(f"# Comparison of runs\n\nRuns: {', '.join(counts)}.")
+    report.add_tests()
     report.add_problems()
     report.add_sizes()
     report.add_gradients(statistics.compare_gradients(found.gradients, groups))
     tables = [
         write_rows(output / "runs.csv", runs[[*_RUN_COLUMNS, *TIMES]]),
         write_rows(output / "comparison.csv", report.comparison),
+        write_rows(output / "tests.csv", report.tests),
     ]
+    if report.latex:
+        tables.append(output / "tables.tex")
+        tables[-1].write_text("\n\n".join(report.latex) + "\n", encoding="utf-8")
     finished = runs["status"] == FINISHED
     columns = plain("folder", "status", "update", "num_updates", "note")
     report.add_table("Not in the costs above", runs[~finished], columns)
@@ -140,15 +163,22 @@ def _report(given: argparse.Namespace) -> None:
     print(f"\nwritten: {', '.join(map(str, written))}")
 
 
+def _is_published(name: str) -> bool:
+    return name.startswith(PUBLISHED)
+
+
 class _Report:
     """Collects the sections of a report, and writes its pictures."""
 
     def __init__(self, output: Path, groups: Groups, target: str) -> None:
         self.output, self.groups, self.target = output, groups, target
         self.comparison = statistics.compare_algorithms(groups)
-        self.names = sorted(groups.counted["algorithm"].unique())
+        self.tests = statistics.compare_tests(groups)
+        trained = groups.counted[groups.counted["updates"] != 0]
+        self.names = sorted(trained["algorithm"].unique())
         self.sections: list[str] = []
         self.pictures: list[Path] = []
+        self.latex: list[str] = []
 
     def add_table(self, title: str, rows: pd.DataFrame, columns: Labels) -> None:
         """Add a section with a table, unless it is empty; see :func:`format_table`."""
@@ -183,26 +213,60 @@ class _Report:
         xs = {"update": "updates", "env_steps": "environment steps"}
         for label, rows in self.comparison.groupby("problem", sort=False):
             reference, ys = rows["reference"].iloc[0], {"test_cost": "test cost"}
-            title = f"{label}: neither optimum nor lower bound is known"
+            title = f"{label}: neither optimum nor rule nor bound is known"
             if isinstance(reference, str):
                 title = fill("{problem}: {reference}, {reference_cost:.4f}", rows.iloc[0])
+                if reference == "best known" and rows["bound"].notna().any():
+                    title += fill("; lower bound, {bound:.4f}", rows.iloc[0])
                 title = title.removesuffix(", -")
-                ys = {"gap": f"gap to {reference}, %"}
+                ys = {"gap": f"above the {reference}, %"}
             self.add_table(title, rows, columns)
             self.draw(f"curves-{label}", curves[curves["problem"] == label], xs, ys, self.names)
         pairs = plain("problem") | {"algorithm": "{first}", "costs less than": "{second}"}
         pairs["with probability"] = interval("probability", ".2f")
         self.add_table("Probability of improvement", statistics.compare_pairs(self.groups), pairs)
 
+    def add_tests(self) -> None:
+        """Add a table for each environment and test: a row a problem, a column an algorithm."""
+        if self.tests.empty:
+            return
+        envs = self.groups.runs.drop_duplicates("problem").set_index("problem")["env"]
+        tests = self.tests.assign(env=self.tests["problem"].map(envs))
+        for (env, test), rows in tests.groupby(["env", "test"], sort=False):
+            names = list(rows["algorithm"].unique())
+            if rows["problem"].nunique() < 2 and not any(map(_is_published, names)):
+                continue
+            columns = {"problem": "{name}", "reference": "{reference_cost:#.5g} ({reference})"}
+            for place, name in enumerate(names):
+                columns[name] = f"{{cost_{place}:#.5g}} ({{gap_{place}:{PERCENT}}})"
+            lines = []
+            for problem, same in rows.groupby("problem", sort=False):
+                known, name = same.set_index("algorithm"), problem.removeprefix(env).strip()
+                line = {"name": name or env, **dict(same.iloc[0][["reference", "reference_cost"]])}
+                found = known.reindex(names)[["cost_iqm", "gap_iqm"]].to_numpy()
+                for place, (cost, gap) in enumerate(found):
+                    line |= {f"cost_{place}": cost, f"gap_{place}": gap}
+                lines.append(line)
+            title, table = f"{env}, test {test}", pd.DataFrame(lines)
+            self.add_table(title, table, columns)
+            self.latex.append(f"% {title}\n{format_latex(table, columns)}")
+
     def add_sizes(self) -> None:
-        """Add the figures of gaps and training times by size."""
+        """Add the figures of costs and training times by size."""
+        rows = self.tests.assign(line=self.tests["algorithm"])
+        for (env, setting), members in self._by_setting(rows):
+            titles = members["title"]
+            if members["test"].nunique() > 1:
+                titles = (titles + " " + members["test"]).str.strip()
+            known = set(members["reference"].dropna())
+            level = known.pop() if len(known) == 1 else "best known cost"  # of which an optimum is
+            gaps = {"gap_iqm": f"above the {level}, %"}
+            data = members.assign(title=titles), {"size": setting}, gaps, self.names
+            self.draw(f"gap-{env}-{setting}", *data)
+        times = {"updates_to_target": f"updates to a gap of {self.target}"}
         rows = self.comparison.assign(line=self.comparison["algorithm"])
         for (env, setting), members in self._by_setting(rows):
-            references = " or ".join(members["reference"].dropna().unique())
-            xs, gaps = {"size": setting}, {"gap_iqm": f"gap to {references}, %"}
-            times = {"updates_to_target": f"updates to a gap of {self.target}"}
-            self.draw(f"gap-{env}-{setting}", members, xs, gaps, self.names)
-            self.draw(f"updates-{env}-{setting}", members, xs, times, self.names)
+            self.draw(f"updates-{env}-{setting}", members, {"size": setting}, times, self.names)
 
     def add_gradients(self, rows: pd.DataFrame) -> None:
         """Add the table and figures of the gradient reports."""

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from hpo_torchrl.core.checks import check_float, first_line
+from hpo_torchrl.training.evaluation import validates_primary
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
 
 FINISHED, UNFINISHED, DAMAGED, REPLACED = "finished", "not finished", "damaged", "replaced"
@@ -26,7 +27,6 @@ _UNITS = ["update", "env_steps", "wall_seconds"]
 _TESTED = [*_UNITS, "test_cost", "gap", "gap_to_lower_bound"]
 _NEEDED = ["test_cost", "updates", "env_steps", "wall_seconds"]
 _SUMMARY = [*_NEEDED, "test_cost_se", "optimal_cost", "lower_bound"]
-_AIM = ("objective", "discount", "test_objective", "test_discount")
 _REPORTED = [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
 
 
@@ -41,6 +41,9 @@ class RunFolders:
             finished"`` or ``"damaged"`` (the summary cannot be used); ``note`` (what a reader
             should know of it, or an empty string); ``update`` (the last one in ``metrics.csv``);
             ``objective`` (what it was trained for and tested on, if it finished and says so);
+            ``primary`` (the name of the test whose cost it is judged by) and ``costs`` (those of
+            all its tests by name, if it finished); ``comparable`` (whether the tests during
+            training are of the same problem as the one at the end, so that costs compare);
             ``modified`` (when its files were last written, seconds since 1970); and the numbers of
             ``summary.json``, unknown unless it finished.
         tests: a row per run and test in the order of time: ``folder``, ``update``, ``env_steps``,
@@ -132,6 +135,7 @@ def _find(name: str, roots: Sequence[Path]) -> list[Path]:
 def _read_run(folder: RunFolder) -> dict[str, Any]:
     """Return the row of a run, with lists of the rows that belong to the other tables."""
     config, notes = folder.read_config(), []
+    evaluation = config.get("evaluation", {})
     row: dict[str, Any] = {
         "folder": folder.path,
         "env": _name(config["env"]),
@@ -140,6 +144,9 @@ def _read_run(folder: RunFolder) -> dict[str, Any]:
         "num_updates": config["trainer"].get("num_updates"),
         "settings": _flatten(config),
         "objective": None,
+        "primary": evaluation.get("primary", "test"),
+        "costs": {},
+        "comparable": validates_primary(evaluation),
         "status": DAMAGED if folder.summary.exists() else UNFINISHED,
         "update": 0,
         **dict.fromkeys(_SUMMARY),
@@ -150,6 +157,10 @@ def _read_run(folder: RunFolder) -> dict[str, Any]:
             row |= read(folder)
         except RunFolderError as error:
             notes.append(str(error))
+    if row["status"] == FINISHED:
+        summary = folder.read_summary()
+        others = {name: summary.get(f"{name}_cost") for name in evaluation.get("tests", ())}
+        row["costs"] = {**others, row["primary"]: row["test_cost"]}
     if row["status"] == FINISHED and row["updates"] and not row["tests"]:
         notes.append(f"No test in {folder.metrics}: it counts as never reaching the target.")
     files = (folder.config, folder.metrics, folder.summary)
@@ -172,8 +183,12 @@ def _read_summary(folder: RunFolder) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise RunFolderError(f"{folder.summary} cannot be used: {error}") from error
     rows = [{"algorithm": name, "cost_iqm": cost} for name, cost in rules.items()]
-    aim = [known[key] for key in _AIM if key in known]
-    numbers["objective"] = " ".join(map(str, dict.fromkeys(aim))) if aim else None
+    aims = []
+    for of in ("", "test_"):
+        if (aim := known.get(f"{of}objective")) is not None:
+            # Elsewhere a discount is how a run learns.
+            aims.append(f"{aim} {known[f'{of}discount']}" if aim == "discounted" else aim)
+    numbers["objective"] = ", tested ".join(dict.fromkeys(aims)) or None
     return numbers | {"status": FINISHED, "rules": rows}
 
 

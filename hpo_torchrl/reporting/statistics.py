@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from hpo_torchrl.core.reference import excess
 from hpo_torchrl.reporting.groups import TIMES, Groups
-from hpo_torchrl.reporting.runs import MEASURES
+from hpo_torchrl.reporting.published import published_costs
+from hpo_torchrl.reporting.runs import FINISHED, MEASURES
 
 _TAIL = 0.025
 _SEED = 20210830
@@ -143,11 +145,12 @@ def compare_algorithms(groups: Groups) -> pd.DataFrame:
 
     Returns:
         The columns ``problem``, ``algorithm``, ``seeds`` (runs in all), ``finished``; ``cost_iqm``
-        (per unit and period); ``reference`` (what the gap is to), ``reference_cost``; ``gap_iqm``,
-        ``gap_worst``; ``reached`` (runs that reached the target), ``updates_to_target``,
-        ``env_steps_to_target``, ``seconds_to_target`` (medians over all runs, infinite where half
-        of them never did) and ``wall_seconds`` (median of the finished runs). The ends of an
-        interval are in ``<column>_low`` and ``<column>_high``. After the algorithms of a problem
+        (per unit and period); ``reference`` (what the gap is to), ``reference_cost``, ``bound``
+        (the lower bound); ``gap_iqm``, ``gap_worst``; ``reached`` (runs that reached the target),
+        ``updates_to_target``, ``env_steps_to_target``, ``seconds_to_target`` (medians over all
+        runs, infinite where half of them never did) and ``wall_seconds`` (median of the finished
+        runs). The ends of an interval are in ``<column>_low`` and ``<column>_high``. After the
+        algorithms of a problem
         come its rules, and last the gaps pooled over the problems that all algorithms share, if
         there are two, with intervals of a bootstrap stratified by problem.
     """
@@ -158,7 +161,7 @@ def compare_algorithms(groups: Groups) -> pd.DataFrame:
             row = {"problem": label, "algorithm": algorithm, "seeds": len(same)}
             row["finished"] = same["test_cost"].count()
             row |= estimate_iqm(same["test_cost"].dropna()).columns("cost_iqm")
-            row |= dict(same.iloc[0][["reference", "reference_cost"]])
+            row |= dict(same.iloc[0][["reference", "reference_cost", "bound"]])
             row |= estimate_iqm(same["gap"].dropna()).columns("gap_iqm")
             row["gap_worst"] = same["gap"].max()
             row["reached"] = np.isfinite(updates).sum() if len(updates) else None
@@ -173,6 +176,48 @@ def compare_algorithms(groups: Groups) -> pd.DataFrame:
         row |= estimate_iqm(*strata).columns("gap_iqm")
         rows.append(row | {"gap_worst": strata.map(max).max()})
     return pd.DataFrame(rows).astype(dict.fromkeys(("seeds", "finished", "reached"), "Int64"))
+
+
+def compare_tests(groups: Groups) -> pd.DataFrame:
+    """Return one row per problem, test and algorithm: costs, gaps, and what others published.
+
+    Two tests of a run may measure different objectives, as a window of a hundred periods and the
+    long run do, so that costs are compared within a test only. In the test that a run is judged by
+    the gap is to the reference of the problem; in another one it is to the cheapest of the rules
+    that were run as algorithms, which is simulated in the same test.
+
+    Args:
+        groups: the runs.
+
+    Returns:
+        The columns ``problem``, ``test``, ``algorithm``, ``runs``, ``cost_iqm``, ``gap_iqm``, each
+        with an interval, ``reference`` and ``reference_cost``. After the algorithms of a test come
+        the simple rules, if none was run, and the published figures, without intervals.
+    """
+    counted = groups.counted[groups.counted["status"] == FINISHED]
+    published, rows = published_costs(counted), list[dict[str, Any]]()
+    for label, members in counted.groupby("problem", sort=False):
+        first, known = members.iloc[0], published[published["problem"] == label]
+        costs = pd.DataFrame([*members["costs"]], index=members.index).astype(float)
+        for test in costs:
+            found, own = costs[test].dropna(), test == first["primary"]
+            best = found[members["updates"] == 0].min()
+            level = {"reference": "best rule" if best == best else None, "reference_cost": best}
+            if own:
+                level = dict(first[["reference", "reference_cost"]])
+            row = {"problem": label, "test": test, **level}
+            for name, same in found.groupby(members["algorithm"]):
+                gaps = excess(same, level["reference_cost"]).dropna()
+                entry = row | {"algorithm": name, "runs": len(same)}
+                entry |= estimate_iqm(same).columns("cost_iqm")
+                rows.append(entry | estimate_iqm(gaps).columns("gap_iqm"))
+            others = known[known["test"] == test][["algorithm", "cost_iqm"]]
+            if own and best != best:  # no rule was run
+                rules = groups.rules[groups.rules["problem"] == label]
+                others = pd.concat([rules[["algorithm", "cost_iqm"]], others])
+            gaps = excess(others["cost_iqm"], level["reference_cost"])
+            rows += [row | one for one in others.assign(gap_iqm=gaps).to_dict("records")]
+    return pd.DataFrame(rows).astype({"runs": "Int64"}) if rows else pd.DataFrame()
 
 
 def compare_pairs(groups: Groups) -> pd.DataFrame:

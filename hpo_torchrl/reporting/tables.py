@@ -61,7 +61,9 @@ def fill(template: str, row: Row) -> str:
         '2 % [1 %, 3 %] never'
     """
     text = _Formatter().vformat(template, (), row)
-    return text.replace("[-, -]", "[-]").replace("- [-]", "-")
+    for unknown, shown in (("[-, -]", "[-]"), ("- [-]", "-"), ("- (-)", "-")):
+        text = text.replace(unknown, shown)
+    return text
 
 
 def interval(name: str, form: str) -> str:
@@ -90,9 +92,7 @@ def format_table(rows: pd.DataFrame | Sequence[Row], columns: Mapping[str, str])
         | hpo  | +1.00 % |
         | ppo  |       - |
     """
-    cells = [list(columns)]
-    for row in pd.DataFrame(rows).to_dict("records"):
-        cells.append([fill(template, row) for template in columns.values()])
+    cells = _cells(rows, columns)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for first, *others in cells:
@@ -101,6 +101,31 @@ def format_table(rows: pd.DataFrame | Sequence[Row], columns: Mapping[str, str])
     rules = ["-" * (width + 1) for width in widths]
     lines.insert(1, f"|{'|'.join([f':{rules[0]}', *(f'{rule}:' for rule in rules[1:])])}|")
     return "\n".join(lines)
+
+
+def format_latex(rows: pd.DataFrame | Sequence[Row], columns: Mapping[str, str]) -> str:
+    r"""Format rows as a LaTeX table, for the package ``booktabs``.
+
+    Args:
+        rows: the rows.
+        columns: template by heading; see :func:`fill`.
+
+    Examples:
+        >>> from hpo_torchrl.reporting.tables import format_latex
+        >>> print(format_latex([{"name": "R_S", "gap": 0.01}],
+        ...     {"rule": "{name}", "gap": "{gap:.0%}"}))
+        \begin{tabular}{lr}
+        \toprule
+        rule & gap \\
+        \midrule
+        R\_S & 1 \% \\
+        \bottomrule
+        \end{tabular}
+    """
+    head, *lines = _cells(rows, columns)
+    shape = "l" + "r" * (len(head) - 1)
+    table = pd.DataFrame(lines, columns=head)
+    return table.to_latex(index=False, escape=True, column_format=shape).rstrip()
 
 
 def write_rows(path: str | Path, rows: pd.DataFrame | Sequence[Row]) -> Path:
@@ -232,6 +257,14 @@ def format_gradients(
         if group in unclear:
             parts[-1] += _UNCLEAR
     return "\n\n".join([*parts, format_table(known, plain("estimator", "known_bias"))])
+
+
+def _cells(rows: pd.DataFrame | Sequence[Row], columns: Mapping[str, str]) -> list[list[str]]:
+    """Return the headings and the texts of a table, by line."""
+    table = [list(columns)]
+    for row in pd.DataFrame(rows).to_dict("records"):
+        table.append([fill(template, row) for template in columns.values()])
+    return table
 
 
 def _format_record(summary: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
 from hpo_torchrl.modules.sampler import DISCRETE_LOG_PROB
 
+# What a validation may have otherwise and still be of the same problem.
+_SIZES = {"like", "batch_size", "num_steps", "skip", "seed"}
 _PIECE = 50  # steps simulated at once
 # Share of a discounted return's weights that may lie beyond the last step of a test.
 _TAIL = 0.01
@@ -221,6 +224,23 @@ class Evaluation:
         """Return what the best policy costs here, where the environment knows it."""
         known = getattr(plain(self.env), "reference", None)
         return Reference() if known is None else known(self)
+
+
+def validates_primary(evaluation: Mapping[str, Any]) -> bool:
+    """Whether the validation is the primary test with other sizes, so that their costs compare.
+
+    Args:
+        evaluation: the section of a configuration.
+
+    Examples:
+        >>> from hpo_torchrl.training.evaluation import validates_primary
+        >>> validates_primary({"primary": "long", "validation": {"like": "long", "num_steps": 30}})
+        True
+        >>> validates_primary({"primary": "long", "validation": {"like": "dev"}})
+        False
+    """
+    primary, own = evaluation.get("primary", "test"), evaluation.get("validation", {})
+    return bool(own.get("like", primary) == primary and {*own} <= _SIZES)
 
 
 def _check_weights(policy: Any, at: int | None) -> None:
