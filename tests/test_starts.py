@@ -123,12 +123,11 @@ def test_the_preference_of_a_start_wears_off():
 def test_the_best_start_so_far_goes_on(tmp_path, monkeypatch, costs, errors, second, best):
     trainer, kept, seen, begun = trainer_of(tmp_path, alone()), [], [], []
     policy, begin = trainer.algorithm.policy, trainer.algorithm.begin
-    untrained = weights(policy)
     answers = iter(CostEstimate(cost, errors) for cost in costs)
     plain = trainer.test
 
     def test(name, evaluation, **how):
-        if trainer.update == STARTED and len(seen) == SCOUTED + STARTED * (1 + len(kept)):
+        if trainer.update == STARTED and len(seen) == SCOUTED + STARTED * (2 + len(kept)):
             kept.append(weights(policy))
             return [next(answers)]
         return plain(name, evaluation, **how)
@@ -146,11 +145,23 @@ def test_the_best_start_so_far_goes_on(tmp_path, monkeypatch, costs, errors, sec
     trainer.eval_every = 100
     monkeypatch.setattr(trainer, "test", test)
     monkeypatch.setattr(trainer.algorithm, "begin", look)
-    assert trainer.extra_updates == SCOUTED + 2 * STARTED
+    assert trainer.extra_updates == SCOUTED + 3 * STARTED
     summary = trainer.train()
-    assert len(seen) == UPDATES + SCOUTED + 2 * STARTED
-    expected = [untrained, kept[0], kept[second], kept[best]]
+    assert len(seen) == UPDATES + SCOUTED + 3 * STARTED
+    plain_run = trainer_of(tmp_path / "plain", alone(start_fraction=0.0))
+    early = []
+
+    class Early(Callback):
+        def on_update_end(self, trainer, row):
+            early.append(weights(trainer.algorithm.policy))
+
+    plain_run.callbacks.append(Early())
+    plain_run.train()
+    run = early[SCOUTED + STARTED - 1]
+    expected = [run, kept[0], kept[second], kept[best] if best else run]
     assert all(map(same, begun, expected))
+    # Without a better start it is the run that it would have been.
+    assert same(weights(policy), early[-1]) == (best == 0)
     assert len(begun) == 4  # the last is the run itself
     assert summary["env_steps"] == len(seen) * 8 * (
         5 + 2 * 3
@@ -177,7 +188,7 @@ def test_a_run_that_was_interrupted_while_choosing_ends_where_it_would_have(tmp_
             if self.left == 0:
                 raise KeyboardInterrupt
 
-    for after in (1, SCOUTED + STARTED + 2, SCOUTED + 3 * STARTED + 3):
+    for after in (1, SCOUTED + 2 * STARTED + 2, SCOUTED + 4 * STARTED + 3):
         place = tmp_path / str(after)
         with pytest.raises(KeyboardInterrupt):
             trainer_of(place, alone(), callbacks=[Fall(after)]).train()

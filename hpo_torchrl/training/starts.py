@@ -40,54 +40,59 @@ def scout(trainer: Trainer) -> None:
 
 
 def choose_start(trainer: Trainer) -> bool:
-    """Train from every start of the algorithm, and put the trainer where the best of them is.
+    """Do the first part of a run, and go on from the best of several starts.
 
     A gradient leads to a local optimum, and to which one is settled early: a policy that at first
     orders every other period, say, will find the amounts for two periods, and then the periods for
-    these amounts. So the schedules begin anew for each start of the algorithm
-    (:meth:`Algorithm.starts`), from the best policy so far: what it has learned keeps a policy that
-    is pushed elsewhere from running away. Each seed goes on from the start whose policy costs least
-    in the validation; a later one must be better by two standard errors. One that meets NaN or
-    infinity is out. Nothing is saved meanwhile: an interrupted choice is made again.
+    these amounts. So after its first updates the run is tried from each start of the algorithm
+    (:meth:`Algorithm.starts`), each a run in little: the first one shows where the run itself is
+    bound for, the others are pushed elsewhere. They go on from the best policy so far: what it has
+    learned keeps a policy that is pushed from running away. Each seed goes on from the start whose
+    policy costs least in the validation; a later one must be better by two standard errors. If that
+    is the first, the run goes on as if there had been none: its schedules, slower ones, lead to
+    better policies. One that meets NaN or infinity is out. Nothing is saved meanwhile: an
+    interrupted choice is made again.
 
     Returns:
         Whether there was anything to choose from.
 
     Raises:
-        NonFiniteError: every start met NaN or infinity; this is what the first one did.
+        NonFiniteError: the run, or every start, met NaN or infinity.
     """
     algorithm, runs = trainer.algorithm, trainer.runs
     number, updates = algorithm.starts(trainer.num_updates)
     if number < 2 or trainer.stopped is not None:
         return False
     test = trainer.validation or trainer.tests[trainer.primary]
-    first, frames = [_states(run) for run in runs], algorithm.collector.frames
-    best: list[Any] = [None] * len(runs)
+    logged = _train(trainer, updates)
+    before = [_states(run) for run in runs]
+    updated, frames = trainer.update, algorithm.collector.frames
+    best: list[Any] = [None] * len(runs)  # cost, start, where it has led, facts
     failure = None
-    for start in range(number):
-        _restore(trainer, [own[1] if own else at for own, at in zip(best, first, strict=True)])
-        facts, before = trainer.each(algorithm.begin(start)), algorithm.collector.frames
+    for start in range(number) if trainer.stopped is None else ():
+        _restore(trainer, [own[2] if own else at for own, at in zip(best, before, strict=True)])
+        facts, counted = trainer.each(algorithm.begin(start)), algorithm.collector.frames
         try:
             rows = _train(trainer, updates)
             costs = _tested(rows, trainer.update) or trainer.test("validation", test)
         except NonFiniteError as error:
             failure = failure or error
             continue
-        frames += algorithm.collector.frames - before
+        frames += algorithm.collector.frames - counted
         for at, (cost, run) in enumerate(zip(costs, runs, strict=True)):
             if best[at] is None or cost.mean + _CLEAR * cost.standard_error < best[at][0]:
-                logged = [row | facts[at] for row in rows[at]]
-                best[at] = cost.mean, _states(run), logged, trainer.update
+                best[at] = cost.mean, start, _states(run), facts[at]
         if trainer.stopped is not None:
             break
     if failure is not None and None in best:
         raise failure
-    _restore(trainer, [states for _, states, *_ in best])
+    ends = [own[2] if own and own[1] else at for own, at in zip(best, before, strict=True)]
+    _restore(trainer, ends)
     algorithm.begin(None)
-    algorithm.collector.frames = frames
-    for run, (_, _, rows, trainer.update) in zip(runs, best, strict=True):
+    trainer.update, algorithm.collector.frames = updated, frames
+    for run, rows, own in zip(runs, logged, best, strict=True):
         for row in rows:
-            run.logger.log(row)
+            run.logger.log(row | (own[3] if own else {}))
     return True
 
 

@@ -336,10 +336,10 @@ class Trainer:
 
     @property
     def extra_updates(self) -> int:
-        """Updates at the beginning of a run that are no part of it: scouting, and other starts."""
+        """Updates at the beginning of a run that are no part of it: scouting, and starts."""
         number, updates = self.algorithm.starts(self.num_updates)
         scouting = self.algorithm.scouting(self.num_updates)
-        return scouting + (number - 1) * updates if self.update == 0 else 0
+        return scouting + number * updates if self.update == 0 else 0
 
     @property
     def _frames(self) -> int:
