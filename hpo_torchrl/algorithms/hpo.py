@@ -79,8 +79,8 @@ class HPO(GraphLearner, PassLearner):
         temperature_final: temperature at the end, in units of the median difference between the
             advantages of the best discrete action and the second.
         temperature_until: fraction of the run by which it is reached.
-        start_fraction: fraction of the run after which the best of several starts goes on, where
-            all discrete actions are simulated; 0 has one start. Each is a run in little, whose
+        start_fraction: fraction of the run after which it is tried from several starts, where all
+            discrete actions are simulated; 0 has one start. Each is a run in little, whose
             schedules end with it. The first prefers no discrete action, so that continuous actions
             are at first those that suit a random choice; the others go on from the best before, and
             prefer one of the two most used discrete actions, 20 to 1 at first and ever less.
@@ -108,7 +108,7 @@ class HPO(GraphLearner, PassLearner):
     branch_fraction: float = setting(0.25, maximum=1.0, strict=True)
     temperature_final: float = setting(0.02, strict=True)
     temperature_until: float = setting(0.8, maximum=1.0, strict=True)
-    start_fraction: float = setting(0.2, maximum=1.0)
+    start_fraction: float = setting(0.15, maximum=1.0)
 
     cooled = 0.0  # share of the cooling that is over
     # Whether this is a start; the preference that it began with; the actions to prefer, in order.
