@@ -107,6 +107,29 @@ def test_a_loss_of_ones_own_trains(algorithm):
     assert float(learner.loss.entropy_coeff) == pytest.approx(learner.entropy_bonus)
 
 
+@pytest.mark.parametrize("items", [1, 5])  # discrete actions are simulated, or scored
+def test_discrete_and_continuous_net_take_turns(items):
+    learner = make(HPO, inventory(items), turns=4)
+    groups = learner.optimization.groups
+
+    def moved(progress):
+        before = {name: [p.clone() for p in own.values()] for name, own in groups.items()}
+        learner.anneal(progress)
+        learner.iterate()
+        return {
+            name
+            for name, own in groups.items()
+            if not all(map(torch.equal, own.values(), before[name]))
+        }
+
+    for progress, rests in ((0.0, "discrete"), (0.3, "continuous"), (0.6, "discrete")):
+        multiplier = learner.optimization.param_groups(rests)[0]["lr_multiplier"]
+        assert moved(progress) == {"discrete", "continuous", "critic"} - {rests}
+        assert learner.optimization.param_groups(rests)[0]["lr_multiplier"] == multiplier
+    learner.turns, learner.resting = 0, None
+    assert moved(0.7) == {"discrete", "continuous", "critic"}
+
+
 @pytest.mark.parametrize("env", ENVS)
 def test_the_value_after_a_step_is_that_of_where_it_led(env):
     """Also where an episode ends in the middle of the rollout."""

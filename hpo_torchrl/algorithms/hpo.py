@@ -84,6 +84,8 @@ class HPO(GraphLearner, PassLearner):
             schedules end with it. The first prefers no discrete action, so that continuous actions
             are at first those that suit a random choice; the others go on from the best before, and
             prefer one of the two most used discrete actions, 20 to 1 at first and ever less.
+        turns: number of turns that the continuous and the discrete net take, in this order, over
+            the run (the paper's decentralised schedule); 0 lets both learn in every update.
         learner: further arguments, of :class:`Learner`.
 
     Raises:
@@ -109,8 +111,10 @@ class HPO(GraphLearner, PassLearner):
     temperature_final: float = setting(0.02, strict=True)
     temperature_until: float = setting(0.8, maximum=1.0, strict=True)
     start_fraction: float = setting(0.15, maximum=1.0)
+    turns: int = setting(0, check_int)
 
     cooled = 0.0  # share of the cooling that is over
+    resting: str | None = None  # the net whose turn it is not
     # Whether this is a start; the preference that it began with; the actions to prefer, in order.
     starting = False
     wish: Any = None
@@ -121,6 +125,11 @@ class HPO(GraphLearner, PassLearner):
         own = getattr(self.policy.network, "action_scale", None)
         scale = getattr(self.env, "action_scale", 1.0) if own is None else own
         self.action_scale: Any = scale
+        if self.turns and not {"discrete", "continuous"} <= {*self.optimization.groups}:
+            raise ValueError(
+                f"turns={self.turns} needs parameters of the discrete action alone and others, but "
+                f"the policy has {sorted(self.policy.parameter_groups())}; leave turns at 0."
+            )
         if self.branches and "discrete" in self.optimization.groups:
             for group in self.optimization.param_groups("discrete"):
                 group["lr_multiplier"] = 1.0
@@ -167,6 +176,8 @@ class HPO(GraphLearner, PassLearner):
         if self.starting:
             progress = min(1.0, progress / self.start_fraction)
         super().anneal(progress)
+        if self.turns:
+            self.resting = ("discrete", "continuous")[int(progress * self.turns) % 2]
         self.cooled = min(1.0, progress / self.temperature_until)
         if self.wish is not None:
             preference: Any = self.policy.network.preference
@@ -215,10 +226,11 @@ class HPO(GraphLearner, PassLearner):
         # A deterministic action is its own mean.
         mean = self._mean_action(data) if self.policy.stochastic else data["action", "continuous"]
         before = self._log_probabilities(data)
-        metrics |= self.optimization.step(self.loss(batch))
+        metrics |= self.optimization.step(self.loss(batch), resting=self.resting)
 
         def descend(part: TensorDictBase, active: Tensor) -> dict[str, Tensor]:
-            found = self.optimization.step(self.detached_loss(part), active)
+            terms = self.detached_loss(part)
+            found = self.optimization.step(terms, active, resting=self.resting)
             return {key: found[key] for key in ("clip_fraction",) if key in found}
 
         def moved(steps: Any = ()) -> Tensor:
@@ -232,12 +244,12 @@ class HPO(GraphLearner, PassLearner):
             metrics["kl"] = self._divergence(data, before)
         change = (self._mean_action(data) - mean) / self.action_scale
         metrics["action_change"] = self.mean(change.square()).sqrt()
-        if spread is None:
+        if spread is None and self.resting != "discrete":
             # A divergence grows with the square of a step.
             self.optimization.adapt_lr("discrete", (metrics["kl"] / self.target_kl).sqrt())
-        self.optimization.adapt_lr(
-            "continuous", metrics["action_change"] / self.target_action_change
-        )
+        if self.resting != "continuous":
+            ratio = metrics["action_change"] / self.target_action_change
+            self.optimization.adapt_lr("continuous", ratio)
         if (seconds := self.collector.compile_seconds()) > 0:
             metrics["compile_seconds"] = seconds
         return self.numbers(metrics)

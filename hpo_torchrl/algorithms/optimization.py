@@ -119,13 +119,18 @@ class Optimization:
             group["lr_multiplier"] = min(1.0, multiplier)
 
     def step(
-        self, terms: TensorDictBase | Mapping[str, Tensor], active: Tensor | None = None
+        self,
+        terms: TensorDictBase | Mapping[str, Tensor],
+        active: Tensor | None = None,
+        *,
+        resting: str | None = None,
     ) -> dict[str, Tensor]:
         """Descend the sum of the ``loss_*`` terms once.
 
         Args:
             terms: losses and metrics, scalars or ``(S,)``.
             active: which seeds make the step, bool ``(S,)``; ``None`` lets all.
+            resting: the component that makes none.
 
         Returns:
             The gradient norms by component, and the terms.
@@ -144,6 +149,8 @@ class Optimization:
         torch.stack(list(losses.values())).sum().backward()
         limit = self.learner.max_grad_norm
         norms = clip_gradients(self.groups, limit, seeds=self.seeds, active=places, losses=losses)
+        for parameter in self.groups.get(resting or "", {}).values():
+            parameter.grad = None
         for at in places:
             if self.seeds is not None:  # each optimizer steps on its own rows of the stack
                 own = [p for group in self.optimizers[at].param_groups for p in group["params"]]
