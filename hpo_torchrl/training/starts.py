@@ -91,8 +91,9 @@ def choose_start(trainer: Trainer) -> bool:
     algorithm.begin(None)
     trainer.update, algorithm.collector.frames = updated, frames
     for run, rows, own in zip(runs, logged, best, strict=True):
+        known: dict[str, Any] = own[3] if own else {}
         for row in rows:
-            run.logger.log(row | (own[3] if own else {}))
+            run.logger.log(row | known)
     return True
 
 
