@@ -90,10 +90,9 @@ def choose_start(trainer: Trainer) -> bool:
     _restore(trainer, ends)
     algorithm.begin(None)
     trainer.update, algorithm.collector.frames = updated, frames
-    for run, rows, own in zip(runs, logged, best, strict=True):
-        known: dict[str, Any] = own[3] if own else {}
-        for row in rows:
-            run.logger.log(row | known)
+    for run, own, last in zip(runs, logged, best, strict=True):
+        for row in own:
+            run.logger.log({**row, **(last[3] if last else {})})
     return True
 
 
