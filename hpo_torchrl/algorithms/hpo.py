@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
 
@@ -114,11 +114,11 @@ class HPO(GraphLearner, PassLearner):
     turns: int = setting(0, check_int)
 
     cooled = 0.0  # share of the cooling that is over
-    resting: str | None = None  # the net whose turn it is not
+    resting: str | None = field(default=None, init=False)  # the net whose turn it is not
     # Whether this is a start; the preference that it began with; the actions to prefer, in order.
     starting = False
-    wish: Any = None
-    most_used: Any = None
+    wish: Any = field(default=None, init=False)
+    most_used: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

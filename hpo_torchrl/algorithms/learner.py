@@ -105,7 +105,7 @@ class Learner(Algorithm):
     """
 
     trains_many_seeds = False
-    last_batch: TensorDictBase | None = None
+    last_batch: TensorDictBase | None = field(default=None, init=False)
 
     env: EnvBase = field(kw_only=False)
     policy: HybridPolicy = field(kw_only=False)
