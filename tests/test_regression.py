@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from tensordict import TensorDict
 
 from hpo_torchrl.algorithms import HPO
-from hpo_torchrl.collectors import differentiable_rollout
+from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
 from hpo_torchrl.core.categorical import ACTION_MASK
+from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.objectives import HPOLoss
@@ -192,3 +194,60 @@ def test_where_not_all_discrete_actions_can_be_simulated_the_score_function_stay
     with pytest.raises(ValueError, match=r"2 to 8 discrete actions; set .*branch_steps=0"):
         branches(SwitchedLQREnv.from_recipe(dim=9, num_modes=9, batch_size=4), branch_steps=3)
     assert not branches(env, loss=lambda policy, critic: HPOLoss(policy, critic))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_explorers_begin_where_the_last_batch_was_by_any_allowed_action(masked):
+    env = Fork(batch_size=400, seed=0, masked=masked)
+    policy = HybridPolicy.for_env(env)
+    with torch.no_grad():
+        policy.network.discrete[-1].bias.copy_(torch.tensor([30.0, 0.0, 0.0]))  # it takes 0
+    source = {"randomness": Randomness(3)}
+    collector = DifferentiableCollector(
+        env, policy, frames_per_batch=2000, explore_fraction=0.5, **source
+    )
+    before = collector.collect().detach()
+    assert collector.forced is None
+    saved = collector.state_dict()
+    batch = collector.collect().detach()
+    forced, begun = collector.forced, batch[:, 0]
+    assert 0.4 < forced.double().mean() < 0.6
+    visited = (before["x"] == begun["x"].unsqueeze(1)).all(-1)
+    assert visited.any(1)[forced].all()
+    assert torch.equal(begun["x"][~forced], before["next", "x"][:, -1][~forced])
+    assert not begun["action", "discrete"][~forced].any()
+    chosen = begun["action", "discrete"][forced]
+    allowed = begun["x"][forced, 0] < (0.0 if masked else 9.0)
+    assert not chosen[~allowed].any()
+    assert (chosen[allowed].bincount(minlength=3) / allowed.sum() - 1 / 3).abs().max() < 0.12
+    assert not batch[:, 1:]["action", "discrete"].any()  # from there on it is the policy's
+    state = source["randomness"].state().state_dict()
+    collector.load_state_dict(saved)
+    source["randomness"].state().load_state_dict(state)
+    assert torch.equal(collector.collect()["x"][:, 0], begun["x"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_continuous_action_of_one_that_is_given_up_is_learned_by_explorers(share):
+    env = Fork(batch_size=64, seed=0, noisy=0.0)
+    torch.manual_seed(0)
+    policy = HybridPolicy.for_env(env, find_scales=False)
+    given = {"unroll_length": 5, "explore_fraction": share, "start_fraction": 0.0, "seed": 0}
+    hpo = HPO(env, policy, make_value_network(env, find_scales=False), **given)
+    states = torch.linspace(-1.0, 1.0, 21).unsqueeze(-1)
+    data = TensorDict({"observation": states}, batch_size=21)
+
+    def miss():
+        u = policy.mean_action(data, torch.full((21,), 2)).detach()
+        return float((u - states).square().mean().sqrt())
+
+    first = miss()
+    for update in range(60):
+        hpo.anneal(update / 60)
+        policy.network.preference.copy_(torch.tensor([60.0, 0.0, 0.0]))  # 0 is always taken
+        batch = hpo.collector.collect()
+        hpo.update(batch)
+        if share and update:
+            begun = batch[:, 0][hpo.collector.forced]
+            assert torch.equal(begun["value_target"], begun["state_value"])
+    assert (miss() < 0.25 * first) == (share > 0)

@@ -79,6 +79,10 @@ class HPO(GraphLearner, PassLearner):
         temperature_final: temperature at the end, in units of the median difference between the
             advantages of the best discrete action and the second.
         temperature_until: fraction of the run by which it is reached.
+        explore_fraction: share of the instances, where all discrete actions are simulated, that
+            starts a batch from a state of the one before by a random discrete action, see
+            :class:`DifferentiableCollector`. A simulation is worth what its continuous action is,
+            which pathwise gradients teach only where the discrete one is taken.
         start_fraction: fraction of the run after which it is tried from several starts, where all
             discrete actions are simulated; 0 has one start. Each is a run in little, whose
             schedules end with it. The first prefers no discrete action, so that continuous actions
@@ -110,6 +114,7 @@ class HPO(GraphLearner, PassLearner):
     branch_fraction: float = setting(0.25, maximum=1.0, strict=True)
     temperature_final: float = setting(0.02, strict=True)
     temperature_until: float = setting(0.8, maximum=1.0, strict=True)
+    explore_fraction: float = setting(0.25, maximum=1.0)
     start_fraction: float = setting(0.15, maximum=1.0)
     turns: int = setting(0, check_int)
 
@@ -130,6 +135,8 @@ class HPO(GraphLearner, PassLearner):
                 f"turns={self.turns} needs parameters of the discrete action alone and others, but "
                 f"the policy has {sorted(self.policy.parameter_groups())}; leave turns at 0."
             )
+        if self.branches:
+            self.collector.explore_fraction = self.explore_fraction
         if self.branches and "discrete" in self.optimization.groups:
             for group in self.optimization.param_groups("discrete"):
                 group["lr_multiplier"] = 1.0
@@ -222,6 +229,13 @@ class HPO(GraphLearner, PassLearner):
         are added to it.
         """
         metrics, data = self.prepare(batch)
+        if (forced := self.collector.forced) is not None:
+            # The value of a state is not that of an action which the policy did not choose.
+            for place in (batch, data):
+                value, target = place["state_value"], place["value_target"].clone()
+                begun = (..., 0, slice(None))
+                target[begun] = value[begun].where(forced.unsqueeze(-1), target[begun])
+                place.set("value_target", target)
         spread = self._branch(batch, data) if self.branches else None
         # A deterministic action is its own mean.
         mean = self._mean_action(data) if self.policy.stochastic else data["action", "continuous"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -21,6 +22,9 @@ from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.wrappers import batched
 from hpo_torchrl.modules import HybridPolicy
 
+# What is kept of the instances between two batches.
+_HELD = ("carried", "explorers")
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _BatchCollector:
@@ -29,6 +33,8 @@ class _BatchCollector:
     Attributes:
         frames: environment steps so far, to which an algorithm adds those that it simulates itself.
         carried: the running instances, in which the next batch starts; ``None`` before the first.
+        explorers: the states in which some start it instead, and their ``"first"`` actions.
+        forced: which instances began the last batch by such an action, bool ``(*B,)``.
     """
 
     env: EnvBase = field(kw_only=False)
@@ -57,6 +63,8 @@ class _BatchCollector:
             self.randomness = getattr(self.policy, "randomness", None) or Randomness()
         self.num_steps, self.frames = self.frames_per_batch // instances, 0
         self.carried: TensorDictBase | None = None
+        self.explorers: TensorDictBase | None = None
+        self.forced: Tensor | None = None
 
     def restarted(self, carried: TensorDictBase) -> TensorDictBase:
         """Return running instances, a share of them restarted."""
@@ -88,11 +96,12 @@ class _BatchCollector:
             index: number of the seed, in the form of a collector of that seed alone.
         """
         env, number = self._member(index)
-        state: dict[str, Any] = {"frames": self.frames // number, "carried": None, "rng": None}
-        if self.carried is not None:
-            own = self.carried if index is None else self.carried[index]
-            leaves = own.flatten_keys(".")
-            state["carried"] = {key: value.clone() for key, value in leaves.items()}
+        state: dict[str, Any] = {"frames": self.frames // number, "rng": None}
+        for name in _HELD:
+            held = getattr(self, name)
+            own = held if held is None or index is None else held[index]
+            leaves = {} if own is None else own.flatten_keys(".")
+            state[name] = {key: value.clone() for key, value in leaves.items()} or None
         # By attribute, so that a generator behind TorchRL's transforms is found too.
         if isinstance(rng := None if batched(env) else getattr(env, "rng", None), torch.Generator):
             state["rng"] = rng.get_state()
@@ -101,15 +110,17 @@ class _BatchCollector:
     def load_state_dict(self, state: dict[str, Any], index: int | None = None) -> None:
         """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all."""
         env, number = self._member(index)
-        self.frames, carried = number * state["frames"], None
-        if state["carried"] is not None:
-            place = {"batch_size": env.batch_size, "device": env.device}
-            carried = TensorDict(state["carried"], **place).unflatten_keys(".")
-            if index is not None:
-                rows = [carried] * number if self.carried is None else list(self.carried.unbind(0))
-                rows[index] = carried
-                carried = torch.stack(rows).contiguous()
-        self.carried = carried
+        self.frames = number * state["frames"]
+        for name in _HELD:
+            held, own = getattr(self, name), None
+            if state[name] is not None:
+                place = {"batch_size": env.batch_size, "device": env.device}
+                own = TensorDict(state[name], **place).unflatten_keys(".")
+                if index is not None:
+                    rows = [own] * number if held is None else list(held.unbind(0))
+                    rows[index] = own
+                    own = torch.stack(rows).contiguous()
+            setattr(self, name, own)
         if state["rng"] is not None:
             env.rng.set_state(state["rng"].cpu())
 
@@ -137,6 +148,10 @@ class DifferentiableCollector(_BatchCollector):
         reset_at_each_iter: start every batch from fresh initial states.
         reset_fraction: share of the instances, drawn anew for each batch, that starts it from a
             fresh initial state: it keeps rare states in the data.
+        explore_fraction: share of the instances, drawn anew for each batch, that starts it from a
+            state that the batch before has visited, by a discrete action drawn uniformly (if it is
+            allowed there): the continuous action beside a discrete one that the policy has given up
+            is learned as well. Needs the functional route.
         randomness: where the policy's random numbers and the restarts come from; ``None`` is
             ``policy.randomness``.
         exploration_type: how the policy acts.
@@ -162,6 +177,7 @@ class DifferentiableCollector(_BatchCollector):
     """
 
     total_frames: int = -1
+    explore_fraction: float = 0.0
     exploration_type: ExplorationType = ExplorationType.RANDOM
     discount: float = 1.0
     route: str = "auto"
@@ -172,6 +188,7 @@ class DifferentiableCollector(_BatchCollector):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_int("total_frames", self.total_frames, minimum=-1)
+        check_float("explore_fraction", self.explore_fraction, minimum=0.0, maximum=1.0)
         own = {known.name: getattr(self, known.name) for known in fields(Rollout) if known.init}
         self.engine = Rollout(**own)
         if not self.engine.functional:
@@ -195,13 +212,32 @@ class DifferentiableCollector(_BatchCollector):
             start = self.env.reset()
         else:
             start = self.restarted(self.carried)
+        self.forced, first = None, None
+        if self.explorers is not None:
+            first = self.explorers["first"]
+            self.forced = first >= 0
+            states = self.explorers.exclude("first")
+            there = states.where(self.forced, start.select(*states.keys()))
+            start = start.copy().update(there)
         with set_exploration_type(self.exploration_type):
-            batch = self.engine(self.num_steps, tensordict=start)
+            batch = self.engine(self.num_steps, tensordict=start, first=first)
         last = batch.detach()[(..., -1)]
         # ``maybe_reset`` restarts the instances whose episode ended with the batch.
         self.carried = self.env.maybe_reset(self.env.step_mdp(last.copy()))
+        self.explorers = self._explorers(batch.detach()) if self.explore_fraction > 0 else None
         self.frames += self.frames_per_batch
         return batch
+
+    def _explorers(self, batch: TensorDict) -> TensorDict:
+        """Return where instances may start the next batch, and ``"first"``: by what, -1 for not."""
+        env: Any = self.env
+        shape, number = env.batch_size, env.full_action_spec["action", "discrete"].space.n
+        who, when, what = self.randomness.draw("uniform", (*shape, 3), device=env.device).unbind(-1)
+        time = (when * batch.shape[-1]).long().unsqueeze(-1)
+        names = [*env.state_names, *env.shown_names]
+        found = batch.select(*names).gather(len(shape), time).squeeze(-1)
+        first = (what * number).long()
+        return found.set("first", first.where(who < self.explore_fraction, -1))
 
     def compile_seconds(self) -> float:
         """Return the time spent on compiling since this was last asked."""
@@ -210,7 +246,7 @@ class DifferentiableCollector(_BatchCollector):
 
     def reset(self) -> None:
         """Forget the running instances: the next batch starts from fresh initial states."""
-        self.carried = None
+        self.carried = self.explorers = None
 
     def shutdown(self) -> None:
         """Close the environment."""

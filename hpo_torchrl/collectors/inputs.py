@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -21,6 +22,9 @@ from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import Noise
 
 Entries = Mapping[str, Tensor]
+
+# No logit is that large, and no random number.
+_CERTAIN = 1e9
 
 
 class Inputs(NamedTuple):
@@ -53,12 +57,24 @@ def steps_of(noise: Noise | None, num_steps: int) -> Sequence[Noise | None]:
 
 
 def policy_noise(
-    env: EnvBase, policy: HybridPolicy, num_steps: int, randomness: Randomness | None
+    env: EnvBase,
+    policy: HybridPolicy,
+    num_steps: int,
+    randomness: Randomness | None,
+    first: Tensor | None = None,
 ) -> Noise | None:
     """Draw a policy's random numbers of a rollout, time first; ``None`` if it does not sample.
 
     They are drawn step by step, in the order in which ``env.rollout`` draws them, from the
     policy's own source if no other is given.
+
+    Args:
+        env: the environment, batch size ``*B``.
+        policy: the policy.
+        num_steps: number of steps.
+        randomness: where the numbers come from.
+        first: discrete actions ``(*B,)`` that the first step is to take where they are allowed, at
+            least 0; those below are drawn.
     """
     if not policy.acts_randomly:
         return None
@@ -72,7 +88,11 @@ def policy_noise(
         randomness.fill("exponential", row)
         if own is not None:
             randomness.fill(policy.continuous_distribution.noise, own[step])
-    return Noise(logs.log_(), own)
+    logs.log_()
+    if first is not None:  # the action whose logit less its number is the largest is taken
+        forced = F.one_hot(first.clamp_min(0), discrete.space.n) * (first >= 0).unsqueeze(-1)
+        logs[0] -= _CERTAIN * forced
+    return Noise(logs, own)
 
 
 def noise_of(env: DifferentiableEnv, start: Any, num_steps: int, noise: Tensor | None) -> Tensor:

@@ -134,18 +134,25 @@ class Rollout(Engine):
         *,
         tensordict: TensorDictBase | None = None,
         noise: Tensor | None = None,
+        first: Tensor | None = None,
     ) -> TensorDict:
-        """Roll out; arguments and result are those of :func:`differentiable_rollout`."""
+        """Roll out; arguments and result are those of :func:`differentiable_rollout`.
+
+        The functional route also takes discrete actions to begin with, ``first``: int64 ``(*B,)``,
+        below 0 where the policy chooses.
+        """
         check_int("num_steps", num_steps, minimum=1)
         start = self.env.reset() if tensordict is None else tensordict
         check_start(self.env, start)
-        batch = self._rollout(num_steps, start, noise)
+        batch = self._rollout(num_steps, start, noise, first)
         key = ("next", "reward")
         if (reward := batch.get(key)).requires_grad:
             batch.set(key, rolled(reward, self.discount))
         return batch
 
-    def _rollout(self, num_steps: int, start: TensorDictBase, noise: Tensor | None) -> TensorDict:
+    def _rollout(
+        self, num_steps: int, start: TensorDictBase, noise: Tensor | None, first: Tensor | None
+    ) -> TensorDict:
         env = self.env
         if not self.functional:
             return self.general(num_steps, start.copy(), noise)
@@ -153,7 +160,7 @@ class Rollout(Engine):
         begin = {key: entry(start, key, "the start of a rollout") for key in names}
         noise = noise_of(env, begin, num_steps, noise).movedim(len(env.batch_size), 0)
         fresh = fresh_states(env, begin["step"], num_steps)
-        own = policy_noise(env, self.policy, num_steps, self.randomness)
+        own = policy_noise(env, self.policy, num_steps, self.randomness, first)
         once = not any(fresh)
         pieces = self._pieces(begin, Inputs(noise, own, fresh), once)
         return self.finished(begin, pieces, own, once)
