@@ -74,7 +74,7 @@ class Bench:
         terms = self.loss(**loss)(batch)
         return -self.steps * (terms["loss_pathwise"] + terms["loss_objective"])
 
-    def expected_options(self, batch, noise):
+    def expected_choice(self, batch, noise):
         value = branched_returns(self.env, self.policy, batch, noise)
         return self.mixed(batch.copy().set("action_value", value))
 
@@ -96,7 +96,7 @@ class Bench:
             "mixed": lambda: self.mixed(batch),
             "mixed, critic": lambda: self.mixed(batch, critic=True),
             "mixed, leave-one-out": lambda: self.mixed(batch, baseline="leave_one_out"),
-            "mixed, expected options": lambda: self.expected_options(batch, noise),
+            "mixed, all discrete actions": lambda: self.expected_choice(batch, noise),
             "score function only": lambda: self.score_function(batch),
             "no cross term": lambda: self.mixed(batch, cross_term=False),
             "state detached": lambda: self.mixed(
@@ -148,7 +148,7 @@ UNBIASED = {
     "mixed": list(PROBLEMS),
     "mixed, critic": [*SMOOTH, *STOCKS, *GAUSSIAN[:2]],
     "mixed, leave-one-out": [*SMOOTH, *STOCKS, *GAUSSIAN[1:3]],
-    "mixed, expected options": [*SMOOTH, *STOCKS, *GAUSSIAN[2:4]],
+    "mixed, all discrete actions": [*SMOOTH, *STOCKS, *GAUSSIAN[2:4]],
     "score function only": GAUSSIAN,
 }
 FAULTS = [

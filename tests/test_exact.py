@@ -392,11 +392,11 @@ class Setting:
         )
 
 
-@pytest.mark.parametrize("expected_options", [False, True])
+@pytest.mark.parametrize("expected_choice", [False, True])
 @pytest.mark.parametrize("functional", [True, False])
-def test_adaptive_cross_term_interpolates(functional, expected_options):
+def test_adaptive_cross_term_interpolates(functional, expected_choice):
     setting = Setting()
-    if expected_options:
+    if expected_choice:
         setting.batch["action_value"] = torch.randn(*setting.batch.shape, 3, dtype=DOUBLE)
     on, off = (
         setting.gradient(setting.loss(cross_term=cross, functional=functional))

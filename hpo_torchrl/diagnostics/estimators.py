@@ -150,7 +150,7 @@ def _leave_one_out(draw: Draw) -> Tensor | None:
     return _both(sampler.loss(draw.batch.copy().set("advantage", leave_one_out(returns))))
 
 
-@estimator("mixed, expected options")
+@estimator("mixed, all discrete actions")
 def _expected(draw: Draw) -> Tensor | None:
     sampler, critic = draw.sampler, draw.sampler.critic
     if not draw.branches or (critic is not None and list(critic.in_keys) != ["observation"]):

@@ -199,19 +199,19 @@ def _branch(
     Given R rows, u ``(R, M, G, n)`` and noise ``(S, K, *noise_shape)`` for S equal parts of the
     rows, return the next state with ``R M G K`` rows, and the reward, ``(R, M, G, K)``.
     """
-    rows, options, nodes = u.shape[:3]
+    rows, number, nodes = u.shape[:3]
     values = noise.shape[1]
-    width = options * nodes * values
-    discrete = torch.arange(options, device=u.device).repeat_interleave(nodes * values)
+    width = number * nodes * values
+    discrete = torch.arange(number, device=u.device).repeat_interleave(nodes * values)
     after, reward, _ = env.advance(
         {name: value.repeat_interleave(width, 0) for name, value in state.items()},
         {
             "discrete": discrete.repeat(rows),
             "continuous": u.flatten(0, 2).repeat_interleave(values, 0),
         },
-        noise.repeat_interleave(rows * options * nodes // len(noise), 0).flatten(0, 1),
+        noise.repeat_interleave(rows * number * nodes // len(noise), 0).flatten(0, 1),
     )
-    return after, reward.reshape(rows, options, nodes, values)
+    return after, reward.reshape(rows, number, nodes, values)
 
 
 # Gauss quadrature, by the kind of noise.

@@ -156,9 +156,9 @@ def make_q_network(
     """
     spec = env.observation_spec["observation"]
     dimension = env.full_action_spec["action", "continuous"].shape[-1]
-    options = env.full_action_spec["action", "discrete"].space.n
+    num_discrete = env.full_action_spec["action", "discrete"].space.n
     place: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype}
-    net = mlp(spec.shape[-1] + dimension, options, hidden, activation, 0.0, **place)
+    net = mlp(spec.shape[-1] + dimension, num_discrete, hidden, activation, 0.0, **place)
     found = scales_of(env) if find_scales else None
     unit = getattr(plain(env), "action_scale", None) if found is None else found.action
     unit = torch.ones(dimension) if unit is None else unit

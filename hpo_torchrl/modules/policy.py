@@ -138,13 +138,13 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         if not callable(network):
             raise TypeError(f"network must be a module or a callable, got {network!r}.")
         if not isinstance(network, nn.Module):
-            options, dimension, heads = action_sizes(env)
+            number, dimension, heads = action_sizes(env)
             source, found = plain(env), scales_of(env) if find_scales else None
             scale = getattr(source, "action_scale", None)
             continuous = env.full_action_spec["action", "continuous"]
             network = network(
                 observation_dim=observation.shape[-1],
-                num_discrete=options,
+                num_discrete=number,
                 continuous_dim=dimension,
                 continuous_bounds=getattr(source, "continuous_bounds", None) or _bounds(continuous),
                 branch_bounds=getattr(source, "branch_bounds", None),
@@ -285,8 +285,8 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             env: the environment that the policy is meant for.
         """
         spec = env.observation_spec[self.observation_key]
-        options, dimension, heads = action_sizes(env)
-        shape = (options, dimension) if heads is None else (heads, options, dimension // heads)
+        number, dimension, heads = action_sizes(env)
+        shape = (number, dimension) if heads is None else (heads, number, dimension // heads)
         with torch.no_grad():
             # A distribution may have parameters of its own; its actions have the last word.
             _, *parameters = self.network(self._example(spec.shape[-1], spec))
@@ -294,7 +294,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         if found != shape:
             raise ValueError(
                 f"The policy has {found[-2]} discrete actions and branches of shape {found}, but "
-                f"the environment asks for {options} discrete actions and branches of shape "
+                f"the environment asks for {number} discrete actions and branches of shape "
                 f"{shape} (discrete actions, continuous dimension). Build it with "
                 "HybridPolicy.for_env(env) or correct the network's outputs."
             )

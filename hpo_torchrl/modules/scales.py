@@ -190,11 +190,11 @@ def _simulate(env: Any, factors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     place: dict[str, Any] = {"dtype": env.float_dtype, "device": factors.device}
     drawn = {**place, "generator": torch.Generator(factors.device).manual_seed(0)}
     heads = () if env.num_heads is None else (env.num_heads,)
-    options = (*batch, *heads, env.num_discrete)
+    choices = (*batch, *heads, env.num_discrete)
     bounds = env.continuous_bounds, env.action_scale, env.branch_bounds, env.num_heads
     reach = ActionRange(*bounds, **place)
     width = env.continuous_dim // (env.num_heads or 1)
-    reach.unit = factors.view(-1, *(1,) * (len(options) + 1)) * reach.unit
+    reach.unit = factors.view(-1, *(1,) * (len(choices) + 1)) * reach.unit
     start, steps = env.fresh_state(), min(env.horizon or _STEPS, _STEPS)
     noise = env.sample_noise(steps, start).unbind(len(batch))
     state = {key: value.expand(number, *value.shape) for key, value in start.items()}
@@ -204,11 +204,11 @@ def _simulate(env: Any, factors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         shown = env.show(state)
         if number == 1:
             seen.append({**state, **shown})
-        score = torch.rand(options, **drawn).expand(number, *options)
+        score = torch.rand(choices, **drawn).expand(number, *choices)
         if ACTION_MASK in shown:
             score = score.masked_fill(~shown[ACTION_MASK], -1.0)
         discrete = score.argmax(-1)
-        raw = torch.randn(*options, width, **drawn).expand(number, *options, width)
+        raw = torch.randn(*choices, width, **drawn).expand(number, *choices, width)
         continuous = flat(chosen_branch(reach(raw), None, discrete)[0], bool(heads))
         action = {"discrete": discrete, "continuous": continuous}
         state, reward, over = env.advance(state, action, now.expand(number, *now.shape))

@@ -217,7 +217,8 @@ def compare_tests(groups: Groups) -> pd.DataFrame:
                 others = pd.concat([rules[["algorithm", "cost_iqm"]], others])
             gaps = excess(others["cost_iqm"], level["reference_cost"])
             rows += [row | one for one in others.assign(gap_iqm=gaps).to_dict("records")]
-    return pd.DataFrame(rows).astype({"runs": "Int64"}) if rows else pd.DataFrame()
+    found = pd.DataFrame(rows, columns=None if rows else [*_PROBLEM, "test", "runs"])
+    return found.astype({"runs": "Int64"})
 
 
 def compare_pairs(groups: Groups) -> pd.DataFrame:
