@@ -194,7 +194,9 @@ def test_estimators_that_try_every_option_leave_out_what_is_not_allowed():
 
     hpo = HPO(env, policy, make_value_network(env, hidden=[8]), unroll_length=6)
     found = GradientSampler.of(hpo).sample()
-    assert {"mixed, all discrete actions", "Gumbel straight-through", "score function only"} <= {*found}
+    assert {"mixed, all discrete actions", "Gumbel straight-through", "score function only"} <= {
+        *found
+    }
     assert all(bool(g.isfinite().all()) for groups in found.values() for g in groups.values())
 
 
