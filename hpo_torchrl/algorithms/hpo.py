@@ -231,10 +231,9 @@ class HPO(GraphLearner, PassLearner):
         metrics, data = self.prepare(batch)
         if (forced := self.collector.forced) is not None:
             # The value of a state is not that of an action which the policy did not choose.
+            value, target = data["state_value"], data["value_target"].clone()
+            target[..., 0, :] = value[..., 0, :].where(forced.unsqueeze(-1), target[..., 0, :])
             for place in (batch, data):
-                value, target = place["state_value"], place["value_target"].clone()
-                begun = (..., 0, slice(None))
-                target[begun] = value[begun].where(forced.unsqueeze(-1), target[begun])
                 place.set("value_target", target)
         spread = self._branch(batch, data) if self.branches else None
         # A deterministic action is its own mean.

@@ -66,7 +66,6 @@ def plot_learning_curve(
     rows = pd.DataFrame({"update": updates, "cost": costs, "line": "short test"})
     spread = 2.0 * np.asarray(errors if errors is not None else math.nan)
     rows = rows.assign(cost_low=rows["cost"] - spread, cost_high=rows["cost"] + spread)
-    levels = {name: cost for name, cost in (baselines or {}).items() if cost is not None}
     title = f": short test {costs[-1]:.2f}" if len(costs) else ""
     title += f" \u00b1 {errors[-1]:.2f}" if errors else ""
     figure, [[axes]] = new_figure(1)
@@ -77,14 +76,17 @@ def plot_learning_curve(
         ends = ["cost", "cost_low", "cost_high"]
         rows[["gap", "gap_low", "gap_high"]] = excess(rows[ends], floor)
         title += f", {named} {floor:.2f}"
-    for name, cost in levels.items():
-        level = excess(cost, floor) if floor else cost
-        line = {"line": f"{name} {cost:.3f}", y: level, f"{y}_low": math.nan}
-        rows = pd.concat([rows, rows[rows["line"] == "short test"].assign(**line)])
+    lines = {
+        f"{name} {cost:.3f}": excess(cost, floor) if floor else cost
+        for name, cost in (baselines or {}).items()
+        if cost is not None
+    }
     if floor and errors:
-        noise = {"line": "noise of a test", y: 2.0 * errors[-1] / abs(floor)}
-        noise |= {f"{y}_low": math.nan}
-        rows = pd.concat([rows, rows[rows["line"] == "short test"].assign(**noise)])
+        lines["noise of a test"] = 2.0 * errors[-1] / abs(floor)
+    tested = rows
+    for line, level in lines.items():
+        own = {"line": line, y: level, f"{y}_low": math.nan}
+        rows = pd.concat([rows, tested.assign(**own)])
     axes.set(xlabel="updates", ylabel=label, title=f"Learning curve{title}")
     _draw_lines(axes, rows, "update", y, ["short test"])
     return _save(figure, path)

@@ -163,10 +163,6 @@ def _report(given: argparse.Namespace) -> None:
     print(f"\nwritten: {', '.join(map(str, written))}")
 
 
-def _is_published(name: str) -> bool:
-    return name.startswith(PUBLISHED)
-
-
 class _Report:
     """Collects the sections of a report, and writes its pictures."""
 
@@ -234,7 +230,9 @@ class _Report:
         tests = self.tests.assign(env=self.tests["problem"].map(envs))
         for (env, test), rows in tests.groupby(["env", "test"], sort=False):
             names = list(rows["algorithm"].unique())
-            if rows["problem"].nunique() < 2 and not any(map(_is_published, names)):
+            if rows["problem"].nunique() < 2 and not any(
+                name.startswith(PUBLISHED) for name in names
+            ):
                 continue
             columns = {"problem": "{name}", "reference": "{reference_cost:#.5g} ({reference})"}
             for place, name in enumerate(names):

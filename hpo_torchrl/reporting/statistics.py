@@ -150,9 +150,8 @@ def compare_algorithms(groups: Groups) -> pd.DataFrame:
         ``updates_to_target``, ``env_steps_to_target``, ``seconds_to_target`` (medians over all
         runs, infinite where half of them never did) and ``wall_seconds`` (median of the finished
         runs). The ends of an interval are in ``<column>_low`` and ``<column>_high``. After the
-        algorithms of a problem
-        come its rules, and last the gaps pooled over the problems that all algorithms share, if
-        there are two, with intervals of a bootstrap stratified by problem.
+        algorithms of a problem come its rules, and last the gaps pooled over the problems that all
+        algorithms share, if there are two, with intervals of a bootstrap stratified by problem.
     """
     rows = []
     for label, members in groups.counted.groupby("problem", sort=False):
