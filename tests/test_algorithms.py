@@ -347,6 +347,73 @@ def test_learned_critic_gradient_is_the_critics_slope():
     torch.testing.assert_close(loss(batch)["loss_qvalue"], moved)
 
 
+def test_a_critic_of_parameters_judges_the_distribution_and_learns_between_it_and_the_action():
+    """DA-AC; the critic is one whose values can be written down."""
+    env = InventoryEnv(2, batch_size=8, initial_state="random", seed=0, dtype=torch.float64)
+    goal = torch.tensor([[10.0, 20.0], [30.0, 5.0]]).double()
+    policy = HybridPolicy.for_env(env, hidden=[8], scale=0.3, learn_scale=True)
+    nn.init.normal_(policy.network.discrete[-1].weight)
+
+    class Expected(nn.Module):
+        """The mean of -|u - goal_d|^2: linear in the probabilities."""
+
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+        def forward(self, observation, parameters):
+            p, loc, scale = parameters.split([2, 4, 4], -1)
+            loc, scale = loc.unflatten(-1, (2, 2)), scale.unflatten(-1, (2, 2))
+            values = -((loc - goal).square() + scale.square()).sum(-1)
+            return self.shift + (p * values).sum(-1, keepdim=True)
+
+    q = TensorDictModule(Expected(), ["observation", "parameters"], ["action_value"])
+    loss = LearnedCriticLoss(policy, q, gamma=0.5, entropy_coeff=0.1)
+    HardUpdate(loss, value_network_update_interval=1)
+    with torch.no_grad():
+        batch = policy[0](env.rollout(4, policy).reshape(-1)).select(*loss.in_keys)
+    terms = loss(batch)
+    logits, loc, scale = policy.network(batch["observation"])
+    values = -((loc - goal).square() + scale.square()).sum(-1)
+    expected = -(logits.softmax(-1) * values).sum(-1).mean()
+    torch.testing.assert_close(terms["loss_actor"], expected)
+    ours, theirs = (gradients(policy, value) for value in (terms["loss_actor"], expected))
+    assert theirs["module.0.network.log_scale"].any()
+    for name, gradient in theirs.items():
+        if gradient is not None:
+            torch.testing.assert_close(ours[name], gradient)
+
+    # Between the parameters that acted and the action itself, by one random number for a row.
+    discrete, continuous = (batch["action", name] for name in ("discrete", "continuous"))
+    later, loc_after, scale_after = policy.network(batch["next", "observation"])
+    after = -((loc_after - goal).square() + scale_after.square()).sum(-1)
+    aim = batch["next", "reward"].squeeze(-1) + 0.5 * (later.softmax(-1) * after).sum(-1)
+    chosen = nn.functional.one_hot(discrete, 2).double()
+    torch.manual_seed(3)
+    loss_q = loss(batch)["loss_qvalue"]
+    torch.manual_seed(3)
+    w = torch.rand(len(discrete), 1, dtype=torch.float64)
+    p = (1 - w) * batch["logits"].softmax(-1) + w * chosen
+    sure = torch.where(chosen.bool().unsqueeze(-1), continuous.unsqueeze(-2), batch["loc"])
+    w = w.unsqueeze(-1)
+    loc = (1 - w) * batch["loc"] + w * sure
+    scale = batch["scale"] * (1 - w * chosen.unsqueeze(-1))
+    taken = -(p * ((loc - goal).square() + scale.square()).sum(-1)).sum(-1)
+    torch.testing.assert_close(loss_q, (taken - aim).square().mean())
+
+
+def test_a_critic_of_parameters_asks_for_a_policy_that_has_them():
+    with pytest.raises(ValueError, match="critic_of=parameters needs a policy whose u is normal"):
+        make(DDPG, critic_of="parameters")
+    with pytest.raises(ValueError, match="critic_of must be one of"):
+        make(DDPG, scale=0.1, critic_of="states")
+    q = TensorDictModule(nn.Identity(), ["observation"], ["action_value"])
+    with pytest.raises(ValueError, match="must read 'candidate', an action, or 'parameters'"):
+        LearnedCriticLoss(HybridPolicy.for_env(inventory()), q)
+    learner = make(DDPG, scale=0.1, critic_of="parameters", updates_per_batch=2)
+    assert all(map(math.isfinite, learner.iterate().values()))
+
+
 def test_q_network_reads_actions_in_their_natural_unit():
     env = InventoryEnv(2, demand=[5.0, 50.0], batch_size=3)
     q = make_q_network(env, hidden=[8])

@@ -280,6 +280,16 @@ def test_labels_show_the_settings_that_differ(tmp_path):
     assert groups.notes == ["hpo: trainer.num_updates changes with the problem (50, 100)."]
 
 
+def test_another_class_in_a_section_is_shown_by_its_name(tmp_path):
+    net = {"_target_": "my.rooms.HybridPolicy.for_env", "linear_skip": True}
+    write_run(tmp_path / "a", policy=net)
+    write_run(tmp_path / "b", policy={"_target_": "my.rooms.LearnedLevels.for_env"})
+    write_run(tmp_path / "c", policy=net, algorithm={"name": "ppo"})
+    assert sorted(grouped(tmp_path).runs["algorithm"]) == [
+        *("hpo policy=HybridPolicy", "hpo policy=LearnedLevels", "ppo")
+    ]
+
+
 def test_runs_that_disagree_on_the_optimum_are_told(tmp_path):
     path = write_run(tmp_path / "a") / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"optimal_cost": 99.0}))

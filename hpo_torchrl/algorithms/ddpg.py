@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -12,7 +13,7 @@ from torchrl.objectives import SoftUpdate
 
 from hpo_torchrl.algorithms.base import Metrics
 from hpo_torchrl.algorithms.learner import Learner, setting
-from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.checks import check_choice, check_int
 from hpo_torchrl.core.finite import leaves
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.modules import make_q_network
@@ -30,6 +31,8 @@ class DDPG(Learner):
     Args:
         env: the training environment: any ``EnvBase`` with hybrid actions.
         policy: the hybrid policy; a stochastic u explores (``policy.scale``).
+        critic_of: what the critic judges: ``"actions"``, or the ``"parameters"`` of the policy's
+            distribution (DA-AC), which needs a stochastic u, normal.
         critic: a value network, whose hidden layers tell what the critic of actions is like.
         updates_per_batch: gradient steps after each batch.
         minibatch_size: transitions in a step.
@@ -52,6 +55,7 @@ class DDPG(Learner):
         True
     """
 
+    critic_of: str = "actions"
     updates_per_batch: int = setting(20, check_int, minimum=1)
     minibatch_size: int = setting(512, check_int, minimum=1)
     buffer_batches: int = setting(10, check_int, minimum=1)
@@ -66,7 +70,16 @@ class DDPG(Learner):
                 f"compares; the environment has {env.num_heads} heads. Use algorithm=hpo."
             )
         widths, activation = _shape(self.critic)
-        self.critic = make_q_network(env, hidden=widths, activation=activation)
+        judges = {"actions": "candidate", "parameters": "parameters"}[
+            check_choice("critic_of", self.critic_of, ("actions", "parameters"))
+        ]
+        kind = type(self.policy.continuous_distribution).__name__
+        if judges == "parameters" and not (self.policy.stochastic and kind == "Normal"):
+            raise ValueError(
+                "critic_of=parameters needs a policy whose u is normal, with policy.scale above 0; "
+                f"got {kind}, {'with' if self.policy.stochastic else 'without'} a scale."
+            )
+        self.critic = make_q_network(env, hidden=widths, activation=activation, judges=judges)
         super().__post_init__()
         size = self.buffer_batches * self.collector.frames_per_batch
         self.buffer = TensorDictReplayBuffer(
@@ -85,9 +98,10 @@ class DDPG(Learner):
 
     def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Add a batch to the buffer and take gradient steps; its rewards are rescaled."""
-        inputs = self.policy.in_keys
-        raw = batch.select(*inputs, "action", "next").copy()
-        raw["next"] = raw["next"].select(*inputs, "reward", "terminated")
+        if self.critic_of == "parameters":
+            with torch.no_grad():
+                self.policy[0](batch)  # those that acted, which batches come without
+        raw = batch.select(*self.loss.in_keys).copy()
         metrics = self.rescale(batch)
         self.buffer.extend(raw.reshape(-1))
         # Rewards are kept as they came, so that one scale holds for old and new ones.

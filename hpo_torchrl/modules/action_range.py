@@ -19,7 +19,7 @@ Bounds = Sequence[Bound]
 # Sharpness of the softplus that keeps an action on its side of a bound.
 _SHARPNESS = 4.0
 # Where an untrained policy acts, in action scales from the bound: rather too much than too little.
-_START = 1.3
+START = 1.3
 # Raw output up to which the slope of a sigmoid is its own, and that slope.
 _LINEAR = 3.0
 _SLOPE = 1.0 / (2.0 + math.exp(_LINEAR) + math.exp(-_LINEAR))
@@ -97,7 +97,7 @@ class ActionRange(nn.Module):
         size = _softplus(raw, self.unit)
         total = size.sum(-1, keepdim=True)
         low, high, _, has_high = self._ends(None if index is None else index[..., :1])
-        width, middle = high - low, _START * self.unit.sum(-1, keepdim=True)
+        width, middle = high - low, START * self.unit.sum(-1, keepdim=True)
         aim = torch.where(has_high, width * total / (total + middle), total) + low
         return size * (aim / total)
 
@@ -176,7 +176,7 @@ def _inverse(kind: str, u: Tensor, low: Any, high: Any, unit: Tensor) -> Tensor:
         share = (u - low) / _width(u, low, high)
         return share.clamp(finfo.eps / 2, 1 - finfo.eps / 2).logit()
     size = ((u - low if kind == "above" else high - u) / unit).clamp_min(finfo.tiny)
-    return size + torch.log(-torch.expm1(-_SHARPNESS * size)) / _SHARPNESS - _START
+    return size + torch.log(-torch.expm1(-_SHARPNESS * size)) / _SHARPNESS - START
 
 
 def _log_slope(kind: str, z: Tensor, low: Any, high: Any, unit: Tensor) -> Tensor:
@@ -184,11 +184,11 @@ def _log_slope(kind: str, z: Tensor, low: Any, high: Any, unit: Tensor) -> Tenso
         return unit.log().expand_as(z)
     if kind == "between":
         return F.logsigmoid(z) + F.logsigmoid(-z) + _width(z, low, high).log()
-    return F.logsigmoid(_SHARPNESS * (z + _START)) + unit.log()
+    return F.logsigmoid(_SHARPNESS * (z + START)) + unit.log()
 
 
 def _softplus(z: Tensor, unit: Tensor) -> Tensor:
-    return unit * F.softplus(z + _START, beta=_SHARPNESS)
+    return unit * F.softplus(z + START, beta=_SHARPNESS)
 
 
 def _width(like: Tensor, low: Any, high: Any) -> Tensor:

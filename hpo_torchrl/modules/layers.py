@@ -112,7 +112,7 @@ def make_value_network(
 
 
 class QNetwork(nn.Module):
-    """Values of all discrete actions at an observation and a continuous action."""
+    """Values at an observation and a continuous action, or what else is judged."""
 
     unit: Tensor
 
@@ -121,8 +121,8 @@ class QNetwork(nn.Module):
         self.net, self.observations = net, observations
         self.register_buffer("unit", unit.clone())
 
-    def forward(self, observation: Tensor, candidate: Tensor) -> Tensor:
-        return self.net(torch.cat([self.observations(observation), candidate / self.unit], -1))
+    def forward(self, observation: Tensor, judged: Tensor) -> Tensor:
+        return self.net(torch.cat([self.observations(observation), judged / self.unit], -1))
 
 
 @checked
@@ -132,6 +132,7 @@ def make_q_network(
     hidden: int | Sequence[int] = (64, 64),
     activation: str = "tanh",
     find_scales: bool = True,
+    judges: str = "candidate",
 ) -> TensorDictModule:
     """Build a critic of actions: ``observation`` and ``candidate`` to ``"action_value"``.
 
@@ -140,10 +141,12 @@ def make_q_network(
         hidden: width of each hidden layer.
         activation: see :class:`HybridNetwork`.
         find_scales: as in :func:`make_value_network`; the unit of the actions too.
+        judges: ``"candidate"``, or ``"parameters"``: those of the policy's distribution.
 
     Returns:
         Module that reads ``"candidate"``, a continuous action ``(*B, n)``, and writes the values
-        of the M discrete actions, ``(*B, M)``, each with that action.
+        of the M discrete actions, ``(*B, M)``, each with that action; or reads ``"parameters"``,
+        ``(*B, M + 2 M n)``, and writes their value, ``(*B, 1)``. See :class:`LearnedCriticLoss`.
 
     Examples:
         >>> import torch
@@ -158,15 +161,18 @@ def make_q_network(
     dimension = env.full_action_spec["action", "continuous"].shape[-1]
     num_discrete = env.full_action_spec["action", "discrete"].space.n
     place: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype}
-    net = mlp(spec.shape[-1] + dimension, num_discrete, hidden, activation, 0.0, **place)
     found = scales_of(env) if find_scales else None
     unit = getattr(plain(env), "action_scale", None) if found is None else found.action
     unit = torch.ones(dimension) if unit is None else unit
+    if check_choice("judges", judges, ("candidate", "parameters")) == "parameters":
+        unit = torch.cat([torch.ones(num_discrete).to(unit), unit.repeat(2 * num_discrete)])
+    outputs = num_discrete if judges == "candidate" else 1
+    net = mlp(spec.shape[-1] + len(unit), outputs, hidden, activation, 0.0, **place)
     observations = ObservationScale(spec.shape[-1], **place)
     if find_scales:
         observations.use(found, "observation")
     return TensorDictModule(
         QNetwork(net, observations, unit.to(**place)),
-        in_keys=["observation", "candidate"],
+        in_keys=["observation", judges],
         out_keys=["action_value"],
     )

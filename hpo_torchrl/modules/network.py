@@ -65,6 +65,8 @@ class HybridNetwork(nn.Module):
         scale: standard deviation of u in units of ``action_scale`` (of z for a squashed normal);
             0 makes u deterministic.
         learn_scale: make the standard deviation a parameter, one per branch and coordinate.
+        control: a module that gives the raw outputs z, ``(*B, M n)``, from the observation, in the
+            place of the continuous net and its linear skip: a structured policy.
         distribution: the distribution of u: ``"normal"``, ``"squashed_normal"`` (every sample
             keeps to the range), or a :class:`ContinuousDistribution` of your own, as a class
             (called with the :class:`ActionRange`) or an object.
@@ -96,6 +98,7 @@ class HybridNetwork(nn.Module):
         linear_skip: bool = True,
         scale: float = 0.0,
         learn_scale: bool = False,
+        control: nn.Module | None = None,
         distribution: Any = "normal",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -130,9 +133,11 @@ class HybridNetwork(nn.Module):
         self.discrete = net(inputs, num_discrete * (num_heads or 1), cells, gain=0.0)
         self.register_buffer("temperature", torch.ones((), **place))
         self.register_buffer("preference", torch.zeros(num_discrete * (num_heads or 1), **place))
-        self.continuous = net(inputs, outputs, cells, gain=0.01)
+        if control is not None and shared_trunk:
+            raise ValueError("A control of its own shares no layers; set shared_trunk=False.")
+        self.continuous = net(inputs, outputs, cells, gain=0.01) if control is None else control
         self.skip: nn.Module | None = None
-        if linear_skip:
+        if linear_skip and control is None:
             self.skip = nn.Linear(observation_dim, outputs, bias=False, **place)
             nn.init.zeros_(self.skip.weight)
         # A distribution with outputs of its own for its scale needs none of these.

@@ -30,10 +30,21 @@ class LearnedCriticLoss(LossModule):
     sum over d is taken exactly, no score function is needed: the discrete choice follows the
     critic's values, the continuous action their slopes.
 
+    A critic :math:`Q(s, \theta)` of the policy's *distribution* takes the parameters
+    :math:`\theta` (probabilities of d, means and standard deviations of u) for the action, as DA-AC
+    does (He, Shen, Hao, Sutton and White 2026, "Distributions as actions", ICLR). Then
+    :math:`V(s) = Q(s, \theta(s))`, and Q is taught at a random point between the parameters that
+    acted and those that would have taken the same action for certain, where both have the goal:
+
+    .. math::
+        L_Q = \bigl(r + \gamma\, \bar V(s') - Q(s, w\,\theta + (1 - w)\,\delta_{d, u})\bigr)^2,
+        \qquad w \sim U(0, 1)
+
     Args:
         actor_network: a :class:`HybridPolicy`.
         qvalue_network: reads the observation and ``"candidate"``, a continuous action ``(*B, n)``,
-            and writes ``"action_value"``, ``(*B, M)``.
+            and writes ``"action_value"``, ``(*B, M)``; or reads ``"parameters"`` in its place,
+            those of a distribution (:func:`distribution_parameters`), and writes ``(*B, 1)``.
         entropy_coeff: weight c of the entropy of the discrete choice, in standard deviations of
             the advantage Q - V under the policy.
         gamma: discount.
@@ -70,6 +81,9 @@ class LearnedCriticLoss(LossModule):
 
         discrete_action: NestedKey = ("action", "discrete")
         continuous_action: NestedKey = ("action", "continuous")
+        logits: NestedKey = "logits"
+        loc: NestedKey = "loc"
+        scale: NestedKey = "scale"
         reward: NestedKey = "reward"
         terminated: NestedKey = "terminated"
 
@@ -96,9 +110,13 @@ class LearnedCriticLoss(LossModule):
         centered: bool = False,
     ) -> None:
         super().__init__()
-        if "candidate" not in qvalue_network.in_keys:
-            read = qvalue_network.in_keys
-            raise ValueError(f"qvalue_network must read 'candidate', an action, got {read}.")
+        read = qvalue_network.in_keys
+        (self.judged, *others) = [key for key in ("candidate", "parameters") if key in read] or [""]
+        if others or not self.judged:
+            raise ValueError(
+                "qvalue_network must read 'candidate', an action, or 'parameters', those of a "
+                f"distribution; got {read}."
+            )
         self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
         self.convert_to_functional(qvalue_network, "qvalue_network", create_target_params=True)
         self.gamma = check_float("gamma", gamma, minimum=0.0, maximum=1.0)
@@ -113,36 +131,32 @@ class LearnedCriticLoss(LossModule):
         """Set the entries that the loss reads; TorchRL calls this where keys are renamed."""
         keys = self.tensor_keys
         seen = dict.fromkeys([*self.actor_network.in_keys, *self.qvalue_network.in_keys])
-        seen.pop("candidate")
+        seen.pop(self.judged)
         after = [unravel_key(("next", key)) for key in (*seen, keys.reward, keys.terminated)]
-        self.in_keys = [*seen, keys.discrete_action, keys.continuous_action, *after]
+        acted = [keys.discrete_action, keys.continuous_action]
+        if self.judged == "parameters":
+            acted += [keys.logits, keys.loc, keys.scale]
+        self.in_keys = [*seen, *acted, *after]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute the terms on detached transitions of any batch shape; the input is kept."""
         keys, one = self.tensor_keys, type(self).__name__
-        discrete, continuous = (
-            entry(tensordict, key, one) for key in (keys.discrete_action, keys.continuous_action)
-        )
         reward = entry(tensordict, ("next", keys.reward), one, (1,))
         terminated = entry(tensordict, ("next", keys.terminated), one, (1,), torch.bool)
         after = tensordict.get("next")
         with torch.no_grad():
-            logits, values = self._branches(after, "target_")
-            value = (logits.exp() * values).sum(-1)
+            _, value, _ = self._judge(after, "target_")
             alive = 1.0 - terminated.squeeze(-1).to(value.dtype)
             goal = reward.squeeze(-1) + self.gamma * alive * value
             if self.centered:
                 goal = goal - goal.mean()
-        taken = self._q(tensordict, continuous)
-        taken = taken.gather(-1, discrete.unsqueeze(-1)).squeeze(-1)
-        error = taken - goal
-        logits, values = self._branches(tensordict)
-        probability = logits.exp()
-        value = (probability * values).sum(-1)
+        error = self._taken(tensordict) - goal
+        logits, value, values = self._judge(tensordict)
         entropy = entropy_of(logits)
         # A bonus in standard deviations of the advantage serves every scale of rewards.
         with torch.no_grad():
-            spread = (probability * (values - value.unsqueeze(-1)).square()).sum(-1).mean().sqrt()
+            off = (values - (logits.exp() * values).sum(-1, keepdim=True)).square()
+            spread = (logits.exp() * off).sum(-1).mean().sqrt()
         return TensorDict(
             {
                 "loss_actor": -value.mean(),
@@ -153,26 +167,70 @@ class LearnedCriticLoss(LossModule):
             }
         )
 
-    def _branches(self, tensordict: TensorDictBase, target: str = "") -> tuple[Tensor, Tensor]:
-        """Log-probabilities and critic's values of all discrete actions, ``(*B, M)``."""
+    def _judge(self, tensordict: TensorDictBase, target: str = "") -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities ``(*B, M)``, V ``(*B,)``, and the values of all discrete actions."""
         actor = self.actor_network
         params = getattr(self, f"{target}actor_network_params")
         with params.to_module(actor, preserve_module_state=False):
             dist = actor.get_dist(tensordict.select(*actor.in_keys))
+
         # Detached: the critic is taught by its own error alone. The frozen targets' slopes are
         # never asked for.
-        values = [
-            self._q(tensordict, action, target, detach=True)[..., d]
-            for d, action in enumerate(dist.actions().unbind(-2))
-        ]
-        return dist.logits, torch.stack(values, -1)
+        def value_of(judged: Tensor) -> Tensor:
+            return self._q(tensordict, judged, target, detach=True)
+
+        probability = dist.logits.exp()
+        if self.judged == "candidate":
+            found = [value_of(one)[..., d] for d, one in enumerate(dist.actions().unbind(-2))]
+            values = torch.stack(found, -1)
+            return dist.logits, (probability * values).sum(-1), values
+        value = value_of(distribution_parameters(probability, dist.loc, dist.scale))
+        with torch.no_grad():
+            certain = torch.eye(dist.num_discrete).to(probability).expand(*probability.shape, -1)
+            found = [
+                value_of(distribution_parameters(one, dist.loc, dist.scale))
+                for one in certain.unbind(-2)
+            ]
+        return dist.logits, value.squeeze(-1), torch.cat(found, -1)
+
+    def _taken(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the critic's value of what was done, ``(*B,)``."""
+        keys, one = self.tensor_keys, type(self).__name__
+        discrete, continuous = (
+            entry(tensordict, key, one) for key in (keys.discrete_action, keys.continuous_action)
+        )
+        if self.judged == "candidate":
+            values = self._q(tensordict, continuous)
+            return values.gather(-1, discrete.unsqueeze(-1)).squeeze(-1)
+        logits, loc, scale = (
+            entry(tensordict, key, one) for key in (keys.logits, keys.loc, keys.scale)
+        )
+        probability = logits.softmax(-1)
+        chosen = torch.nn.functional.one_hot(discrete, logits.shape[-1]).to(loc)
+        branch = chosen.unsqueeze(-1)
+        sure = torch.lerp(loc, continuous.unsqueeze(-2), branch), scale * (1.0 - branch)
+        certain = distribution_parameters(chosen, *sure)
+        acted = distribution_parameters(probability, loc, scale)
+        between = torch.lerp(acted, certain, torch.rand_like(acted[..., :1]))
+        return self._q(tensordict, between).squeeze(-1)
 
     def _q(
-        self, tensordict: TensorDictBase, action: Tensor, target: str = "", detach: bool = False
+        self, tensordict: TensorDictBase, judged: Tensor, target: str = "", detach: bool = False
     ) -> Tensor:
         network = self.qvalue_network
         params = getattr(self, f"{target}qvalue_network_params")
-        inputs = tensordict.select(*(key for key in network.in_keys if key != "candidate"))
+        inputs = tensordict.select(*(key for key in network.in_keys if key != self.judged))
         params = params.detach() if detach else params
         with params.to_module(network, preserve_module_state=False):
-            return network(inputs.set("candidate", action)).get("action_value")
+            return network(inputs.set(self.judged, judged)).get("action_value")
+
+
+def distribution_parameters(probability: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """Return the parameters of a hybrid distribution as one vector, ``(*B, M + 2 M n)``.
+
+    Args:
+        probability: of the discrete actions, ``(*B, M)``.
+        loc: means of u, ``(*B, M, n)``.
+        scale: their standard deviations, likewise.
+    """
+    return torch.cat([probability, loc.flatten(-2), scale.flatten(-2)], -1)

@@ -30,7 +30,7 @@ _STYLES = ("-", "--", ":")
 _MARKERS = ("o", "s", "^", "v", "D", "x")
 # What a figure calls an algorithm; others by their names.
 _NAMES = {"hpo": "HPO", "ppo": "PPO", "ddpg": "DDPG", "s_S": "best (s, S) or (Q, S) rule"}
-_NAMES |= {"R_S": "best (R, S) rule"}
+_NAMES |= {"R_S": "best (R, S) rule", "da_ac": "DA-AC"}
 Labels = Mapping[str, str]
 Names = Sequence[str]
 

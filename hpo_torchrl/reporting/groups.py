@@ -185,6 +185,10 @@ def _label_runs(runs: pd.DataFrame, notes: list[str]) -> None:
     runs["shown"] = chosen(runs["env"], problems.groupby(runs["env"]).nunique() > 1)
     runs["problem"] = list(map(_label, runs["env"], runs["shown"]))
     varied = (texts.groupby([runs["problem"], kinds]).nunique() > 1).groupby("algorithm").any()
+    for key in [key for key in texts if key.endswith("._target_") and varied[key].any()]:
+        # What only one of two classes takes says no more than their names do.
+        own = [k for k in texts if k.startswith(key.removesuffix("_target_")) and k != key]
+        varied.loc[varied[key], [k for k in own if (texts[k] == "unset").any()]] = False
     runs["algorithm"] = list(map(_label, kinds, chosen(kinds, varied)))
     for name, changes in ((texts.groupby(kinds).nunique() > 1) & ~varied).iterrows():
         for key in changes.index[changes]:
@@ -219,6 +223,9 @@ def _label(name: str, settings: Mapping[str, Any]) -> str:
     words = [name]
     for key, value in settings.items():
         section, _, short = key.partition(".")
+        if short == "_target_":  # the class of a section that is named by its class alone
+            parts = [part for part in str(value).split(".") if part[:1].isupper()]
+            key, short, value = section, section, (parts or [value])[-1]
         words.append(f"{short if section in _SHORT else key}={value}")
     return " ".join(words).strip().replace("|", "/").replace("\n", " ")
 
