@@ -89,6 +89,15 @@ def test_a_sweep_plans_trains_and_is_done(capsys):
     assert contents("runs/sweep") == before
 
 
+def test_a_rule_runs_once_for_all_seeds(capsys):
+    words = ["algorithm=hpo,s_S,order_up_to", "seed=0,1", "env.num_items=1,2", *QUICK]
+    multirun(*words)
+    assert "plan             8 runs in sweep: 8 new" in capsys.readouterr().out
+    ended = [path.parent.name for path in Path("sweep").glob("*/summary.json")]
+    assert sum("algorithm=hpo" in name for name in ended) == 4
+    assert sum("algorithm=s_S" in name and "seed=0" in name for name in ended) == 2
+
+
 def test_a_killed_sweep_goes_on_where_it_stopped(capsys):
     long = ["trainer.num_updates=8", "trainer.checkpoint_every=2"]
     arguments = [*QUICK, *long, "seed=0,1,2"]

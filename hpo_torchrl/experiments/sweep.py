@@ -26,6 +26,7 @@ from hpo_torchrl.core.checks import check_bool, first_line
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import COMMAND_KEYS, compose_sweep, hydra_session, key_of
 from hpo_torchrl.experiments.run import in_short, threads, train_run
+from hpo_torchrl.experiments.targets import target_of
 from hpo_torchrl.training.checkpoint import (
     Checkpoint,
     DamagedError,
@@ -72,6 +73,7 @@ def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
         jobs = [Job(where / run_name(words), settings, words) for words, settings in runs]
         if len({job.folder for job in jobs}) < len(jobs):
             raise ValueError("Two runs of this sweep are the same: give each value once.")
+        jobs = _without_seeds_of_rules(jobs)
         with RunFolder(where).advising("sweep_dir"):
             states = [run_state(job.folder, job.settings) for job in jobs]
         kinds = [state for state in (DONE, UNFINISHED, NEW) if state in states]
@@ -95,6 +97,23 @@ def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
         print(f"hpo-train: {len(failures)} of {len(jobs)} runs failed:", file=sys.stderr)
         print(*failures, "The same command tries them again.", sep="\n", file=sys.stderr)
         raise SystemExit(1)
+
+
+def _without_seeds_of_rules(jobs: Sequence[Job]) -> list[Job]:
+    """Leave out the runs of a rule, which does not learn, that differ from another by their seed.
+
+    The noise of tests has a seed of its own: all of them would end with the same figures.
+    """
+    kept, met = list[Job](), list[dict[str, Any]]()
+    for job in jobs:
+        algorithm = job.settings["algorithm"]
+        if not getattr(target_of("algorithm", algorithm), "learns", True):
+            others = {**job.settings, "seed": None}
+            if others in met:
+                continue
+            met.append(others)
+        kept.append(job)
+    return kept
 
 
 def train_job(

@@ -65,8 +65,9 @@ class HybridNetwork(nn.Module):
         scale: standard deviation of u in units of ``action_scale`` (of z for a squashed normal);
             0 makes u deterministic.
         learn_scale: make the standard deviation a parameter, one per branch and coordinate.
-        control: a module that gives the raw outputs z, ``(*B, M n)``, from the observation, in the
-            place of the continuous net and its linear skip: a structured policy.
+        control: what gives the raw outputs z from the observation: widths of the hidden layers of
+            the continuous net, if they are not ``hidden`` (``[]`` makes it linear); or a module in
+            the place of it and of its linear skip, to ``(*B, M n)``: a structured policy.
         distribution: the distribution of u: ``"normal"``, ``"squashed_normal"`` (every sample
             keeps to the range), or a :class:`ContinuousDistribution` of your own, as a class
             (called with the :class:`ActionRange`) or an object.
@@ -98,7 +99,7 @@ class HybridNetwork(nn.Module):
         linear_skip: bool = True,
         scale: float = 0.0,
         learn_scale: bool = False,
-        control: nn.Module | None = None,
+        control: nn.Module | Sequence[int] | None = None,
         distribution: Any = "normal",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -135,9 +136,13 @@ class HybridNetwork(nn.Module):
         self.register_buffer("preference", torch.zeros(num_discrete * (num_heads or 1), **place))
         if control is not None and shared_trunk:
             raise ValueError("A control of its own shares no layers; set shared_trunk=False.")
-        self.continuous = net(inputs, outputs, cells, gain=0.01) if control is None else control
         self.skip: nn.Module | None = None
-        if linear_skip and control is None:
+        if isinstance(control, nn.Module):
+            self.continuous, linear_skip = control, False
+        else:
+            own = cells if control is None else check_sizes("control", control)
+            self.continuous = net(inputs, outputs, own, gain=0.01)
+        if linear_skip:
             self.skip = nn.Linear(observation_dim, outputs, bias=False, **place)
             nn.init.zeros_(self.skip.weight)
         # A distribution with outputs of its own for its scale needs none of these.
