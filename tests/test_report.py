@@ -20,7 +20,7 @@ from scipy import stats
 from hpo_torchrl.problems.inventory.reference import InventoryPolicyView, plot_inventory_policy
 from hpo_torchrl.reporting import format_summary, plot_learning_curve
 from hpo_torchrl.reporting.groups import find_sizes, group_runs
-from hpo_torchrl.reporting.report import main
+from hpo_torchrl.reporting.report import main, write_report
 from hpo_torchrl.reporting.runs import read_runs
 from hpo_torchrl.reporting.statistics import (
     compare_algorithms,
@@ -407,6 +407,28 @@ def test_a_preset_stands_beside_what_was_published_in_each_test(tmp_path, report
     (best,) = {row["reference_cost"] for row in rows if row["test"] == "long_run"}
     assert float(best) == 37.8
     assert r"43.470 (+14.09 \%)" in (tmp_path / "tables.tex").read_text()
+
+
+def test_published_costs_have_a_figure_and_a_test_without_reference_no_panel(tmp_path, monkeypatch):
+    tests = {"primary": "long_run", "tests": {"long_run": {}, "protocol": {}}}
+    for items, (long, window) in {10: (38.5, 38.6), 50: (37.9, 38.0)}.items():
+        known = {"test_cost": long, "protocol_cost": window, "lower_bound": 36.0}
+        known |= {"optimal_cost": None, "baseline_costs": {"a rule": long}}
+        env = {"name": "paper/joint", "num_items": items}
+        write_run(tmp_path / str(items), env=env, known=known, evaluation=tests)
+    drawn = {}
+
+    def plot(path, rows, *_):
+        drawn[path.name] = {title: set(own["line"]) for title, own in rows.groupby("title")}
+        return path
+
+    monkeypatch.setattr("hpo_torchrl.reporting.report.plot_lines", plot)
+    write_report([tmp_path], tmp_path / "report")
+    # No rule was run in the window: there is nothing that a gap there could be to.
+    assert set(drawn["report-gap-paper-joint-num_items.png"]) == {"long_run"}
+    (panel,) = drawn["report-cost-paper-joint-num_items.png"].items()
+    assert panel[0] == "protocol"
+    assert {"hpo", "published HPO", "published PPO"} <= panel[1]
 
 
 def test_problems_are_pooled_where_all_algorithms_ran(tmp_path):

@@ -183,7 +183,8 @@ class _Report:
 
     def draw(self, kind: str, rows: pd.DataFrame, xs: Labels, ys: Labels, names: Names) -> None:
         """Add a figure, unless there is nothing on it; see :func:`plot_lines`."""
-        if rows[list(ys)].notna().any(axis=None):
+        rows = rows[rows[list(ys)].notna().any(axis=1).groupby(rows["title"]).transform("any")]
+        if len(rows):
             words = re.sub(r"[^A-Za-z0-9_.=]+", "-", kind).strip("-.")[:80]
             path = self.output / f"report-{words}.png"
             if path in self.pictures:
@@ -259,8 +260,12 @@ class _Report:
             known = set(members["reference"].dropna())
             level = known.pop() if len(known) == 1 else "best known cost"  # of which an optimum is
             gaps = {"gap_iqm": f"above the {level}, %"}
-            data = members.assign(title=titles), {"size": setting}, gaps, self.names
-            self.draw(f"gap-{env}-{setting}", *data)
+            members = members.assign(title=titles)
+            self.draw(f"gap-{env}-{setting}", members, {"size": setting}, gaps, self.names)
+            published = members["algorithm"].str.startswith(PUBLISHED).groupby(titles)
+            shown = members[published.transform("any")]
+            costs = {"cost_iqm": "cost per unit and period"}
+            self.draw(f"cost-{env}-{setting}", shown, {"size": setting}, costs, self.names)
         times = {"updates_to_target": f"updates to a gap of {self.target}"}
         rows = self.comparison.assign(line=self.comparison["algorithm"])
         for (env, setting), members in self._by_setting(rows):
