@@ -14,8 +14,10 @@ from tensordict import TensorDict
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 from torchrl.envs.utils import check_env_specs
 
-from hpo_torchrl.envs import certify
+from hpo_torchrl.collectors import differentiable_rollout
+from hpo_torchrl.envs import DifferentiableEnv, certify
 from hpo_torchrl.envs.wrapped import Spaces
+from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Demand, Normal, Poisson, Record, Traces
 from hpo_torchrl.problems.inventory.features import AllUnitsDiscount, FixedCost, LostSales
@@ -449,3 +451,50 @@ def test_a_half_open_range_is_cut_a_hundred_scales_from_its_end():
         env = Spaces(continuous_bounds=ends, action_scale=0.5, **sizes)
         space = env.full_action_spec["action", "continuous"].space
         assert (float(space.low), float(space.high)) == cut
+
+
+@pytest.mark.parametrize(
+    "bounds", [(0.0, 1.0), ([0.0, 0.2], [1.0, 0.7]), (None, 1.0), (0.0, [1.0, 0.7])], ids=str
+)
+def test_equations_never_see_an_action_beyond_its_bounds(bounds):
+    """Also of samples that a policy draws; and no gradient says that there is more to gain."""
+    seen = []
+
+    class Mine(DifferentiableEnv):
+        def __init__(self, **arguments):
+            super().__init__(
+                num_discrete=2,
+                continuous_dim=2,
+                continuous_bounds=bounds,
+                state_shapes={"x": (2,)},
+                observation_dim=2,
+                noise_shape=(2,),
+                **arguments,
+            )
+
+        def dynamics(self, state, action, noise):
+            seen.append(action["continuous"].detach())
+            return {"x": state["x"] + noise}, action["continuous"].sum(-1)
+
+        def observe(self, state):
+            return state["x"]
+
+        def initial_state(self):
+            return {"x": torch.zeros(*self.batch_size, 2)}
+
+        def draw_noise(self, num_steps, state):
+            return torch.zeros(*self.batch_size, num_steps, 2)
+
+    env = Mine(batch_size=64, seed=0)
+    policy = HybridPolicy.for_env(env, hidden=[4], scale=3.0, find_scales=False)
+    low, high = (torch.as_tensor(end) if end is not None else None for end in bounds)
+    for frames in (env.rollout(5, policy), differentiable_rollout(env, policy, 5)):
+        drawn = frames["action", "continuous"]
+        used = drawn.clamp(low, high)
+        assert float((drawn != used).double().mean()) > 0.3
+        torch.testing.assert_close(frames["next", "reward"].squeeze(-1), used.sum(-1))
+        assert all(bool((one == one.clamp(low, high)).all()) for one in seen)
+    data, given = policy(env.reset()), drawn[:, 0].detach().requires_grad_()
+    reward = env.step(data.set(("action", "continuous"), given))["next", "reward"]
+    (slope,) = torch.autograd.grad(reward.sum(), given)
+    assert torch.equal(slope == 0.0, given != given.clamp(low, high))

@@ -67,9 +67,9 @@ class DifferentiableEnv(Shell):
         num_discrete: number M of discrete actions (of each head).
         continuous_dim: dimension n of the continuous action.
         continuous_bounds: ``(low, high)`` of the continuous action, each one number, a sequence
-            with one per coordinate, or ``None`` (unbounded). A half-open range is cut in the *spec*
-            100 action scales away from its end, so that random actions stay finite; the dynamics
-            do not enforce that.
+            with one per coordinate, or ``None`` (unbounded). ``dynamics`` gets what is beyond, a
+            sample of a normal distribution for example, moved to the end. A half-open range is cut
+            in the *spec* 100 action scales away from its end, so that random actions stay finite.
         action_scale: natural size of the continuous action, one number or one per coordinate;
             policies use it as the unit of their output. Defaults to 1.
         state_shapes: shape of each state entry without the batch, by name.
@@ -327,7 +327,19 @@ class DifferentiableEnv(Shell):
             The next state with its ``"step"``, the reward ``(*B, 1)``, and the mask ``(*B, 1)``
             of episodes that reached the horizon (``None`` without a horizon).
         """
-        next_state, reward = self.dynamics(state, action, noise)
+        next_state, reward = self.dynamics(state, self._within_bounds(action), noise)
         next_state["step"] = state["step"] + 1
         over = None if self.horizon is None else next_state["step"] >= self.horizon
         return next_state, reward.unsqueeze(-1), over
+
+    def _within_bounds(self, action: Action) -> Action:
+        """Move a continuous action beyond ``continuous_bounds``, a sample perhaps, to its end.
+
+        A policy would else learn from what the equations make of actions that do not exist.
+        """
+        if self.continuous_bounds == (None, None):
+            return action
+        value, ends = action["continuous"], self.continuous_bounds
+        if not all(end is None or isinstance(end, (int, float)) for end in ends):
+            ends = tuple(None if end is None else torch.as_tensor(end).to(value) for end in ends)
+        return {"discrete": action["discrete"], "continuous": value.clamp(*ends)}

@@ -97,7 +97,7 @@ class Shell(EnvBase):
         """Return an action that :meth:`step` was given, if it is one.
 
         Masks are not looked at: TorchRL draws random actions of the spec without them. Finite
-        values beyond the bounds are left to the dynamics: samples of a normal distribution are.
+        values beyond the bounds, as samples of a normal distribution may be, are moved to the end.
 
         Raises:
             ValueError: a part is missing, of another shape or dtype, no discrete action that there
