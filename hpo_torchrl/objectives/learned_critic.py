@@ -32,9 +32,10 @@ class LearnedCriticLoss(LossModule):
 
     A critic :math:`Q(s, \theta)` of the policy's *distribution* takes the parameters
     :math:`\theta` (probabilities of d, means and standard deviations of u) for the action, as DA-AC
-    does (He, Shen, Hao, Sutton and White 2026, "Distributions as actions", ICLR). Then
-    :math:`V(s) = Q(s, \theta(s))`, and Q is taught at a random point between the parameters that
-    acted and those that would have taken the same action for certain, where both have the goal:
+    does (He, Mahmood and White 2026, "Distributions as actions", ICLR, arXiv 2506.16608; without
+    the twin critics that it has from TD3). Then :math:`V(s) = Q(s, \theta(s))`, and Q is taught at
+    a random point between the parameters that acted and those that would have taken the same action
+    for certain, where both have the goal:
 
     .. math::
         L_Q = \bigl(r + \gamma\, \bar V(s') - Q(s, w\,\theta + (1 - w)\,\delta_{d, u})\bigr)^2,
@@ -111,12 +112,13 @@ class LearnedCriticLoss(LossModule):
     ) -> None:
         super().__init__()
         read = qvalue_network.in_keys
-        (self.judged, *others) = [key for key in ("candidate", "parameters") if key in read] or [""]
-        if others or not self.judged:
+        judged = [key for key in ("candidate", "parameters") if key in read]
+        if len(judged) != 1:
             raise ValueError(
                 "qvalue_network must read 'candidate', an action, or 'parameters', those of a "
                 f"distribution; got {read}."
             )
+        self.judged = judged[0]
         self.convert_to_functional(actor_network, "actor_network", create_target_params=True)
         self.convert_to_functional(qvalue_network, "qvalue_network", create_target_params=True)
         self.gamma = check_float("gamma", gamma, minimum=0.0, maximum=1.0)
