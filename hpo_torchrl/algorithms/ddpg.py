@@ -31,9 +31,9 @@ class DDPG(Learner):
     Args:
         env: the training environment: any ``EnvBase`` with hybrid actions.
         policy: the hybrid policy; a stochastic u explores (``policy.scale``).
+        critic: a value network, whose hidden layers tell what the critic of actions is like.
         critic_of: what the critic judges: ``"actions"``, or the ``"parameters"`` of the policy's
             distribution (DA-AC), which needs a stochastic u, normal.
-        critic: a value network, whose hidden layers tell what the critic of actions is like.
         updates_per_batch: gradient steps after each batch.
         minibatch_size: transitions in a step.
         buffer_batches: batches that the replay buffer holds.
