@@ -109,10 +109,7 @@ def show(rows: list[dict], key: str) -> None:
                 found = _found(rows, key, place, name, measure)
                 cells += f"{statistics.median(found):>10.3g}" if found else f"{'-':>10}"
             print(f"{name:<22}{cells}")
-    ceilings = [
-        [row["ceiling"] for row in rows if row[key] == place and row["estimator"] == "mixed"]
-        for place in places
-    ]
+    ceilings = [_found(rows, key, place, "mixed", "ceiling") for place in places]
     print(f"\n{'highest alignment':<22}" + "".join(f"{sum(c) / len(c):>10.3g}" for c in ceilings))
 
 
