@@ -40,7 +40,7 @@ def entropy_of(logits: Tensor) -> Tensor:
 
 
 def finite(logits: Tensor) -> Tensor:
-    """Return log-probabilities without -inf, which a masked option has, its probability being 0.
+    """Return log-probabilities without -inf, which belongs to a masked action of probability 0.
 
     Clamped, it adds 0 to an entropy or a divergence, and to their gradients: 0 * -inf would be NaN.
     The end is one that a weight does not make infinite, and whose exponential is 0.

@@ -23,8 +23,8 @@ class HybridNetwork(nn.Module):
 
     Two separate nets by default, so that the gradient of the discrete choice and the gradient of
     the continuous action meet in no parameter: ``discrete`` gives M logits, ``continuous`` one
-    mean per option and coordinate. A raw output z becomes the mean of a coordinate by the range
-    of that action, with its ``action_scale`` c as the unit:
+    mean per discrete action and coordinate. A raw output z becomes the mean of a coordinate by the
+    range of that action, with its ``action_scale`` c as the unit:
 
     ==============  ===========================================
     range           mean

@@ -155,12 +155,12 @@ def unused_actions(actions: TensorDictBase, env: Any) -> list[str]:
     """
     found, taken = [], actions["action", "discrete"]
     mask = actions.get(ACTION_MASK, None)
-    for option in range(env.full_action_spec["action", "discrete"].space.n):
-        chosen = taken == option
-        share = float((chosen if mask is None else chosen[mask[..., option]]).double().mean())
+    for discrete in range(env.full_action_spec["action", "discrete"].space.n):
+        chosen = taken == discrete
+        share = float((chosen if mask is None else chosen[mask[..., discrete]]).double().mean())
         if share < _SELDOM:  # NaN where it was never allowed
             found.append(
-                f"Discrete action {option} was taken in {share:.2%} of the last batch. If it "
+                f"Discrete action {discrete} was taken in {share:.2%} of the last batch. If it "
                 "should be of use, try a larger algorithm.entropy_coeff or algorithm.entropy_until "
                 "and look at its reward."
             )
