@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,12 +20,65 @@ from hpo_torchrl.modules.scales import ObservationScale, scales_of
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
 
+class Products(nn.Module):
+    """A layer of products of two linear maps: ``(A x + a) * (B x + b)``, with b = 1 at first.
+
+    It is linear near 0 and quadratic further out. The values of linear-quadratic problems are
+    quadratic, and so is what decides between discrete actions: which part of the state is largest.
+    A hidden layer needs several units for each square.
+
+    Source: Y. N. Dauphin, A. Fan, M. Auli and D. Grangier (2017), "Language modeling with gated
+    convolutional networks", ICML, section 3, the bilinear layer.
+
+    Args:
+        left: the linear map A, with its bias a.
+    """
+
+    def __init__(self, left: nn.Linear) -> None:
+        super().__init__()
+        self.left, self.right = left, copy.deepcopy(left)
+        nn.init.orthogonal_(self.right.weight)
+        nn.init.ones_(self.right.bias)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Multiply the two maps of ``value``."""
+        return self.left(value) * self.right(value)
+
+
+class ScheduledGains(nn.Module):
+    r"""Add a linear control whose gains depend on the state: ``z + C (k * (D x))``.
+
+    The optimum of a problem with modes is linear as long as the plan stays the same, with other
+    gains :math:`C\,\text{diag}(k)\,D` for each plan. The net says k, and z.
+
+    Args:
+        inputs: length of the observation x.
+        outputs: number of outputs z.
+        products: length of k.
+        place: device and dtype.
+    """
+
+    def __init__(self, inputs: int, outputs: int, products: int, **place: Any) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.inner = nn.Linear(inputs, products, bias=False, **place)
+        self.outer = nn.Linear(products, outputs, bias=False, **place)
+        for layer in (self.inner, self.outer):
+            nn.init.orthogonal_(layer.weight)
+
+    def forward(self, raw: Tensor, observation: Tensor) -> Tensor:
+        """Return the outputs of a net that says z and k, ``raw``, with the linear control added."""
+        gains = raw[..., self.outputs :]
+        return raw[..., : self.outputs] + self.outer(gains * self.inner(observation))
+
+
 def mlp(
     inputs: int,
     outputs: int,
     hidden: int | Sequence[int],
     activation: str,
     gain: float,
+    products: bool = False,
     **place: Any,
 ) -> MLP:
     """Build a TorchRL ``MLP``: orthogonal layers, zero biases, ``gain`` on the last layer.
@@ -35,6 +89,7 @@ def mlp(
         hidden: width of each hidden layer.
         activation: a name of :data:`ACTIVATIONS`.
         gain: size of the last layer's weights.
+        products: whether the first hidden layer is one of :class:`Products`.
         place: device and dtype.
     """
     cells = check_sizes("hidden", hidden)
@@ -49,6 +104,8 @@ def mlp(
     for layer in (*inner, last):
         nn.init.orthogonal_(layer.weight, gain=gain if layer is last else math.sqrt(2))
         nn.init.zeros_(layer.bias)
+    if products and cells:
+        net[0], net[1] = Products(inner[0]), nn.Identity()
     return net
 
 
@@ -78,6 +135,7 @@ def make_value_network(
     *,
     hidden: int | Sequence[int] = (64, 64),
     activation: str = "tanh",
+    products: bool = False,
     observation_key: str = "observation",
     find_scales: bool = True,
 ) -> ValueOperator:
@@ -89,6 +147,8 @@ def make_value_network(
         activation: see :class:`HybridNetwork`. A critic that is linear far out (relu) invents
             slopes where there is no data, and the gradient through its value drives the policy
             there.
+        products: whether the first hidden layer multiplies, for values that are quadratic; see
+            :class:`Products`.
         observation_key: entry that the critic reads.
         find_scales: whether a simulation may say how the observation is scaled; see
             :func:`scales_of`.
@@ -104,7 +164,7 @@ def make_value_network(
     # The head starts at zero: slopes that mean nothing would steer the policy at once, and the more
     # the smaller each coordinate's own share of the reward is.
     place = {"device": spec.device, "dtype": spec.dtype}
-    net = mlp(spec.shape[-1], 1, hidden, activation, 0.0, **place)
+    net = mlp(spec.shape[-1], 1, hidden, activation, 0.0, products, **place)
     observations = ObservationScale(spec.shape[-1], **place)
     if find_scales:
         observations.use(scales_of(env), observation_key)

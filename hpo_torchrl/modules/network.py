@@ -14,7 +14,7 @@ from hpo_torchrl.core.categorical import BranchBounds, insert_like, unsqueeze_li
 from hpo_torchrl.core.checks import check_float, check_heads, check_int, check_sizes, checked
 from hpo_torchrl.modules.action_range import ActionRange, Bounds
 from hpo_torchrl.modules.continuous import make_distribution
-from hpo_torchrl.modules.layers import ACTIVATIONS, direct, mlp
+from hpo_torchrl.modules.layers import ACTIVATIONS, ScheduledGains, direct, mlp
 from hpo_torchrl.modules.scales import ObservationScale
 
 
@@ -62,6 +62,11 @@ class HybridNetwork(nn.Module):
         shared_trunk: compute all hidden layers once for both heads.
         linear_skip: add a linear map of the observation to the continuous head. Many optimal
             controls are nearly linear (order up to a level, linear feedback).
+        products: number of products in the continuous head of what the net says and linear maps
+            of the observation, so that the gains of a control may depend on the state
+            (:class:`ScheduledGains`); with any, the first layer of both nets multiplies too
+            (:class:`Products`). For problems that are linear-quadratic while the discrete actions
+            stay the same; 0 has none.
         scale: standard deviation of u in units of ``action_scale`` (of z for a squashed normal);
             0 makes u deterministic.
         learn_scale: make the standard deviation a parameter, one per branch and coordinate.
@@ -97,6 +102,7 @@ class HybridNetwork(nn.Module):
         activation: str = "relu",
         shared_trunk: bool = False,
         linear_skip: bool = True,
+        products: int = 0,
         scale: float = 0.0,
         learn_scale: bool = False,
         control: nn.Module | Sequence[int] | None = None,
@@ -118,7 +124,8 @@ class HybridNetwork(nn.Module):
         branches = (num_discrete, continuous_dim // (num_heads or 1))
         self._branches = branches if num_heads is None else (num_heads, *branches)
         place: dict[str, Any] = {"device": device, "dtype": dtype}
-        net: Any = functools.partial(mlp, activation=activation, **place)
+        multiplies = check_int("products", products, minimum=0) > 0
+        net: Any = functools.partial(mlp, activation=activation, products=multiplies, **place)
         unit = torch.ones(continuous_dim, **place) if action_scale is None else action_scale
         ends = ActionRange(continuous_bounds, unit, branch_bounds, num_heads, **place)
         self.distribution = make_distribution(distribution, ends)
@@ -137,11 +144,14 @@ class HybridNetwork(nn.Module):
         if control is not None and shared_trunk:
             raise ValueError("A control of its own shares no layers; set shared_trunk=False.")
         self.skip: nn.Module | None = None
+        self.gains: nn.Module | None = None
         if isinstance(control, nn.Module):
             self.continuous, linear_skip = control, False
         else:
             own = cells if control is None else check_sizes("control", control)
-            self.continuous = net(inputs, outputs, own, gain=0.01)
+            self.continuous = net(inputs, outputs + products, own, gain=0.01)
+            if products:
+                self.gains = ScheduledGains(observation_dim, outputs, products, **place)
         if linear_skip:
             self.skip = nn.Linear(observation_dim, outputs, bias=False, **place)
             nn.init.zeros_(self.skip.weight)
@@ -160,7 +170,7 @@ class HybridNetwork(nn.Module):
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
         observation = self.observations(observation)
         features = self.trunk(observation)
-        raw = _with_skip(self.continuous, self.skip, features, observation)
+        raw = self._with_skips(self.continuous, self.skip, features, observation)
         loc, scale = self._parameters_of(raw, self.scale())
         scale = None if scale is None else scale.expand_as(loc)
         return self._in_heads(self.discrete(features)), loc, scale
@@ -182,7 +192,7 @@ class HybridNetwork(nn.Module):
             features = trunk(observation)
             with torch.no_grad():
                 logits = in_heads(discrete(features))
-            raw = _with_skip(continuous, skip, features, observation)
+            raw = self._with_skips(continuous, skip, features, observation)
             return logits, *parameters_of(raw, scale)
 
         return parameters
@@ -191,7 +201,7 @@ class HybridNetwork(nn.Module):
         """Return the parameters of u alone, those of every branch."""
         observation = self.observations(observation)
         features = self.trunk(observation)
-        raw = _with_skip(self.continuous, self.skip, features, observation)
+        raw = self._with_skips(self.continuous, self.skip, features, observation)
         return self._parameters_of(raw, self.scale())
 
     def logits(self, observation: Tensor) -> Tensor:
@@ -225,12 +235,14 @@ class HybridNetwork(nn.Module):
             return outputs
         return outputs.reshape(*outputs.shape[:-1], self.num_heads, -1)
 
-
-def _with_skip(
-    continuous: Callable[[Tensor], Tensor],
-    skip: Callable[[Tensor], Tensor] | None,
-    features: Tensor,
-    observation: Tensor,
-) -> Tensor:
-    raw = continuous(features)
-    return raw if skip is None else raw + skip(observation)
+    def _with_skips(
+        self,
+        continuous: Callable[[Tensor], Tensor],
+        skip: Callable[[Tensor], Tensor] | None,
+        features: Tensor,
+        observation: Tensor,
+    ) -> Tensor:
+        raw = continuous(features)
+        if self.gains is not None:
+            raw = self.gains(raw, observation)
+        return raw if skip is None else raw + skip(observation)

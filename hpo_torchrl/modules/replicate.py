@@ -13,14 +13,14 @@ from torch.func import functional_call, vmap
 from torchrl.modules import MLP
 
 from hpo_torchrl.core.checks import checked, shown
-from hpo_torchrl.modules.layers import QNetwork
+from hpo_torchrl.modules.layers import Products, QNetwork, ScheduledGains
 from hpo_torchrl.modules.network import HybridNetwork
 
 # Rows of each member up to which one product for all is faster on a CPU than one for each: beyond,
 # the hidden layers of all together no longer fit the cache.
 _FEW_ROWS = 256
 # Modules that work on a leading axis as soon as their parts do.
-_TRANSPARENT = (nn.Sequential, MLP, HybridNetwork, QNetwork)
+_TRANSPARENT = (nn.Sequential, MLP, HybridNetwork, QNetwork, Products, ScheduledGains)
 
 
 @checked
