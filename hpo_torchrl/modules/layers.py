@@ -21,11 +21,12 @@ ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
 
 class Products(nn.Module):
-    """A layer of products of two linear maps: ``(A x + a) * (B x + b)``, with b = 1 at first.
+    r"""Products of two linear maps: :math:`(Ax + a)(Bx + b) / \sqrt{1 + \overline{x^2}}`.
 
-    It is linear near 0 and quadratic further out. The values of linear-quadratic problems are
-    quadratic, and so is what decides between discrete actions: which part of the state is largest.
-    A hidden layer needs several units for each square.
+    In linear-quadratic problems values are quadratic, and so is what decides between discrete
+    actions: which part of the state is largest. A hidden layer needs several units for each square;
+    here a unit has one. The root lets products grow no faster than x: with quadratic controls an
+    untrained policy would drive a state that is far out ever further. At first b = 1.
 
     Source: Y. N. Dauphin, A. Fan, M. Auli and D. Grangier (2017), "Language modeling with gated
     convolutional networks", ICML, section 3, the bilinear layer.
@@ -42,7 +43,8 @@ class Products(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """Multiply the two maps of ``value``."""
-        return self.left(value) * self.right(value)
+        size = (1.0 + value.square().mean(-1, keepdim=True)).rsqrt()
+        return self.left(value) * self.right(value) * size
 
 
 class ScheduledGains(nn.Module):
@@ -68,7 +70,7 @@ class ScheduledGains(nn.Module):
 
     def forward(self, raw: Tensor, observation: Tensor) -> Tensor:
         """Return the outputs of a net that says z and k, ``raw``, with the linear control added."""
-        gains = raw[..., self.outputs :]
+        gains = raw[..., self.outputs :].tanh()
         return raw[..., : self.outputs] + self.outer(gains * self.inner(observation))
 
 
