@@ -313,6 +313,36 @@ def test_linear_skip_adds_a_linear_map():
     close(network.logits(x), network(x)[0])
 
 
+def test_products_say_which_part_is_largest_and_let_gains_depend_on_the_state():
+    """Squares, and a control whose gain is one of two: with every number set by hand."""
+    network = HybridNetwork(2, 2, 2, hidden=(4,), linear_skip=False, products=2)
+    x = 3 * torch.randn(200, 2)
+    first = network.discrete[0]
+    for layer, bias in ((first.left, 0.0), (first.right, 0.0), (network.continuous[0].left, 0.0)):
+        torch.nn.init.constant_(layer.bias, bias)
+    two = torch.eye(2).repeat(2, 1)
+    for net in (network.discrete, network.continuous):
+        for layer in (net[0].left, net[0].right):
+            layer.weight.data, layer.bias.data = two.clone(), torch.zeros(4)
+    network.discrete[-1].weight.data = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
+    # k = (x_0^2 - x_1^2, the reverse), far beyond where tanh is not yet 1.
+    last = network.continuous[-1]
+    last.weight.data.zero_()
+    last.weight.data[4:, :2] = 1e6 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    network.gains.inner.weight.data = torch.ones(2, 2)
+    network.gains.outer.weight.data = torch.tensor([[2.0, 0], [0, 2.0], [1.0, 0], [0, 1.0]])
+    logits, loc, _ = network(x)
+    larger = (x[:, 0].abs() > x[:, 1].abs()).long()
+    assert torch.equal(logits.argmax(-1), 1 - larger)
+    gain = (2.0 * larger - 1.0).unsqueeze(-1) * x.sum(-1, keepdim=True)
+    close(loc[:, 0], 2 * gain * torch.tensor([1.0, -1.0]), rtol=1e-3, atol=1e-3)
+    close(loc[:, 1], gain * torch.tensor([1.0, -1.0]), rtol=1e-3, atol=1e-3)
+    # Products grow no faster than the state: a control without bounds must not be quadratic.
+    torch.nn.init.normal_(last.weight)
+    far = network(1e4 * x)[1].abs().amax() / network(1e3 * x)[1].abs().amax()
+    assert 9.0 < far < 11.0
+
+
 @pytest.mark.parametrize(
     ("bounds", "expected"),
     [

@@ -60,7 +60,7 @@ COLLECTED = {
     ),
     "episodes": (
         lambda **kw: SwitchedLQREnv.from_recipe(3, 2, horizon=7, batch_size=4, dtype=DOUBLE, **kw),
-        {"scale": 0.3, "distribution": "squashed_normal"},
+        {"scale": 0.3, "distribution": "squashed_normal", "products": 5},
     ),
     "masks and heads": (
         lambda **kw: Shuttle(2, batch_size=5, dtype=DOUBLE, **kw),

@@ -84,6 +84,9 @@ class Learner(Algorithm):
         adam_betas: Adam's decay rates of the mean and the square of the gradient. An untrained
             policy's first gradients are many times the later ones; a second rate of 0.95 forgets
             them soon, 0.999 keeps the steps small for long.
+        adam_eps: what Adam adds to the root of that square. Gradients far below it make small
+            steps: 1e-5 calms a choice that nothing depends on; with many weights and many steps
+            of which few count, as on the switched LQR, 1e-8 lets the nets learn at all.
         learning_rate_schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
         learning_rate_final: fraction of ``learning_rate`` that is left at the end.
         entropy_coeff: entropy bonus of the discrete choice at the start, in standard deviations
@@ -123,6 +126,7 @@ class Learner(Algorithm):
     gae_lambda: float = setting(0.95, maximum=1.0)
     learning_rate: float = setting(5e-3, strict=True)
     adam_betas: Sequence[float] = (0.9, 0.95)
+    adam_eps: float = setting(1e-5, strict=True)
     learning_rate_schedule: str = "cosine"
     learning_rate_final: float = setting(0.01, maximum=1.0)
     entropy_coeff: float = setting(1.0)

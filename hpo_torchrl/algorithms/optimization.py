@@ -34,7 +34,7 @@ class Optimization:
 
     Args:
         learner: has the networks, the seeds and the settings: ``learning_rate``, its schedule and
-            final fraction, ``adam_betas`` and ``max_grad_norm``.
+            final fraction, ``adam_betas``, ``adam_eps`` and ``max_grad_norm``.
 
     Attributes:
         groups: parameters by name, by component; with seeds ``(S, ...)``.
@@ -67,7 +67,7 @@ class Optimization:
                 ],
                 lr=learner.learning_rate,
                 betas=(first, second),
-                eps=1e-5,
+                eps=learner.adam_eps,
                 fused=True,
             )
             for member in self.members

@@ -48,10 +48,10 @@ class Products(nn.Module):
 
 
 class ScheduledGains(nn.Module):
-    r"""Add a linear control whose gains depend on the state: ``z + C (k * (D x))``.
+    r"""Add a linear control whose gains depend on the state: :math:`z + C \tanh(k)\,D x`.
 
-    The optimum of a problem with modes is linear as long as the plan stays the same, with other
-    gains :math:`C\,\text{diag}(k)\,D` for each plan. The net says k, and z.
+    The optimum of a switched linear problem is linear as long as the plan stays the same, with
+    other gains for each plan. The net says z and k. The tanh bounds the gains.
 
     Args:
         inputs: length of the observation x.
