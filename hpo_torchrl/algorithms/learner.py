@@ -31,6 +31,7 @@ from hpo_torchrl.objectives.base import values_where
 _NETWORKS = ("env", "policy", "critic")
 # Runs of so many updates spend the first few on finding where a policy leads.
 _LONG, _SCOUTING = 200, 20
+_ROLLOUT = 30  # steps of a rollout, at least
 
 
 def setting(
@@ -58,7 +59,9 @@ class Learner(Algorithm):
         critic: the network beside it.
         seed: of the random numbers of a run; a sequence trains that many seeds together; ``None``
             uses torch's global generator.
-        unroll_length: steps T of a rollout; ``None`` is the episode where one terminates, else 30.
+        unroll_length: steps T of a rollout; ``None`` is the episode where one terminates, else 30,
+            or two cycles of the environment (``cycle_length``) if that is more: what an action
+            costs or earns within a rollout needs no critic.
         reset_at_each_iter: start every rollout from reset states; ``None`` does so where a rollout
             is a whole episode. Otherwise env instances run on from rollout to rollout.
         reset_fraction: fraction of env instances restarted at each rollout at the start of the run.
@@ -148,7 +151,8 @@ class Learner(Algorithm):
         self._check_seeds()
         episode, continuing = endings(env)
         if self.unroll_length is None:
-            self.unroll_length = episode or 30
+            cycle = getattr(own, "cycle_length", 1)
+            self.unroll_length = episode or max(_ROLLOUT, 2 * cycle)
         self.objective, self.discount = choose_objective(env, self.objective, self.discount)
         if self.reset_at_each_iter is None:
             self.reset_at_each_iter = self.unroll_length == episode

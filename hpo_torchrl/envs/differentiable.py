@@ -91,6 +91,8 @@ class DifferentiableEnv(Shell):
     Attributes:
         cost_units: the number by which a reward is divided when it is reported (for example the
             number of items, for a cost per item and period).
+        cycle_length: steps of a typical cycle, such as from one order to the next, for what never
+            ends: rollouts are two cycles long at least.
         num_seeds: number of seeds along the first batch dimension; ``None`` without such an axis.
 
     Raises:
@@ -100,6 +102,7 @@ class DifferentiableEnv(Shell):
 
     num_seeds: int | None = None
     cost_units = 1.0
+    cycle_length = 1
 
     @checked
     def __init__(

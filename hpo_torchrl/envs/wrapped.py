@@ -34,6 +34,7 @@ class WrappedEnv(DifferentiableEnv):
         self.__dict__["original"] = members[0]
         super().__init__(**{**self.original.arguments(), **changes})
         self.members, self.cost_units = members, self.original.cost_units
+        self.cycle_length = self.original.cycle_length
 
     @property
     def has_action_mask(self) -> bool:

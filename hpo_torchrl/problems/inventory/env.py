@@ -100,7 +100,7 @@ class InventoryEnv(DifferentiableEnv):
         breakpoints, gaps, cut_per_item: what :func:`~hpo_torchrl.envs.hybridize` asks of it; see
             :class:`~hpo_torchrl.problems.inventory.ordering.Ordering`.
         order_interval: economic order interval in periods; states start and quantities are scaled
-            by it.
+            by it, and it is the ``cycle_length``.
         recorded: whether demand is one record for all env instances, to which rules can be tuned.
         units: what was derived from recorded demand, by the argument that would give it: a run pins
             it, so that its policy keeps its units on other data.
@@ -191,7 +191,8 @@ class InventoryEnv(DifferentiableEnv):
             seed=seed,
             **place,
         )
-        self.num_items, self.lead_time, self.order_interval = n, lead_time, order_interval
+        self.num_items, self.lead_time = n, lead_time
+        self.order_interval = self.cycle_length = order_interval
         self.demand, self.demand_mean, self.num_periods = demand, mean, demand.num_periods
         self.recorded = isinstance(demand, Record) and demand.record.ndim == 2
         if isinstance(demand, Record):
