@@ -200,6 +200,27 @@ def test_ppo_clips_the_joint_probability():
     torch.testing.assert_close(learner.loss.clipped.log_ratio, (new - joint).reshape(-1).detach())
 
 
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.4, 1.0])
+def test_advantages_are_those_of_the_definition(gae_lambda):
+    """sum_k (discount lambda)^k delta_{t+k}, in the algorithm and in a loss by itself."""
+    learner = make(HPO, inventory(), discount=0.9, gae_lambda=gae_lambda)
+    torch.nn.init.normal_(learner.critic.module[-1].weight)
+    batch = learner.collector.collect()
+    alone = HPOLoss(learner.policy, learner.critic)
+    alone.make_value_estimator(gamma=0.9, lmbda=gae_lambda)
+    by_itself = alone.advantages(batch)["advantage"]
+    learner.add_values(batch)
+    found = learner.add_advantages(batch)
+    delta = found["next", "reward"] + 0.9 * found["next", "state_value"] - found["state_value"]
+    expected, later = [], torch.zeros_like(delta[:, 0])
+    for now in reversed(delta.unbind(1)):
+        later = now + 0.9 * gae_lambda * later
+        expected.insert(0, later)
+    torch.testing.assert_close(found["advantage"], torch.stack(expected, 1))
+    torch.testing.assert_close(by_itself, found["advantage"])
+    learner.iterate()
+
+
 def test_ppo_learns_its_scale_and_values_entropy():
     start = make(PPO, scale=0.3).policy.network.log_scale.detach().clone()
     wide = make(PPO, scale=0.3, scale_entropy_coeff=10.0, max_grad_norm=100.0)

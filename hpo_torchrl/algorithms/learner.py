@@ -13,7 +13,10 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
-from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
+from torchrl.objectives.value.functional import (
+    generalized_advantage_estimate,
+    vec_generalized_advantage_estimate,
+)
 
 from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
 from hpo_torchrl.algorithms.diagnosis import check_lasting, explain
@@ -327,7 +330,10 @@ class Learner(Algorithm):
         """
         data = batch.exclude("critic_value").detach()
         after = data.get("next")
-        advantage, target = vec_generalized_advantage_estimate(
+        estimate: Any = vec_generalized_advantage_estimate
+        if self.gae_lambda == 0.0:  # a convolution, which fails on a single step
+            estimate = generalized_advantage_estimate
+        advantage, target = estimate(
             self.discount,
             self.gae_lambda,
             data.get("state_value"),

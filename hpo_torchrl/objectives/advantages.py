@@ -166,6 +166,9 @@ class AdvantageLoss(LossModule):
             self._monte_carlo_gamma = hyperparams.get("gamma", 1.0)
             return self
         value_type, hyperparams = self._prepare_value_estimator_kwargs(value_type, **hyperparams)
+        if hyperparams.get("lmbda") == 0.0:
+            # TorchRL's fast estimator is a convolution, which fails on a single step.
+            hyperparams = {"vectorized": False, **hyperparams}
         if value_type is not None:
             supported = [ValueEstimators[name] for name in _ESTIMATORS]
             dispatch_value_estimator(self, value_type, supported=supported, **hyperparams)
