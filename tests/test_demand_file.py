@@ -55,7 +55,7 @@ def test_bad_files_say_where(tmp_path):
         ("", "column 'demand' is missing"),
         ("period,item,demand\n2024-01-01,a,3\n2024-01-08,a,4\n2024-01-16,a,1\n", "line 4.*8 days"),
         ("period,item,demand\n2024-01-31,a,3\n2024-02-29,a,4\n2024-04-30,a,1\n", "4: .*2024-03-31"),
-        ("period,item,demand\n1,a,3\n2,a,4\n2024-01-01,a,1\n", "line 4.*whole number.*2024-01-01"),
+        ("period,item,demand\n1,a,3\n2,a,4\n2024-01-01,a,1\n", "line 4.*2024-01-01.*whole number"),
         ("period,item,demand,price\n1,a,3,2\n2,a,4,2.5\n", "line 3: price .* 2.5, but 2"),
         ('period,item,demand\n1,"a\nb",3\n2,"a\nb"\n', "line 4: 2 fields, but there are 3"),
     ]:
@@ -66,10 +66,14 @@ def test_bad_files_say_where(tmp_path):
     # Files of another kind.
     with pytest.raises((DemandFileError, FileNotFoundError), match=r"nothing\.csv"):
         read_demand(tmp_path / "nothing.csv")
-    other = tmp_path / "demand.txt"
+    other = tmp_path / "demand.doc"
     other.write_text("period,item,demand\n1,a,1\n")
-    with pytest.raises(DemandFileError, match=r"\.csv or \.parquet"):
+    with pytest.raises(DemandFileError, match=r"must end in \.csv, .*\.parquet"):
         read_demand(other)
+    folder = tmp_path / "sales.csv"
+    folder.mkdir()
+    with pytest.raises(DemandFileError, match="is a folder"):
+        read_demand(folder)
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])

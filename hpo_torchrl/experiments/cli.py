@@ -1,4 +1,4 @@
-"""The commands ``hpo-train``, ``hpo-eval`` and ``hpo-gradients``."""
+"""The commands ``hpo-train``, ``hpo-eval``, ``hpo-data`` and ``hpo-gradients``."""
 
 from __future__ import annotations
 
@@ -74,6 +74,19 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     run_command(parser, argv, _evaluate)
 
 
+def data(argv: Sequence[str] | None = None) -> None:
+    """Show how a file of demand is understood: ``hpo-data FILE [KEY=VALUE ...]``, as in training.
+
+    Args:
+        argv: the arguments; those of the process by default.
+    """
+    parser = _parser("hpo-data", "Show how a file of demand is understood, split, and what is odd.")
+    parser.add_argument("file", metavar="FILE", help="a .csv, .xlsx or .parquet file")
+    settings = "settings of env=inventory_from_file, such as columns={period: Date}; env. may lack"
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=settings)
+    run_command(parser, argv, _data)
+
+
 def gradients(argv: Sequence[str] | None = None) -> None:
     """Measure gradient estimators: ``hpo-gradients DIR``, or settings; see :func:`train`."""
     parser = _parser(
@@ -115,6 +128,21 @@ def _evaluate(given: argparse.Namespace) -> None:
     with announced(f"testing {given.run_dir}"):
         summary = run.evaluate()
     print(reporting.format_summary(summary))
+
+
+def _data(given: argparse.Namespace) -> None:
+    from hpo_torchrl.problems.inventory.demand_file import FORMAT_NAMES, read_demand
+    from hpo_torchrl.problems.inventory.demand_report import describe_demand
+
+    settings = ["env=inventory_from_file", "env.path='{}'".format(given.file.replace("'", "\\'"))]
+    for text in given.settings:
+        key = key_of(text)
+        settings.append(text if key.startswith("env.") else f"env.{text}")
+    env = compose_config(settings, given.config_dir)["env"]
+    written = {name: env[name] for name in FORMAT_NAMES if name in env}
+    source = read_demand(env["path"], **written)
+    parts = source.split(env["fractions"], history=env["history"], least=env["lead_time"] + 2)
+    print(describe_demand(source, parts, env["fixed_cost_per_item"]))
 
 
 def _gradients(given: argparse.Namespace) -> None:

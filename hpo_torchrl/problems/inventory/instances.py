@@ -111,6 +111,19 @@ def from_file(
     lost_sales: bool = False,
     initial_state: str = "random",
     mean: float | Sequence[float] | None = None,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    wide: bool = False,
+    dates: str | None = None,
+    per: str | None = None,
+    calendar: str = "all",
+    missing: str = "error",
+    late_items: str | None = None,
+    repeated: str = "error",
+    negative: str = "error",
+    decimal: str = ".",
+    thousands: str | None = None,
+    encoding: str = "utf-8",
+    sheet: str | int | None = None,
     **others: Any,
 ) -> InventoryEnv:
     """Make an environment of the demand in a file; see :func:`read_demand` for its format.
@@ -122,7 +135,7 @@ def from_file(
 
     Args:
         cls: the class of the environment.
-        path: a ``.csv`` or ``.parquet`` file.
+        path: a ``.csv``, ``.xlsx`` or ``.parquet`` file, packed or not.
         split: which part is replayed: ``"train"``, ``"dev"`` or ``"test"``.
         fractions: shares of the periods, in their order, that are in these parts.
         history: recent demands of each item in the observation, 1 and up; see
@@ -134,6 +147,20 @@ def from_file(
         initial_state: stocks at the start, see the class.
         mean: unit of observations and actions, one number or one per item; by default the mean of
             the training part. A policy trained on one file acts alike on another in its own unit.
+        columns: names of the file's columns; this one and the next twelve are as in
+            :class:`~hpo_torchrl.problems.inventory.demand_file.FileFormat`.
+        wide: whether there is a column for each period.
+        dates: format of the periods.
+        per: what demand is added up to.
+        calendar: which periods there are.
+        missing: what no row means.
+        late_items: what becomes of items that begin later.
+        repeated: what becomes of several rows for an item and period.
+        negative: what becomes of demand below 0.
+        decimal: the decimal sign.
+        thousands: what separates thousands.
+        encoding: of a text file.
+        sheet: of an Excel file.
         others: further arguments of the class, such as costs: one number, or one per item in the
             order of their first appearance; ``None`` is not given.
 
@@ -143,14 +170,16 @@ def from_file(
         ValueError: the file cannot be read as it stands (``DemandFileError``: the message lists
             the lines), an argument is out of range, or a part of the record is too short.
     """
+    arguments = locals()
     # Reading takes pandas, and most problems have no file: its import takes a second.
-    from hpo_torchrl.problems.inventory.demand_file import read_demand
+    from hpo_torchrl.problems.inventory.demand_file import FORMAT_NAMES, read_demand
 
+    written = {name: arguments[name] for name in FORMAT_NAMES}
     check_int("history", history, minimum=1)
     check_int("lead_time", lead_time, minimum=0)
     if own := {"num_items", "demand"} & {*others}:
         raise TypeError(f"{' and '.join(sorted(own))} come from the file {path}; leave them out.")
-    source = read_demand(path)
+    source = read_demand(path, **written)
     # Beside its history, a part needs periods in which an order is placed and arrives.
     parts = source.split(fractions, history=history, least=lead_time + 2)
     demand = Record(
