@@ -276,12 +276,15 @@ def _format_record(summary: Row) -> str:
     columns |= {"(s, S) rule": "{rule_cost:.4f}", "difference": f"{{gap:{PERCENT}}}"}
     rule, Q = summary["rule"], summary["rule"]["Q"]
     levels = [f"{item} {S:g}" for item, S in zip(rule["items"], rule["S"], strict=True)]
-    text = f"(s, S) = ({rule['S'][0] - Q:g}, {rule['S'][0]:g})"
-    if len(levels) > 1:
+    if Q is None:
+        text = "never to order"
+    elif len(levels) == 1:
+        text = f"(s, S) = ({rule['S'][0] - Q:g}, {rule['S'][0]:g})"
+    else:
         more = f" and {len(levels) - _ITEMS} more" if len(levels) > _ITEMS else ""
         text = f"order all items up to S once they lack {Q:g} in all; S: "
         text += ", ".join(levels[:_ITEMS]) + more
-    note = f"{'(s, S) rule':<17}best in the training periods: {text}"
+    note = f"{'(s, S) rule':<17}best found in the training periods: {text}"
     return f"{format_table(record, columns)}\n\n{note}"
 
 

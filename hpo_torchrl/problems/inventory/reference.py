@@ -243,7 +243,7 @@ def describe_inventory(
         For a single item with a known (s, S), ``optimal_s`` and ``optimal_S`` with the learned
         ones and what these cost. Where demand is recorded, ``record``: for each test its counted
         periods and the rule's cost, paired with the policy's (the same starts and demand); and the
-        ``rule``: items, Q, S.
+        ``rule``: items, Q (``None`` is never to order), S.
     """
     if not env.ordering.simple:
         return {}
@@ -260,7 +260,8 @@ def describe_inventory(
             cost = s_S_cost(s, S, mean, holding, shortage, env.fixed_cost, env.lead_time)
             details["learned_rule_cost"] = cost + mean * float(env.procurement_cost)
     if env.recorded and tests and (rule := reference.policy) is not None:
-        details["rule"] = {"items": env.demand.items, "Q": rule.Q, "S": rule.S.tolist()}
+        Q = rule.Q if math.isfinite(rule.Q) else None  # never
+        details["rule"] = {"items": env.demand.items, "Q": Q, "S": rule.S.tolist()}
         details["record"] = {
             name: {
                 "periods": test.env.demand.span(test.skip, test.num_steps),

@@ -6,6 +6,7 @@ A problem is an environment, :class:`~hpo_torchrl.problems.inventory.Items` (exa
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,8 @@ class TotalDemandPolicy(OrderUpToPolicy):
     Sciences 23(1), 111-127.
 
     Args:
-        Q: units that must be missing in all, ``sum_i (S_i - position_i) >= Q``; above 0.
+        Q: units that must be missing in all, ``sum_i (S_i - position_i) >= Q``; above 0, and
+            infinite for never.
         S: order-up-to level of each item.
 
     Examples:
@@ -101,7 +103,7 @@ class TotalDemandPolicy(OrderUpToPolicy):
 
     def __init__(self, Q: float, S: Any) -> None:
         super().__init__(S)
-        self.Q = check_float("Q", Q, minimum=0.0, strict=True)
+        self.Q = math.inf if math.inf == Q else check_float("Q", Q, minimum=0.0, strict=True)
 
     @classmethod
     def best(cls, env: Any) -> TotalDemandPolicy:
@@ -111,7 +113,7 @@ class TotalDemandPolicy(OrderUpToPolicy):
 
     @classmethod
     def optimum(cls, problem: Items | RecordedItems) -> Optimum:
-        """Return the rule of least :meth:`cost`; exact on items, as good as searched on a record.
+        """Return the rule of least :meth:`cost`; exact on items, the best found on a record.
 
         Raises:
             ValueError: the fixed cost so far outweighs the other costs that Q would run to a

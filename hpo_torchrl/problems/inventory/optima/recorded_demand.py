@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ _MOST_RULES, _MOST_PAIRS = 2**12, 2**17
 _MOST_HELD = 2**22
 # At least so many cycles must fit into a record: a longer one says nothing of how to go on.
 _CYCLES = 4
+# Lost sales: items up to which a grid is a start, and up to which the backlogged rule is one in
+# these multiples too.
+_FEW_ITEMS, _MANY_ITEMS = 4, 30
+_SCALES_OF_Q, _SCALES_OF_S = (0.5, 1.0, 2.0), (0.4, 0.7, 1.0)
 
 
 @dataclass(eq=False)
@@ -140,10 +145,16 @@ def best_rule(record: RecordedItems) -> tuple[float, Vector, float]:
     result is exact up to 131,072 pairs; of more, a grid of them, and then finer ones around the
     best.
 
-    *Lost sales, several items.* A coordinate search from the best rule for backlogged demand: each
-    of Q and S_1, ..., S_n is moved up and down by a step; the best single move, or all that help
-    together, is made; where none helps, the step is halved, from half a period's mean demand down
-    to a unit. The result is a local optimum.
+    *Lost sales, several items.* All whole Q and S_1, ..., S_n are simulated, Q as above and S_i up
+    to the largest demand of L + 1 periods plus the largest Q, beyond which nothing is ever short,
+    if they are at most 131,072 rules: the result is exact. Else it is the best found, by coordinate searches from several starts: the best rule for
+    backlogged demand, that one with smaller levels and smaller and larger Q, and (up to four
+    items) the best of a grid. A search moves each of Q and S_1, ..., S_n up and down by a step;
+    the best single move, or all that help together, is made; where none helps, the step is halved,
+    from half a period's mean demand down to a unit.
+
+    *Never to order* is a rule too, with an infinite Q: where selling costs more than losing a sale,
+    or an order more than a whole record of backlog.
 
     Raises:
         ValueError: demand is zero everywhere.
@@ -152,14 +163,24 @@ def best_rule(record: RecordedItems) -> tuple[float, Vector, float]:
         raise ValueError("demand must have an entry above 0: it is zero everywhere.")
     rule = _best_backlogged(record)
     if record.lost_sales:
-        search = _best_pair if record.demand.shape[1] == 1 else _coordinate_search
+        search = _best_pair if record.demand.shape[1] == 1 else _best_of_many
         rule = search(record, rule)
-    return float(rule[0]), rule[1:], float(_costs(record, rule[None])[0])
+    never = np.array([np.inf, *np.zeros(len(rule) - 1)])
+    rules = np.stack([rule, never])
+    costs = _costs(record, rules)
+    at = int(costs.argmin())
+    return float(rules[at, 0]), rules[at, 1:], float(costs[at])
 
 
 def _costs(record: RecordedItems, rules: Vector) -> Vector:
-    """Return the cost per period of rules ``(m, 1 + n)``."""
-    return record.simulate(rules[:, 0], rules[:, 1:])
+    """Return the cost per period of rules ``(m, 1 + n)``.
+
+    A Q that lost sales cannot reach never orders: of such rules only the one that says so counts,
+    or the stock of the start would be a gift.
+    """
+    costs, Q = record.simulate(rules[:, 0], rules[:, 1:]), rules[:, 0]
+    reached = (Q <= rules[:, 1:].clip(min=0.0).sum(axis=1)) | np.isinf(Q)
+    return np.where(reached | (not record.lost_sales), costs, np.inf)
 
 
 def _grid_search(
@@ -249,8 +270,35 @@ def _best_pair(record: RecordedItems, rule: Vector) -> Vector:
     return found[1:] if found[0] < known else rule
 
 
+def _best_of_many(record: RecordedItems, rule: Vector) -> Vector:
+    """Search Q and the levels of several items with lost sales, all of them or from many starts."""
+    n = rule.size - 1
+    # An item that lacks less than Q may have to last until the next order arrives.
+    levels = np.ceil(record.windows().max(axis=0) / record.unit) + record.most
+    last = np.array([record.most, *levels], np.int64)
+
+    def try_all(points: Levels) -> Vector:
+        rules = points * record.unit
+        parts = -(-rules.size // _MOST_HELD)
+        costs = [_costs(record, part) for part in np.array_split(rules, parts)]
+        return np.column_stack([np.concatenate(costs), rules])
+
+    first = np.array([1, *np.zeros(n, np.int64)])
+    starts = [rule]
+    if n <= _FEW_ITEMS:
+        starts.append(_grid_search(first, last, _MOST_PAIRS, try_all)[1:])
+        if _fits(last - first, _MOST_PAIRS, 1):
+            return starts[-1]
+    if n <= _MANY_ITEMS:
+        scaled = itertools.product(_SCALES_OF_Q, _SCALES_OF_S)
+        starts += [np.array([max(record.unit, q * rule[0]), *(s * rule[1:])]) for q, s in scaled]
+    found = np.stack([_coordinate_search(record, start) for start in starts])
+    return found[_costs(record, found).argmin()]
+
+
 def _coordinate_search(record: RecordedItems, rule: Vector) -> Vector:
     n = rule.size - 1
+    rule = np.round(rule / record.unit) * record.unit
     cost = _costs(record, rule[None])[0]
     sizes = np.array([record.demand.sum(axis=1).mean(), *record.demand.mean(axis=0)]) / 2
     steps = np.maximum(1.0, np.round(sizes / record.unit))
