@@ -16,6 +16,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.core.checks import accepted
+from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs.wrapped import Spaces
 from hpo_torchrl.experiments.build import build_algorithm
 from hpo_torchrl.experiments.config import SECTIONS, compose_config, load_config
@@ -201,6 +202,23 @@ class Run:
             trainer = quiet(self.config, self.folder, env=env, tests=self._tests)
             trainer.restore()
             return trainer.summary()
+
+    def decide(self, given: Any) -> Any:
+        """Return what to do now, as a table, where the problem is one of orders.
+
+        Args:
+            given: the stock, see :func:`~hpo_torchrl.problems.inventory.decision.decide_orders`.
+
+        Raises:
+            TypeError: the environment has no such table.
+            ValueError: the stock is not one of this problem.
+        """
+        env = plain(self.policy.env)
+        if not hasattr(env, "decide"):
+            raise TypeError(
+                f"{type(env).__name__} has no table of decisions; call run.policy on a state."
+            )
+        return env.decide(self.policy, given)
 
     def __repr__(self) -> str:
         done = in_short(self.summary) if self._files.summary.exists() else "not finished"

@@ -1,4 +1,4 @@
-"""The commands ``hpo-train``, ``hpo-eval``, ``hpo-data`` and ``hpo-gradients``."""
+"""The commands ``hpo-train``, ``hpo-eval``, ``hpo-data``, ``hpo-order`` and ``hpo-gradients``."""
 
 from __future__ import annotations
 
@@ -87,6 +87,18 @@ def data(argv: Sequence[str] | None = None) -> None:
     run_command(parser, argv, _data)
 
 
+def order(argv: Sequence[str] | None = None) -> None:
+    """Say what to order today: ``hpo-order DIR --stock FILE``; ``argv`` as for :func:`train`."""
+    parser = _parser("hpo-order", "Say what a trained policy orders, with the stock as it is now.")
+    parser.add_argument("run_dir", metavar="DIR", help="folder of the run")
+    where = "where a file of the run, as env.path, lies now; or one with newer demand"
+    parser.add_argument("files", nargs="*", metavar="KEY=FILE", help=where)
+    columns = "a .csv or .xlsx file: item, on_hand, arriving_1, ... (by period), pack"
+    parser.add_argument("--stock", metavar="FILE", required=True, help=columns)
+    parser.add_argument("--out", metavar="FILE", help="a .csv or .xlsx file to write the orders to")
+    run_command(parser, argv, _order)
+
+
 def gradients(argv: Sequence[str] | None = None) -> None:
     """Measure gradient estimators: ``hpo-gradients DIR``, or settings; see :func:`train`."""
     parser = _parser(
@@ -143,6 +155,22 @@ def _data(given: argparse.Namespace) -> None:
     source = read_demand(env["path"], **written)
     parts = source.split(env["fractions"], history=env["history"], least=env["lead_time"] + 2)
     print(describe_demand(source, parts, env["fixed_cost_per_item"]))
+
+
+def _order(given: argparse.Namespace) -> None:
+    out = None if given.out is None else Path(given.out)
+    if out is not None and out.suffix.lower() not in (".csv", ".xlsx"):
+        raise ValueError(f"--out {str(out)!r} must end in .csv or .xlsx.")
+    run = load_run(given.run_dir, allow=given.allow, files=_named(given.files))
+    orders = run.decide(given.stock)
+    print(orders.to_string(index=False, float_format="{:g}".format))
+    if words := reporting.recommendation(run.summary):
+        print(f"\n{words}")
+    if out is not None:
+        orders.to_csv(out, index=False) if out.suffix.lower() == ".csv" else orders.to_excel(
+            out, index=False
+        )
+        print(f"\nwritten: {out}")
 
 
 def _gradients(given: argparse.Namespace) -> None:

@@ -30,5 +30,6 @@ def _run(room: str, name: str) -> None:
 train = partial(_run, "experiments.cli", "train")
 evaluate = partial(_run, "experiments.cli", "evaluate")
 data = partial(_run, "experiments.cli", "data")
+order = partial(_run, "experiments.cli", "order")
 gradients = partial(_run, "experiments.cli", "gradients")
 report = partial(_run, "reporting.report", "main")

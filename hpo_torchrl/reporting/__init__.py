@@ -7,7 +7,13 @@ from typing import Any
 _MODULES = {
     "figures": ("plot_gradients", "plot_learning_curve"),
     "report": ("write_report",),
-    "tables": ("format_gradients", "format_seeds", "format_summary", "write_rows"),
+    "tables": (
+        "format_gradients",
+        "format_seeds",
+        "format_summary",
+        "recommendation",
+        "write_rows",
+    ),
 }
 __all__ = [name for names in _MODULES.values() for name in names]
 

@@ -285,7 +285,23 @@ def _format_record(summary: Row) -> str:
         text = f"order all items up to S once they lack {Q:g} in all; S: "
         text += ", ".join(levels[:_ITEMS]) + more
     note = f"{'(s, S) rule':<17}best found in the training periods: {text}"
-    return f"{format_table(record, columns)}\n\n{note}"
+    advice = recommendation(summary)
+    return "\n".join([f"{format_table(record, columns)}\n\n{note}", *([advice] if advice else [])])
+
+
+def recommendation(summary: Row) -> str:
+    """Return which of a policy and the rule beside it to use, by the dev periods, and why.
+
+    Test periods are for neither: what chose between them could not judge the choice.
+    """
+    dev, cost = summary.get("record", {}).get("dev"), summary.get("dev_cost")
+    if dev is None or cost is None:
+        return ""
+    rule = dev["rule_cost"]
+    best, least, most = ("policy", cost, rule) if cost <= rule else ("(s, S) rule", rule, cost)
+    other = "rule" if best == "policy" else "policy"
+    by = f", {1.0 - least / most:.1%} less than the {other}" if most > 0 else ""
+    return f"{'recommended':<17}the {best}: it costs {least:.4g} on the dev periods{by}"
 
 
 def _aim(summary: Row) -> str:

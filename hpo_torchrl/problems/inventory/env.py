@@ -322,6 +322,12 @@ class InventoryEnv(DifferentiableEnv):
             kinds |= {"R_S": PeriodicPolicy, "order_up_to": OrderUpToPolicy}
         return {name: partial(kind.best, self) for name, kind in kinds.items()}
 
+    def decide(self, policy: Any, stock: Any) -> Any:
+        """Return what to order with a stock, a table; see :func:`decide_orders`."""
+        from hpo_torchrl.problems.inventory.decision import decide_orders  # pandas is slow to load
+
+        return decide_orders(self, policy, stock)
+
     reference = inventory_reference
     describe = describe_inventory
 

@@ -147,11 +147,11 @@ def best_rule(record: RecordedItems) -> tuple[float, Vector, float]:
 
     *Lost sales, several items.* All whole Q and S_1, ..., S_n are simulated, Q as above and S_i up
     to the largest demand of L + 1 periods plus the largest Q, beyond which nothing is ever short,
-    if they are at most 131,072 rules: the result is exact. Else it is the best found, by coordinate searches from several starts: the best rule for
-    backlogged demand, that one with smaller levels and smaller and larger Q, and (up to four
-    items) the best of a grid. A search moves each of Q and S_1, ..., S_n up and down by a step;
-    the best single move, or all that help together, is made; where none helps, the step is halved,
-    from half a period's mean demand down to a unit.
+    if they are at most 131,072 rules: the result is exact. Else it is the best found, by coordinate
+    searches from several starts: the best rule for backlogged demand, that one with smaller levels
+    and smaller and larger Q, and (up to four items) the best of a grid. A search moves each of Q
+    and S_1, ..., S_n up and down by a step; the best single move, or all that help together, is
+    made; where none helps, the step is halved, from half a period's mean demand down to a unit.
 
     *Never to order* is a rule too, with an infinite Q: where selling costs more than losing a sale,
     or an order more than a whole record of backlog.
@@ -179,7 +179,7 @@ def _costs(record: RecordedItems, rules: Vector) -> Vector:
     or the stock of the start would be a gift.
     """
     costs, Q = record.simulate(rules[:, 0], rules[:, 1:]), rules[:, 0]
-    reached = (Q <= rules[:, 1:].clip(min=0.0).sum(axis=1)) | np.isinf(Q)
+    reached = (rules[:, 1:].clip(min=0.0).sum(axis=1) >= Q) | np.isinf(Q)
     return np.where(reached | (not record.lost_sales), costs, np.inf)
 
 
