@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import hpo_torchrl
 from hpo_torchrl.core import console
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.core.console import run_command
-from hpo_torchrl.experiments.cli import _parser, evaluate, gradients, train
+from hpo_torchrl.experiments.cli import _parser, data, evaluate, gradients, order, train
 from hpo_torchrl.experiments.config import compose_config, load_config
 from hpo_torchrl.experiments.run import train_run
 from hpo_torchrl.reporting.report import main as report
@@ -222,7 +223,14 @@ class MyEnv(InventoryEnv):
     def __init__(self, some_argument, **others):
         super().__init__(lead_time=some_argument, **others)
 """
-CALLS = {"hpo-train": train, "hpo-eval": evaluate, "hpo-gradients": gradients, "hpo-report": report}
+CALLS = {
+    "hpo-train": train,
+    "hpo-eval": evaluate,
+    "hpo-data": data,
+    "hpo-order": order,
+    "hpo-gradients": gradients,
+    "hpo-report": report,
+}
 # What makes a command of the README small: by a word of it, further overrides.
 LQR = ["env.dim=2", "env.horizon=5", "evaluation.tests.fixed_start.batch_size=8"]
 SHRUNK = {
@@ -242,13 +250,16 @@ SHRUNK = {
 def test_readme_commands_run_as_written(tmp_path, monkeypatch, undrawn):
     """Every hpo- command of the README, in order, shrunk by further overrides."""
     text = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^(hpo-(?:train|eval|gradients|report)[^#\n]*)", text, re.MULTILINE)
+    lines = re.findall(
+        r"^(hpo-(?:train|eval|data|order|gradients|report)[^#\n]*)", text, re.MULTILINE
+    )
     # What an experiment runs is composed, not run, by other tests.
     lines = [line for line in lines if "experiment=" not in line]
     assert len(lines) >= 6
     # The commands are written for the top folder of a clone, and for a package of one's own.
     record = Path("examples", "data", "generated_demand.csv")
     (tmp_path / record).parent.mkdir(parents=True)
+    shutil.copy(ROOT / record.with_name("stock.csv"), tmp_path / record.parent)
     rows = (ROOT / record).read_text().splitlines()[: 1 + 3 * 150]
     (tmp_path / record).write_text("\n".join(rows) + "\n")
     (tmp_path / "my_package.py").write_text(MY_PACKAGE)
