@@ -9,11 +9,13 @@ import torch
 from shrunk import TINY
 
 from hpo_torchrl import load_run
-from hpo_torchrl.experiments.cli import order, train
+from hpo_torchrl.experiments.cli import evaluate, order, train
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.problems.inventory.decision import decide_orders
+from hpo_torchrl.problems.inventory.details import item_details
 from hpo_torchrl.problems.inventory.rules import TotalDemandPolicy
 from hpo_torchrl.reporting import recommendation
+from hpo_torchrl.training import Evaluation
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +124,71 @@ def test_the_better_of_both_on_dev_is_recommended():
     assert "the (s, S) rule" in of(11.0, 10.0)
     assert "%" not in of(0.0, 0.0)
     assert recommendation({"record": {}}) == ""
+
+
+def recount(test, rule):
+    """Service and costs of one item under a rule, step by step, in plain numbers."""
+    env = test.env
+    env.set_seed(test.seed)
+    start = env.reset()
+    state = start.select(*env.state_names).to_dict()
+    noise = torch.cat([env.sample_noise(steps, state) for _, steps in test.pieces()], 1)
+    cycles, spoilt, met, asked, costs = 0, 0, 0.0, 0.0, np.zeros(4)
+    h, p, v = (float(x) for x in (env.holding_cost, env.shortage_cost, env.procurement_cost))
+    for instance in range(len(start)):
+        stock = start["inventory"][instance, 0].tolist()
+        bad = None  # until a first arrival
+        for t, d in enumerate(noise[instance, :, 0].tolist()):
+            lacking = float(rule.S[0]) - sum(stock)
+            order = max(lacking, 0.0) if lacking >= rule.Q else 0.0
+            if env.lead_time == 0:
+                stock[0] += order
+            arrives, level = stock[1] if len(stock) > 1 else order, stock[0] - d
+            if t >= test.skip:
+                met, asked = met + min(d, max(stock[0], 0.0)), asked + d
+                costs += [h * max(level, 0), p * max(-level, 0), v * order, 0.0]
+                costs[3] += env.fixed_cost * (lacking >= rule.Q)
+                if env.lead_time > 0 and bad is not None:
+                    bad = bad or level < 0
+                if arrives > 0:
+                    cycles, spoilt = (cycles, spoilt) if bad is None else (cycles + 1, spoilt + bad)
+                    bad = False
+                if env.lead_time == 0 and bad is not None:
+                    bad = bad or level < 0
+            level = max(level, 0.0) if env.lost_sales else level
+            stock = [level] if env.lead_time == 0 else [level + arrives, *stock[2:], order]
+            stock = [level + order] if env.lead_time == 1 else stock
+    return met / asked, 1 - spoilt / cycles, costs / (len(start) * (test.num_steps - test.skip))
+
+
+@pytest.mark.parametrize(
+    ("lead_time", "lost_sales", "Q"), [(0, False, 12), (1, True, 20), (2, False, 9), (3, True, 15)]
+)
+def test_details_are_an_independent_recount(lead_time, lost_sales, Q):
+    demand = {"name": "poisson", "mean": 4.0}
+    env = InventoryEnv(
+        1, lead_time, demand, procurement_cost=0.7, lost_sales=lost_sales, batch_size=3,
+        initial_state="stationary", dtype=torch.float64,
+    )  # fmt: skip
+    test, rule = Evaluation(env, num_steps=60, skip=7, seed=1), TotalDemandPolicy(Q, 22)
+    found = item_details(test, rule).set_index("item").loc["all items"]
+    fill, service, costs = recount(test, rule)
+    assert found["fill_rate"] == pytest.approx(fill)
+    assert found["cycle_service"] == pytest.approx(service)
+    names = ["holding", "shortage", "purchase", "fixed"]
+    assert found[names].tolist() == pytest.approx(costs.tolist())
+    assert found["cost"] == pytest.approx(test.run(rule).mean)
+
+
+def test_details_of_a_run_say_what_its_test_costs(run, tmp_path, capsys):
+    evaluate([str(run), "--details", str(tmp_path / "out")])
+    assert "cycle_service" in capsys.readouterr().out
+    assert (tmp_path / "out" / "stock.png").stat().st_size > 10_000
+    table = pd.read_csv(tmp_path / "out" / "items.csv").set_index(["policy", "item"])
+    summary = load_run(run).summary
+    assert table.loc[("policy", "all items"), "cost"] / 2 == pytest.approx(summary["test_cost"])
+    rule = summary["record"]["test"]["rule_cost"]
+    assert table.loc[("rule", "all items"), "cost"] / 2 == pytest.approx(rule)
+    each = table.loc["policy"].drop("all items")
+    assert each["holding"].sum() == pytest.approx(table.loc[("policy", "all items"), "holding"])
+    assert [*each.index] == [*ITEMS]

@@ -18,7 +18,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from hpo_torchrl.core.checks import accepted
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs.wrapped import Spaces
-from hpo_torchrl.experiments.build import build_algorithm
+from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import SECTIONS, compose_config, load_config
 from hpo_torchrl.experiments.run import (
     Tests,
@@ -219,6 +219,26 @@ class Run:
                 f"{type(env).__name__} has no table of decisions; call run.policy on a state."
             )
         return env.decide(self.policy, given)
+
+    def details(self, folder: str | Path | None = None) -> Any:
+        """Return what the policy, and the rule beside it, do in the primary test, as a table.
+
+        Args:
+            folder: where the table and a picture go; ``None`` writes none.
+
+        Raises:
+            TypeError: the environment has no details.
+            ValueError: it has none of these orders.
+        """
+        tests, primary, _ = build_tests(self.config, copy.deepcopy(self._env), self._tests)
+        env = plain(tests[primary].env)
+        if not hasattr(env, "details"):
+            raise TypeError(f"{type(env).__name__} has no details.")
+        with threads(self.config):
+            policies = {"policy": self.policy.module}
+            if (rule := tests[primary].reference().policy) is not None:
+                policies["rule"] = rule
+            return env.details(tests[primary], policies, folder)
 
     def __repr__(self) -> str:
         done = in_short(self.summary) if self._files.summary.exists() else "not finished"

@@ -71,6 +71,8 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run_dir", metavar="DIR", help="folder of the run")
     where = "where a file of the run, as env.path, lies now; or other data to test on"
     parser.add_argument("files", nargs="*", metavar="KEY=FILE", help=where)
+    details = "write service, stock and costs by item, and a picture of the stock, to this folder"
+    parser.add_argument("--details", metavar="DIR", help=details)
     run_command(parser, argv, _evaluate)
 
 
@@ -140,6 +142,10 @@ def _evaluate(given: argparse.Namespace) -> None:
     with announced(f"testing {given.run_dir}"):
         summary = run.evaluate()
     print(reporting.format_summary(summary))
+    if given.details is not None:
+        table = run.details(given.details)
+        print(f"\n{table.to_string(index=False, float_format='{:.4g}'.format)}")
+        print(f"\nwritten: {Path(given.details) / 'items.csv'} and a picture")
 
 
 def _data(given: argparse.Namespace) -> None:

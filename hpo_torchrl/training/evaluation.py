@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -204,9 +204,7 @@ class Evaluation:
         over = torch.zeros(env.batch_size, dtype=torch.bool, device=env.device)
         state = env.reset()
         with torch.no_grad():
-            # Pieces keep memory flat however long the run is.
-            for start in range(0, self.num_steps, _PIECE):
-                steps = min(_PIECE, self.num_steps - start)
+            for start, steps in self.pieces():
                 piece = differentiable_rollout(env, policy, steps, tensordict=state)
                 reward = piece.get(("next", "reward")).squeeze(-1)
                 counted = weights[start : start + steps]
@@ -219,6 +217,11 @@ class Evaluation:
                 state = env.maybe_reset(env.step_mdp(piece[..., -1].copy()))
         periods = 1.0 if self._once and self.discount == 1.0 else weights.sum()
         return total / (periods * getattr(plain(env), "cost_units", 1.0))
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Yield the first step and the length of pieces that keep memory flat in a long test."""
+        for start in range(0, self.num_steps, _PIECE):
+            yield start, min(_PIECE, self.num_steps - start)
 
     def reference(self) -> Reference:
         """Return what the best policy costs here, where the environment knows it."""

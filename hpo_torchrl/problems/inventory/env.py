@@ -328,6 +328,12 @@ class InventoryEnv(DifferentiableEnv):
 
         return decide_orders(self, policy, stock)
 
+    def details(self, test: Any, policies: Mapping[str, Any], folder: Any = None) -> Any:
+        """Return service, stock and costs by item; see :func:`compare_details`."""
+        from hpo_torchrl.problems.inventory.details import compare_details  # pandas is slow to load
+
+        return compare_details(test, policies, folder)
+
     reference = inventory_reference
     describe = describe_inventory
 

@@ -1,0 +1,194 @@
+"""What a policy does for each item: service, stock and costs, and how they come about in time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from hpo_torchrl.collectors import differentiable_rollout
+from hpo_torchrl.core.figures import BLUE, GREEN, ORANGE, new_figure, save_figure
+
+# Items that the picture shows.
+_DRAWN = 4
+TOTAL = "all items"
+
+
+class Flow(NamedTuple):
+    """The counted periods of a test, each ``(*B, T, n)`` in units.
+
+    ``available`` can meet the demand of a period, ``level`` is what is left of it (below 0 is
+    owed or lost), ``order`` is placed and ``arriving`` comes in; ``ordering``, ``(*B, T)``, says
+    whether anything is ordered.
+    """
+
+    demand: Tensor
+    available: Tensor
+    level: Tensor
+    order: Tensor
+    arriving: Tensor
+    ordering: Tensor
+
+
+def flow_of(test: Any, policy: Any) -> Flow:
+    """Simulate a policy in a test, with the most probable actions.
+
+    Args:
+        test: the test, an ``Evaluation`` of an :class:`~hpo_torchrl.problems.InventoryEnv`.
+        policy: the policy or rule.
+    """
+    env, found = test.env, list[tuple[Tensor, ...]]()
+    env.set_seed(test.seed)
+    state, time = env.reset(), len(env.batch_size)
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        for _, steps in test.pieces():
+            noise = env.sample_noise(steps, state.select(*env.state_names).to_dict())
+            run = differentiable_rollout(env, policy, steps, tensordict=state, noise=noise)
+            order, ordering, _ = env.ordering.placed(run["action"])
+            stock = run["inventory"]
+            available = stock[..., 0] + order if env.lead_time == 0 else stock[..., 0]
+            arriving = stock[..., 1] if stock.shape[-1] > 1 else order
+            found.append((noise, available, available - noise, order, arriving, ordering))
+            state = env.maybe_reset(env.step_mdp(run[..., -1].copy()))
+    whole = (torch.cat(parts, time) for parts in zip(*found, strict=True))
+    return Flow(*(part.narrow(time, test.skip, part.shape[time] - test.skip) for part in whole))
+
+
+def item_details(test: Any, policy: Any) -> pd.DataFrame:
+    """Return service, stock and costs of each item in a test, and of all together.
+
+    Args:
+        test: the test, an ``Evaluation`` of an :class:`~hpo_torchrl.problems.InventoryEnv` whose
+            only joint cost is a fixed one.
+        policy: the policy or rule.
+
+    Returns:
+        A row for each item and one for all: ``demand`` per period; ``fill_rate``, the share of it
+        that is met from stock; ``cycle_service``, the share of cycles from one arrival to the next
+        in which nothing is short; ``stock``, the mean units on hand at the end of a period;
+        ``orders`` per period; and costs per period: ``holding``, ``shortage``, ``purchase``,
+        ``fixed`` (of all items alone) and ``cost``, their sum.
+
+    Raises:
+        ValueError: orders have other costs than these.
+    """
+    env = test.env
+    if not env.ordering.only_fixed_cost:
+        raise ValueError(
+            "details are of costs of holding, shortage and purchase and a joint fixed cost; these "
+            f"orders have others: {', '.join(type(f).__name__ for f in env.features)}."
+        )
+    flow = flow_of(test, policy)
+    mean: dict[str, Tensor] = {
+        "demand": flow.demand,
+        "met": torch.minimum(flow.demand, flow.available.clamp_min(0.0)),
+        "stock": flow.level.clamp_min(0.0),
+        "orders": (flow.order > 0).to(flow.order.dtype),
+        "holding": env.holding_cost * flow.level.clamp_min(0.0),
+        "shortage": env.shortage_cost * (-flow.level).clamp_min(0.0),
+        "purchase": env.procurement_cost * flow.order,
+    }
+    rows = pd.DataFrame(
+        {name: part.double().flatten(0, -2).mean(0).tolist() for name, part in mean.items()}
+    )
+    names = getattr(env.demand, "items", None) or range(1, env.num_items + 1)
+    rows.insert(0, "item", [str(name) for name in names])
+    rows["cycle_service"] = _cycle_service(flow, env.lead_time == 0).tolist()
+    total = rows.drop(columns=["item", "cycle_service"]).sum()
+    total["orders"] = float(flow.ordering.double().mean())
+    total["cycle_service"] = rows["cycle_service"].mean()
+    rows["fixed"] = 0.0
+    total["fixed"] = env.fixed_cost * total["orders"]
+    rows = pd.concat([rows, pd.DataFrame([{"item": TOTAL, **total}])], ignore_index=True)
+    rows["fill_rate"] = rows["met"] / rows["demand"].where(rows["demand"] > 0)
+    rows["cost"] = rows[["holding", "shortage", "purchase", "fixed"]].sum(axis=1)
+    shares, costs = ["fill_rate", "cycle_service"], ["holding", "shortage", "purchase", "fixed"]
+    return rows[["item", "demand", *shares, "stock", "orders", *costs, "cost"]]
+
+
+def compare_details(
+    test: Any, policies: Mapping[str, Any], folder: str | Path | None = None
+) -> pd.DataFrame:
+    """Return the details of several policies in one table, with a first column ``policy``.
+
+    Args:
+        test: as for :func:`item_details`.
+        policies: policies and rules by name; all meet the same demand.
+        folder: where the table, ``items.csv``, and the picture of :func:`plot_stock`,
+            ``stock.png``, go.
+
+    Examples:
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> from hpo_torchrl.problems.inventory.rules import TotalDemandPolicy
+        >>> from hpo_torchrl.training import Evaluation
+        >>> test = Evaluation(InventoryEnv(batch_size=64), num_steps=400, skip=100, seed=0)
+        >>> rules = {"(26, 62)": TotalDemandPolicy(36, 62), "(10, 62)": TotalDemandPolicy(52, 62)}
+        >>> found = compare_details(test, rules).set_index("policy")
+        >>> found.loc[found["item"] == "1", "fill_rate"].round(2).tolist()
+        [0.95, 0.74]
+    """
+    tables = [item_details(test, one).assign(policy=name) for name, one in policies.items()]
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(0, "policy", table.pop("policy"))
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        table.to_csv(Path(folder) / "items.csv", index=False)
+        plot_stock(Path(folder) / "stock.png", test, policies)
+    return table
+
+
+def _cycle_service(flow: Flow, at_once: bool) -> Tensor:
+    """Return the share of whole cycles in which no demand of an item is short, ``(n,)``.
+
+    A cycle begins with an arrival: in the same period if orders arrive at once, else in the next
+    one. NaN is no whole cycle.
+    """
+    short, arrives = (
+        part.flatten(0, -3) if part.ndim > 2 else part.unsqueeze(0)
+        for part in (flow.level < 0, flow.arriving > 0)
+    )
+    number = arrives.cumsum(1)
+    if not at_once:
+        number = number - arrives.long()
+    all_of_them = arrives.sum(1, keepdim=True)
+    size = (len(short), int(all_of_them.max()) + 1, short.shape[-1])
+    spoilt = torch.zeros(size, dtype=torch.float64, device=short.device)
+    spoilt.scatter_reduce_(1, number, short.double(), "amax")
+    place = torch.arange(size[1], device=short.device).view(1, -1, 1)
+    whole = (place > 0) & (place < all_of_them)
+    return 1.0 - (spoilt * whole).sum((0, 1)) / whole.sum((0, 1))
+
+
+def plot_stock(path: str | Path, test: Any, policies: Mapping[str, Any]) -> Path:
+    """Draw stock and orders of the first items over the counted periods, in the first instance.
+
+    Args:
+        path: the PNG file to write.
+        test: the test.
+        policies: policies and rules by name, the first two of which are drawn.
+
+    Returns:
+        The path.
+    """
+    env = test.env
+    names = [str(name) for name in getattr(env.demand, "items", range(1, env.num_items + 1))]
+    figure, axes = new_figure(min(_DRAWN, len(names)))
+    flows = {name: flow_of(test, policy) for name, policy in [*policies.items()][:2]}
+    for item, axis in enumerate(row[0] for row in axes):
+        for (name, flow), color in zip(flows.items(), (BLUE, ORANGE), strict=False):
+            one = [part.flatten(0, -3)[0][:, item].cpu() for part in (flow.level, flow.order)]
+            times = range(test.skip, test.skip + len(one[0]))
+            axis.plot(times, one[0], color=color, linewidth=1.3, label=f"stock, {name}")
+            placed = one[1] > 0
+            when = [time for time, there in zip(times, placed, strict=True) if there]
+            axis.plot(when, one[1][placed], "o", color=color, markersize=3, label=f"order, {name}")
+        axis.axhline(0.0, color=GREEN, linewidth=0.8)
+        axis.set(ylabel=f"{names[item]}, units")
+    axes[0][0].legend(frameon=False, fontsize="small", ncols=2)
+    axes[-1][0].set(xlabel="period of the test")
+    return save_figure(figure, path)
