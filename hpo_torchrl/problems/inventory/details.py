@@ -14,8 +14,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.core.figures import BLUE, GREEN, ORANGE, new_figure, save_figure
 
-# Items that the picture shows.
-_DRAWN = 4
+# Items that the picture shows, and periods, the last ones.
+_DRAWN, _PERIODS = 4, 60
 TOTAL = "all items"
 
 
@@ -165,7 +165,7 @@ def _cycle_service(flow: Flow, at_once: bool) -> Tensor:
 
 
 def plot_stock(path: str | Path, test: Any, policies: Mapping[str, Any]) -> Path:
-    """Draw stock and orders of the first items over the counted periods, in the first instance.
+    """Draw stock and orders of the first items over the last periods, in the first instance.
 
     Args:
         path: the PNG file to write.
@@ -181,8 +181,9 @@ def plot_stock(path: str | Path, test: Any, policies: Mapping[str, Any]) -> Path
     flows = {name: flow_of(test, policy) for name, policy in [*policies.items()][:2]}
     for item, axis in enumerate(row[0] for row in axes):
         for (name, flow), color in zip(flows.items(), (BLUE, ORANGE), strict=False):
-            one = [part.flatten(0, -3)[0][:, item].cpu() for part in (flow.level, flow.order)]
-            times = range(test.skip, test.skip + len(one[0]))
+            parts = (flow.level, flow.order)
+            one = [part.flatten(0, -3)[0][-_PERIODS:, item].cpu() for part in parts]
+            times = range(test.num_steps - len(one[0]), test.num_steps)
             axis.plot(times, one[0], color=color, linewidth=1.3, label=f"stock, {name}")
             placed = one[1] > 0
             when = [time for time, there in zip(times, placed, strict=True) if there]
