@@ -20,6 +20,7 @@ import hpo_torchrl.algorithms
 from hpo_torchrl.algorithms import DDPG, HPO, PPO, GumbelSoftmax, Learner, Pathwise, Rule
 from hpo_torchrl.algorithms.optimization import RewardScaler
 from hpo_torchrl.collectors import differentiable_rollout, straight_through_rollout
+from hpo_torchrl.envs import ReplicatedEnv
 from hpo_torchrl.modules import HybridPolicy, make_q_network, make_value_network
 from hpo_torchrl.objectives import HPOLoss, LearnedCriticLoss
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
@@ -198,6 +199,15 @@ def test_ppo_clips_the_joint_probability():
     learner.loss(batch.reshape(-1))
     new = learner.policy.get_dist(batch).log_prob(batch["action"]).detach()
     torch.testing.assert_close(learner.loss.clipped.log_ratio, (new - joint).reshape(-1).detach())
+
+
+def test_rollouts_are_two_cycles_long():
+    env = InventoryEnv(2, 0, [0.8, 0.4], 0.04, 1.0, fixed_cost_per_item=25.0, batch_size=4)
+    assert env.cycle_length == env.order_interval > 40
+    assert make(HPO, env, unroll_length=None).unroll_length == 2 * env.order_interval
+    assert make(HPO, env, unroll_length=7).unroll_length == 7
+    assert ReplicatedEnv([env, copy.deepcopy(env)]).cycle_length == env.cycle_length
+    assert make(HPO, inventory(), unroll_length=None).unroll_length == 30
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.4, 1.0])

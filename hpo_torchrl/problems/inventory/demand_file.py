@@ -321,7 +321,12 @@ def _named(path: Path, texts: pd.DataFrame, how: FileFormat) -> tuple[pd.DataFra
         wrong += [f"the column {name!r} is unknown{did_you_mean(name, known)}" for name in rest]
     if wrong:
         raise DemandFileError(_say_columns(path, texts, found, wrong))
-    named = {name: texts[parts].agg("/".join, axis=1) for name, parts in sources.items()}
+    named = {
+        name: texts[first].str.cat([texts[part] for part in others], sep="/")
+        if others
+        else texts[first]
+        for name, (first, *others) in sources.items()
+    }
     table, notes = pd.DataFrame(named, index=texts.index), list[str]()
     if how.wide:
         names = pd.Series(rest, rest)
