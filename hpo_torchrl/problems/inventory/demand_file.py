@@ -43,6 +43,7 @@ _NAMES = {
 # What stands for no number: in these cells there is no row.
 _ABSENT = ("", "na", "n/a", "nan", "null", "none", "-")
 _SHOWN = 10
+_MORE_COLUMNS = "items by store: columns={item: [Store, SKU], ...}"
 # A file with so many columns that read as periods has one for each.
 _WIDE = 3
 
@@ -415,9 +416,6 @@ def _parse(texts: pd.DataFrame, how: FileFormat, report: _Problems, notes: list)
     else:
         report.say(below, "demand is {demand:g}, below 0", "returns: negative=zero")
     return values
-
-
-_MORE_COLUMNS = "items by store: columns={item: [Store, SKU], ...}"
 
 
 def _numbers(texts: pd.Series, how: FileFormat, report: _Problems, *, signed: bool) -> pd.Series:
