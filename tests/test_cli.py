@@ -309,7 +309,7 @@ SLIPS = [
     ("algorithm.name=5", "algorithm.name must be a text"),
     ("env=inventry", "env=inventry", "Did you mean 'inventory'"),
     ("num_items=3", "Did you mean env.num_items"),
-    ("env=inventory_from_file", "env.path must be given", "a .csv or .parquet file"),
+    ("env=inventory_from_file", "env.path must be given", "a .csv, .xlsx or .parquet file"),
     ("env.path=demand.csv", "env.path='demand.csv'", "env=inventory_from_file would know it"),
     ("env=switched_lqr env.num_items=3", "env.num_items=3", "Known keys of env: dim, num_modes"),
     ("trainer.num_updates = 5", "write trainer.num_updates=5 without blanks"),
