@@ -51,7 +51,7 @@ def decide_orders(
         >>> found[["order", "position", "rule_order"]].values.tolist()
         [[42.0, 62.0, 42.0]]
     """
-    slots, names = env.state_spec["inventory"].shape[-1], _names(env)
+    slots, names = env.state_spec["inventory"].shape[-1], env.item_names
     table = _checked(stock, names, [f"arriving_{k}" for k in range(1, slots)])
     columns = ["on_hand", *(f"arriving_{k}" for k in range(1, slots))]
     place: dict[str, Any] = {"dtype": env.float_dtype, "device": env.device}
@@ -76,11 +76,6 @@ def decide_orders(
         discrete, continuous = best().decide(inventory)
         found["rule_order"] = ordered({"discrete": discrete, "continuous": continuous})
     return found
-
-
-def _names(env: Any) -> list[str]:
-    own = getattr(env.demand, "items", None)
-    return [str(number + 1) for number in range(env.num_items)] if own is None else own
 
 
 def _checked(stock: Any, names: list[str], arriving: list[str]) -> pd.DataFrame:

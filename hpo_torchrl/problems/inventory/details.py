@@ -77,13 +77,15 @@ def item_details(test: Any, policy: Any) -> pd.DataFrame:
     Raises:
         ValueError: orders have other costs than these.
     """
-    env = test.env
+    return _details_of(test.env, flow_of(test, policy))
+
+
+def _details_of(env: Any, flow: Flow) -> pd.DataFrame:
     if not env.ordering.only_fixed_cost:
         raise ValueError(
             "details are of costs of holding, shortage and purchase and a joint fixed cost; these "
             f"orders have others: {', '.join(type(f).__name__ for f in env.features)}."
         )
-    flow = flow_of(test, policy)
     mean: dict[str, Tensor] = {
         "demand": flow.demand,
         "met": torch.minimum(flow.demand, flow.available.clamp_min(0.0)),
@@ -96,8 +98,7 @@ def item_details(test: Any, policy: Any) -> pd.DataFrame:
     rows = pd.DataFrame(
         {name: part.double().flatten(0, -2).mean(0).tolist() for name, part in mean.items()}
     )
-    names = getattr(env.demand, "items", None) or range(1, env.num_items + 1)
-    rows.insert(0, "item", [str(name) for name in names])
+    rows.insert(0, "item", env.item_names)
     rows["cycle_service"] = _cycle_service(flow, env.lead_time == 0).tolist()
     total = rows.drop(columns=["item", "cycle_service"]).sum()
     total["orders"] = float(flow.ordering.double().mean())
@@ -132,13 +133,14 @@ def compare_details(
         >>> found.loc[found["item"] == "1", "fill_rate"].round(2).tolist()
         [0.95, 0.74]
     """
-    tables = [item_details(test, one).assign(policy=name) for name, one in policies.items()]
+    flows = {name: flow_of(test, policy) for name, policy in policies.items()}
+    tables = [_details_of(test.env, flow).assign(policy=name) for name, flow in flows.items()]
     table = pd.concat(tables, ignore_index=True)
     table.insert(0, "policy", table.pop("policy"))
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         table.to_csv(Path(folder) / "items.csv", index=False)
-        plot_stock(Path(folder) / "stock.png", test, policies)
+        plot_stock(Path(folder) / "stock.png", test, flows)
     return table
 
 
@@ -164,21 +166,19 @@ def _cycle_service(flow: Flow, at_once: bool) -> Tensor:
     return 1.0 - (spoilt * whole).sum((0, 1)) / whole.sum((0, 1))
 
 
-def plot_stock(path: str | Path, test: Any, policies: Mapping[str, Any]) -> Path:
+def plot_stock(path: str | Path, test: Any, flows: Mapping[str, Flow]) -> Path:
     """Draw stock and orders of the first items over the last periods, in the first instance.
 
     Args:
         path: the PNG file to write.
         test: the test.
-        policies: policies and rules by name, the first two of which are drawn.
+        flows: what policies and rules did in it, by name; the first two are drawn.
 
     Returns:
         The path.
     """
-    env = test.env
-    names = [str(name) for name in getattr(env.demand, "items", range(1, env.num_items + 1))]
+    names = test.env.item_names
     figure, axes = new_figure(min(_DRAWN, len(names)))
-    flows = {name: flow_of(test, policy) for name, policy in [*policies.items()][:2]}
     for item, axis in enumerate(row[0] for row in axes):
         for (name, flow), color in zip(flows.items(), (BLUE, ORANGE), strict=False):
             parts = (flow.level, flow.order)

@@ -295,6 +295,12 @@ class InventoryEnv(DifferentiableEnv):
     # -- what is known of the problem ------------------------------------------------------------
 
     @property
+    def item_names(self) -> list[str]:
+        """The names of the items in the record; without one, their numbers from 1."""
+        own = getattr(self.demand, "items", None)
+        return [str(number + 1) for number in range(self.num_items)] if own is None else own
+
+    @property
     def order_up_to(self) -> Tensor:
         """Mean demand of lead time, review and one order interval, ``(n,)``: a rough S."""
         return (self.lead_time + 1 + self.order_interval) * self.demand_mean
