@@ -20,6 +20,8 @@ Bounds = Sequence[Bound]
 _SHARPNESS = 4.0
 # Where an untrained policy acts, in action scales from the bound: rather too much than too little.
 START = 1.3
+# Size in action scales below which raw outputs of a given size go on straight.
+_CORNER = 0.05
 # Raw output up to which the slope of a sigmoid is its own, and that slope.
 _LINEAR = 3.0
 _SLOPE = 1.0 / (2.0 + math.exp(_LINEAR) + math.exp(-_LINEAR))
@@ -177,6 +179,17 @@ def _inverse(kind: str, u: Tensor, low: Any, high: Any, unit: Tensor) -> Tensor:
         return share.clamp(finfo.eps / 2, 1 - finfo.eps / 2).logit()
     size = ((u - low if kind == "above" else high - u) / unit).clamp_min(finfo.tiny)
     return size + torch.log(-torch.expm1(-_SHARPNESS * size)) / _SHARPNESS - START
+
+
+def raw_of(size: Tensor) -> Tensor:
+    """Return the raw outputs that the range [0, inf) maps to ``max(size, 0)``, in its unit.
+
+    From a twentieth of the unit on they are exact; below they go on straight, so that the action
+    falls to 0 fast and a gradient still passes.
+    """
+    within = size.clamp_min(_CORNER)
+    slope = 1.0 / -math.expm1(-_SHARPNESS * _CORNER)
+    return _inverse("above", within, 0.0, None, 1.0) + slope * (size - within)
 
 
 def _log_slope(kind: str, z: Tensor, low: Any, high: Any, unit: Tensor) -> Tensor:

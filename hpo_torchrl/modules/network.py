@@ -73,6 +73,7 @@ class HybridNetwork(nn.Module):
         control: what gives the raw outputs z from the observation: widths of the hidden layers of
             the continuous net, if they are not ``hidden`` (``[]`` makes it linear); or a module in
             the place of it and of its linear skip, to ``(*B, M n)``: a structured policy.
+        choice: the same of the discrete net: a module in its place, to logits ``(*B, M)``.
         distribution: the distribution of u: ``"normal"``, ``"squashed_normal"`` (every sample
             keeps to the range), or a :class:`ContinuousDistribution` of your own, as a class
             (called with the :class:`ActionRange`) or an object.
@@ -106,6 +107,7 @@ class HybridNetwork(nn.Module):
         scale: float = 0.0,
         learn_scale: bool = False,
         control: nn.Module | Sequence[int] | None = None,
+        choice: nn.Module | None = None,
         distribution: Any = "normal",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -138,11 +140,12 @@ class HybridNetwork(nn.Module):
             self.trunk = nn.Sequential(shared, ACTIVATIONS[activation]())
             inputs, cells = cells[-1], []
         # The discrete head starts exactly uniform: every action is tried before any is preferred.
-        self.discrete = net(inputs, num_discrete * (num_heads or 1), cells, gain=0.0)
+        number = num_discrete * (num_heads or 1)
+        self.discrete = net(inputs, number, cells, gain=0.0) if choice is None else choice
         self.register_buffer("temperature", torch.ones((), **place))
-        self.register_buffer("preference", torch.zeros(num_discrete * (num_heads or 1), **place))
-        if control is not None and shared_trunk:
-            raise ValueError("A control of its own shares no layers; set shared_trunk=False.")
+        self.register_buffer("preference", torch.zeros(number, **place))
+        if shared_trunk and not control is choice is None:
+            raise ValueError("A net of its own shares no layers; set shared_trunk=False.")
         self.skip: nn.Module | None = None
         self.gains: nn.Module | None = None
         if isinstance(control, nn.Module):

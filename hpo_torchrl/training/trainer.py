@@ -153,6 +153,7 @@ class Trainer:
         """
         try:
             if self.update == 0:
+                self._offer_untrained()
                 self._save()
             self._call("on_train_start")
             if self.update == 0:
@@ -232,7 +233,7 @@ class Trainer:
         }
         if self.stopped is not None:
             summary["stopped"] = self.stopped
-        if run.selection.update > 0:
+        if run.selection.update >= 0:
             summary["selected_update"] = run.selection.update
         if getattr(test.env, "reports", "cost") == "reward":
             summary["test_reward"] = -cost.mean
@@ -278,6 +279,14 @@ class Trainer:
             row["wall_seconds"] = self.wall_seconds
         self._call("on_update_end", self._shown(rows))
         return rows, bool(costs) or self._due(self.log_every)
+
+    def _offer_untrained(self) -> None:
+        """Let the policy before the first update be chosen too: it may begin as a good rule."""
+        if self.algorithm.learns and self.select == "best" and self.validation is not None:
+            with announced("testing the policy", shown=self.progress):
+                costs = self.test("validation", self.validation)
+            for run, cost in zip(self.runs, costs, strict=True):
+                run.selection.offer(run.policy, 0, cost.mean)
 
     def _one_update(self) -> None:
         rows, due = self.advance()

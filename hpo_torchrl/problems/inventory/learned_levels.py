@@ -2,32 +2,168 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
+from hpo_torchrl.core.checks import check_bool, check_choice, check_sizes
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy
-from hpo_torchrl.modules.action_range import START
+from hpo_torchrl.modules.action_range import START, raw_of
+from hpo_torchrl.modules.layers import ACTIVATIONS
 from hpo_torchrl.problems.inventory.env import InventoryEnv
+
+# Nats by which an order becomes likelier with each period of demand that is missing beyond Q, and
+# the log-odds of an order where the rule never places one.
+_STEEPNESS, _NEVER = 2.0, -6.0
+
+
+class ItemViews(nn.Module):
+    """Lay out an observation by item: all that shows one item, and what belongs to none.
+
+    Args:
+        env: the environment, whose observation begins with the inventory and the recent demand.
+    """
+
+    facts: Tensor
+
+    def __init__(self, env: InventoryEnv) -> None:
+        super().__init__()
+        self.num_items, self.slots = env.num_items, max(env.lead_time, 1)
+        self.history = getattr(env.demand, "history", 0)
+        # What tells one item from another: the logarithms of its numbers, less their average.
+        each = torch.stack([env.demand_mean, env.holding_cost, env.shortage_cost], -1)
+        known = each.clamp_min(1e-6).log()
+        self.register_buffer("facts", known - known.mean(0))
+        own = self.num_items * (self.slots + self.history)
+        self.length = (
+            self.slots + 1 + self.history + 3 + env.observation_spec["observation"].shape[-1] - own
+        )
+
+    def position(self, observation: Tensor) -> Tensor:
+        """Return the inventory position of each item in periods of mean demand, ``(*B, n)``."""
+        inventory = observation[..., : self.num_items * self.slots]
+        return inventory.unflatten(-1, (self.num_items, self.slots)).sum(-1)
+
+    def forward(self, observation: Tensor, missing: Tensor) -> Tensor:
+        """Return what a net of items sees, ``(*B, n, k)``.
+
+        Args:
+            observation: ``(*B, m)``.
+            missing: what each item lacks to its level, in its unit, ``(*B, n)``.
+        """
+        n, sizes = self.num_items, (self.num_items * self.slots, self.num_items * self.history)
+        inventory, recent, common = observation.split(
+            [*sizes, observation.shape[-1] - sum(sizes)], -1
+        )
+        parts = [
+            inventory.unflatten(-1, (n, self.slots)),
+            missing.unsqueeze(-1),
+            self.facts.expand(*missing.shape, -1),
+            common.unsqueeze(-2).expand(*missing.shape, -1),
+        ]
+        if self.history:
+            parts.append(recent.unflatten(-1, (n, self.history)))
+        return torch.cat(parts, -1)
+
+
+class ItemNet(nn.Module):
+    r"""One net for all items, which sees each item and the average of all.
+
+    A hidden layer is :math:`h_i' = \sigma(A h_i + B \bar h + b)` with the average :math:`\bar h`
+    over items; the last layer, which starts at zero, is linear. It has as many weights for a
+    thousand items as for one, and what it learns of one item it knows of all.
+
+    Source: M. Zaheer et al. (2017), "Deep sets", NeurIPS, section 3.1, the equivariant layer.
+
+    Args:
+        inputs: numbers that show an item.
+        outputs: numbers to say of it.
+        hidden: width of each hidden layer.
+        activation: see :class:`HybridNetwork`.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, hidden: int | Sequence[int], activation: str
+    ) -> None:
+        super().__init__()
+        widths = [inputs, *check_sizes("hidden", hidden)]
+        pairs = [*itertools.pairwise(widths)]
+        self.own = nn.ModuleList(nn.Linear(*pair) for pair in pairs)
+        self.shared = nn.ModuleList(nn.Linear(*pair, bias=False) for pair in pairs)
+        self.last = nn.Linear(widths[-1], outputs)
+        self.activation = ACTIVATIONS[check_choice("activation", activation, ACTIVATIONS)]()
+        for layer in (*self.own, *self.shared):
+            nn.init.orthogonal_(layer.weight, gain=math.sqrt(2))
+        for layer in (*self.own, self.last):
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Return ``(*B, n, outputs)`` of ``(*B, n, inputs)``."""
+        for own, shared in zip(self.own, self.shared, strict=True):
+            items = self.activation(own(items) + shared(items.mean(-2, keepdim=True)))
+        return self.last(items)
+
+
+class OrderNet(nn.Module):
+    r"""Logits of ordering nothing and of ordering: those of a rule, and what a net of items adds.
+
+    The rule's log-odds of an order are :math:`2 (\sum_i (S_i - x_i) - Q) / \sum_i \mu_i`, so that
+    its most probable action is the rule's own. The net says a number of each item; the average is
+    added.
+
+    Args:
+        rule: the best rule, with Q and S.
+        views: of the environment.
+        mean: mean demand of the items.
+        net: the net.
+    """
+
+    levels: Tensor
+    mean: Tensor
+
+    def __init__(self, rule: Any, views: ItemViews, mean: Tensor, net: ItemNet) -> None:
+        super().__init__()
+        self.views, self.net, self.quantity = views, net, float(rule.Q)
+        self.register_buffer("levels", rule.S.to(mean).expand(len(mean)) / mean)
+        self.register_buffer("mean", mean)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return the logits ``(*B, 2)``."""
+        missing = self.levels - self.views.position(observation)
+        odds = self.net(self.views(observation, missing)).mean(-2)
+        if math.isinf(self.quantity):
+            odds = odds + _NEVER
+        else:
+            total = (missing * self.mean).sum(-1, keepdim=True)
+            odds = odds + _STEEPNESS * (total - self.quantity) / self.mean.sum()
+        return torch.cat([torch.zeros_like(odds), odds], -1)
 
 
 class LearnedLevels(nn.Module):
-    r"""Order each item up to a level of its own, of which only the level is learned.
+    r"""Order each item up to a level of its own that is learned.
 
     In units c of the orders, the raw output is :math:`z_i = (S_i - x_i) / c_i - 1.3` with the
     inventory position :math:`x_i`, so that the range of an order (a sharp softplus of z + 1.3)
     makes it :math:`(S_i - x_i)^+`, rounded off over a quarter of a unit. It is what the best
     policies of joint replenishment look like; a continuous net finds that shape by itself.
 
+    With a net of items the levels are :math:`S_i + c_i\,f_i`, of which it says f, and the corner
+    is a sharp one.
+
     Args:
         levels: S at the start, ``(n,)``.
         unit: c, the environment's ``action_scale``, ``(n,)``.
         mean: mean demand, in which the observation is measured, ``(n,)``.
-        slots: entries of the observation that belong to an item.
+        views: of the environment.
         num_discrete: number M of discrete actions; the levels are the same in each.
+        net: a net of items that moves the levels; without one they are constant.
 
     Examples:
         >>> from hpo_torchrl.problems import InventoryEnv
@@ -38,26 +174,49 @@ class LearnedLevels(nn.Module):
         >>> quantity = policy(env.reset())["loc"][0, 1]
         >>> bool((quantity + position - env.order_up_to).abs().max() < 0.1)
         True
+        >>> policy = LearnedLevels.for_env(env, from_rule=True)  # a correction of the best rule
+        >>> rule = env.rules()["s_S"]()
+        >>> bool((policy(env.reset())["loc"][0, 1] + position - rule.S).abs().max() < 0.1)
+        True
     """
 
     weight: Tensor
 
     def __init__(
-        self, levels: Tensor, unit: Tensor, mean: Tensor, slots: int, num_discrete: int
+        self,
+        levels: Tensor,
+        unit: Tensor,
+        mean: Tensor,
+        views: ItemViews,
+        num_discrete: int,
+        net: ItemNet | None = None,
     ) -> None:
         super().__init__()
         self.level = nn.Parameter(levels / unit)
-        self.register_buffer("weight", (mean / unit).repeat_interleave(slots))
-        self.slots, self.num_discrete = slots, num_discrete
+        self.register_buffer("weight", mean / unit)
+        self.views, self.num_discrete, self.net = views, num_discrete, net
 
     @classmethod
-    def for_env(cls, env: EnvBase, **arguments: Any) -> HybridPolicy:
-        """Build the policy of a joint replenishment; the levels start at ``env.order_up_to``.
+    def for_env(
+        cls,
+        env: EnvBase,
+        *,
+        from_rule: bool = False,
+        hidden: int | Sequence[int] = (64, 64),
+        activation: str = "relu",
+        **arguments: Any,
+    ) -> HybridPolicy:
+        """Build the policy of a joint replenishment.
 
         Args:
             env: an :class:`InventoryEnv` whose discrete action is whether to order.
-            arguments: further ones of :meth:`HybridPolicy.for_env`; those of the net are of the
-                one that says when to order.
+            from_rule: whether it begins as the best rule of the environment, and two nets of items
+                learn corrections of its levels and of its choice. Otherwise the levels begin at
+                ``env.order_up_to`` and stay constant over states, and a net of its own says when
+                to order.
+            hidden: width of each hidden layer of these nets.
+            activation: see :class:`HybridNetwork`.
+            arguments: further ones of :meth:`HybridPolicy.for_env`.
 
         Raises:
             ValueError: it is another environment.
@@ -68,14 +227,24 @@ class LearnedLevels(nn.Module):
                 "policy=order_up_to needs an InventoryEnv whose discrete action is whether to "
                 f"order, got {type(inner).__name__}; choose policy=mlp."
             )
-        facts = inner.order_up_to, inner.action_scale, inner.demand_mean, max(inner.lead_time, 1)
-        control = cls(*facts, num_discrete=2)
-        return HybridPolicy.for_env(
-            env, network=HybridNetwork, control=control, find_scales=False, **arguments
-        )
+        views, mean = ItemViews(inner).to(inner.device), inner.demand_mean
+        own: dict[str, Any] = {"hidden": hidden, "activation": activation}
+        levels, net, choice = inner.order_up_to, None, None
+        if check_bool("from_rule", from_rule):
+            rule: Any = inner.rules()["s_S"]()
+            place: dict[str, Any] = {"device": inner.device, "dtype": inner.float_dtype}
+            net, other = (ItemNet(views.length, 1, **own).to(**place) for _ in range(2))
+            levels = rule.S.to(levels).expand(inner.num_items)
+            choice = OrderNet(rule, views, mean, other)
+        control = cls(levels, inner.action_scale, mean, views, 2, net)
+        more = own | arguments | {"control": control, "choice": choice, "find_scales": False}
+        return HybridPolicy.for_env(env, network=HybridNetwork, **more)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the raw outputs ``(*B, M n)`` at an observation ``(*B, k)`` as it comes."""
-        inventory = observation[..., : len(self.weight)] * self.weight
-        missing = self.level - inventory.unflatten(-1, (-1, self.slots)).sum(-1)
-        return torch.cat([missing - START] * self.num_discrete, -1)
+        missing = self.level - self.views.position(observation) * self.weight
+        if self.net is None:
+            raw = missing - START
+        else:
+            raw = raw_of(missing + self.net(self.views(observation, missing)).squeeze(-1))
+        return torch.cat([raw] * self.num_discrete, -1)
