@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom, poisson
 from stock_oracles import INSTANCES, ITEM, certified, expected_cost, falls, simulate, z_score
 
-from hpo_torchrl.collectors import DifferentiableCollector
-from hpo_torchrl.modules import replicate
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import joint_replenishment_optimum, optimal_s_S
-from hpo_torchrl.problems.inventory.learned_levels import LearnedLevels
 from hpo_torchrl.problems.inventory.optima import optimal_stopping
 from hpo_torchrl.problems.inventory.optima.items import Items
 from hpo_torchrl.problems.inventory.optima.joint_replenishment import (
@@ -382,56 +379,3 @@ def test_arrays_and_tensors_are_accepted():
     same = Items(np.array([10, 8]), (1, np.float64(1)), torch.tensor([9.0, 9]), np.int64(64), 2)
     assert PeriodicPolicy.optimum(same) == expected
     assert expected.policy.cost(same) == expected.cost
-
-
-# -- a structured policy ---------------------------------------------------------------------------
-
-
-def test_learned_levels_order_up_to_them_and_follow_the_slope_of_costs():
-    env = InventoryEnv.heterogeneous(3, batch_size=4096, initial_state="stationary", seed=0)
-    rule, policy = TotalDemandPolicy.best(env), LearnedLevels.for_env(env, hidden=[4])
-    control = policy.network.continuous
-    assert {id(p) for p in policy.parameter_groups()["continuous"].values()} == {id(control.level)}
-    control.level.data = rule.S.float() / env.action_scale
-    with torch.no_grad():
-        data = policy[0](rule(env.reset()))
-    # The corner of max(S - x, 0) is rounded off over a quarter of the unit.
-    missing = data["action", "continuous"]
-    far = missing > 0.75 * env.action_scale
-    assert far.double().mean() > 0.1
-    torch.testing.assert_close(data["loc"][:, 1][far], missing[far], rtol=0.02, atol=0.0)
-
-    # Untrained, the choice is uniform in every state: the same numbers draw the same orders.
-    env = InventoryEnv(2, batch_size=512, seed=1, dtype=torch.float64)
-    policy = LearnedLevels.for_env(env, hidden=[4])
-    level = policy.network.continuous.level
-    middle = 1.013 * level.detach()
-
-    def cost_of(shift):
-        level.data = middle + shift
-        env.set_seed(1)
-        torch.manual_seed(2)
-        collector = DifferentiableCollector(env, policy, frames_per_batch=512 * 12)
-        return -collector.collect()["next", "reward"].mean()
-
-    (slope,) = torch.autograd.grad(cost_of(0.0), level)
-    for item in range(2):
-        step = 1e-6 * torch.eye(2, dtype=torch.float64)[item]
-        with torch.no_grad():
-            difference = (cost_of(step) - cost_of(-step)) / 2e-6
-        torch.testing.assert_close(slope[item], difference, rtol=1e-4, atol=0.0)
-
-
-def test_learned_levels_train_several_seeds_and_refuse_other_problems():
-    env = InventoryEnv(2, batch_size=4, initial_state="random", seed=0)
-    policies = [LearnedLevels.for_env(env, hidden=[4]) for _ in range(2)]
-    policies[1].network.continuous.level.data.mul_(0.5)
-    data = torch.stack([env.reset(), env.reset()])
-    together = replicate(policies)(data.copy())
-    for place, policy in enumerate(policies):
-        torch.testing.assert_close(together["loc"][place], policy(data[place].copy())["loc"])
-    items = InventoryEnv(2, features=[{"name": "item_fixed_cost", "cost": 5.0}], batch_size=4)
-    with pytest.raises(ValueError, match="policy=order_up_to needs an InventoryEnv whose discrete"):
-        LearnedLevels.for_env(items)
-    with pytest.raises(ValueError, match="shares no layers; set shared_trunk=False"):
-        LearnedLevels.for_env(env, shared_trunk=True)

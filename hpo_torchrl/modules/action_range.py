@@ -189,7 +189,7 @@ def raw_of(size: Tensor) -> Tensor:
     """
     within = size.clamp_min(_CORNER)
     slope = 1.0 / -math.expm1(-_SHARPNESS * _CORNER)
-    return _inverse("above", within, 0.0, None, 1.0) + slope * (size - within)
+    return _inverse("above", within, 0.0, None, size.new_ones(())) + slope * (size - within)
 
 
 def _log_slope(kind: str, z: Tensor, low: Any, high: Any, unit: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from hpo_torchrl.modules.action_range import START, raw_of
 from hpo_torchrl.modules.layers import ACTIVATIONS
 from hpo_torchrl.problems.inventory.env import InventoryEnv
 
-# Nats by which an order becomes likelier with each period of demand that is missing beyond Q, and
-# the log-odds of an order where the rule never places one.
-_STEEPNESS, _NEVER = 2.0, -6.0
+# Nats by which an order becomes likelier with each period of demand that is missing beyond Q; what
+# less, in periods of demand, still counts as Q, for rounding; log-odds where the rule never orders.
+_STEEPNESS, _ROUNDING, _NEVER = 2.0, 1e-5, -6.0
 
 
 class ItemViews(nn.Module):
@@ -127,22 +127,22 @@ class OrderNet(nn.Module):
 
     levels: Tensor
     mean: Tensor
+    quantity: Tensor
 
     def __init__(self, rule: Any, views: ItemViews, mean: Tensor, net: ItemNet) -> None:
         super().__init__()
-        self.views, self.net, self.quantity = views, net, float(rule.Q)
+        self.views, self.net = views, net
         self.register_buffer("levels", rule.S.to(mean).expand(len(mean)) / mean)
         self.register_buffer("mean", mean)
+        self.register_buffer("quantity", mean.new_tensor(rule.Q))
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the logits ``(*B, 2)``."""
         missing = self.levels - self.views.position(observation)
         odds = self.net(self.views(observation, missing)).mean(-2)
-        if math.isinf(self.quantity):
-            odds = odds + _NEVER
-        else:
-            total = (missing * self.mean).sum(-1, keepdim=True)
-            odds = odds + _STEEPNESS * (total - self.quantity) / self.mean.sum()
+        beyond = (missing * self.mean).sum(-1, keepdim=True) - self.quantity
+        rule = _STEEPNESS * (beyond / self.mean.sum() + _ROUNDING)
+        odds = odds + torch.where(self.quantity.isinf(), _NEVER, rule)
         return torch.cat([torch.zeros_like(odds), odds], -1)
 
 
@@ -201,7 +201,7 @@ class LearnedLevels(nn.Module):
         cls,
         env: EnvBase,
         *,
-        from_rule: bool = False,
+        from_rule: bool | None = False,
         hidden: int | Sequence[int] = (64, 64),
         activation: str = "relu",
         **arguments: Any,
@@ -210,10 +210,11 @@ class LearnedLevels(nn.Module):
 
         Args:
             env: an :class:`InventoryEnv` whose discrete action is whether to order.
-            from_rule: whether it begins as the best rule of the environment, and two nets of items
-                learn corrections of its levels and of its choice. Otherwise the levels begin at
-                ``env.order_up_to`` and stay constant over states, and a net of its own says when
-                to order.
+            from_rule: whether it begins as the best (s, S) rule of the environment, and two nets of
+                items learn corrections of its levels and of its choice. Otherwise the levels begin
+                at ``env.order_up_to`` and stay constant over states, and a net of its own says when
+                to order. ``None`` begins as the rule where there is one, and is a plain policy of
+                nets for any other environment.
             hidden: width of each hidden layer of these nets.
             activation: see :class:`HybridNetwork`.
             arguments: further ones of :meth:`HybridPolicy.for_env`.
@@ -222,15 +223,20 @@ class LearnedLevels(nn.Module):
             ValueError: it is another environment.
         """
         inner: Any = plain(env)
-        if not (isinstance(inner, InventoryEnv) and inner.ordering.simple):
+        own: dict[str, Any] = {"hidden": hidden, "activation": activation}
+        simple = isinstance(inner, InventoryEnv) and inner.ordering.simple
+        known = simple and "s_S" in inner.rules() and (inner.recorded or inner.solvable)
+        if from_rule is None and not known:
+            return HybridPolicy.for_env(env, **own, **arguments)
+        if not simple or (from_rule and not known):
+            needed = "an (s, S) rule" if simple else "a discrete action that is whether to order"
             raise ValueError(
-                "policy=order_up_to needs an InventoryEnv whose discrete action is whether to "
-                f"order, got {type(inner).__name__}; choose policy=mlp."
+                f"policy=order_up_to needs an InventoryEnv with {needed}, got "
+                f"{type(inner).__name__}; choose policy=mlp."
             )
         views, mean = ItemViews(inner).to(inner.device), inner.demand_mean
-        own: dict[str, Any] = {"hidden": hidden, "activation": activation}
         levels, net, choice = inner.order_up_to, None, None
-        if check_bool("from_rule", from_rule):
+        if from_rule is None or check_bool("from_rule", from_rule):
             rule: Any = inner.rules()["s_S"]()
             place: dict[str, Any] = {"device": inner.device, "dtype": inner.float_dtype}
             net, other = (ItemNet(views.length, 1, **own).to(**place) for _ in range(2))
