@@ -16,6 +16,8 @@ from hpo_torchrl.problems.inventory.record import Record
 if TYPE_CHECKING:
     from hpo_torchrl.problems.inventory.env import InventoryEnv
 
+# Env instances of a record by default, and items in all of them together.
+_INSTANCES, _EXAMPLES = 128, 8192
 # What is drawn, in order, and the decimals of a mean demand that has a seed of its own.
 _SEEDED, _DECIMALS = ("demand", "holding", "shortage"), 3
 
@@ -162,7 +164,8 @@ def from_file(
         encoding: of a text file.
         sheet: of an Excel file.
         others: further arguments of the class, such as costs: one number, or one per item in the
-            order of their first appearance; ``None`` is not given.
+            order of their first appearance; ``None`` is not given. Without ``batch_size`` there are
+            128 env instances, and fewer of more than 64 items: each item is an example.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -199,6 +202,7 @@ def from_file(
         given.setdefault("shortage_cost", price)
     given.update({name: value for name, value in others.items() if value is not None})
     given.update(lost_sales=lost_sales, initial_state=initial_state)
+    given.setdefault("batch_size", max(1, min(_INSTANCES, _EXAMPLES // source.demand.shape[-1])))
     env = cls(demand.num_items, lead_time, demand, **given)
     env.units = {"mean": demand.given_mean}
     return env
