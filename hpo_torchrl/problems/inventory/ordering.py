@@ -26,7 +26,7 @@ from hpo_torchrl.problems.inventory.features import (
 )
 
 # The joint fixed cost of an item where nothing else is said.
-USUAL_FIXED_COST = 64.0
+_USUAL_FIXED_COST = 64.0
 
 
 class Ordering:
@@ -265,7 +265,7 @@ def make_features(
             and a fixed cost besides.
     """
     if entries is None:
-        each = USUAL_FIXED_COST if fixed_cost_per_item is None else fixed_cost_per_item
+        each = joint_cost(entries, fixed_cost_per_item)
         entries = [FixedCost(check_float("fixed_cost_per_item", each, minimum=0.0) * num_items)]
     elif fixed_cost_per_item is not None:
         raise ValueError(
@@ -288,6 +288,13 @@ def make_features(
                 f"features must be of different kinds, got {kind} twice; put both into one."
             )
     return found
+
+
+def joint_cost(entries: Any, fixed_cost_per_item: float | None) -> float:
+    """Return the joint fixed cost per item, where it is not among the features: 64 if not given."""
+    if fixed_cost_per_item is not None:
+        return fixed_cost_per_item
+    return _USUAL_FIXED_COST if entries is None else 0.0
 
 
 def _check_values(feature: Feature, num_items: int) -> None:

@@ -27,6 +27,9 @@ _CYCLES = 4
 # Lost sales: items up to which a grid is a start, and up to which the backlogged rule is one in
 # these multiples too.
 _FEW_ITEMS, _MANY_ITEMS = 4, 30
+# With other orders: starts that are searched from, items up to which a grid is one, and its rules.
+# A grid shrinks to 9 places of each of Q and S_1, ..., S_n at least: 9**4 = 6561.
+_BEST_STARTS, _FEW_OTHERS, _MOST_OTHERS = 3, 3, 2**13
 _SCALES_OF_Q, _SCALES_OF_S = (0.5, 1.0, 2.0), (0.4, 0.7, 1.0)
 
 
@@ -125,16 +128,17 @@ class RecordedItems:
         """Return the cost per period of m rules, ``(m,)``, from Q ``(m,)`` and S ``(m, n)``."""
         on_hand, total = S.copy(), np.zeros(len(Q))
         # What arrives in period t is at t modulo the number of slots.
-        slots, item = int(self.lead_times.max()) + 1, np.arange(S.shape[1])
+        slots, groups = int(self.lead_times.max()) + 1, self.groups()
         coming = np.zeros((slots, *S.shape))
         for t, demand in enumerate(self.demand):
-            position = on_hand + coming.sum(axis=0)
+            position = sum(coming, on_hand)
             missing = S - position
             ordering = missing.sum(axis=1) >= Q
             order = np.maximum(missing, 0.0) * ordering[:, None]
             if self.ordering is not None:
                 order = self._delivered(order, position)
-            coming[(t + self.lead_times) % slots, :, item] = order.T
+            for L, items in groups:
+                coming[(t + L) % slots][:, items] = order[:, items]
             available = on_hand + coming[t % slots]
             coming[t % slots] = 0.0
             on_hand = available - demand
@@ -146,6 +150,13 @@ class RecordedItems:
             if self.lost_sales:
                 np.maximum(on_hand, 0.0, out=on_hand)
         return total / (len(self.demand) - self.warm_up)
+
+    def groups(self) -> list[tuple[int, Any]]:
+        """Return the lead times that there are, with the items that each is of."""
+        known = np.unique(self.lead_times).tolist()
+        if len(known) == 1:
+            return [(known[0], slice(None))]
+        return [(L, self.lead_times == L) for L in known]
 
     def _delivered(self, order: Vector, position: Vector) -> Vector:
         """Return what is delivered of orders ``(m, n)``, with the environment's own equation."""
@@ -285,9 +296,8 @@ def _backlogged(record: RecordedItems, Q: Vector) -> Vector:
         lacking[orders] = 0.0
         taken[t] = lacking
         lacking += demand
-    for L in np.unique(record.lead_times):
-        mine = record.lead_times == L
-        window = record.windows(int(L))[:, None, mine]
+    for L, mine in record.groups():
+        window = record.windows(L)[:, None, mine]
         taken[L:, :, mine] = taken[: len(D) - L, :, mine] + window
         # Until the first order arrives, the demand so far is what is taken.
         taken[:L, :, mine] = D[:L, mine].cumsum(axis=0)[:, None]
@@ -334,13 +344,18 @@ def _best_of_many(record: RecordedItems, rule: Vector) -> Vector:
 
     first = np.array([1, *np.zeros(n, np.int64)])
     starts = [rule]
-    if n <= _FEW_ITEMS:
-        starts.append(_grid_search(first, last, _MOST_PAIRS, try_all)[1:])
-        if _fits(last - first, _MOST_PAIRS, 1):
+    other = record.ordering is not None  # each of whose rules takes ten times as long
+    few, most = (_FEW_OTHERS, _MOST_OTHERS) if other else (_FEW_ITEMS, _MOST_PAIRS)
+    if n <= few:
+        starts.append(_grid_search(first, last, most, try_all)[1:])
+        if not other and _fits(last - first, _MOST_PAIRS, 1):
             return starts[-1]
     if n <= _MANY_ITEMS:
         scaled = itertools.product(_SCALES_OF_Q, _SCALES_OF_S)
         starts += [np.array([max(record.unit, q * rule[0]), *(s * rule[1:])]) for q, s in scaled]
+    if other:
+        ranked = _costs(record, np.stack(starts)).argsort()
+        starts = [starts[at] for at in ranked[:_BEST_STARTS]]
     found = np.stack([_coordinate_search(record, start) for start in starts])
     return found[_costs(record, found).argmin()]
 
