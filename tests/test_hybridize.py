@@ -476,6 +476,10 @@ def test_features_that_are_none_are_refused():
         # Income of 50 a period, and a lost sale costs 5 more.
         ([FixedCost(64.0), Profit(5.0)], {}, 37.06435 - 50.0),
         ([FixedCost(128.0), ItemFixedCost(0.0)], {"num_items": 2, "lead_time": 0}, 72.718670 / 2),
+        # Value iteration over positions, with orders of whole packs alone.
+        ([FixedCost(64.0), Packs(12.0)], {}, 37.204189),
+        ([FixedCost(64.0), Storage(90.0)], {}, None),
+        ([FixedCost(64.0)], {"num_items": 2, "lead_time": [1, 2]}, None),
         ([AllUnitsDiscount([50.5], [1.0, 0.9])], {}, None),  # no integer
         ([Suppliers([1, 2], [1.0, 1.0])], {}, None),
     ],

@@ -86,8 +86,8 @@ def item_details(test: Any, policy: Any) -> pd.DataFrame:
 def _details_of(env: Any, flow: Flow) -> pd.DataFrame:
     if others := env.ordering.other_costs:
         raise ValueError(
-            "details are of costs of holding, shortage and purchase and of fixed costs; these "
-            f"orders have others: {', '.join(others)}."
+            "details are of costs of holding, shortage and purchase, of fixed costs and of lead "
+            f"times by item; these orders have others: {', '.join(others)}."
         )
     mean: dict[str, Tensor] = {
         "demand": flow.demand,

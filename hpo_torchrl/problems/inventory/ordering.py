@@ -47,7 +47,8 @@ class Ordering:
         joint_cost: what an order costs, whatever it contains.
         only_fixed_cost: whether an order costs nothing besides its units and the joint fixed cost,
             and is delivered as it is.
-        other_costs: names of the features with costs or income that are no fixed cost.
+        other_costs: names of the features with costs or income that are no fixed cost, and of one
+            that decides lead times.
         cut_per_item: whether every item has breakpoints of its own.
         pieces: the pieces of the quantity; ``None`` in the original form.
         simple: whether only the joint fixed cost jumps: then d = 1{q > 0}, the projection of q is
@@ -103,7 +104,7 @@ class Ordering:
         others = [f for f in features if type(f) is not FixedCost]
         self._costing = [f for f in others if type(f).order_cost is not Feature.order_cost]
         self._earning = [f for f in others if type(f).revenue is not Feature.revenue]
-        parts = [*self._costing, *self._earning]
+        parts = [*self._costing, *self._earning, *(f for f in delaying if f not in self._costing)]
         self.other_costs = [type(f).__name__ for f in parts if type(f) is not ItemFixedCost]
 
     def breakpoints(self) -> list[Breakpoint]:
