@@ -28,6 +28,7 @@ from hpo_torchrl.problems.inventory.features import (
     Packs,
     Storage,
 )
+from hpo_torchrl.problems.inventory.optima import recorded_demand
 from hpo_torchrl.problems.inventory.optima.recorded_demand import RecordedItems
 from hpo_torchrl.problems.inventory.rules import TotalDemandPolicy
 from hpo_torchrl.training import Evaluation
@@ -212,6 +213,17 @@ def test_the_rule_with_features_beats_a_grid_of_others_and_runs(features, lead, 
     assert test.reference().baselines["(s, S) rule"] == pytest.approx(test.run(rule).mean)
 
 
+def test_a_level_below_the_minimum_is_no_gift():
+    """With lost sales such an item is never ordered, and would live on the stock of the start."""
+    env = record_of([FixedCost(5.0), MinimumOrder(60.0)], 1, True, n=2, length=24)
+    record = RecordedItems.of(env)
+    best = TotalDemandPolicy.optimum(record)
+    levels = best.policy.S.numpy()
+    assert ((levels <= 0) | (levels >= 60)).all()
+    gift = record.simulate(np.array([1.0]), np.array([[59.0, 59.0]]))[0]
+    assert gift < best.cost  # if it were one of the rules
+
+
 # -- the file ------------------------------------------------------------------------------------
 
 SALES = {"bolt": 4, "nut": 11, "rod": 2}
@@ -300,7 +312,15 @@ def test_numbers_of_items_that_disagree_are_refused(folder):
 
 
 @pytest.fixture(scope="module")
-def run(folder):
+def quick():
+    """No grid is among the starts of a rule's search: what the commands do with it is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorded_demand, "_FEW_OTHERS", 0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(folder, quick):
     text = "\n".join(line.rsplit(";", 1)[0] for line in TABLE.splitlines())
     (folder / "terms.csv").write_text(text)
     named = [f"env.path={folder / 'sales.csv'}", f"env.items={folder / 'terms.csv'}"]
@@ -331,7 +351,7 @@ def test_a_run_of_a_table_orders_in_packs_and_no_less_than_is_accepted(run, fold
     assert each.loc["rod", "fixed"] == pytest.approx(2.0 * each.loc["rod", "orders"])
 
 
-def test_a_feature_and_lead_times_serve_a_file_from_the_command_line(folder, capsys):
+def test_a_feature_and_lead_times_serve_a_file_from_the_command_line(folder, quick, capsys):
     """And no fixed cost need be taken back by hand."""
     settings = [
         f"env.path={folder / 'sales.csv'}",

@@ -136,7 +136,7 @@ class RecordedItems:
             ordering = missing.sum(axis=1) >= Q
             order = np.maximum(missing, 0.0) * ordering[:, None]
             if self.ordering is not None:
-                order = self._delivered(order, position)
+                order = self.delivered(order, position)
             for L, items in groups:
                 coming[(t + L) % slots][:, items] = order[:, items]
             available = on_hand + coming[t % slots]
@@ -158,8 +158,8 @@ class RecordedItems:
             return [(known[0], slice(None))]
         return [(L, self.lead_times == L) for L in known]
 
-    def _delivered(self, order: Vector, position: Vector) -> Vector:
-        """Return what is delivered of orders ``(m, n)``, with the environment's own equation."""
+    def delivered(self, order: Vector, position: Vector) -> Vector:
+        """Return what is delivered of orders ``(m, n)``, by the environment's own equation."""
         assert self.ordering is not None
         asked, before = torch.from_numpy(order), torch.from_numpy(position)
         return self.ordering.delivered(asked, before.unsqueeze(-1)).numpy()
@@ -208,7 +208,8 @@ def best_rule(record: RecordedItems) -> tuple[float, Vector, float]:
 
     *Other orders* (minimum orders, packs, prices, limits): the same searches as with lost sales,
     backlogged or not, of rules of which the environment delivers what it does. An item that lacks
-    less than its minimum is left out of an order. The result is the best found.
+    less than its minimum is left out of an order. The result is the best found: grids have at most
+    8,192 rules, and are for up to three items; the best three starts are searched from.
 
     *Never to order* is a rule too, with an infinite Q: where selling costs more than losing a sale,
     or an order more than a whole record of backlog.
@@ -233,11 +234,18 @@ def _costs(record: RecordedItems, rules: Vector) -> Vector:
     """Return the cost per period of rules ``(m, 1 + n)``.
 
     A Q that lost sales cannot reach never orders: of such rules only the one that says so counts,
-    or the stock of the start would be a gift.
+    or the stock of the start would be a gift. So would that of an item whose level is below its
+    minimum order.
     """
     costs, Q = record.simulate(rules[:, 0], rules[:, 1:]), rules[:, 0]
-    reached = (rules[:, 1:].clip(min=0.0).sum(axis=1) >= Q) | np.isinf(Q)
-    return np.where(reached | (not record.lost_sales), costs, np.inf)
+    if not record.lost_sales:
+        return costs
+    levels = rules[:, 1:].clip(min=0.0)
+    reached = levels.sum(axis=1) >= Q
+    if record.ordering is not None:
+        given = record.delivered(levels, np.zeros_like(levels))
+        reached &= ((given > 0) | (levels == 0)).all(axis=1)
+    return np.where(reached | np.isinf(Q), costs, np.inf)
 
 
 def _grid_search(
@@ -325,7 +333,8 @@ def _best_pair(record: RecordedItems, rule: Vector) -> Vector:
         return np.column_stack([_costs(record, rules), rules])
 
     last = np.array([int(np.ceil(limit / record.unit)), record.most])
-    found = _grid_search(np.array([0, 1]), last, _MOST_PAIRS, try_all)
+    most = _MOST_PAIRS if record.ordering is None else _MOST_OTHERS
+    found = _grid_search(np.array([0, 1]), last, most, try_all)
     return found[1:] if found[0] < known else rule
 
 
@@ -347,7 +356,9 @@ def _best_of_many(record: RecordedItems, rule: Vector) -> Vector:
     other = record.ordering is not None  # each of whose rules takes ten times as long
     few, most = (_FEW_OTHERS, _MOST_OTHERS) if other else (_FEW_ITEMS, _MOST_PAIRS)
     if n <= few:
-        starts.append(_grid_search(first, last, most, try_all)[1:])
+        grid = _grid_search(first, last, most, try_all)
+        if np.isfinite(grid[0]):  # else none of its rules orders each item
+            starts.append(grid[1:])
         if not other and _fits(last - first, _MOST_PAIRS, 1):
             return starts[-1]
     if n <= _MANY_ITEMS:
