@@ -259,7 +259,8 @@ def test_readme_commands_run_as_written(tmp_path, monkeypatch, undrawn):
     # The commands are written for the top folder of a clone, and for a package of one's own.
     record = Path("examples", "data", "generated_demand.csv")
     (tmp_path / record).parent.mkdir(parents=True)
-    shutil.copy(ROOT / record.with_name("stock.csv"), tmp_path / record.parent)
+    for name in ("stock.csv", "items.csv"):
+        shutil.copy(ROOT / record.with_name(name), tmp_path / record.parent)
     rows = (ROOT / record).read_text().splitlines()[: 1 + 3 * 150]
     (tmp_path / record).write_text("\n".join(rows) + "\n")
     (tmp_path / "my_package.py").write_text(MY_PACKAGE)

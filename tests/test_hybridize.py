@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,8 +34,10 @@ from hpo_torchrl.envs.pieces import ActionPieces
 from hpo_torchrl.envs.wrapped import Spaces
 from hpo_torchrl.modules import HybridPolicy, RulePolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
+from hpo_torchrl.problems.inventory import Record
 from hpo_torchrl.problems.inventory.features import (
     AllUnitsDiscount,
+    Budget,
     Feature,
     FixedCost,
     IncrementalDiscount,
@@ -41,8 +45,10 @@ from hpo_torchrl.problems.inventory.features import (
     LeadTimes,
     LostSales,
     MinimumOrder,
+    Packs,
     Profit,
     StepCost,
+    Storage,
     Suppliers,
     Truckloads,
 )
@@ -60,8 +66,28 @@ VARIANTS = {
     "lead_times": [LeadTimes([20.7], [1, 3]), FixedCost(9.0)],
     "lost_sales": [LostSales(), FixedCost(64.0)],
     "profit": [Profit(5.0), LostSales(), FixedCost(64.0)],
+    "budget": [FixedCost(9.0), MinimumOrder(5.0), Budget(60.0, 1.5)],
+    "storage": [FixedCost(9.0), Storage(90.0), ItemFixedCost(2.0)],
     "several": [FixedCost(9.0), AllUnitsDiscount([30.1], [1.0, 0.9]), Truckloads(30.1, 4.0, 2)],
 }
+# Of three items, each with values of its own.
+BY_ITEM = {
+    "item_fixed_cost": [FixedCost(64.0), ItemFixedCost([10.0, 0.0, 3.0])],
+    "minimum_order": [MinimumOrder([60.3, 0.0, 7.0]), FixedCost(30.0)],
+    "all_units_discount": [AllUnitsDiscount([[30.1, 50.7], [9.0, 20.0], [5.5, 6.0]], [3, 2, 1])],
+    "incremental_discount": [IncrementalDiscount([[20.1], [30.0], [4.0]], [1.0, 0.9])],
+    "step_cost": [StepCost([[20.7], [50.0], [10.0]], [10.0, 20.0])],
+    # One item has a piece less than the others.
+    "several": [MinimumOrder([10.0, 40.0, 0.0]), StepCost([[20.0], [30.0], [9.0]], [1.0, 3.0])],
+    "profit": [Profit([5.0, 1.0, 0.0]), LostSales(), FixedCost(64.0)],
+    "budget": [FixedCost(9.0), ItemFixedCost(1.0), Budget(90.0, [1.5, 0.0, 4.0])],
+    "storage": [FixedCost(9.0), MinimumOrder([5.0, 0.0, 9.0]), Storage(150.0, [1.0, 3.0, 0.5])],
+}
+
+
+def recorded(n, length=40):
+    rows = np.random.default_rng(3).poisson(10.0, (length, n)).astype(float)
+    return {"demand": Record(rows, history=2), "num_items": n}
 
 
 def inventory(features=(), **arguments):
@@ -198,7 +224,56 @@ def test_the_hybrid_form_of_a_feature_equals_the_original(name, dtype, n):
 
 
 def test_every_feature_is_certified():
-    assert set(VARIANTS) - {"several"} == set(Feature.KINDS)
+    assert set(VARIANTS) - {"several"} | {"packs"} == set(Feature.KINDS)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_features_are_certified_with_recorded_demand(name, n):
+    if name == "several" and n > 1:
+        pytest.skip("the same kinds as truckloads and discounts of a total")
+    env = inventory(VARIANTS[name], **recorded(n), batch_size=1_000, dtype=torch.float64)
+    assert certify(env, 3_000).exact
+
+
+@pytest.mark.parametrize("name", BY_ITEM)
+def test_features_with_values_by_item_are_certified(name):
+    arguments = recorded(3) | {"lead_time": [0, 3, 1], "batch_size": 2_000}
+    for dtype in (torch.float32, torch.float64):
+        env = inventory(BY_ITEM[name], dtype=dtype, **arguments)
+        certificate = certify(env, 10_000)
+        assert certificate.exact, certificate
+        assert all(certificate.discrete)
+    assert env.num_heads == (None if name == "profit" else 3)
+
+
+def test_pieces_of_items_that_are_mixed_up_are_caught():
+    env = inventory(BY_ITEM["minimum_order"], num_items=3, batch_size=2_000)
+    assert certify(env, 4_000).exact
+    env.pieces.low, env.pieces.high = env.pieces.low.roll(1, 0), env.pieces.high.roll(1, 0)
+    assert not certify(env, 4_000).exact
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 12.0), (3, [12.0, 0.0, 2.5])])
+def test_whole_packs_are_delivered_and_jump_by_a_pack_at_most(n, size):
+    """Rewards and states are the original's; what jumps inside a piece is said in the feature."""
+    features = [MinimumOrder(20.0), Packs(size), FixedCost(9.0)]
+    env = inventory(features, num_items=n, batch_size=2_000, dtype=torch.float64)
+    certificate = certify(env, 10_000)
+    assert certificate.reward_error == certificate.state_error == 0.0
+    jumps = [jump for jump in certificate.jumps if jump.what == "inventory"]
+    assert jumps
+    assert max(jump.size for jump in jumps) <= 12.0 * n + 1e-9
+    asked = torch.rand(500, n, dtype=torch.float64, requires_grad=True).mul(80)
+    given = env.ordering.delivered(asked, torch.zeros(500, n, 1))
+    for row in torch.arange(n):
+        z = size[row] if n > 1 else size
+        for q, a in zip(asked[:, row].tolist(), given[:, row].tolist(), strict=True):
+            packs = math.ceil(q / z - 1e-3) * z if z else q
+            assert a == pytest.approx(packs if q >= 20 else 0.0)
+    # The gradient is that of an order of any size.
+    (slope,) = torch.autograd.grad(given.sum(), asked)
+    assert torch.equal(slope, (asked >= 20).double())
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -370,6 +445,21 @@ def test_features_that_are_none_are_refused():
     ]:
         with pytest.raises(ValueError, match=words):
             original(features)
+    for features, words in [
+        ([MinimumOrder([5.0, 6.0])], "MinimumOrder.minimum.*expected num_items=3 entries, got 2"),
+        ([AllUnitsDiscount([[5.0]], [1.0, 2.0])], "AllUnitsDiscount.breaks.*num_items=3"),
+        ([Profit()], "Profit.price must be given"),
+        ([Packs(5.0), Budget(9.0)], "Budget cuts all items alike, which breaks whole packs"),
+        ([StepCost([5.0], [1.0, 2.0]), Storage(9.0)], "StepCost jumps at quantities that Storage"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            original(features, num_items=3)
+    with pytest.raises(ValueError, match="got 2 prices for 2 breaks"):
+        AllUnitsDiscount([[5.0], [5.0, 6.0]], [1.0, 2.0])
+    with pytest.raises(ValueError, match="are of the total quantity"):
+        LeadTimes([[5.0]] * 3, [1, 2])
+    with pytest.raises(ValueError, match=r"LeadTimes decides the lead time.*differs by item"):
+        original([LeadTimes([5.0], [1, 2])], num_items=2, lead_time=[1, 2])
     # Breakpoints of the total and of each item do not mix.
     features = [MinimumOrder(5.0), AllUnitsDiscount([50.0], [1.0, 0.9])]
     assert inventory(features).num_discrete == 3
@@ -386,6 +476,10 @@ def test_features_that_are_none_are_refused():
         # Income of 50 a period, and a lost sale costs 5 more.
         ([FixedCost(64.0), Profit(5.0)], {}, 37.06435 - 50.0),
         ([FixedCost(128.0), ItemFixedCost(0.0)], {"num_items": 2, "lead_time": 0}, 72.718670 / 2),
+        # Value iteration over positions, with orders of whole packs alone.
+        ([FixedCost(64.0), Packs(12.0)], {}, 37.204189),
+        ([FixedCost(64.0), Storage(90.0)], {}, None),
+        ([FixedCost(64.0)], {"num_items": 2, "lead_time": [1, 2]}, None),
         ([AllUnitsDiscount([50.5], [1.0, 0.9])], {}, None),  # no integer
         ([Suppliers([1, 2], [1.0, 1.0])], {}, None),
     ],

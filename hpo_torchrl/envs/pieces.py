@@ -179,12 +179,13 @@ class ActionPieces:
     The pieces cut a single coordinate, n = 1, or the sum over coordinates (discrete ``(*B,)``), or
     every coordinate by itself (discrete ``(*B, n)``).
 
-    The ends of a piece, ``low`` and ``high`` ``(M,)``, are those of its numbers *of this dtype*: an
-    open end is the next number inwards, so that a value that is clamped to a piece lies in it, to
-    the last bit.
+    The ends of a piece, ``low`` and ``high``, are those of its numbers *of this dtype*: an open end
+    is the next number inwards, so that a value that is clamped to a piece lies in it, to the last
+    bit. They are ``(M,)``, or ``(n, M)`` where each coordinate has pieces of its own; one that has
+    fewer than others repeats its last piece.
 
     Args:
-        cut: the pieces.
+        cut: the pieces; or those of each coordinate, which is cut by itself then.
         continuous_dim: dimension n of the action.
         per_item: whether they cut every coordinate by itself, else the sum over them.
         choices: discrete actions that the original has itself: each is combined with every piece,
@@ -199,7 +200,7 @@ class ActionPieces:
 
     def __init__(
         self,
-        cut: Pieces,
+        cut: Pieces | Sequence[Pieces],
         continuous_dim: int,
         *,
         per_item: bool = False,
@@ -207,33 +208,46 @@ class ActionPieces:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        self.cut, self.continuous_dim, self.choices = cut, continuous_dim, choices
-        self.per_item = per_item and continuous_dim > 1
-        self.of_total = not per_item and continuous_dim > 1
-        self.num_discrete, self.dtype = len(cut.pieces), dtype
+        self.cuts = (cut,) if isinstance(cut, Pieces) else tuple(dict.fromkeys(cut))
+        own = len(self.cuts) > 1
+        self.continuous_dim, self.choices, self.dtype = continuous_dim, choices, dtype
+        self.per_item = (per_item or own) and continuous_dim > 1
+        self.of_total = not (per_item or own) and continuous_dim > 1
+        self.num_discrete = max(len(each.pieces) for each in self.cuts)
         if self.per_item and choices > 1:
             raise ValueError(
                 "Pieces per item cannot be combined with discrete actions that the environment has "
                 f"already ({choices}); cut the total (per_item=False)."
             )
-        if self.of_total and cut.pieces[0].low.at < 0:
+        first = self.cuts[0]
+        if self.of_total and first.pieces[0].low.at < 0:
             raise ValueError(
-                f"Pieces of a total need coordinates that are 0 or more, got pieces {cut}; cut "
+                f"Pieces of a total need coordinates that are 0 or more, got pieces {first}; cut "
                 "each coordinate instead (per_item=True)."
             )
-        lone = [low.at for low, high in cut.pieces if low.at == high.at != 0.0]
+        lone = [low.at for low, high in first.pieces if low.at == high.at != 0.0]
         if self.of_total and lone:
             raise ValueError(
                 f"A total can stand alone only at 0, got {lone[0]:g}: a sum of {continuous_dim} "
                 "coordinates cannot be held at a value to the last bit. Give the point a side."
             )
-        self.low = self._numbers([piece.low for piece in cut.pieces], math.inf).to(device)
-        self.high = self._numbers([piece.high for piece in cut.pieces], -math.inf).to(device)
+        places = [self.cuts.index(each) for each in cut] if own else 0
+        self.low, self.high = (
+            torch.stack([self._numbers(each, end) for each in self.cuts])[places].to(device)
+            for end in (0, 1)
+        )
+        # Gaps as (low, high, same_as); an item without one has an empty one.
+        most = max(len(each.gaps) for each in self.cuts)
+        gaps = [[*each.gaps, *[Gap(0.0, 0.0, 0.0)] * most][:most] for each in self.cuts]
+        rows = torch.tensor(gaps, dtype=dtype).reshape(len(gaps), most, 3)
+        self._gaps = rows[places].to(device)
         if bool((self.low > self.high).any()):
             raise ValueError(f"A piece of {self} holds no number of {dtype}; set its ends apart.")
 
-    def _numbers(self, ends: Sequence[Cut], inwards: float) -> Tensor:
-        """The last numbers of pieces before their ends, ``(M,)``."""
+    def _numbers(self, cut: Pieces, side: int) -> Tensor:
+        """The last numbers of pieces before their ends, the lower (0) or upper (1): ``(M,)``."""
+        pieces = [*cut.pieces, *[cut.pieces[-1]] * (self.num_discrete - len(cut.pieces))]
+        ends, inwards = [piece[side] for piece in pieces], -math.inf if side else math.inf
         # Rounded first: a simulator compares actions with its breakpoint in this dtype too.
         at = torch.tensor([end.at for end in ends], dtype=self.dtype)
         inner = torch.nextafter(at, torch.full_like(at, inwards))
@@ -245,7 +259,8 @@ class ActionPieces:
 
     def to(self, device: torch.device) -> ActionPieces:
         """Move the tensors."""
-        self.low, self.high = self.low.to(device), self.high.to(device)
+        for name in ("low", "high", "_gaps"):
+            setattr(self, name, getattr(self, name).to(device))
         return self
 
     @property
@@ -256,7 +271,8 @@ class ActionPieces:
     @property
     def bounds(self) -> BranchBounds:
         """Ends by discrete action, for the policy."""
-        low, high = self.low.repeat(self.choices), self.high.repeat(self.choices)
+        many = (*[1] * (self.low.ndim - 1), self.choices)
+        low, high = self.low.repeat(many), self.high.repeat(many)
         if self.of_total:
             return BranchBounds(low, high, of_total=True)
         shape = (self.continuous_dim, -1, 1) if self.per_item else (-1, 1)
@@ -301,11 +317,13 @@ class ActionPieces:
         ``(*B,)``, or ``(*B, n)`` per item, and where there is none the next one; bool ``(*B,)``
         says whether there is one.
         """
-        for gap in () if self.of_total else self.cut.gaps:  # scaling a total would round
-            action = torch.where((action > gap.low) & (action < gap.high), gap.same_as, action)
+        for gap in () if self.of_total else self._gaps.unbind(-2):  # scaling a total would round
+            low, high, same_as = gap.unbind(-1)
+            action = torch.where((action > low) & (action < high), same_as, action)
         value = action.sum(-1, keepdim=True) if self.of_total else action
-        piece = torch.searchsorted(self.high, value.contiguous()).clamp_max(self.num_discrete - 1)
-        offered = (value >= self.low[piece]) & (value <= self.high[piece])
+        piece = (value.unsqueeze(-1) > self.high).sum(-1).clamp_max(self.num_discrete - 1)
+        low, high = self._ends(piece)
+        offered = (value >= low) & (value <= high)
         return piece if self.per_item else piece.squeeze(-1), action, offered.all(-1)
 
     def project(self, piece: Tensor, action: Tensor) -> Tensor:
@@ -314,8 +332,7 @@ class ActionPieces:
         Inside the piece it is the action itself, with its gradient. Outside, a coordinate is
         clamped (and passes no gradient); of a total, all coordinates are scaled alike.
         """
-        index = piece if self.per_item else piece.unsqueeze(-1)
-        low, high = self.low[index], self.high[index]
+        low, high = self._ends(piece if self.per_item else piece.unsqueeze(-1))
         if not self.of_total:
             return torch.minimum(torch.maximum(action, low), high)
         action = action.clamp_min(0.0)
@@ -329,6 +346,13 @@ class ActionPieces:
         share = torch.where(total > tiny, action / total.clamp_min(tiny), 1 / self.continuous_dim)
         return torch.where((total >= low) & (total <= high), action, share * target)
 
+    def _ends(self, piece: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ends of the pieces of each coordinate, or of the total."""
+        if self.low.ndim == 1:
+            return self.low[piece], self.high[piece]
+        item = torch.arange(self.continuous_dim, device=piece.device)
+        return self.low[item, piece], self.high[item, piece]
+
     def __str__(self) -> str:
         what = "total" if self.of_total else "each item" if self.per_item else "action"
-        return f"{what}: {self.cut}"
+        return f"{what}: {' or '.join(map(str, self.cuts))}"

@@ -151,6 +151,7 @@ def _evaluate(given: argparse.Namespace) -> None:
 def _data(given: argparse.Namespace) -> None:
     from hpo_torchrl.problems.inventory.demand_file import FORMAT_NAMES, read_demand
     from hpo_torchrl.problems.inventory.demand_report import describe_demand
+    from hpo_torchrl.problems.inventory.ordering import joint_cost
 
     settings = ["env=inventory_from_file", "env.path='{}'".format(given.file.replace("'", "\\'"))]
     for text in given.settings:
@@ -159,8 +160,12 @@ def _data(given: argparse.Namespace) -> None:
     env = compose_config(settings, given.config_dir)["env"]
     written = {name: env[name] for name in FORMAT_NAMES if name in env}
     source = read_demand(env["path"], **written)
-    parts = source.split(env["fractions"], history=env["history"], least=env["lead_time"] + 2)
-    print(describe_demand(source, parts, env["fixed_cost_per_item"]))
+    periods = env["lead_time"]
+    longest = max(periods) if isinstance(periods, list) else periods
+    parts = source.split(env["fractions"], history=env["history"], least=longest + 2)
+    print(
+        describe_demand(source, parts, joint_cost(env.get("features"), env["fixed_cost_per_item"]))
+    )
 
 
 def _order(given: argparse.Namespace) -> None:

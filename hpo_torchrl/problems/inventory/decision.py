@@ -32,9 +32,10 @@ def decide_orders(
             one such period ``arriving`` will do); and ``pack``, units in a pack.
 
     Returns:
-        A table: ``item``, ``on_hand``, ``arriving`` in all, ``order`` (in whole packs; in whole
-        units where all recorded demand is whole), ``position`` after it, and ``rule_order``, that
-        of the best rule, where there is one.
+        A table: ``item``, ``on_hand``, ``arriving`` in all, ``order`` (in whole packs, those of the
+        stock or else of the items; else in whole units where all recorded demand is whole; no
+        smaller than is accepted, and where there is a limit not rounded up), ``position`` after
+        it, and ``rule_order``, that of the best rule, where there is one.
 
     Raises:
         FileNotFoundError, ValueError: the table cannot be read, lacks an item or a column, or has
@@ -62,11 +63,11 @@ def decide_orders(
     if "period" in env.state_names:  # which no policy sees
         state["period"] = torch.full((len(names),), float(env.demand.first_period), **place)
     whole = not env.recorded or bool((env.record == env.record.round()).all())
-    pack = table["pack"].to_numpy() if "pack" in table else np.full(len(names), float(whole))
+    pack = table["pack"].to_numpy() if "pack" in table else env.ordering.packs(float(whole))
 
     def ordered(action: Mapping[str, Tensor]) -> Any:
-        units = env.ordering.placed(action)[0].double().cpu().numpy()
-        return np.where(pack > 0, np.round(units / np.where(pack > 0, pack, 1.0)) * pack, units)
+        units = env.ordering.placed(action, inventory)[0].double().cpu().numpy()
+        return env.ordering.rounded(units, pack)
 
     found = table[["item", "on_hand"]].copy()
     found["arriving"] = table[columns[1:]].sum(axis=1)

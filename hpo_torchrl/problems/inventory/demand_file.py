@@ -28,7 +28,12 @@ from hpo_torchrl.problems.inventory.periods import (
     rounded,
     spacing,
 )
-from hpo_torchrl.problems.inventory.table_file import DemandFileError, read_table, row_name
+from hpo_torchrl.problems.inventory.table_file import (
+    ABSENT,
+    DemandFileError,
+    Problems,
+    read_table,
+)
 
 __all__ = ["DemandFile", "DemandFileError", "FileFormat", "read_demand"]
 
@@ -40,8 +45,6 @@ _NAMES = {
     "period": ("period", "date", "day", "week", "month", "time", "datum"),
     "item": ("item", "sku", "product", "article", "artikel", "part", "material", "store", "id"),
 }
-# What stands for no number: in these cells there is no row.
-_ABSENT = ("", "na", "n/a", "nan", "null", "none", "-")
 _SHOWN = 10
 _MORE_COLUMNS = "items by store: columns={item: [Store, SKU], ...}"
 # A file with so many columns that read as periods has one for each.
@@ -252,7 +255,7 @@ def _read_version(path: Path, how: FileFormat, modified: int, size: int) -> Dema
     texts, notes = _named(path, texts, how)
     if texts.empty:
         raise DemandFileError(f"{path} holds no rows below its header.")
-    report = _Problems(path)
+    report = Problems(path)
     values = _parse(texts, how, report, notes)
     report.refuse()
     table = values.pivot(index="period", columns="item")
@@ -266,33 +269,6 @@ def _read_version(path: Path, how: FileFormat, modified: int, size: int) -> Dema
     costs = {name: tuple(known[name].loc[demand.columns].tolist()) for name in known}
     periods = tuple(label_of(period) for period in demand.index)
     return DemandFile(path, tuple(demand.columns), periods, array, costs, tuple(notes))
-
-
-class _Problems:
-    """All that is wrong with a file, by line, and the options that would help."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.found, self.help = path, list[pd.Series](), dict[str, None]()
-
-    def say(self, rows: pd.DataFrame, text: str, *options: str) -> None:
-        """Say of rows, by their line, what is wrong; the text has columns in braces."""
-        if len(rows):
-            said = [text.format(**row) for row in rows.to_dict("records")]
-            self.found.append(pd.Series(said, rows.index, object))
-            self.help |= dict.fromkeys(options)
-
-    def refuse(self) -> None:
-        """Raise an error that says the first ten problems and counts the others, if any."""
-        if not self.found:
-            return
-        found, unit = pd.concat(self.found).sort_index(kind="stable"), row_name(self.path)
-        text = [f"{self.path} cannot be read as it stands, things wrong: {len(found)}"]
-        text += [f"  {unit} {line:.0f}: {words}" for line, words in found.head(_SHOWN).items()]
-        if len(found) > _SHOWN:
-            text.append(f"  and {len(found) - _SHOWN} more")
-        text.append("Nothing was left out or filled in.")
-        text += [f"  {option}" for option in self.help]
-        raise DemandFileError("\n".join(text))
 
 
 def _named(path: Path, texts: pd.DataFrame, how: FileFormat) -> tuple[pd.DataFrame, list[str]]:
@@ -366,9 +342,9 @@ def _say_columns(path: Path, texts: pd.DataFrame, found: list[str], wrong: list[
     )
 
 
-def _parse(texts: pd.DataFrame, how: FileFormat, report: _Problems, notes: list) -> pd.DataFrame:
+def _parse(texts: pd.DataFrame, how: FileFormat, report: Problems, notes: list) -> pd.DataFrame:
     """Return the numbers, with periods as whole numbers or times, one row an item and period."""
-    absent = texts["demand"].str.lower().isin(_ABSENT)
+    absent = texts["demand"].str.lower().isin(ABSENT)
     if how.missing == "zero" or how.late_items or how.wide:
         texts = texts[~absent]  # no row, which is said or filled in later
     values = texts.copy()
@@ -418,7 +394,7 @@ def _parse(texts: pd.DataFrame, how: FileFormat, report: _Problems, notes: list)
     return values
 
 
-def _numbers(texts: pd.Series, how: FileFormat, report: _Problems, *, signed: bool) -> pd.Series:
+def _numbers(texts: pd.Series, how: FileFormat, report: Problems, *, signed: bool) -> pd.Series:
     """Return finite numbers, not negative unless ``signed``, and report what is none."""
     plain = texts.str.replace("\u00a0", " ")
     if how.thousands is not None:
@@ -439,7 +415,7 @@ def _numbers(texts: pd.Series, how: FileFormat, report: _Problems, *, signed: bo
     ):
         if how.thousands is None and bad.str.fullmatch(pattern).any():
             options.append(option)
-    if bad.str.lower().isin(_ABSENT).any():
+    if bad.str.lower().isin(ABSENT).any():
         options += ["no demand: missing=zero", "not yet sold: late_items=cut, drop or zero"]
     expected = "a finite number such as 3.5" if signed else "a finite number >= 0 such as 3.5"
     report.say(
@@ -449,7 +425,7 @@ def _numbers(texts: pd.Series, how: FileFormat, report: _Problems, *, signed: bo
 
 
 def _complete(
-    demand: pd.DataFrame, lines: pd.DataFrame, how: FileFormat, report: _Problems, notes: list
+    demand: pd.DataFrame, lines: pd.DataFrame, how: FileFormat, report: Problems, notes: list
 ) -> pd.DataFrame:
     """Return demand in all periods of the calendar, if what has no row is filled in or absent."""
     periods = expected_periods(demand.index, how.calendar)
@@ -487,7 +463,7 @@ def _complete(
     return demand
 
 
-def _check_spacing(index: pd.Index, lines: pd.Series, how: FileFormat, report: _Problems) -> None:
+def _check_spacing(index: pd.Index, lines: pd.Series, how: FileFormat, report: Problems) -> None:
     """Say of each period if it does not follow the one before, by the calendar."""
     if len(index) < 2 or how.calendar != "all":
         return

@@ -13,6 +13,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.core.figures import BLUE, GREEN, ORANGE, new_figure, save_figure
+from hpo_torchrl.problems.inventory.features import ItemFixedCost
 
 # Items that the picture shows, and periods, the last ones.
 _DRAWN, _PERIODS = 4, 60
@@ -49,10 +50,12 @@ def flow_of(test: Any, policy: Any) -> Flow:
         for _, steps in test.pieces():
             noise = env.sample_noise(steps, state.select(*env.state_names).to_dict())
             run = differentiable_rollout(env, policy, steps, tensordict=state, noise=noise)
-            order, ordering, _ = env.ordering.placed(run["action"])
             stock = run["inventory"]
-            available = stock[..., 0] + order if env.lead_time == 0 else stock[..., 0]
-            arriving = stock[..., 1] if stock.shape[-1] > 1 else order
+            order, ordering, _ = env.ordering.placed(run["action"], stock)
+            available = stock[..., 0] + order * (env.lead_times == 0)
+            arriving = order * (env.lead_times <= 1)
+            if stock.shape[-1] > 1:
+                arriving = arriving + stock[..., 1]
             found.append((noise, available, available - noise, order, arriving, ordering))
             state = env.maybe_reset(env.step_mdp(run[..., -1].copy()))
     whole = (torch.cat(parts, time) for parts in zip(*found, strict=True))
@@ -64,7 +67,7 @@ def item_details(test: Any, policy: Any) -> pd.DataFrame:
 
     Args:
         test: the test, an ``Evaluation`` of an :class:`~hpo_torchrl.problems.InventoryEnv` whose
-            only joint cost is a fixed one.
+            orders have fixed costs alone, of all items together and of each.
         policy: the policy or rule.
 
     Returns:
@@ -72,7 +75,7 @@ def item_details(test: Any, policy: Any) -> pd.DataFrame:
         that is met from stock; ``cycle_service``, the share of cycles from one arrival to the next
         in which nothing is short; ``stock``, the mean units on hand at the end of a period;
         ``orders`` per period; and costs per period: ``holding``, ``shortage``, ``purchase``,
-        ``fixed`` (of all items alone) and ``cost``, their sum.
+        ``fixed`` (of an item its own, of all items the joint one too) and ``cost``, their sum.
 
     Raises:
         ValueError: orders have other costs than these.
@@ -81,10 +84,10 @@ def item_details(test: Any, policy: Any) -> pd.DataFrame:
 
 
 def _details_of(env: Any, flow: Flow) -> pd.DataFrame:
-    if not env.ordering.only_fixed_cost:
+    if others := env.ordering.other_costs:
         raise ValueError(
-            "details are of costs of holding, shortage and purchase and a joint fixed cost; these "
-            f"orders have others: {', '.join(type(f).__name__ for f in env.features)}."
+            "details are of costs of holding, shortage and purchase, of fixed costs and of lead "
+            f"times by item; these orders have others: {', '.join(others)}."
         )
     mean: dict[str, Tensor] = {
         "demand": flow.demand,
@@ -94,17 +97,20 @@ def _details_of(env: Any, flow: Flow) -> pd.DataFrame:
         "holding": env.holding_cost * flow.level.clamp_min(0.0),
         "shortage": env.shortage_cost * (-flow.level).clamp_min(0.0),
         "purchase": env.procurement_cost * flow.order,
+        "fixed": sum(
+            (f.costs(flow.order) for f in env.features if isinstance(f, ItemFixedCost)),
+            start=torch.zeros_like(flow.order),
+        ),
     }
     rows = pd.DataFrame(
         {name: part.double().flatten(0, -2).mean(0).tolist() for name, part in mean.items()}
     )
     rows.insert(0, "item", env.item_names)
-    rows["cycle_service"] = _cycle_service(flow, env.lead_time == 0).tolist()
+    rows["cycle_service"] = _cycle_service(flow, env.lead_times == 0).tolist()
     total = rows.drop(columns=["item", "cycle_service"]).sum()
     total["orders"] = float(flow.ordering.double().mean())
     total["cycle_service"] = rows["cycle_service"].mean()
-    rows["fixed"] = 0.0
-    total["fixed"] = env.fixed_cost * total["orders"]
+    total["fixed"] += env.ordering.joint_cost * total["orders"]
     rows = pd.concat([rows, pd.DataFrame([{"item": TOTAL, **total}])], ignore_index=True)
     rows["fill_rate"] = rows["met"] / rows["demand"].where(rows["demand"] > 0)
     rows["cost"] = rows[["holding", "shortage", "purchase", "fixed"]].sum(axis=1)
@@ -144,19 +150,17 @@ def compare_details(
     return table
 
 
-def _cycle_service(flow: Flow, at_once: bool) -> Tensor:
+def _cycle_service(flow: Flow, at_once: Tensor) -> Tensor:
     """Return the share of whole cycles in which no demand of an item is short, ``(n,)``.
 
-    A cycle begins with an arrival: in the same period if orders arrive at once, else in the next
-    one. NaN is no whole cycle.
+    A cycle begins with an arrival: in the same period for items whose orders arrive at once, bool
+    ``(n,)``, else in the next one. NaN is no whole cycle.
     """
     short, arrives = (
         part.flatten(0, -3) if part.ndim > 2 else part.unsqueeze(0)
         for part in (flow.level < 0, flow.arriving > 0)
     )
-    number = arrives.cumsum(1)
-    if not at_once:
-        number = number - arrives.long()
+    number = arrives.cumsum(1) - (arrives & ~at_once).long()
     all_of_them = arrives.sum(1, keepdim=True)
     size = (len(short), int(all_of_them.max()) + 1, short.shape[-1])
     spoilt = torch.zeros(size, dtype=torch.float64, device=short.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from hpo_torchrl.core.checks import (
     check_device,
     check_dtype,
     check_int,
+    entries_of,
     in_dtype,
     per_item,
+    shown,
 )
 from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
@@ -49,7 +52,8 @@ class InventoryEnv(DifferentiableEnv):
             - \textstyle\sum_i \left[ h_i y_i^+ + p_i y_i^- + v_i a_i \right] \\
         x' &= (\text{carried over}(y) + x_1,\ x_2,\ \dots,\ x_{L-1},\ a)
 
-    so an order placed in period t can serve demand of period t + L. The features
+    so an order placed in period t can serve demand of period t + L. Items may have lead times of
+    their own: an order of item i then enters :math:`x_{L_i - 1}`. The features
     (:mod:`hpo_torchrl.problems.inventory.features`) say, in turn, what is delivered, what an order
     costs, what is sold and what is carried over. The default is joint replenishment with backlog:
     one feature, the joint fixed cost K = ``fixed_cost_per_item`` * n.
@@ -60,11 +64,11 @@ class InventoryEnv(DifferentiableEnv):
     See ``env.pieces``, and :func:`~hpo_torchrl.envs.certify` for the equality with ``original``,
     the same problem with the quantities as the whole action.
 
-    The state is ``"inventory"``, shape ``(*B, n, max(L, 1))``: on hand, then what arrives in one
-    period, in two, and so on; and the entries that the demand adds. The ``"observation"`` is the
-    inventory, flat and in periods of mean demand, then what the demand shows. The reward,
-    ``(*B, 1)``, is the cost of all items of one period, negated; ``cost_units`` is n, so that
-    reports are per item and period.
+    The state is ``"inventory"``, ``(*B, n, max(L, 1))`` with the longest L: on hand, then what
+    arrives in one period, in two, and so on; and the entries that the demand adds. The
+    ``"observation"`` is the inventory, flat and in periods of mean demand, then what the demand
+    shows. The reward, ``(*B, 1)``, is the cost of all items of one period, negated; ``cost_units``
+    is n, so that reports are per item and period.
 
     Gradients flow as :class:`DifferentiableEnv` says. Guards: a quantity outside its piece is moved
     to the end of it (a negative one counts as 0), and lost sales clip y at 0; where they act, no
@@ -72,8 +76,9 @@ class InventoryEnv(DifferentiableEnv):
 
     Args:
         num_items: number of items n; by default the demand's, else 1.
-        lead_time: periods L between placing an order and being able to use it, 0 and up. With
-            features that choose it (``Suppliers``, ``LeadTimes``) it is their longest.
+        lead_time: periods L between placing an order and being able to use it, 0 and up, one number
+            or one per item. With features that choose it (``Suppliers``, ``LeadTimes``) it is their
+            longest.
         demand: a :class:`~hpo_torchrl.problems.inventory.Demand`, such as ``Normal(10.0)`` or
             ``Record(array)``; a mapping with its name, such as ``{"name": "normal", "mean": 10}``;
             or the mean of Poisson demand, one number or one per item.
@@ -85,6 +90,8 @@ class InventoryEnv(DifferentiableEnv):
         lost_sales: whether unmet demand is lost instead of backlogged.
         features: what an order costs and does, instead of the joint fixed cost alone: features, or
             mappings such as ``{"name": "fixed_cost", "cost": 64.0}``.
+        items: names of the items; or the file of a table with a row for each, whose columns say
+            more of them: see :func:`~hpo_torchrl.problems.inventory.item_file.with_items`.
         initial_state: ``"empty"``; ``"random"``: wide and uniform, for training; or
             ``"stationary"``: what ordering up to a fixed level every economic order interval
             leaves, at a random point of the cycle.
@@ -99,6 +106,7 @@ class InventoryEnv(DifferentiableEnv):
         pieces: the pieces of the quantity; ``None`` in the original form.
         breakpoints, gaps, cut_per_item: what :func:`~hpo_torchrl.envs.hybridize` asks of it; see
             :class:`~hpo_torchrl.problems.inventory.ordering.Ordering`.
+        lead_time: the longest lead time; ``lead_times`` those of the items, int64 ``(n,)``.
         order_interval: economic order interval in periods; states start and quantities are scaled
             by it, and it is the ``cycle_length``.
         recorded: whether demand is one record for all env instances, to which rules can be tuned.
@@ -125,7 +133,7 @@ class InventoryEnv(DifferentiableEnv):
     def __init__(
         self,
         num_items: int | None = None,
-        lead_time: int = 2,
+        lead_time: int | Sequence[int] = 2,
         demand: Demand | Mapping[str, Any] | str | float | Sequence[float] = 10.0,
         holding_cost: float | Sequence[float] = 1.0,
         shortage_cost: float | Sequence[float] = 9.0,
@@ -134,6 +142,7 @@ class InventoryEnv(DifferentiableEnv):
         lost_sales: bool = False,
         features: Sequence[Feature | Mapping[str, Any]] | None = None,
         *,
+        items: str | Path | Sequence[str] | None = None,
         initial_state: str = "empty",
         horizon: int | None = None,
         batch_size: int | Sequence[int] | None = None,
@@ -143,14 +152,21 @@ class InventoryEnv(DifferentiableEnv):
         hybrid: bool = True,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        if isinstance(items, (str, Path)):
+            # Reading takes pandas, whose import takes a second.
+            from hpo_torchrl.problems.inventory.item_file import with_items
+
+            InventoryEnv.__init__(self, **with_items(items, arguments))
+            return
         demand = make_demand(demand)
         n = (demand.num_items or 1) if num_items is None else num_items
         check_int("num_items", n, minimum=1)
-        check_int("lead_time", lead_time, minimum=0)
+        lead_times = _lead_times(lead_time, n)
         check_choice("initial_state", initial_state, STARTS)
         check_bool("lost_sales", lost_sales)
         check_bool("hybrid", hybrid)
-        chosen = make_features(features, fixed_cost_per_item, n, lost_sales)
+        known = {"procurement_cost": procurement_cost}
+        chosen = make_features(features, fixed_cost_per_item, n, lost_sales, known)
         place: dict[str, Any] = {
             "dtype": check_dtype(dtype),
             "device": check_device(device),
@@ -164,15 +180,22 @@ class InventoryEnv(DifferentiableEnv):
         procurement = per_item("procurement_cost", procurement_cost, n, **place)
         orders = Ordering(chosen, n, hybrid=hybrid, **place)
         if orders.delays is not None:
-            lead_time = max(orders.delays.lead_times)
+            if len({*lead_times}) > 1:
+                raise ValueError(
+                    f"{type(orders.delays).__name__} decides the lead time of an order, but "
+                    f"lead_time={lead_times} differs by item; leave one of them out."
+                )
+            lead_times = [max(orders.delays.lead_times)] * n
+        longest = max(lead_times)
         # Economic order interval: the whole number of periods that balances K against holding.
         interval = (2 * orders.fixed_cost / float((holding * mean).sum().clamp_min(1e-9))) ** 0.5
         order_interval = max(
             1,
             round(min(interval, _LONGEST_INTERVAL)),
-            math.ceil(orders.least / float(mean.min())),  # smaller orders are not accepted
+            # Smaller orders are not accepted.
+            math.ceil(float((orders.least / mean.double().cpu()).max())),
         )
-        slots, pieces = max(lead_time, 1), orders.pieces
+        slots, pieces = max(longest, 1), orders.pieces
         super().__init__(
             num_discrete=orders.num_discrete,
             num_heads=None if pieces is None else pieces.num_heads,
@@ -191,7 +214,9 @@ class InventoryEnv(DifferentiableEnv):
             seed=seed,
             **place,
         )
-        self.num_items, self.lead_time = n, lead_time
+        self.num_items, self.lead_time = n, longest
+        self.lead_times = torch.tensor(lead_times, device=self.device)
+        self._names = None if items is None else _item_names(items, n)
         self.order_interval = self.cycle_length = order_interval
         self.demand, self.demand_mean, self.num_periods = demand, mean, demand.num_periods
         self.recorded = isinstance(demand, Record) and demand.record.ndim == 2
@@ -205,6 +230,7 @@ class InventoryEnv(DifferentiableEnv):
         self.procurement_cost, self.fixed_cost = procurement, orders.fixed_cost
         self.lost_sales, self.cost_units, self.start = orders.lost_sales, float(n), initial_state
         self._slot_mean, self._arguments = mean.repeat_interleave(slots), arguments
+        self._set_arrivals()
         if hybrid and any(type(f).__module__ != Feature.__module__ for f in chosen):
             refuse_jumps(self, "method breakpoints of the feature")
 
@@ -215,7 +241,8 @@ class InventoryEnv(DifferentiableEnv):
 
     def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
         """Serve one period of demand, the noise ``(*B, n)``; see the class for the equations."""
-        inventory, reward = self.serve(state["inventory"], self.ordering.placed(action), noise)
+        stock = state["inventory"]
+        inventory, reward = self.serve(stock, self.ordering.placed(action, stock), noise)
         return {"inventory": inventory, **self.demand.advance(state, noise)}, reward
 
     def serve(
@@ -225,8 +252,9 @@ class InventoryEnv(DifferentiableEnv):
         order, _, supplier = placed
         on_hand, *pipeline = inventory.unbind(-1)
         level = on_hand - noise
-        if self.lead_time == 0:
-            on_hand, level = on_hand + order, level + order
+        if self._at_once is not None:
+            at_once = order * self._at_once
+            on_hand, level = on_hand + at_once, level + at_once
         cost = (
             self.holding_cost * level.clamp_min(0.0)
             + self.shortage_cost * (-level).clamp_min(0.0)
@@ -237,13 +265,25 @@ class InventoryEnv(DifferentiableEnv):
             level = feature.carried_over(level)
         later = pipeline
         if self.lead_time > 0:
-            last = order if self.ordering.delays is None else torch.zeros_like(order)
+            alike = self.ordering.delays is None and self._entry is None
+            last = order if alike else torch.zeros_like(order)
             arriving, *later = [*pipeline, last]
             level = level + arriving
         after = torch.stack([level, *later], -1)
         if self.ordering.delays is not None:
             after = after + self.ordering.delays.arriving(order, supplier)
+        elif self._entry is not None:
+            after = after + order.unsqueeze(-1) * self._entry
         return after, reward
+
+    def _set_arrivals(self) -> None:
+        """Set which items arrive at once, ``(n,)``, and where the orders of others enter."""
+        slots = self.state_shapes["inventory"][-1]
+        now = (self.lead_times == 0).to(self.float_dtype)
+        self._at_once = now if bool(now.any()) else None
+        alike = bool((self.lead_times == self.lead_time).all())
+        places = torch.arange(slots, device=self.device) == self.lead_times.unsqueeze(-1) - 1
+        self._entry = None if alike else places.to(self.float_dtype)
 
     def observe(self, state: State) -> Tensor:
         """Return the inventory in periods of mean demand, then what the demand shows, flat."""
@@ -280,7 +320,8 @@ class InventoryEnv(DifferentiableEnv):
         """
         inventory = observation[..., : len(self._slot_mean)]
         position = inventory.unflatten(-1, (self.num_items, -1)).sum(-1)
-        ordering = (position.mean(-1) <= self.lead_time + 1).to(position.dtype)
+        covered = (self.lead_times + 1).to(position.dtype).mean()
+        ordering = (position.mean(-1) <= covered).to(position.dtype)
         missing = (self.order_up_to - position * self.demand_mean).clamp_min(0.0)
         order = missing * ordering.unsqueeze(-1)
         return {"discrete": torch.zeros_like(ordering, dtype=torch.int64), "continuous": order}
@@ -296,14 +337,14 @@ class InventoryEnv(DifferentiableEnv):
 
     @property
     def item_names(self) -> list[str]:
-        """The names of the items in the record; without one, their numbers from 1."""
-        own = getattr(self.demand, "items", None)
+        """The names of the items, given or those in the record; else their numbers from 1."""
+        own = self._names or getattr(self.demand, "items", None)
         return [str(number + 1) for number in range(self.num_items)] if own is None else own
 
     @property
     def order_up_to(self) -> Tensor:
         """Mean demand of lead time, review and one order interval, ``(n,)``: a rough S."""
-        return (self.lead_time + 1 + self.order_interval) * self.demand_mean
+        return (self.lead_times + 1 + self.order_interval) * self.demand_mean
 
     @property
     def solvable(self) -> bool:
@@ -312,6 +353,7 @@ class InventoryEnv(DifferentiableEnv):
             self.demand.poisson
             and self.ordering.only_fixed_cost
             and not self.lost_sales
+            and self._entry is None
             and bool((self.holding_cost > 0).all())
             and bool((self.shortage_cost > 0).all())
         )
@@ -321,11 +363,13 @@ class InventoryEnv(DifferentiableEnv):
 
         Under recorded demand it is the (s, S) rule that was best in the training periods.
         """
-        if not self.ordering.simple or (self.recorded and not self.ordering.only_fixed_cost):
-            return {}
         kinds: dict[str, type[OrderUpToPolicy]] = {"s_S": TotalDemandPolicy}
-        if not self.recorded:
-            kinds |= {"R_S": PeriodicPolicy, "order_up_to": OrderUpToPolicy}
+        if self.recorded:
+            served = self.ordering.delays is None
+            return {"s_S": partial(TotalDemandPolicy.best, self)} if served else {}
+        if not self.ordering.simple or self._entry is not None:
+            return {}
+        kinds |= {"R_S": PeriodicPolicy, "order_up_to": OrderUpToPolicy}
         return {name: partial(kind.best, self) for name, kind in kinds.items()}
 
     def decide(self, policy: Any, stock: Any) -> Any:
@@ -351,4 +395,34 @@ class InventoryEnv(DifferentiableEnv):
             self.branch_bounds = None if self.ordering.simple else self.pieces.bounds
         self.__dict__.pop("original", None)
         super().to(device)
+        self.lead_times = self.lead_times.to(device)
+        self._set_arrivals()
         return self
+
+
+def _lead_times(lead_time: int | Sequence[int], num_items: int) -> list[int]:
+    """Return the lead time of each item.
+
+    Raises:
+        TypeError: one is no whole number.
+        ValueError: one is below 0, or there are not as many as items.
+    """
+    if isinstance(lead_time, str) or not isinstance(lead_time, Sequence):
+        return [check_int("lead_time", lead_time, minimum=0)] * num_items
+    if len(lead_time) != num_items:
+        raise ValueError(
+            f"lead_time must be a whole number or hold one entry per item: expected "
+            f"num_items={num_items} entries, got {len(lead_time)}: {[*lead_time]}."
+        )
+    return [check_int(f"lead_time[{i}]", each, minimum=0) for i, each in enumerate(lead_time)]
+
+
+def _item_names(items: Sequence[str], num_items: int) -> list[str]:
+    """Return names of items, each once."""
+    names = [str(item) for item in entries_of("items", items)]
+    if len({*names}) != num_items or len(names) != num_items:
+        raise ValueError(
+            f"items must hold {num_items} different names, one per item, or be the path of a "
+            f"file, got {len(names)}: {shown(names)}."
+        )
+    return names

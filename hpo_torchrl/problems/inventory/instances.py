@@ -109,7 +109,7 @@ def from_file(
     history: int = 14,
     start_period: str = "random",
     season: int | None = 7,
-    lead_time: int = 2,
+    lead_time: int | Sequence[int] = 2,
     lost_sales: bool = False,
     initial_state: str = "random",
     mean: float | Sequence[float] | None = None,
@@ -144,7 +144,8 @@ def from_file(
             :class:`~hpo_torchrl.problems.inventory.record.Record`, like the next two.
         start_period: ``"random"``, for training, or ``"first"``, for tests.
         season: periods of a season, by whose multiples items are apart at random starts.
-        lead_time: periods L between placing an order and being able to use it.
+        lead_time: periods L between placing an order and being able to use it, one number or one
+            per item.
         lost_sales: whether unmet demand is lost.
         initial_state: stocks at the start, see the class.
         mean: unit of observations and actions, one number or one per item; by default the mean of
@@ -163,9 +164,10 @@ def from_file(
         thousands: what separates thousands.
         encoding: of a text file.
         sheet: of an Excel file.
-        others: further arguments of the class, such as costs: one number, or one per item in the
-            order of their first appearance; ``None`` is not given. Without ``batch_size`` there are
-            128 env instances, and fewer of more than 64 items: each item is an example.
+        others: further arguments of the class, such as costs (one number, or one per item in the
+            order of their first appearance), ``features`` or ``items``; ``None`` is not given.
+            Without ``batch_size`` there are 128 env instances, and fewer of more than 64 items:
+            each item is an example.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -179,12 +181,10 @@ def from_file(
 
     written = {name: arguments[name] for name in FORMAT_NAMES}
     check_int("history", history, minimum=1)
-    check_int("lead_time", lead_time, minimum=0)
     if own := {"num_items", "demand"} & {*others}:
         raise TypeError(f"{' and '.join(sorted(own))} come from the file {path}; leave them out.")
     source = read_demand(path, **written)
-    # Beside its history, a part needs periods in which an order is placed and arrives.
-    parts = source.split(fractions, history=history, least=lead_time + 2)
+    parts = source.split(fractions, history=history)
     demand = Record(
         source.demand,
         parts[check_choice("split", split, parts)],
@@ -204,6 +204,8 @@ def from_file(
     given.update(lost_sales=lost_sales, initial_state=initial_state)
     given.setdefault("batch_size", max(1, min(_INSTANCES, _EXAMPLES // source.demand.shape[-1])))
     env = cls(demand.num_items, lead_time, demand, **given)
+    # Beside its history, a part needs periods in which an order is placed and arrives.
+    source.split(fractions, history=history, least=env.lead_time + 2)
     env.units = {"mean": demand.given_mean}
     return env
 
@@ -238,8 +240,10 @@ def random_inventory(env: InventoryEnv) -> Tensor:
         size = env._draw(torch.rand, (*batch, 1)) * spread * env.order_up_to
         waiting = env._draw(torch.rand, (*batch, 1)) < 0.5
         slot = 1 + (env._draw(torch.rand, (*batch, 1)) * (slots - 1)).long()
-        slot = slot.unsqueeze(-1).expand(*batch, n, 1)
-        inventory = inventory.scatter(-1, slot, (size * waiting).unsqueeze(-1))
+        # What an item awaits was ordered, a period ago or more.
+        last = env.lead_times - 1
+        slot = torch.minimum(slot, last.clamp_min(1)).unsqueeze(-1).expand(*batch, n, 1)
+        inventory = inventory.scatter(-1, slot, (size * waiting * (last > 0)).unsqueeze(-1))
     return inventory
 
 
@@ -255,7 +259,7 @@ def stationary_inventory(env: InventoryEnv) -> Tensor:
     for period in range(env.lead_time + 2 * env.order_interval):
         ordering = ((period + phase) % env.order_interval == 0).to(env.float_dtype)
         quantity = (env.order_up_to - inventory.sum(-1)).clamp_min(0.0)
-        order = env.ordering.delivered(ordering.unsqueeze(-1) * quantity)
+        order = env.ordering.delivered(ordering.unsqueeze(-1) * quantity, inventory)
         demand = env.demand.draw_any(env)
         inventory, _ = env.serve(inventory, (order, ordering, torch.zeros_like(phase)), demand)
     return inventory

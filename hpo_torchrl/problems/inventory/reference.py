@@ -56,7 +56,7 @@ def inventory_reference(env: Any, test: Test) -> Reference:
     Returns:
         The reference, per item and period; all ``None`` where nothing is known.
     """
-    if env.recorded and env.ordering.simple and env.ordering.only_fixed_cost:
+    if env.recorded and env.ordering.delays is None:
         policy = TotalDemandPolicy.best(env)
         cost = test.run(policy).mean
         # The same starts and the same demand: no sampling error of the test is in the comparison.
@@ -65,13 +65,16 @@ def inventory_reference(env: Any, test: Test) -> Reference:
         return Reference(None, None, cost, baselines, policy, paired=True, **known)
     # Beyond what the solvers search: no reason to refuse a training.
     with contextlib.suppress(ValueError):
-        joint = env.ordering.only_fixed_cost and not env.lost_sales
+        alike = bool((env.lead_times == env.lead_time).all())
+        joint = env.ordering.only_fixed_cost and not env.lost_sales and alike
         if getattr(test, "objective", None) == "discounted":
             if joint and env.num_items <= MAX_ITEMS and env.start == "empty":
                 return _discounted_reference(env, test.discount)
         elif (
             env.demand.poisson
             and env.ordering.delays is None
+            and not env.ordering.limited
+            and alike
             and bool((env.holding_cost > 0).all())
         ):
             return replace(_stationary_reference(env), objective="average")
@@ -96,8 +99,12 @@ def _stationary_reference(env: Any) -> Reference:
     n, L = env.num_items, env.lead_time
     rows = (env.demand_mean, env.holding_cost, env.shortage_cost)
     mean, h, p = (row.double().tolist() for row in rows)
-    price = sum(f.price for f in env.features if isinstance(f, Profit))
-    income = price * sum(mean)
+    # Of a single item, values by item are numbers.
+    features = [f.of_item(0) for f in env.features] if n == 1 else env.features
+    prices: list[Any] = [f.price for f in features if isinstance(f, Profit)]
+    income = float(sum((env.demand_mean.double().cpu() * torch.tensor(x)).sum() for x in prices))
+    if any(isinstance(f, ItemFixedCost) and isinstance(f.cost, list) for f in features):
+        return Reference()
     # Backlogged demand is all bought in the end, whatever the policy.
     bought = float((env.demand_mean * env.procurement_cost).double().sum())
 
@@ -106,7 +113,7 @@ def _stationary_reference(env: Any) -> Reference:
 
     if not env.lost_sales and {type(f) for f in env.features} <= {FixedCost, ItemFixedCost, Profit}:
         joint, minor = (
-            float(sum(f.cost for f in env.features if type(f) is kind))
+            float(sum(f.cost for f in features if type(f) is kind))
             for kind in (FixedCost, ItemFixedCost)
         )
         if n == 1:
@@ -123,7 +130,7 @@ def _stationary_reference(env: Any) -> Reference:
     if n > 1 or not all(float(at).is_integer() for at, _ in env.breakpoints()):
         return Reference()
     if env.lost_sales:
-        found = lost_sales_optimum(mean[0], h[0], p[0] + price, _order_cost(env), L)
+        found = lost_sales_optimum(mean[0], h[0], p[0] + sum(prices), _order_cost(env), L)
     else:
         found = order_cost_optimum(mean[0], h[0], p[0], _order_cost(env), L)
     return Reference(optimal_cost=found.cost - income)
@@ -148,7 +155,8 @@ def _order_cost(env: Any) -> OrderCost:
 
     def cost(quantities: np.ndarray) -> np.ndarray:
         asked = torch.as_tensor(quantities, dtype=torch.float64).unsqueeze(-1)
-        given, discrete = env.ordering.delivered(asked), torch.zeros(len(asked), dtype=torch.int64)
+        given = env.ordering.delivered(asked, torch.zeros_like(asked).unsqueeze(-1))
+        discrete = torch.zeros(len(asked), dtype=torch.int64)
         total = float(env.procurement_cost.double()) * given.sum(-1)
         for feature in env.features:
             total = total + feature.order_cost(given, discrete)
@@ -245,12 +253,11 @@ def describe_inventory(
         periods and the rule's cost, paired with the policy's (the same starts and demand); and the
         ``rule``: items, Q (``None`` is never to order), S.
     """
-    if not env.ordering.simple:
-        return {}
-    view = view_inventory_policy(env, policy)
-    details = dict(reference.details)
-    if folder is not None:
-        plot_inventory_policy(folder / "policy.png", view, **details)
+    details = dict(reference.details) if env.ordering.simple else {}
+    if env.ordering.simple:
+        view = view_inventory_policy(env, policy)
+        if folder is not None:
+            plot_inventory_policy(folder / "policy.png", view, **details)
     if details:
         s, S = view.reorder_point, view.order_up_to_level
         details |= {"learned_s": s, "learned_S": S, "learned_rule_cost": None}

@@ -19,6 +19,7 @@ from hpo_torchrl.modules import RulePolicy
 from hpo_torchrl.problems.inventory.optima import joint_rules, recorded_demand
 from hpo_torchrl.problems.inventory.optima.items import Items, Levels, newsvendor_level
 from hpo_torchrl.problems.inventory.optima.recorded_demand import RecordedItems
+from hpo_torchrl.problems.inventory.ordering import Ordering
 
 
 class OrderUpToPolicy(RulePolicy):
@@ -103,13 +104,16 @@ class TotalDemandPolicy(OrderUpToPolicy):
 
     def __init__(self, Q: float, S: Any) -> None:
         super().__init__(S)
+        self.ordering: Ordering | None = None
         self.Q = math.inf if math.inf == Q else check_float("Q", Q, minimum=0.0, strict=True)
 
     @classmethod
     def best(cls, env: Any) -> TotalDemandPolicy:
         """Return the best rule of an environment: of the training periods of its record, if any."""
         problem = RecordedItems.of(env) if env.recorded else Items.of(env, "s_S")
-        return cls.optimum(problem).policy.to(env.device)
+        rule = cls.optimum(problem).policy.to(env.device)
+        rule.ordering = None if env.ordering.simple else env.ordering
+        return rule
 
     @classmethod
     def optimum(cls, problem: Items | RecordedItems) -> Optimum:
@@ -151,6 +155,14 @@ class TotalDemandPolicy(OrderUpToPolicy):
     def orders(self, position: Tensor, state: tuple[Tensor, ...]) -> Tensor:
         """Order where at least Q is missing."""
         return ((self.S.to(position) - position).sum(-1) >= self.Q).long()
+
+    def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
+        """Order what is missing to S; where pieces are to be picked, pick those that it lies in."""
+        order, quantity = super().decide(*state)
+        if self.ordering is None:
+            return order, quantity
+        discrete, continuous = self.ordering.encoded(order.unsqueeze(-1) * quantity).values()
+        return discrete, continuous
 
     def __repr__(self) -> str:
         """Return the numbers."""

@@ -14,7 +14,11 @@ import pandas as pd
 
 from hpo_torchrl.core.checks import first_line
 
-__all__ = ["DemandFileError", "read_table"]
+__all__ = ["DemandFileError", "Problems", "read_table"]
+
+# What stands for no number.
+ABSENT = ("", "na", "n/a", "nan", "null", "none", "-")
+_SHOWN = 10
 
 _DELIMITERS = ",;\t|"
 # First bytes of what Excel saves as "Unicode text".
@@ -64,6 +68,33 @@ def kind_of(path: Path) -> str:
 def row_name(path: Path) -> str:
     """Return what a person calls the place of a row."""
     return "row" if kind_of(path) == ".parquet" else "line"
+
+
+class Problems:
+    """All that is wrong with a file, by line, and the options that would help."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.found, self.help = path, list[pd.Series](), dict[str, None]()
+
+    def say(self, rows: pd.DataFrame, text: str, *options: str) -> None:
+        """Say of rows, by their line, what is wrong; the text has columns in braces."""
+        if len(rows):
+            said = [text.format(**row) for row in rows.to_dict("records")]
+            self.found.append(pd.Series(said, rows.index, object))
+            self.help |= dict.fromkeys(options)
+
+    def refuse(self) -> None:
+        """Raise an error that says the first ten problems and counts the others, if any."""
+        if not self.found:
+            return
+        found, unit = pd.concat(self.found).sort_index(kind="stable"), row_name(self.path)
+        text = [f"{self.path} cannot be read as it stands, things wrong: {len(found)}"]
+        text += [f"  {unit} {line:.0f}: {words}" for line, words in found.head(_SHOWN).items()]
+        if len(found) > _SHOWN:
+            text.append(f"  and {len(found) - _SHOWN} more")
+        text.append("Nothing was left out or filled in.")
+        text += [f"  {option}" for option in self.help]
+        raise DemandFileError("\n".join(text))
 
 
 def _read_csv(path: Path, data: bytes, encoding: str, sheet: Any) -> pd.DataFrame:

@@ -10,10 +10,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from hpo_torchrl.core.checks import check_bool, check_float, check_int
 from hpo_torchrl.problems.inventory.optima.items import Levels, Vector, vector
+from hpo_torchrl.problems.inventory.ordering import Ordering
 from hpo_torchrl.problems.inventory.record import check_record
 
 # Rules tried in one search, of Q alone and of s and Q.
@@ -25,6 +27,9 @@ _CYCLES = 4
 # Lost sales: items up to which a grid is a start, and up to which the backlogged rule is one in
 # these multiples too.
 _FEW_ITEMS, _MANY_ITEMS = 4, 30
+# With other orders: starts that are searched from, items up to which a grid is one, and its rules.
+# A grid shrinks to 9 places of each of Q and S_1, ..., S_n at least: 9**4 = 6561.
+_BEST_STARTS, _FEW_OTHERS, _MOST_OTHERS = 3, 3, 2**13
 _SCALES_OF_Q, _SCALES_OF_S = (0.5, 1.0, 2.0), (0.4, 0.7, 1.0)
 
 
@@ -42,10 +47,12 @@ class RecordedItems:
         holding_cost: costs per unit on hand at the end of a period.
         shortage_cost: costs per unit short at the end of a period.
         fixed_cost: cost per order placed, whatever it contains.
-        lead_time: whole periods from placing an order to its arrival.
+        lead_time: whole periods from placing an order to its arrival, one number or one per item.
         procurement_cost: costs per unit ordered; like h and p a number or one per item.
         lost_sales: whether unmet demand is lost instead of backlogged.
         warm_up: first periods, which are simulated but not counted.
+        ordering: what is delivered of an order and what it costs, instead of all and the fixed
+            cost; ``None`` is these.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -56,17 +63,25 @@ class RecordedItems:
     holding_cost: Any
     shortage_cost: Any
     fixed_cost: float
-    lead_time: int
+    lead_time: Any
     procurement_cost: Any = 0.0
     lost_sales: bool = False
     warm_up: int = 0
+    ordering: Ordering | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         self.demand = demand = check_record("demand", self.demand, 2).numpy()
-        check_int("lead_time", self.lead_time, minimum=0)
+        many = isinstance(self.lead_time, (list, tuple, np.ndarray))
+        each = [*self.lead_time] if many else [self.lead_time] * demand.shape[1]
+        self.lead_times = np.array([check_int("lead_time", L, minimum=0) for L in each])
         check_int("warm_up", self.warm_up, minimum=0)
-        if not max(self.warm_up, self.lead_time) < len(demand):
+        if len(each) != demand.shape[1]:
+            raise ValueError(
+                f"lead_time must be a number or hold one entry per item: expected "
+                f"{demand.shape[1]} entries, got {len(each)}."
+            )
+        if not max(self.warm_up, *each) < len(demand):
             raise ValueError(
                 f"demand must have more periods than warm_up={self.warm_up} and "
                 f"lead_time={self.lead_time}, got {len(demand)}."
@@ -86,8 +101,11 @@ class RecordedItems:
         rows = (env.holding_cost, env.shortage_cost, env.procurement_cost)
         holding, shortage, procurement = (row.double().tolist() for row in rows)
         warm_up = min(env.lead_time + env.order_interval, len(record) // 4)
-        joint = (env.fixed_cost, env.lead_time)
-        return cls(record, holding, shortage, *joint, procurement, env.lost_sales, warm_up)
+        joint = (env.fixed_cost, env.lead_times.tolist())
+        ordering = None if env.ordering.only_fixed_cost else env.ordering
+        return cls(
+            record, holding, shortage, *joint, procurement, env.lost_sales, warm_up, ordering
+        )
 
     @property
     def unit(self) -> float:
@@ -101,27 +119,62 @@ class RecordedItems:
         """The largest Q to look at, in grid units."""
         return max(1, int(self.demand.sum() / _CYCLES / self.unit))
 
-    def windows(self) -> Vector:
-        """Return the demand of L + 1 periods from each on: ``(T - L, n)``."""
-        return sliding_window_view(self.demand, self.lead_time + 1, axis=0).sum(axis=-1)
+    def windows(self, lead_time: int | None = None) -> Vector:
+        """Return the demand of L + 1 periods from each on, ``(T - L, n)``; L is the longest."""
+        L = int(self.lead_times.max()) if lead_time is None else lead_time
+        return sliding_window_view(self.demand, L + 1, axis=0).sum(axis=-1)
 
     def simulate(self, Q: Vector, S: Vector) -> Vector:
         """Return the cost per period of m rules, ``(m,)``, from Q ``(m,)`` and S ``(m, n)``."""
         on_hand, total = S.copy(), np.zeros(len(Q))
-        pipeline = [np.zeros_like(S)] * self.lead_time
+        # What arrives in period t is at t modulo the number of slots.
+        slots, groups = int(self.lead_times.max()) + 1, self.groups()
+        coming = np.zeros((slots, *S.shape))
         for t, demand in enumerate(self.demand):
-            missing = S - on_hand - sum(pipeline)
+            position = sum(coming, on_hand)
+            missing = S - position
             ordering = missing.sum(axis=1) >= Q
             order = np.maximum(missing, 0.0) * ordering[:, None]
-            pipeline.append(order)
-            on_hand += pipeline.pop(0) - demand
+            if self.ordering is not None:
+                order = self.delivered(order, position)
+            for L, items in groups:
+                coming[(t + L) % slots][:, items] = order[:, items]
+            available = on_hand + coming[t % slots]
+            coming[t % slots] = 0.0
+            on_hand = available - demand
             if t >= self.warm_up:
-                total += np.maximum(on_hand, 0.0) @ self.holding_cost
-                total += np.maximum(-on_hand, 0.0) @ self.shortage_cost
-                total += order @ self.procurement_cost + self.fixed_cost * ordering
+                cost = np.maximum(on_hand, 0.0) @ self.holding_cost
+                cost += np.maximum(-on_hand, 0.0) @ self.shortage_cost
+                cost += order @ self.procurement_cost
+                total += self._with_order(cost, order, ordering, available, demand)
             if self.lost_sales:
                 np.maximum(on_hand, 0.0, out=on_hand)
         return total / (len(self.demand) - self.warm_up)
+
+    def groups(self) -> list[tuple[int, Any]]:
+        """Return the lead times that there are, with the items that each is of."""
+        known = np.unique(self.lead_times).tolist()
+        if len(known) == 1:
+            return [(known[0], slice(None))]
+        return [(L, self.lead_times == L) for L in known]
+
+    def delivered(self, order: Vector, position: Vector) -> Vector:
+        """Return what is delivered of orders ``(m, n)``, by the environment's own equation."""
+        assert self.ordering is not None
+        asked, before = torch.from_numpy(order), torch.from_numpy(position)
+        return self.ordering.delivered(asked, before.unsqueeze(-1)).numpy()
+
+    def _with_order(
+        self, cost: Vector, order: Vector, ordering: Vector, available: Vector, demand: Vector
+    ) -> Vector:
+        """Return costs ``(m,)`` with what orders cost and, if it counts, less what sales bring."""
+        if self.ordering is None:
+            return cost + self.fixed_cost * ordering
+        rows = (torch.from_numpy(row) for row in (cost, order, available))
+        total, placed, stock = rows
+        asked = torch.from_numpy(demand).expand_as(placed)
+        some = (placed.sum(-1) > 0).double()
+        return -self.ordering.reward(total, (placed, some, some.long() * 0), stock, asked).numpy()
 
 
 def best_rule(record: RecordedItems) -> tuple[float, Vector, float]:
@@ -153,6 +206,11 @@ def best_rule(record: RecordedItems) -> tuple[float, Vector, float]:
     and S_1, ..., S_n up and down by a step; the best single move, or all that help together, is
     made; where none helps, the step is halved, from half a period's mean demand down to a unit.
 
+    *Other orders* (minimum orders, packs, prices, limits): the same searches as with lost sales,
+    backlogged or not, of rules of which the environment delivers what it does. An item that lacks
+    less than its minimum is left out of an order. The result is the best found: grids have at most
+    8,192 rules, and are for up to three items; the best three starts are searched from.
+
     *Never to order* is a rule too, with an infinite Q: where selling costs more than losing a sale,
     or an order more than a whole record of backlog.
 
@@ -162,7 +220,7 @@ def best_rule(record: RecordedItems) -> tuple[float, Vector, float]:
     if not record.demand.any():
         raise ValueError("demand must have an entry above 0: it is zero everywhere.")
     rule = _best_backlogged(record)
-    if record.lost_sales:
+    if record.lost_sales or record.ordering is not None:
         search = _best_pair if record.demand.shape[1] == 1 else _best_of_many
         rule = search(record, rule)
     never = np.array([np.inf, *np.zeros(len(rule) - 1)])
@@ -176,11 +234,18 @@ def _costs(record: RecordedItems, rules: Vector) -> Vector:
     """Return the cost per period of rules ``(m, 1 + n)``.
 
     A Q that lost sales cannot reach never orders: of such rules only the one that says so counts,
-    or the stock of the start would be a gift.
+    or the stock of the start would be a gift. So would that of an item whose level is below its
+    minimum order.
     """
     costs, Q = record.simulate(rules[:, 0], rules[:, 1:]), rules[:, 0]
-    reached = (rules[:, 1:].clip(min=0.0).sum(axis=1) >= Q) | np.isinf(Q)
-    return np.where(reached | (not record.lost_sales), costs, np.inf)
+    if not record.lost_sales:
+        return costs
+    levels = rules[:, 1:].clip(min=0.0)
+    reached = levels.sum(axis=1) >= Q
+    if record.ordering is not None:
+        given = record.delivered(levels, np.zeros_like(levels))
+        reached &= ((given > 0) | (levels == 0)).all(axis=1)
+    return np.where(reached | np.isinf(Q), costs, np.inf)
 
 
 def _grid_search(
@@ -231,7 +296,7 @@ def _best_backlogged(record: RecordedItems) -> Vector:
 
 def _backlogged(record: RecordedItems, Q: Vector) -> Vector:
     """Return for each Q the cost without procurement, Q and its best levels, ``(m, 2 + n)``."""
-    D, L, h, p = record.demand, record.lead_time, record.holding_cost, record.shortage_cost
+    D, h, p = record.demand, record.holding_cost, record.shortage_cost
     lacking = np.zeros((len(Q), D.shape[1]))
     ordering, taken = np.empty((len(D), len(Q))), np.empty((len(D), *lacking.shape))
     for t, demand in enumerate(D):
@@ -239,9 +304,11 @@ def _backlogged(record: RecordedItems, Q: Vector) -> Vector:
         lacking[orders] = 0.0
         taken[t] = lacking
         lacking += demand
-    taken[L:] = taken[: len(D) - L] + record.windows()[:, None]
-    # Until the first order arrives, the demand so far is what is taken.
-    taken[:L] = D[:L].cumsum(axis=0)[:, None]
+    for L, mine in record.groups():
+        window = record.windows(L)[:, None, mine]
+        taken[L:, :, mine] = taken[: len(D) - L, :, mine] + window
+        # Until the first order arrives, the demand so far is what is taken.
+        taken[:L, :, mine] = D[:L, mine].cumsum(axis=0)[:, None]
     taken = taken[record.warm_up :]
     ratio = np.divide(p, h + p, out=np.ones_like(p), where=h + p > 0)
     place = np.maximum(np.ceil(len(taken) * ratio).astype(np.int64) - 1, 0)
@@ -257,8 +324,8 @@ def _best_pair(record: RecordedItems, rule: Vector) -> Vector:
     known, h = float(_costs(record, rule[None])[0]), record.holding_cost[0]
     windows = record.windows()
     limit = float(windows.max())
-    if h > 0:
-        counted = windows[max(0, record.warm_up - record.lead_time) :]
+    if h > 0 and record.ordering is None:  # prices may pay for holding
+        counted = windows[max(0, record.warm_up - int(record.lead_times[0])) :]
         limit = min(limit, known / h + float(counted.mean()))
 
     def try_all(points: Levels) -> Vector:
@@ -266,7 +333,8 @@ def _best_pair(record: RecordedItems, rule: Vector) -> Vector:
         return np.column_stack([_costs(record, rules), rules])
 
     last = np.array([int(np.ceil(limit / record.unit)), record.most])
-    found = _grid_search(np.array([0, 1]), last, _MOST_PAIRS, try_all)
+    most = _MOST_PAIRS if record.ordering is None else _MOST_OTHERS
+    found = _grid_search(np.array([0, 1]), last, most, try_all)
     return found[1:] if found[0] < known else rule
 
 
@@ -285,13 +353,20 @@ def _best_of_many(record: RecordedItems, rule: Vector) -> Vector:
 
     first = np.array([1, *np.zeros(n, np.int64)])
     starts = [rule]
-    if n <= _FEW_ITEMS:
-        starts.append(_grid_search(first, last, _MOST_PAIRS, try_all)[1:])
-        if _fits(last - first, _MOST_PAIRS, 1):
+    other = record.ordering is not None  # each of whose rules takes ten times as long
+    few, most = (_FEW_OTHERS, _MOST_OTHERS) if other else (_FEW_ITEMS, _MOST_PAIRS)
+    if n <= few:
+        grid = _grid_search(first, last, most, try_all)
+        if np.isfinite(grid[0]):  # else none of its rules orders each item
+            starts.append(grid[1:])
+        if not other and _fits(last - first, _MOST_PAIRS, 1):
             return starts[-1]
     if n <= _MANY_ITEMS:
         scaled = itertools.product(_SCALES_OF_Q, _SCALES_OF_S)
         starts += [np.array([max(record.unit, q * rule[0]), *(s * rule[1:])]) for q, s in scaled]
+    if other:
+        ranked = _costs(record, np.stack(starts)).argsort()
+        starts = [starts[at] for at in ranked[:_BEST_STARTS]]
     found = np.stack([_coordinate_search(record, start) for start in starts])
     return found[_costs(record, found).argmin()]
 
