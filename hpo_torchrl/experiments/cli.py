@@ -160,7 +160,7 @@ def _data(given: argparse.Namespace) -> None:
     written = {name: env[name] for name in FORMAT_NAMES if name in env}
     source = read_demand(env["path"], **written)
     parts = source.split(env["fractions"], history=env["history"], least=env["lead_time"] + 2)
-    print(describe_demand(source, parts, env["fixed_cost_per_item"]))
+    print(describe_demand(source, parts, env["fixed_cost_per_item"], env["season"]))
 
 
 def _order(given: argparse.Namespace) -> None:

@@ -292,7 +292,7 @@ class Simulated(Demand):
             rng: the generator.
         """
         steps = torch.arange(num_steps, device=self.mean.device).unsqueeze(-1)
-        place = state["period"] if self.keeps_place else torch.zeros_like(self.mean)
+        place = torch.zeros_like(self.mean) if self.factors is None else state["period"]
         level = self._season_at(place.unsqueeze(-2) + steps).expand(*batch, num_steps, -1)
         if self.coefficient is None:
             return self.sample(level, rng)
