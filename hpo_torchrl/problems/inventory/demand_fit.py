@@ -239,56 +239,66 @@ _POSITIVE = {"gamma": _Kind(_gamma, 2), "normal": _Kind(_normal, 2)}
 _ZEROS = {"intermittent": _Kind(_intermittent(_gamma, 0), 3, False)}
 
 
-def _item_model(demand: Array, season: Array, common: float) -> ItemModel:
-    """Return the model of least criterion for the demand of an item, ``(T,)``."""
-    mean, p = demand.sum() / season.sum(), min(1.0, (demand > 0).sum() / season.sum())
-    zeros = bool((demand == 0).any())
-    if (demand == np.round(demand)).all():
-        kinds = _WHOLE | (_WHOLE_ZEROS if zeros else {})
-    else:
-        kinds = _ZEROS if zeros else _POSITIVE
-    penalty = math.log(len(demand))
+class _Series(NamedTuple):
+    """The demand of an item, ``(T,)``, with its mean and probability at the level 1."""
 
-    def criterion(kind: _Kind, level: Array) -> tuple[float, float]:
-        chance = np.clip(p * level, _TINY, 1.0)
+    demand: Array
+    mean: float
+    probability: float
+
+    def criterion(self, kind: _Kind, level: Array) -> tuple[float, float]:
+        """Return the Bayesian information criterion of a kind and the best dispersion."""
+        chance = np.clip(self.probability * level, _TINY, 1.0)
 
         def loss(log_dispersion: float) -> float:
-            each = kind.log_likelihood(demand, mean * level, math.exp(log_dispersion), chance)
-            return -2 * float(each.sum())
+            a = math.exp(log_dispersion)
+            return -2 * float(kind.log_likelihood(self.demand, self.mean * level, a, chance).sum())
 
+        penalty = kind.parameters * math.log(len(self.demand))
         if kind.parameters == 1:
             return loss(0.0) + penalty, 0.0
         found = minimize_scalar(loss, bounds=_RANGE, method="bounded", options={"xatol": 1e-3})
-        return float(found.fun) + penalty * kind.parameters, math.exp(found.x)
+        return float(found.fun) + penalty, math.exp(found.x)
 
-    tried = {name: criterion(kind, season) for name, kind in kinds.items()}
-    name = min(tried, key=lambda name: tried[name][0])
+
+def _kinds_of(demand: Array) -> dict[str, _Kind]:
+    """Return the kinds that demand may be of."""
+    zeros = bool((demand == 0).any())
+    if (demand == np.round(demand)).all():
+        return _WHOLE | (_WHOLE_ZEROS if zeros else {})
+    return _ZEROS if zeros else _POSITIVE
+
+
+def _item_model(demand: Array, season: Array, common: float) -> ItemModel:
+    """Return the model of least criterion for the demand of an item, ``(T,)``."""
+    mean, kinds = float(demand.sum() / season.sum()), _kinds_of(demand)
+    p = min(1.0, float((demand > 0).sum() / season.sum()))
+    series = _Series(demand, mean, p)
+    tried = {name: series.criterion(kind, season) for name, kind in kinds.items()}
+    name = min(tried, key=lambda known: tried[known][0])
     best, dispersion = tried[name]
     relative = demand / (mean * season)
-    phi = _autoregression(relative, dispersion)
+    phi = _autoregression(relative)
     level = season * (1 + phi * (np.concatenate([[1.0], relative[:-1]]) - 1))
-    least, given_level = criterion(kinds[name], level)
-    if phi > 0 and least + penalty < best:
+    moving, given_level = series.criterion(kinds[name], level)
+    if phi > 0 and moving + math.log(len(demand)) < best:
         dispersion = given_level
         phi = min(phi, _SAFE / math.sqrt((1 + dispersion) * (1 + common)))
     else:
         phi = 0.0
     # What items have in common is a part of each one's dispersion.
+    least, kind = math.exp(_RANGE[0]), name
     own = dispersion if name == "intermittent" else (1 + dispersion) / (1 + common) - 1
-    kind, own = (name, own) if own > _TINY else (_without_dispersion(name), math.exp(_RANGE[0]))
-    own = 0.0 if kind == "poisson" else own
+    if name in _WHOLE and own <= least:
+        kind, own = "poisson", 0.0
+    own = own if kind == "poisson" else max(own, least)
     arguments = _arguments(kind, mean, p, own, kinds[name].whole)
     bic = {known: row[0] for known, row in tried.items()}
     return ItemModel(kind, arguments, own, phi, bic)
 
 
-def _without_dispersion(name: str) -> str:
-    return "poisson" if name in _WHOLE else name
-
-
 def _arguments(kind: str, mean: float, p: float, a: float, whole: bool | None) -> dict[str, Any]:
     """Return the arguments of a distribution, from its mean and dispersion."""
-    mean = float(mean)
     if kind == "poisson":
         return {"mean": mean}
     if kind == "negative_binomial":
@@ -300,18 +310,18 @@ def _arguments(kind: str, mean: float, p: float, a: float, whole: bool | None) -
     size, least = mean / p, int(bool(whole))
     more = max(size - least, 0.0)
     variation = math.sqrt(more * least + a * more**2) / size
-    found = {"mean": mean, "probability": float(p), "variation": max(variation, 1e-6)}
+    found = {"mean": mean, "probability": p, "variation": max(variation, 1e-6)}
     return found | {"whole": bool(whole)}
 
 
-def _autoregression(relative: Array, dispersion: float) -> float:
-    """Return the first autocorrelation, corrected for its bias, within what can be simulated."""
+def _autoregression(relative: Array) -> float:
+    """Return the first autocorrelation, corrected for its bias, from 0 to below 1."""
     apart, number = relative - 1, len(relative)
     if not apart.any():
         return 0.0
     found = float(apart[1:] @ apart[:-1] / (apart @ apart))
     found += (1 + 4 * found) / number
-    return min(max(found, 0.0), _MOST, _SAFE / math.sqrt(1 + dispersion))
+    return min(max(found, 0.0), _MOST)
 
 
 def _common_variance(relative: Array) -> float:
