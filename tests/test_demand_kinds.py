@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from torchrl.envs.utils import check_env_specs
 
@@ -43,8 +45,8 @@ def drawn(demand, periods=60, batch=3000):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_independent_demand_is_that_of_scipy(kind):
-    given, closed = KINDS[kind]
-    _, demand = drawn({"name": kind, "mean": MEAN, **given}, 20)
+    arguments, closed = KINDS[kind]
+    _, demand = drawn({"name": kind, "mean": MEAN, **arguments}, 20)
     for item, mean in enumerate(MEAN):
         own, (known, _) = demand[..., item].flatten(), closed(mean)
         assert own.mean() == pytest.approx(known.mean(), rel=0.01)
@@ -55,8 +57,8 @@ def test_independent_demand_is_that_of_scipy(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_moving_level_has_its_season_autocorrelation_and_variance(kind):
-    given, closed = KINDS[kind]
-    start, demand = drawn({"name": kind, "mean": MEAN, **given, **MOVING})
+    arguments, closed = KINDS[kind]
+    start, demand = drawn({"name": kind, "mean": MEAN, **arguments, **MOVING})
     factors = 1 + 0.4 * np.cos(2 * np.pi / 7 * (np.arange(7) - 2))
     places = start["period"].long().unsqueeze(1) + torch.arange(60).unsqueeze(-1)
     level = torch.as_tensor(factors)[places % 7]
@@ -72,23 +74,46 @@ def test_a_moving_level_has_its_season_autocorrelation_and_variance(kind):
             found = np.corrcoef(relative[:, :-lag].flatten(), relative[:, lag:].flatten())[0, 1]
             assert found == pytest.approx(phi**lag, abs=0.025)
     # Without a season the variance is that of independent demand over 1 - phi^2 (1 + alpha).
-    _, steady = drawn({"name": kind, "mean": MEAN, **given, "autoregression": 0.4})
+    _, steady = drawn({"name": kind, "mean": MEAN, **arguments, "autoregression": 0.4})
     for item, mean in enumerate(MEAN):
         known, square = closed(mean)
         truth = known.var() / (1 - 0.4**2 * (1 + square))
         assert steady[..., item].var() == pytest.approx(truth, rel=0.05)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    factors=st.lists(st.floats(0.1, 5.0), min_size=2, max_size=6),
+    phi=st.floats(0.0, 0.9),
+    start=st.floats(0.5, 30.0),
+    place=st.integers(0, 5),
+)
+def test_the_level_follows_its_equation(factors, phi, start, place):
+    """Demand that hardly varies is its own mean, which a loop recounts."""
+    demand = Gamma(8.0, 1e-5, season=factors, autoregression=phi)
+    env = InventoryEnv(demand=demand, batch_size=1, seed=0, dtype=torch.float64)
+    f = np.array(factors) / np.mean(factors)
+    t, met, expected = place % len(f), start, []
+    for _ in range(9):
+        met = 8.0 * f[t] * (1 - phi + phi * met / (8.0 * f[t - 1]))
+        expected.append(met)
+        t = (t + 1) % len(f)
+    given_start = {
+        "period": torch.full((1, 1), float(place % len(f)), dtype=torch.float64),
+        "recent": torch.full((1, 1, 1), start, dtype=torch.float64),
+    }
+    found = env.sample_noise(9, given_start).flatten().tolist()
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize("variation", [None, 0.9, 0.45])
 def test_intermittent_demand_has_its_zeros_and_sizes(variation):
     p, size = 0.25, 5.0
-    given = {"mean": p * size, "probability": p, "variation": variation}
-    if variation is not None and variation * size < 2.0:  # below that of a shifted Poisson number
-        given["variation"] = 0.45
-    env = InventoryEnv(demand=Intermittent(**given), batch_size=4000, seed=0)
+    arguments = {"mean": p * size, "probability": p, "variation": variation}
+    env = InventoryEnv(demand=Intermittent(**arguments), batch_size=4000, seed=0)
     demand = env.sample_noise(50).double().flatten().numpy()
     (pmf,) = env.demand.pmf(200)
-    deviation = np.sqrt(size * (size - 1)) if variation is None else given["variation"] * size
+    deviation = np.sqrt(size * (size - 1)) if variation is None else variation * size
     number = np.arange(200)
     assert (pmf.sum(), pmf @ number) == pytest.approx((1.0, p * size))
     assert pmf @ number**2 == pytest.approx(p * (size**2 + deviation**2), rel=1e-4)
