@@ -98,7 +98,8 @@ env=inventory_from_file env.path=5          | path | text
 env=switched_lqr env.num_items=3            | env.num_items | Known keys of env: dim, num_modes
 env=switched_lqr env.demand=3               | env.demand | dim
 env=switched_lqr env.groth=3                | env.groth | Did you mean 'growth'
-env=inventory_from_file env.path=record.csv env.demand=3      | demand | leave them out
+env=inventory_from_file env.path=record.csv env.demand=3      | demand | leave it out
+env=inventory_from_file env.path=record.csv env.demand=fited  | demand | 'fitted'
 env=inventory_from_file env.path=record.csv env.evaluation.quick.num_steps=60 | env.evaluation
 algorithm=ppo algorithm.cross_term=true     | algorithm.cross_term | Known keys of algorithm
 algorithm=s_S algorithm.learning_rate=1     | algorithm.learning_rate

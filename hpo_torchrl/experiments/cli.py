@@ -163,9 +163,8 @@ def _data(given: argparse.Namespace) -> None:
     periods = env["lead_time"]
     longest = max(periods) if isinstance(periods, list) else periods
     parts = source.split(env["fractions"], history=env["history"], least=longest + 2)
-    print(
-        describe_demand(source, parts, joint_cost(env.get("features"), env["fixed_cost_per_item"]))
-    )
+    fixed = joint_cost(env.get("features"), env["fixed_cost_per_item"])
+    print(describe_demand(source, parts, fixed, env["season"]))
 
 
 def _order(given: argparse.Namespace) -> None:

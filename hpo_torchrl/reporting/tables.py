@@ -285,8 +285,18 @@ def _format_record(summary: Row) -> str:
         text = f"order all items up to S once they lack {Q:g} in all; S: "
         text += ", ".join(levels[:_ITEMS]) + more
     note = f"{'(s, S) rule':<17}best found in the training periods: {text}"
-    advice = recommendation(summary)
-    return "\n".join([f"{format_table(record, columns)}\n\n{note}", *([advice] if advice else [])])
+    lines = [f"{format_table(record, columns)}\n\n{note}", _fit_in_words(summary)]
+    return "\n".join(line for line in [*lines, recommendation(summary)] if line)
+
+
+def _fit_in_words(summary: Row) -> str:
+    """Return the models that training demand was drawn from, and how many do not fit."""
+    if (fit := summary.get("demand_fit")) is None:
+        return ""
+    models = ", ".join(f"{number} {name}" for name, number in fit["models"].items())
+    odd = ", ".join([*fit["odd"]][:_ITEMS]) + (" ..." if len(fit["odd"]) > _ITEMS else "")
+    poor = f"; demand_fit.csv says what does not fit of {odd}" if odd else ""
+    return f"{'fitted demand':<17}{models}{poor}"
 
 
 def recommendation(summary: Row) -> str:

@@ -1,6 +1,13 @@
 """Inventory control: environments, exact optima and rules."""
 
-from hpo_torchrl.problems.inventory.demand import Demand, Normal, Poisson
+from hpo_torchrl.problems.inventory.demand import (
+    Demand,
+    Gamma,
+    Intermittent,
+    NegativeBinomial,
+    Normal,
+    Poisson,
+)
 from hpo_torchrl.problems.inventory.env import InventoryEnv
 from hpo_torchrl.problems.inventory.optima.joint_replenishment import joint_replenishment_optimum
 from hpo_torchrl.problems.inventory.optima.lost_sales import lost_sales_optimum
@@ -10,7 +17,10 @@ from hpo_torchrl.problems.inventory.record import Record, Traces
 
 __all__ = [
     "Demand",
+    "Gamma",
+    "Intermittent",
     "InventoryEnv",
+    "NegativeBinomial",
     "Normal",
     "Poisson",
     "Record",

@@ -60,8 +60,8 @@ def decide_orders(
     state = {"inventory": inventory}
     if "recent" in env.state_names:
         state["recent"] = env.record[-env.demand.history :].mT.to(**place)
-    if "period" in env.state_names:  # which no policy sees
-        state["period"] = torch.full((len(names),), float(env.demand.first_period), **place)
+    if "period" in env.state_names:  # that after the record
+        state["period"] = torch.full((len(names),), float(len(env.record)), **place)
     whole = not env.recorded or bool((env.record == env.record.round()).all())
     pack = table["pack"].to_numpy() if "pack" in table else env.ordering.packs(float(whole))
 

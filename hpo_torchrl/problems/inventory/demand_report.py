@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from hpo_torchrl.problems.inventory.demand_file import DemandFile
+from hpo_torchrl.problems.inventory.demand_fit import fit_demand
 
 # Items in the table, and oddities of a kind, that are shown one by one.
 _SHOWN = 20
@@ -18,14 +19,18 @@ _DEAR = 1000.0
 
 
 def describe_demand(
-    source: DemandFile, parts: dict[str, tuple[int, int]], fixed_cost_per_item: float | None
+    source: DemandFile,
+    parts: dict[str, tuple[int, int]],
+    fixed_cost_per_item: float | None,
+    season: int | None = None,
 ) -> str:
-    """Return what was understood of a file, how it is split, and what is odd, as lines of text.
+    """Return what was understood of a file, how it is split, what fits it and what is odd, as text.
 
     Args:
         source: the file.
         parts: ``(first, end)`` of the periods for ``"train"``, ``"dev"`` and ``"test"``.
         fixed_cost_per_item: joint fixed cost per item.
+        season: periods of a season, for the models that are fitted to the training part.
 
     Examples:
         >>> import numpy as np
@@ -43,6 +48,9 @@ def describe_demand(
         items     1
           item mean deviation no demand most
              A   69       148      17 %  400
+        models    fitted to the training part; in brackets what they simulate
+          item        model mean variation       zeros         95 % season autocorrelation
+             A intermittent    3      0.76 25 % (24 %) 4.85 (5.169)      -               0
         odd       nothing was found
     """
     table = pd.DataFrame(source.demand, columns=[*source.items])
@@ -61,6 +69,7 @@ def describe_demand(
     lines.append(("items", number))
     text = [f"{name:<10}{words}" for name, words in lines]
     text += [f"  {row}" for row in _items(table).to_string(index=False).splitlines()]
+    text += _fit(source, parts, season)
     odd = _odd(source, table, parts, fixed_cost_per_item) or ["nothing was found"]
     text += [f"{'odd' if not at else '':<10}{words}" for at, words in enumerate(odd)]
     return "\n".join(text)
@@ -76,6 +85,44 @@ def _items(table: pd.DataFrame) -> pd.DataFrame:
         "most": [f"{value:.6g}" for value in shown.max()],
     }
     return pd.DataFrame(figures)
+
+
+def _fit(source: DemandFile, parts: dict[str, tuple[int, int]], season: int | None) -> list[str]:
+    """Return the models of the training part, or why there are none."""
+    try:
+        fit = fit_demand(source.demand[slice(*parts["train"])], season)
+    except ValueError as error:
+        return [f"{'models':<10}none: {error}"]
+    rows = fit.table.assign(item=source.items)
+    odd = rows.loc[rows["odd"] != "", ["item", "odd"]]
+    shown = rows.head(_SHOWN)
+    figures = {
+        "item": shown["item"],
+        "model": shown["model"],
+        "mean": [f"{value:.4g}" for value in shown["mean"]],
+        "variation": [f"{value:.2f}" for value in shown["variation"]],
+        "zeros": _beside(shown, "zeros", "{:.0%}"),
+        "95 %": _beside(shown, "quantile", "{:.4g}"),
+        "season": [
+            "-" if low == high else f"{low:.2f} to {high:.2f}"
+            for low, high in zip(shown["low"], shown["high"], strict=True)
+        ],
+        "autocorrelation": [f"{value:.2g}" for value in shown["autoregression"]],
+    }
+    text = [f"{'models':<10}fitted to the training part; in brackets what they simulate"]
+    text += [f"  {row}" for row in pd.DataFrame(figures).to_string(index=False).splitlines()]
+    if fit.common > 0:
+        text.append(f"{'':<10}items have a factor of deviation {fit.common**0.5:.2f} in common")
+    for item, words in odd.head(_SHOWN).itertuples(index=False):
+        text.append(f"{'':<10}does not fit, {item}: {words}")
+    if len(odd) > _SHOWN:
+        text.append(f"{'':<10}does not fit: {len(odd) - _SHOWN} more")
+    return text
+
+
+def _beside(rows: pd.DataFrame, name: str, form: str) -> list[str]:
+    pairs = zip(rows[name], rows[f"{name}_model"], strict=True)
+    return [f"{form.format(own)} ({form.format(model)})".replace("%", " %") for own, model in pairs]
 
 
 def _odd(

@@ -110,6 +110,7 @@ class InventoryEnv(DifferentiableEnv):
         order_interval: economic order interval in periods; states start and quantities are scaled
             by it, and it is the ``cycle_length``.
         recorded: whether demand is one record for all env instances, to which rules can be tuned.
+        demand_fit: the models that training demand is drawn from, where they are fitted to a file.
         units: what was derived from recorded demand, by the argument that would give it: a run pins
             it, so that its policy keeps its units on other data.
 
@@ -234,6 +235,7 @@ class InventoryEnv(DifferentiableEnv):
         if hybrid and any(type(f).__module__ != Feature.__module__ for f in chosen):
             refuse_jumps(self, "method breakpoints of the feature")
 
+    demand_fit: Any = None
     heterogeneous = classmethod(heterogeneous)
     from_file = classmethod(from_file)
 

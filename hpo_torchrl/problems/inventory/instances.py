@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_choice, check_float, check_int
+from hpo_torchrl.problems.inventory.fitted import Fitted
 from hpo_torchrl.problems.inventory.record import Record
 
 if TYPE_CHECKING:
@@ -106,9 +107,11 @@ def from_file(
     split: str = "train",
     fractions: Sequence[float] = (0.6, 0.2, 0.2),
     *,
+    demand: str | None = None,
     history: int = 14,
     start_period: str = "random",
     season: int | None = 7,
+    show_season: bool | None = None,
     lead_time: int | Sequence[int] = 2,
     lost_sales: bool = False,
     initial_state: str = "random",
@@ -140,10 +143,16 @@ def from_file(
         path: a ``.csv``, ``.xlsx`` or ``.parquet`` file, packed or not.
         split: which part is replayed: ``"train"``, ``"dev"`` or ``"test"``.
         fractions: shares of the periods, in their order, that are in these parts.
+        demand: ``"record"``, the default, replays the part; ``"fitted"`` draws the training part
+            from models fitted to it (:class:`~hpo_torchrl.problems.inventory.fitted.Fitted`).
+            Where all start at the first period, in tests, any part is replayed.
         history: recent demands of each item in the observation, 1 and up; see
-            :class:`~hpo_torchrl.problems.inventory.record.Record`, like the next two.
+            :class:`~hpo_torchrl.problems.inventory.record.Record`, like the next three.
         start_period: ``"random"``, for training, or ``"first"``, for tests.
-        season: periods of a season, by whose multiples items are apart at random starts.
+        season: periods of a season, by whose multiples items are apart at random starts, or which
+            is fitted.
+        show_season: whether the policy sees the place in the season; ``None`` is where demand is
+            fitted and there is a season.
         lead_time: periods L between placing an order and being able to use it, one number or one
             per item.
         lost_sales: whether unmet demand is lost.
@@ -181,17 +190,22 @@ def from_file(
 
     written = {name: arguments[name] for name in FORMAT_NAMES}
     check_int("history", history, minimum=1)
-    if own := {"num_items", "demand"} & {*others}:
-        raise TypeError(f"{' and '.join(sorted(own))} come from the file {path}; leave them out.")
+    if "num_items" in others:
+        raise TypeError(f"num_items comes from the file {path}; leave it out.")
+    fitted = _is_fitted(demand)
+    if show_season is None:
+        show_season = fitted and season is not None
     source = read_demand(path, **written)
     parts = source.split(fractions, history=history)
-    demand = Record(
+    simulated = fitted and split == "train" and start_period == "random"
+    made = (Fitted if simulated else Record)(
         source.demand,
         parts[check_choice("split", split, parts)],
         parts["train"],
         history=history,
         start_period=start_period,
         season=season,
+        show_season=show_season,
         mean=mean,
         items=source.items,
         labels=source.periods,
@@ -203,11 +217,29 @@ def from_file(
     given.update({name: value for name, value in others.items() if value is not None})
     given.update(lost_sales=lost_sales, initial_state=initial_state)
     given.setdefault("batch_size", max(1, min(_INSTANCES, _EXAMPLES // source.demand.shape[-1])))
-    env = cls(demand.num_items, lead_time, demand, **given)
+    env = cls(made.num_items, lead_time, made, **given)
     # Beside its history, a part needs periods in which an order is placed and arrives.
     source.split(fractions, history=history, least=env.lead_time + 2)
-    env.units = {"mean": demand.given_mean}
+    env.units = {"mean": made.given_mean}
+    if fitted:
+        from hpo_torchrl.problems.inventory.demand_fit import fit_demand
+
+        env.demand_fit = fit_demand(source.demand[slice(*parts["train"])], season)
     return env
+
+
+def _is_fitted(demand: Any) -> bool:
+    """Return whether the demand of a file is fitted, not replayed.
+
+    Raises:
+        ValueError: it is neither; items and demand come from the file.
+    """
+    if demand not in (None, "record", "fitted"):
+        raise ValueError(
+            "demand comes from the file: it must be 'record' (replay it) or 'fitted' (draw from "
+            f"models of it), got {demand!r}; leave it out, or use env=inventory for another."
+        )
+    return demand == "fitted"
 
 
 # How far items stray from their common level at a random start, in periods of demand.

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from hpo_torchrl.core.checks import check_choice, check_int, entries_of, first_line, in_dtype
+from hpo_torchrl.core.checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    entries_of,
+    first_line,
+    in_dtype,
+)
 from hpo_torchrl.envs.differentiable import DifferentiableEnv, State
 from hpo_torchrl.problems.inventory.demand import Demand
 
@@ -22,12 +29,11 @@ class Record(Demand, name="record"):
     """Demand that is replayed from a record, period by period.
 
     Every item of an env instance has a place in the record and meets the demand that stands there;
-    after the last of ``periods`` come the first ones again. The state has two entries more:
-    ``"period"``, ``(*B, n)``: the places of the demand to come, as floats (not with a horizon,
-    where the step of the episode tells it); and with ``history``, ``"recent"``, ``(*B, n, k)``: the
-    last k demands met, oldest first. The observation has the recent demand in periods of mean
-    demand, but not the place, which means nothing in other periods. The noise depends on the
-    state: :meth:`InventoryEnv.sample_noise` needs the state that a rollout starts in.
+    after the last of ``periods`` come the first ones again. The state has the place, ``"period"``
+    (not with a horizon, where the step of the episode tells it, unless the season is shown), and
+    ``"recent"`` demand. The observation has the recent demand, but not the place, which means
+    nothing in other periods: with ``show_season`` only its place in the season. The noise depends
+    on the state: :meth:`InventoryEnv.sample_noise` needs the state that a rollout starts in.
 
     A start has k periods of history, which may precede ``periods``. Stocks of a ``"stationary"``
     start have met periods of ``train_periods``, drawn independently.
@@ -49,6 +55,8 @@ class Record(Demand, name="record"):
         season: periods of a season, by whose multiples items are apart at random starts (1: by any
             number); ``None`` keeps them together. It is kept too where the record begins again, as
             the first periods of an incomplete season are then left out.
+        show_season: whether the observation has sine and cosine of the place in the season, which
+            is counted from the first period of the record.
         mean: unit of observations and actions, instead of the mean of ``train_periods``.
         items: names of the items; numbers by default.
         labels: names of the T periods; numbers by default.
@@ -83,6 +91,7 @@ class Record(Demand, name="record"):
         history: int = 0,
         start_period: str = "random",
         season: int | None = None,
+        show_season: bool = False,
         mean: float | Sequence[float] | None = None,
         items: Sequence[str] | None = None,
         labels: Sequence[Any] | None = None,
@@ -90,6 +99,13 @@ class Record(Demand, name="record"):
         self.history = check_int("history", history, minimum=0)
         self.start_period = check_choice("start_period", start_period, ("random", "first"))
         self.season = None if season is None else check_int("season", season, minimum=1)
+        if check_bool("show_season", show_season):
+            if season is None or season < 2:
+                raise ValueError(
+                    f"show_season=True needs the periods of a season, 2 or more, got season="
+                    f"{season}; give it (52 for weeks of a year), or show none."
+                )
+            self.shown_season = season
         self.record = check_record("record", record, 2, 3)
         length, self.num_items = self.record.shape[-2:]
         self.batch_size = self.record.shape[0] if self.record.ndim == 3 else None
@@ -118,6 +134,7 @@ class Record(Demand, name="record"):
         """Return a copy for an environment; with a horizon all episodes are the first periods."""
         bound = super().bind(num_items, horizon, batch_size, **place)
         bound.record, horizon = in_dtype("record", self.record, **place), bound.horizon
+        bound.keeps_place = horizon is None or self.shown_season is not None
         if horizon is not None and self.start_period != "first":
             raise ValueError(
                 f"Episodes of horizon={horizon} begin at the same period: give the record "
@@ -142,23 +159,13 @@ class Record(Demand, name="record"):
             place = self.first_period + (state["step"].unsqueeze(-2) + steps) % self.horizon
             return self._read(place.expand(*env.batch_size, -1, len(self.mean)))
         place = state["period"].long().unsqueeze(-2) + steps
-        return self._read(self._wrap(place))
+        return self._read(self.wrapped(place))
 
     def draw_any(self, env: DifferentiableEnv) -> Tensor:
         """Draw whole periods of ``train_periods``: items keep what they have in common."""
         rng, shape = env.rng, (*env.batch_size, 1)
         place = torch.randint(*self.train_periods, shape, generator=rng, device=rng.device)
         return self._read(place.expand(*env.batch_size, len(self.mean)))
-
-    def state_shapes(self, num_items: int) -> dict[str, tuple[int, ...]]:
-        """Recent demand, and the place in the record."""
-        shapes = {"recent": (num_items, self.history), "period": (num_items,)}
-        shown = {"recent": self.history > 0, "period": self.horizon is None}
-        return {name: shape for name, shape in shapes.items() if shown[name]}
-
-    def observation_dim(self, num_items: int) -> int:
-        """The recent demand of all items."""
-        return num_items * self.history
 
     def start(self, env: DifferentiableEnv) -> dict[str, Tensor]:
         """Draw a place, with the demand before it.
@@ -172,7 +179,7 @@ class Record(Demand, name="record"):
             season = min(self.season or self.num_periods, self.num_periods)
             period = period + draw(season, (*period.shape[:-1], 1))
             period = period + season * draw(self.num_periods // season, period.shape)
-        entries = {} if self.horizon is not None else {"period": period.to(self.record.dtype)}
+        entries = {"period": period.to(self.record.dtype)} if self.keeps_place else {}
         if self.history:
             before = torch.arange(-self.history, 0, device=period.device).unsqueeze(-1)
             recent = self._read(period.unsqueeze(-2) + before).transpose(-1, -2)
@@ -189,30 +196,15 @@ class Record(Demand, name="record"):
         period = self._first(env)
         return {"period": period, "step": torch.zeros_like(period[..., :1])}
 
-    def advance(self, state: State, met: Tensor) -> dict[str, Tensor]:
-        """Remember the demand and move on."""
-        after = {}
-        if "period" in state:  # stocks that are warmed up have no place in the record yet
-            after["period"] = self._wrap(state["period"] + 1)
-        if "recent" in state:
-            after["recent"] = torch.cat([state["recent"][..., 1:], met.unsqueeze(-1)], -1)
-        return after
-
-    def observe(self, state: State) -> Tensor | None:
-        """Return recent demand in periods of mean demand, flat."""
-        if not self.history:
-            return None
-        return (state["recent"] / self.mean.unsqueeze(-1)).flatten(-2)
-
-    def _first(self, env: DifferentiableEnv) -> Tensor:
-        shape = (*env.batch_size, len(self.mean))
-        return torch.full(shape, self.first_period, device=self.record.device)
-
-    def _wrap(self, place: Tensor) -> Tensor:
+    def wrapped(self, place: Tensor) -> Tensor:
         """Bring places beyond the end of ``periods`` back to their beginning, by whole seasons."""
         first, end = self.periods
         begin = first + (end - first) % min(self.season or 1, end - first)
         return torch.where(place < end, place, begin + (place - begin) % (end - begin))
+
+    def _first(self, env: DifferentiableEnv) -> Tensor:
+        shape = (*env.batch_size, len(self.mean))
+        return torch.full(shape, self.first_period, device=self.record.device)
 
     def _read(self, place: Tensor) -> Tensor:
         """Return the demand of each item at a place of its own: ``(..., n)`` of ``(..., n)``."""

@@ -251,14 +251,17 @@ def describe_inventory(
         For a single item with a known (s, S), ``optimal_s`` and ``optimal_S`` with the learned
         ones and what these cost. Where demand is recorded, ``record``: for each test its counted
         periods and the rule's cost, paired with the policy's (the same starts and demand); and the
-        ``rule``: items, Q (``None`` is never to order), S.
+        ``rule``: items, Q (``None`` is never to order), S. Where demand is fitted, ``demand_fit``:
+        the number of items by model, and by item what of the record the models do not show. All of
+        the fit is in the folder, ``demand_fit.csv``.
     """
-    details = dict(reference.details) if env.ordering.simple else {}
+    known = dict(reference.details) if env.ordering.simple else {}
+    details = _describe_fit(env, folder) | known
     if env.ordering.simple:
         view = view_inventory_policy(env, policy)
         if folder is not None:
-            plot_inventory_policy(folder / "policy.png", view, **details)
-    if details:
+            plot_inventory_policy(folder / "policy.png", view, **known)
+    if known:
         s, S = view.reorder_point, view.order_up_to_level
         details |= {"learned_s": s, "learned_S": S, "learned_rule_cost": None}
         if s is not None and S is not None and s < S:
@@ -277,6 +280,17 @@ def describe_inventory(
             for name, test in tests.items()
         }
     return details
+
+
+def _describe_fit(env: Any, folder: Path | None) -> dict[str, Any]:
+    """Write the fit of a file's demand to a folder, and return its summary."""
+    if env.demand_fit is None:
+        return {}
+    table = env.demand_fit.table.assign(item=env.item_names).set_index("item")
+    if folder is not None:
+        table.to_csv(folder / "demand_fit.csv")
+    odd = table.loc[table["odd"] != "", "odd"]
+    return {"demand_fit": {"models": table["model"].value_counts().to_dict(), "odd": odd.to_dict()}}
 
 
 def plot_inventory_policy(
