@@ -334,3 +334,28 @@ def test_a_sales_export_is_looked_at_and_trained_on(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit):
         data([str(path)])
     assert "columns={period: Date, item: SKU, demand: Qty}" in capsys.readouterr().err
+
+
+def test_the_usual_season_of_periods_is_that_of_their_distance(tmp_path):
+    def season(periods, least=1.0, given="auto"):
+        rows = [f"{period},A,{3 + at % 5}" for at, period in enumerate(periods)]
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.csv"
+        path.write_text("\n".join(["period,item,demand", *rows]))
+        source = read_demand(path, calendar="present")
+        return source.season(given, source.split()["train"], least)
+
+    def dates(freq, number=120):
+        return [str(day)[:10] for day in pd.date_range("2021-01-04", periods=number, freq=freq)]
+
+    for freq, expected in {"D": 7, "B": 5, "7D": 52, "MS": 12, "QS": 4, "2D": None}.items():
+        assert season(dates(freq)) == expected, freq
+    assert season(range(120)) is None
+    hours = [str(at) for at in pd.date_range("2021-01-04", periods=120, freq="h")]
+    assert season(hours) == 24
+    # 72 training weeks hold a season, but neither one and a half nor four.
+    assert season(dates("7D"), 1.5) is None
+    assert season(dates("7D"), 4.0) is None
+    assert season(dates("7D"), 4.0, given=13) == 13
+    assert season(dates("D"), given=None) is None
+    with pytest.raises(ValueError, match="season must be 'auto', a whole number or null, got 'wee"):
+        season(dates("D"), given="week")

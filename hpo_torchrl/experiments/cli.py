@@ -151,6 +151,7 @@ def _evaluate(given: argparse.Namespace) -> None:
 def _data(given: argparse.Namespace) -> None:
     from hpo_torchrl.problems.inventory.demand_file import FORMAT_NAMES, read_demand
     from hpo_torchrl.problems.inventory.demand_report import describe_demand
+    from hpo_torchrl.problems.inventory.instances import SEASONS_TO_FIT
     from hpo_torchrl.problems.inventory.ordering import joint_cost
 
     settings = ["env=inventory_from_file", "env.path='{}'".format(given.file.replace("'", "\\'"))]
@@ -164,7 +165,8 @@ def _data(given: argparse.Namespace) -> None:
     longest = max(periods) if isinstance(periods, list) else periods
     parts = source.split(env["fractions"], history=env["history"], least=longest + 2)
     fixed = joint_cost(env.get("features"), env["fixed_cost_per_item"])
-    print(describe_demand(source, parts, fixed, env["season"]))
+    season = source.season(env["season"], parts["train"], SEASONS_TO_FIT)
+    print(describe_demand(source, parts, fixed, season))
 
 
 def _order(given: argparse.Namespace) -> None:

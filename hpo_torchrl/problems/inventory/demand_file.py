@@ -27,6 +27,7 @@ from hpo_torchrl.problems.inventory.periods import (
     read_periods,
     rounded,
     spacing,
+    usual_season,
 )
 from hpo_torchrl.problems.inventory.table_file import (
     ABSENT,
@@ -197,6 +198,28 @@ class DemandFile:
                     "fractions."
                 )
         return parts
+
+    def season(
+        self, given: int | str | None, training: tuple[int, int], least: float
+    ) -> int | None:
+        """Return the periods of a season: those that are given, or with ``"auto"`` the usual ones.
+
+        Args:
+            given: whole number, ``None`` for none, or ``"auto"``: what such periods usually have,
+                if the training part is long enough.
+            training: ``(first, end)`` of that part.
+            least: seasons that it must have then.
+
+        Raises:
+            ValueError: ``given`` is another word.
+        """
+        if given != "auto":
+            if isinstance(given, str):
+                raise ValueError(f"season must be 'auto', a whole number or null, got {given!r}.")
+            return given
+        usual = usual_season(self.periods)
+        long_enough = usual is not None and training[1] - training[0] >= least * usual
+        return usual if long_enough else None
 
 
 def read_demand(path: str | Path, **how: Any) -> DemandFile:

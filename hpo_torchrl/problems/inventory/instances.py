@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Env instances of a record by default, and items in all of them together.
 _INSTANCES, _EXAMPLES = 128, 8192
+# Seasons that a training part must have for items to start apart by them, or for one to be fitted.
+_SEASONS, SEASONS_TO_FIT = 4, 1.5
 # What is drawn, in order, and the decimals of a mean demand that has a seed of its own.
 _SEEDED, _DECIMALS = ("demand", "holding", "shortage"), 3
 
@@ -110,7 +112,7 @@ def from_file(
     demand: str | None = None,
     history: int = 14,
     start_period: str = "random",
-    season: int | None = 7,
+    season: int | str | None = "auto",
     show_season: bool | None = None,
     lead_time: int | Sequence[int] = 2,
     lost_sales: bool = False,
@@ -150,7 +152,9 @@ def from_file(
             :class:`~hpo_torchrl.problems.inventory.record.Record`, like the next three.
         start_period: ``"random"``, for training, or ``"first"``, for tests.
         season: periods of a season, by whose multiples items are apart at random starts, or which
-            is fitted.
+            is fitted. ``"auto"`` is the usual one of such periods (a week for days, a year for
+            weeks and months) if the training part holds four of them, or one and a half to be
+            fitted; else none.
         show_season: whether the policy sees the place in the season; ``None`` is where demand is
             fitted and there is a season.
         lead_time: periods L between placing an order and being able to use it, one number or one
@@ -193,10 +197,11 @@ def from_file(
     if "num_items" in others:
         raise TypeError(f"num_items comes from the file {path}; leave it out.")
     fitted = _is_fitted(demand)
-    if show_season is None:
-        show_season = fitted and season is not None
     source = read_demand(path, **written)
     parts = source.split(fractions, history=history)
+    season = source.season(season, parts["train"], SEASONS_TO_FIT if fitted else _SEASONS)
+    if show_season is None:
+        show_season = fitted and season is not None
     simulated = fitted and split == "train" and start_period == "random"
     made = (Fitted if simulated else Record)(
         source.demand,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +167,29 @@ def expected_periods(index: pd.Index, calendar: str) -> pd.Index:
     if index.dtype.kind != "M":
         return pd.Index(np.arange(number + 1) * int(step) + int(index[0]))
     return pd.DatetimeIndex([index[0] + k * step * unit for k in range(number + 1)])
+
+
+def usual_season(labels: Sequence[int | str]) -> int | None:
+    """Return the periods of the season that such periods usually have.
+
+    That is a day for hours, a week for days, a year for weeks, months and quarters; ``None`` for
+    numbers and for other distances. A week has as many days as there are days of the week.
+
+    Examples:
+        >>> usual_season(["2024-01-01", "2024-01-08", "2024-01-15"])
+        52
+        >>> usual_season([1, 2, 3]) is None
+        True
+    """
+    if len(labels) < 2 or not isinstance(labels[0], str):
+        return None
+    index = pd.DatetimeIndex(pd.to_datetime(list(labels), format="ISO8601"))
+    _, step, unit = spacing(index)
+    if not isinstance(unit, int):
+        return 12 // int(step) if 12 % int(step) == 0 and step < 12 else None
+    if step == pd.Timedelta(days=1):
+        return int(index.day_of_week.nunique())
+    return {pd.Timedelta(hours=1): 24, pd.Timedelta(weeks=1): 52}.get(step)
 
 
 def rounded(values: pd.Series, per: str) -> pd.Series:
