@@ -7,9 +7,12 @@ import re
 
 import pytest
 import torch
+from shrunk import TINY
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import MLP
+from weekly_file import write_weekly_file
 
+from hpo_torchrl import train
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
 from hpo_torchrl.modules import ActionRange, replicate
 from hpo_torchrl.modules.action_range import raw_of
@@ -159,3 +162,13 @@ def test_one_net_serves_all_items_whatever_their_number_and_order():
         for env in [InventoryEnv(n, batch_size=2)]
     ]
     assert sizes[0] == sizes[1]
+
+
+def test_a_run_that_only_spoils_the_rule_keeps_it(tmp_path):
+    path = write_weekly_file(tmp_path / "weekly.csv", seed=1, items=5)
+    words = ["env=inventory_from_file", f"env.path={path}", *TINY, "algorithm.learning_rate=5.0"]
+    words += ["trainer.eval_every=1", "evaluation.validation.batch_size=64"]
+    summary = train(words, folder=tmp_path / "run").summary
+    assert summary["selected_update"] == 0
+    # But for the corner of an order of next to nothing.
+    assert summary["dev_cost"] == pytest.approx(summary["record"]["dev"]["rule_cost"], rel=5e-3)
