@@ -2,6 +2,7 @@
 
 from hpo_torchrl.problems.inventory.demand import Demand, Normal, Poisson
 from hpo_torchrl.problems.inventory.env import InventoryEnv
+from hpo_torchrl.problems.inventory.family import InventoryFamily
 from hpo_torchrl.problems.inventory.optima.joint_replenishment import joint_replenishment_optimum
 from hpo_torchrl.problems.inventory.optima.lost_sales import lost_sales_optimum
 from hpo_torchrl.problems.inventory.optima.order_cost import order_cost_optimum
@@ -11,6 +12,7 @@ from hpo_torchrl.problems.inventory.record import Record, Traces
 __all__ = [
     "Demand",
     "InventoryEnv",
+    "InventoryFamily",
     "Normal",
     "Poisson",
     "Record",
