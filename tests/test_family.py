@@ -70,7 +70,9 @@ def test_an_instance_is_the_item_alone():
     for t in range(12):
         discrete = torch.randint(3, (5,), generator=generator)
         lots = 2 * torch.rand(5, 1, generator=generator, dtype=torch.float64)
-        levels = rough.level + (discrete[:, None] - 2 + lots) * rough.lot
+        one_period = (rough.safety - 2 + lots) * rough.deviation
+        above = torch.where(discrete[:, None] == 1, one_period, lots * rough.lot)
+        levels = rough.level + above
         units = (levels - state["inventory"].sum(-1)).clamp_min(0.0)
         state, reward = env.dynamics(
             state, {"discrete": discrete, "continuous": lots}, demand[:, t]

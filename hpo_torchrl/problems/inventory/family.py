@@ -123,10 +123,13 @@ class InventoryFamily(InventoryEnv):
 
     The equations are those of :class:`InventoryEnv`, of one item, in these units:
 
-    * discrete action 0 is no order. Discrete action d = 1 or 2 orders up to
-      :math:`\mu_L + (d - 2 + a) u` with the continuous action a and a lot u (see :class:`Rough`):
-      a level, so that a rollout's gradient forgets past orders as the position does. The optimal S
-      jumps where an order for one period gives way to one for two; hence two levels;
+    * discrete action 0 is no order. An order lifts the position to a level, which the continuous
+      action a chooses: :math:`\mu_L + (z + a - 2) \sigma_L` with discrete action 1, around the
+      rough level of a newsvendor, who orders in every period; :math:`\mu_L + a u` with 2, in lots
+      (see :class:`Rough`). There are two because the optimal S jumps where orders for one period
+      give way to orders for two. They are levels because a rollout's gradient then forgets past
+      orders as the position does. Up to less than there is orders nothing, pays K, and passes no
+      gradient;
     * the reward is the negated cost of a period divided by the rough cost of the item, so that all
       items weigh alike;
     * the observation has no unit. Its first 10 entries are the inventory position less its mean
@@ -344,9 +347,10 @@ _STARTS = {"empty": (), "random": (-1.0, 2.0), "stationary": (0.0, 1.0)}
 
 def _in_units(state: State, action: Action, rough: Rough) -> Action:
     """Return whether there is an order, and its quantity in units."""
-    size = action["discrete"].unsqueeze(-1)
-    level = rough.level + (size - 2 + action["continuous"]) * rough.lot
-    quantity = (level - state["inventory"].sum(-1)).clamp_min(0.0)
+    size, chosen = action["discrete"].unsqueeze(-1), action["continuous"]
+    one_period = (rough.safety + chosen - 2) * rough.deviation
+    above = torch.where(size == 1, one_period, chosen * rough.lot)
+    quantity = (rough.level + above - state["inventory"].sum(-1)).clamp_min(0.0)
     return {"discrete": (size > 0).long().squeeze(-1), "continuous": quantity}
 
 

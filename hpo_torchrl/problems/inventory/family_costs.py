@@ -44,10 +44,9 @@ class ItemPolicy(RulePolicy):
         s, S = torch.tensor(found).to(position).reshape(*position.shape[:-1], 2).unbind(-1)
         # Positions are whole, up to rounding, once there has been an order.
         rough = Rough.of(given)
-        above = (S.unsqueeze(-1) - rough.level) / rough.lot
-        # The lower level reaches all S that are at least a lot below the mean demand.
+        deviations = (S.unsqueeze(-1) - rough.level) / rough.deviation
         ordering = (position.squeeze(-1).round() <= s).long()
-        return ordering, above + 1
+        return ordering, deviations - rough.safety + 2
 
     def _solved(self, item: tuple[float, ...]) -> tuple[float, float]:
         if item not in self._known:
