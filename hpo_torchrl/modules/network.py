@@ -51,6 +51,8 @@ class HybridNetwork(nn.Module):
 
     Args:
         observation_dim: length of the observation.
+        reads: number of leading entries of the observation that the policy reads; ``None`` is all.
+            What follows is for the critic alone (an asymmetric critic).
         num_discrete: number M of discrete actions.
         continuous_dim: dimension n of the continuous action.
         continuous_bounds: ``(low, high)``, each one number, one per coordinate, or ``None``.
@@ -109,6 +111,7 @@ class HybridNetwork(nn.Module):
         control: nn.Module | Sequence[int] | None = None,
         choice: nn.Module | None = None,
         distribution: Any = "normal",
+        reads: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -131,10 +134,16 @@ class HybridNetwork(nn.Module):
         unit = torch.ones(continuous_dim, **place) if action_scale is None else action_scale
         ends = ActionRange(continuous_bounds, unit, branch_bounds, num_heads, **place)
         self.distribution = make_distribution(distribution, ends)
-        self.observations = ObservationScale(observation_dim, **place)
+        if reads is not None and check_int("reads", reads, minimum=1) > observation_dim:
+            raise ValueError(
+                f"reads must be at most observation_dim={observation_dim}, got {reads}; null reads "
+                "all of the observation."
+            )
+        self.observations = ObservationScale(observation_dim, reads, **place)
         outputs = num_discrete * continuous_dim * self.distribution.outputs
         self.trunk: nn.Module = nn.Identity()
-        inputs, cells = observation_dim, check_sizes("hidden", hidden)
+        seen = observation_dim if reads is None else reads
+        inputs, cells = seen, check_sizes("hidden", hidden)
         if shared_trunk and cells:
             shared = net(inputs, cells[-1], cells[:-1], gain=math.sqrt(2))
             self.trunk = nn.Sequential(shared, ACTIVATIONS[activation]())
@@ -154,9 +163,9 @@ class HybridNetwork(nn.Module):
             own = cells if control is None else check_sizes("control", control)
             self.continuous = net(inputs, outputs + products, own, gain=0.01)
             if products:
-                self.gains = ScheduledGains(observation_dim, outputs, products, **place)
+                self.gains = ScheduledGains(seen, outputs, products, **place)
         if linear_skip:
-            self.skip = nn.Linear(observation_dim, outputs, bias=False, **place)
+            self.skip = nn.Linear(seen, outputs, bias=False, **place)
             nn.init.zeros_(self.skip.weight)
         # A distribution with outputs of its own for its scale needs none of these.
         self.stochastic = scale > 0 or self.distribution.outputs > 1

@@ -44,6 +44,7 @@ class ObservationScale(nn.Module):
 
     Args:
         size: length of the observation.
+        reads: number of leading entries that are returned; ``None`` is all.
         place: device and dtype.
     """
 
@@ -52,13 +53,18 @@ class ObservationScale(nn.Module):
     seed_buffers = ("shift", "scale")
     key: str | None = None
 
-    def __init__(self, size: int, **place: Any) -> None:
+    def __init__(self, size: int, reads: int | None = None, **place: Any) -> None:
         super().__init__()
+        self.reads = reads
         self.register_buffer("shift", torch.zeros(size, **place))
         self.register_buffer("scale", torch.ones(size, **place))
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Return the scaled observation; the difference comes first, which rounds least."""
+        """Return the scaled observation, of which the networks read the leading entries."""
+        return self._scaled(observation)[..., : self.reads]
+
+    def _scaled(self, observation: Tensor) -> Tensor:
+        # The difference comes first, which rounds least.
         shift, scale = (insert_like(unit, observation) for unit in (self.shift, self.scale))
         return (observation - shift) / scale
 
@@ -79,7 +85,7 @@ class ObservationScale(nn.Module):
         Args:
             seen: observations ``(*B, T, k)``, with seeds ``(S, *B, T, k)``.
         """
-        now, unit = self(seen), bool((self.scale == 1.0).all())
+        now, unit = self._scaled(seen), bool((self.scale == 1.0).all())
         narrow = _NARROW if unit else _NARROW_NOW
         each = [now] if self.shift.ndim == 1 else now.unbind(0)
         found = [size_of(own.movedim(-2, 0), narrow, math.inf, math.inf) for own in each]

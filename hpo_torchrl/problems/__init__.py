@@ -1,6 +1,6 @@
 """The problems that the library ships, each with its optimum, rules and pictures."""
 
-from hpo_torchrl.problems.inventory import InventoryEnv
+from hpo_torchrl.problems.inventory import InventoryEnv, InventoryFamily
 from hpo_torchrl.problems.switched_lqr import SwitchedLQREnv
 
-__all__ = ["InventoryEnv", "SwitchedLQREnv"]
+__all__ = ["InventoryEnv", "InventoryFamily", "SwitchedLQREnv"]

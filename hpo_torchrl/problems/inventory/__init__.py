@@ -9,6 +9,7 @@ from hpo_torchrl.problems.inventory.demand import (
     Poisson,
 )
 from hpo_torchrl.problems.inventory.env import InventoryEnv
+from hpo_torchrl.problems.inventory.family import InventoryFamily
 from hpo_torchrl.problems.inventory.optima.joint_replenishment import joint_replenishment_optimum
 from hpo_torchrl.problems.inventory.optima.lost_sales import lost_sales_optimum
 from hpo_torchrl.problems.inventory.optima.order_cost import order_cost_optimum
@@ -20,6 +21,7 @@ __all__ = [
     "Gamma",
     "Intermittent",
     "InventoryEnv",
+    "InventoryFamily",
     "NegativeBinomial",
     "Normal",
     "Poisson",

@@ -236,6 +236,8 @@ class InventoryEnv(DifferentiableEnv):
             refuse_jumps(self, "method breakpoints of the feature")
 
     demand_fit: Any = None
+    item_numbers: tuple[str, ...] = ()  # state entries by which a table of stock gives the items
+
     heterogeneous = classmethod(heterogeneous)
     from_file = classmethod(from_file)
 
@@ -248,9 +250,18 @@ class InventoryEnv(DifferentiableEnv):
         return {"inventory": inventory, **self.demand.advance(state, noise)}, reward
 
     def serve(
-        self, inventory: Tensor, placed: tuple[Tensor, Tensor, Tensor], noise: Tensor
+        self,
+        inventory: Tensor,
+        placed: tuple[Tensor, Tensor, Tensor],
+        noise: Tensor,
+        costs: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Serve one period of demand, given what :meth:`Ordering.placed` says of the action."""
+        """Serve one period of demand, given what :meth:`Ordering.placed` says of the action.
+
+        Costs h, p and v, ``(*B, n)``, are those of the environment unless they are given.
+        """
+        own = (self.holding_cost, self.shortage_cost, self.procurement_cost)
+        holding, shortage, procurement = own if costs is None else costs
         order, _, supplier = placed
         on_hand, *pipeline = inventory.unbind(-1)
         level = on_hand - noise
@@ -258,9 +269,9 @@ class InventoryEnv(DifferentiableEnv):
             at_once = order * self._at_once
             on_hand, level = on_hand + at_once, level + at_once
         cost = (
-            self.holding_cost * level.clamp_min(0.0)
-            + self.shortage_cost * (-level).clamp_min(0.0)
-            + self.procurement_cost * order
+            holding * level.clamp_min(0.0)
+            + shortage * (-level).clamp_min(0.0)
+            + procurement * order
         ).sum(-1)
         reward = self.ordering.reward(cost, placed, on_hand, noise)
         for feature in self.features:
@@ -306,6 +317,10 @@ class InventoryEnv(DifferentiableEnv):
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
         """Draw the demand of the coming periods, ``(*B, T, n)``."""
         return self.demand.draw(num_steps, state, self)
+
+    def orders(self, state: State, action: Action) -> Tensor:
+        """Return what an action orders in a state, in units, ``(*B, n)``."""
+        return self.ordering.placed(action, state["inventory"])[0]
 
     # -- pieces ----------------------------------------------------------------------------------
 
