@@ -70,9 +70,9 @@ def test_an_instance_is_the_item_alone():
     for t in range(12):
         discrete = torch.randint(3, (5,), generator=generator)
         lots = 2 * torch.rand(5, 1, generator=generator, dtype=torch.float64)
-        one_period = (rough.safety - 2 + lots) * rough.deviation
-        above = torch.where(discrete[:, None] == 1, one_period, lots * rough.lot)
-        levels = rough.level + above
+        middle = rough.level + rough.safety * rough.deviation + FIVE["demand_mean"] / 2
+        below = lots * (FIVE["demand_mean"] + rough.deviation) / 2
+        levels = torch.where(discrete[:, None] == 1, middle - below, middle + lots * rough.lot)
         units = (levels - state["inventory"].sum(-1)).clamp_min(0.0)
         state, reward = env.dynamics(
             state, {"discrete": discrete, "continuous": lots}, demand[:, t]

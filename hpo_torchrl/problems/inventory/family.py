@@ -124,12 +124,13 @@ class InventoryFamily(InventoryEnv):
     The equations are those of :class:`InventoryEnv`, of one item, in these units:
 
     * discrete action 0 is no order. An order lifts the position to a level, which the continuous
-      action a chooses: :math:`\mu_L + (z + a - 2) \sigma_L` with discrete action 1, around the
-      rough level of a newsvendor, who orders in every period; :math:`\mu_L + a u` with 2, in lots
-      (see :class:`Rough`). There are two because the optimal S jumps where orders for one period
-      give way to orders for two. They are levels because a rollout's gradient then forgets past
-      orders as the position does. Up to less than there is orders nothing, pays K, and passes no
-      gradient;
+      action a chooses, on one side or the other of half a period's demand above the rough level
+      of a newsvendor, who orders in every period: :math:`\ell = \mu_L + z \sigma_L + \mu / 2`.
+      Discrete action 1 is :math:`\ell - a (\mu + \sigma_L) / 2`, an order for one period; 2 is
+      :math:`\ell + a u`, a lot for several (see :class:`Rough`). The optimal S jumps where orders
+      for one period give way to orders for two: a continuous net alone would bend across the
+      jump. They are levels because a rollout's gradient then forgets past orders as the position
+      does. Up to less than there is orders nothing, pays K, and passes no gradient;
     * the reward is the negated cost of a period divided by the rough cost of the item, so that all
       items weigh alike;
     * the observation has no unit. Its first 10 entries are the inventory position less its mean
@@ -349,9 +350,11 @@ _STARTS = {"empty": (), "random": (-1.0, 2.0), "stationary": (0.0, 1.0)}
 def _in_units(state: State, action: Action, rough: Rough) -> Action:
     """Return whether there is an order, and its quantity in units."""
     size, chosen = action["discrete"].unsqueeze(-1), action["continuous"]
-    one_period = (rough.safety + chosen - 2) * rough.deviation
-    above = torch.where(size == 1, one_period, chosen * rough.lot)
-    quantity = (rough.level + above - state["inventory"].sum(-1)).clamp_min(0.0)
+    mean = state["demand_mean"]
+    middle = rough.level + rough.safety * rough.deviation + mean / 2
+    less = chosen * (mean + rough.deviation) / 2
+    level = middle + torch.where(size == 1, -less, chosen * rough.lot)
+    quantity = (level - state["inventory"].sum(-1)).clamp_min(0.0)
     return {"discrete": (size > 0).long().squeeze(-1), "continuous": quantity}
 
 
