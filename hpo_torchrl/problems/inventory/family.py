@@ -33,6 +33,9 @@ class Rough(NamedTuple):
         safety: :math:`z = \Phi^{-1}(p / (h + p))`, the safety stock of a newsvendor in deviations.
         lot: :math:`u = \sqrt{Q^2 + \mu^2}`, with the economic order quantity
             :math:`Q = \sqrt{2 K \mu / h}`: about what is ordered at a time.
+        middle: :math:`\ell = \mu_L + z \sigma_L + \mu / 2`, between orders for one period and
+            orders for more.
+        step: :math:`(\mu + \sigma_L) / 2`, the unit of levels below that.
         cost: :math:`\sqrt{2 K \mu h p / (h + p) + ((h + p)\,\varphi(z)\,\sigma_L)^2}`, about what
             a period costs: of the order quantity with backorders, and of the newsvendor.
     """
@@ -41,6 +44,8 @@ class Rough(NamedTuple):
     deviation: Tensor
     safety: Tensor
     lot: Tensor
+    middle: Tensor
+    step: Tensor
     cost: Tensor
 
     @classmethod
@@ -53,7 +58,18 @@ class Rough(NamedTuple):
         density = (-z.square() / 2).exp() / (2 * torch.pi) ** 0.5
         lot = (2 * K * mean / h + mean.square()).sqrt()
         cost = (2 * K * mean * h * service + ((h + p) * density * deviation).square()).sqrt()
-        return cls(level, deviation, z, lot, cost)
+        middle, step = level + z * deviation + mean / 2, (mean + deviation) / 2
+        return cls(level, deviation, z, lot, middle, step, cost)
+
+    def up_to(self, size: Tensor, chosen: Tensor) -> Tensor:
+        """Return the level of an order of size 1 or 2 whose continuous action is ``chosen``."""
+        return self.middle + torch.where(size == 1, -chosen * self.step, chosen * self.lot)
+
+    def action_up_to(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the size and the continuous action of an order up to a level."""
+        above = level - self.middle
+        size = 1 + (above > 0).long()
+        return size, torch.where(size == 1, -above / self.step, above / self.lot)
 
 
 class DrawnItem(Demand):
@@ -126,8 +142,8 @@ class InventoryFamily(InventoryEnv):
     * discrete action 0 is no order. An order lifts the position to a level, which the continuous
       action a chooses, on one side or the other of half a period's demand above the rough level
       of a newsvendor, who orders in every period: :math:`\ell = \mu_L + z \sigma_L + \mu / 2`.
-      Discrete action 1 is :math:`\ell - a (\mu + \sigma_L) / 2`, an order for one period; 2 is
-      :math:`\ell + a u`, a lot for several (see :class:`Rough`). The optimal S jumps where orders
+      Discrete action 1 is up to :math:`\ell - a (\mu + \sigma_L) / 2`, for one period; 2 is up to
+      :math:`\ell + a u`, for several (see :class:`Rough`). The optimal S jumps where orders
       for one period give way to orders for two: a continuous net alone would bend across the
       jump. They are levels because a rollout's gradient then forgets past orders as the position
       does. Up to less than there is orders nothing, pays K, and passes no gradient;
@@ -229,7 +245,7 @@ class InventoryFamily(InventoryEnv):
     def observe(self, state: State) -> Tensor:
         """Return position and numbers, then on hand and on order, without units."""
         mean, h, p, _, lead_time = (state[name] for name in NUMBERS)
-        level, deviation, safety, lot, _ = Rough.of(state)
+        level, deviation, safety, lot, *_ = Rough.of(state)
         inventory = state["inventory"].squeeze(-2)
         position = inventory.sum(-1, keepdim=True) - level
         shown = (
@@ -350,10 +366,7 @@ _STARTS = {"empty": (), "random": (-1.0, 2.0), "stationary": (0.0, 1.0)}
 def _in_units(state: State, action: Action, rough: Rough) -> Action:
     """Return whether there is an order, and its quantity in units."""
     size, chosen = action["discrete"].unsqueeze(-1), action["continuous"]
-    mean = state["demand_mean"]
-    middle = rough.level + rough.safety * rough.deviation + mean / 2
-    less = chosen * (mean + rough.deviation) / 2
-    level = middle + torch.where(size == 1, -less, chosen * rough.lot)
+    level = rough.up_to(size, chosen)
     quantity = (level - state["inventory"].sum(-1)).clamp_min(0.0)
     return {"discrete": (size > 0).long().squeeze(-1), "continuous": quantity}
 

@@ -43,10 +43,8 @@ class ItemPolicy(RulePolicy):
         found = [self._solved(tuple(row)) for row in rows.flatten(0, -2).double().tolist()]
         s, S = torch.tensor(found).to(position).reshape(*position.shape[:-1], 2).unbind(-1)
         # Positions are whole, up to rounding, once there has been an order.
-        rough = Rough.of(given)
-        deviations = (S.unsqueeze(-1) - rough.level) / rough.deviation
-        ordering = (position.squeeze(-1).round() <= s).long()
-        return ordering, deviations - rough.safety + 2
+        size, chosen = Rough.of(given).action_up_to(S.unsqueeze(-1))
+        return size.squeeze(-1) * (position.squeeze(-1).round() <= s), chosen
 
     def _solved(self, item: tuple[float, ...]) -> tuple[float, float]:
         if item not in self._known:
