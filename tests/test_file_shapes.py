@@ -337,7 +337,7 @@ def test_a_sales_export_is_looked_at_and_trained_on(tmp_path, monkeypatch, capsy
 
 
 def test_the_usual_season_of_periods_is_that_of_their_distance(tmp_path):
-    def season(periods, least=1.0, given="auto"):
+    def season(periods, least=1.0, given=None):
         rows = [f"{period},A,{3 + at % 5}" for at, period in enumerate(periods)]
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.csv"
         path.write_text("\n".join(["period,item,demand", *rows]))
@@ -356,6 +356,6 @@ def test_the_usual_season_of_periods_is_that_of_their_distance(tmp_path):
     assert season(dates("7D"), 1.5) is None
     assert season(dates("7D"), 4.0) is None
     assert season(dates("7D"), 4.0, given=13) == 13
-    assert season(dates("D"), given=None) is None
-    with pytest.raises(ValueError, match="season must be 'auto', a whole number or null, got 'wee"):
-        season(dates("D"), given="week")
+    assert season(dates("D"), given=0) is None
+    with pytest.raises(ValueError, match="season must be an integer >= 0, got -1"):
+        season(dates("D"), given=-1)

@@ -223,7 +223,7 @@ def test_bad_fits_are_refused(path):
             "season of 100 periods cannot be fitted to 94",
         ),
         (
-            lambda: InventoryEnv.from_file(path, show_season=True, season=None),
+            lambda: InventoryEnv.from_file(path, show_season=True, season=0),
             "show_season=True needs the periods",
         ),
         (lambda: Record(ones, show_season=True, season=1), "2 or more, got season=1"),

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hpo_torchrl.core.checks import check_bool, check_choice, check_float, did_you_mean
+from hpo_torchrl.core.checks import check_bool, check_choice, check_float, check_int, did_you_mean
 from hpo_torchrl.problems.inventory.periods import (
     CALENDARS,
     PER,
@@ -199,24 +199,20 @@ class DemandFile:
                 )
         return parts
 
-    def season(
-        self, given: int | str | None, training: tuple[int, int], least: float
-    ) -> int | None:
-        """Return the periods of a season: those that are given, or with ``"auto"`` the usual ones.
+    def season(self, given: int | None, training: tuple[int, int], least: float) -> int | None:
+        """Return the periods of a season, ``None`` for none.
 
         Args:
-            given: whole number, ``None`` for none, or ``"auto"``: what such periods usually have,
-                if the training part is long enough.
+            given: how many; 0 for none; ``None`` for what such periods usually have, if the
+                training part is long enough.
             training: ``(first, end)`` of that part.
             least: seasons that it must have then.
 
         Raises:
-            ValueError: ``given`` is another word.
+            TypeError, ValueError: ``given`` is no whole number from 0 on.
         """
-        if given != "auto":
-            if isinstance(given, str):
-                raise ValueError(f"season must be 'auto', a whole number or null, got {given!r}.")
-            return given
+        if given is not None:
+            return check_int("season", given, minimum=0) or None
         usual = usual_season(self.periods)
         long_enough = usual is not None and training[1] - training[0] >= least * usual
         return usual if long_enough else None

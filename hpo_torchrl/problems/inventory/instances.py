@@ -112,7 +112,7 @@ def from_file(
     demand: str | None = None,
     history: int = 14,
     start_period: str = "random",
-    season: int | str | None = "auto",
+    season: int | None = None,
     show_season: bool | None = None,
     lead_time: int | Sequence[int] = 2,
     lost_sales: bool = False,
@@ -152,8 +152,8 @@ def from_file(
             :class:`~hpo_torchrl.problems.inventory.record.Record`, like the next three.
         start_period: ``"random"``, for training, or ``"first"``, for tests.
         season: periods of a season, by whose multiples items are apart at random starts, or which
-            is fitted. ``"auto"`` is the usual one of such periods (a week for days, a year for
-            weeks and months) if the training part holds four of them, or one and a half to be
+            is fitted; 0 is none. ``None`` is the usual one of such periods (a week for days, a year
+            for weeks and months) if the training part holds four of them, or one and a half to be
             fitted; else none.
         show_season: whether the policy sees the place in the season; ``None`` is where demand is
             fitted and there is a season.
@@ -225,7 +225,7 @@ def from_file(
     env = cls(made.num_items, lead_time, made, **given)
     # Beside its history, a part needs periods in which an order is placed and arrives.
     source.split(fractions, history=history, least=env.lead_time + 2)
-    env.units = {"mean": made.given_mean}
+    env.units = {"mean": made.given_mean, "season": season or 0, "show_season": show_season}
     if fitted:
         from hpo_torchrl.problems.inventory.demand_fit import fit_demand
 

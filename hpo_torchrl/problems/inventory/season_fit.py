@@ -51,7 +51,7 @@ def fit_season(demand: Array, length: int, first: int = 0) -> Array:
     if number < length:
         raise ValueError(
             f"A season of {length} periods cannot be fitted to {number} periods of training; give "
-            "a longer record, a shorter season, or none (env.season=null)."
+            "a longer record, a shorter season, or none (env.season=0)."
         )
     relative, place = demand / demand.mean(axis=0), (first + np.arange(number)) % length
     weight = 1 / np.maximum(relative.var(axis=0), _TINY)
