@@ -164,7 +164,7 @@ def from_file(
         mean: unit of observations and actions, one number or one per item; by default the mean of
             the training part. A policy trained on one file acts alike on another in its own unit.
         columns: names of the file's columns; this one and the next twelve are as in
-            :class:`~hpo_torchrl.problems.inventory.demand_file.FileFormat`.
+            :class:`~hpo_torchrl.problems.inventory.demand_format.FileFormat`.
         wide: whether there is a column for each period.
         dates: format of the periods.
         per: what demand is added up to.
