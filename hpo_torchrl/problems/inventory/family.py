@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hpo_torchrl.core.categorical import BranchBounds
 from hpo_torchrl.core.checks import check_choice, check_float, check_int
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
@@ -20,6 +22,8 @@ from hpo_torchrl.problems.inventory.instances import empty_inventory
 
 # The numbers of an item, in the order in which they are drawn, and the entries of the state.
 NUMBERS = ("demand_mean", "holding_cost", "shortage_cost", "fixed_cost", "lead_time")
+# Steps below the middle that orders for one period may end.
+_STEPS = 2.0
 # Leading entries of the observation: position and numbers. On hand and on order come after them.
 _POSITION = 10
 
@@ -142,7 +146,8 @@ class InventoryFamily(InventoryEnv):
     * discrete action 0 is no order. An order lifts the position to a level, which the continuous
       action a chooses, on one side or the other of half a period's demand above the rough level
       of a newsvendor, who orders in every period: :math:`\ell = \mu_L + z \sigma_L + \mu / 2`.
-      Discrete action 1 is up to :math:`\ell - a (\mu + \sigma_L) / 2`, for one period; 2 is up to
+      Discrete action 1 is up to :math:`\ell - a (\mu + \sigma_L) / 2`, for one period, with a up
+      to 2 (an end from which a level comes back, once it is clear which items order so); 2 is up to
       :math:`\ell + a u`, for several (see :class:`Rough`). The optimal S jumps where orders
       for one period give way to orders for two: a continuous net alone would bend across the
       jump. They are levels because a rollout's gradient then forgets past orders as the position
@@ -219,6 +224,8 @@ class InventoryFamily(InventoryEnv):
         self.ranges = ranges
         # The continuous action is a level: its pieces are not those of a quantity.
         self.num_discrete, self.pieces = 3, None
+        none = [math.inf]
+        self.branch_bounds = BranchBounds([[0.0]] * 3, [none, [_STEPS], none])
         self.action_scale = torch.ones_like(self.action_scale)
         self._set_specs()
 
