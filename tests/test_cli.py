@@ -259,7 +259,7 @@ def test_readme_commands_run_as_written(tmp_path, monkeypatch, undrawn):
     # The commands are written for the top folder of a clone, and for a package of one's own.
     record = Path("examples", "data", "generated_demand.csv")
     (tmp_path / record).parent.mkdir(parents=True)
-    for name in ("stock.csv", "items.csv"):
+    for name in ("stock.csv", "items.csv", "family_stock.csv"):
         shutil.copy(ROOT / record.with_name(name), tmp_path / record.parent)
     rows = (ROOT / record).read_text().splitlines()[: 1 + 3 * 150]
     (tmp_path / record).write_text("\n".join(rows) + "\n")
