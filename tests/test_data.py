@@ -110,7 +110,7 @@ def test_a_run_pins_its_file_and_its_units(recorded, run, data, capsys):
     """Another content is refused by all who open the run, and accepted by who is told of it."""
     config = RunFolder(run).read_config()
     mean = hpo_torchrl.load_run(recorded / "run").policy.env.demand.given_mean
-    assert config["units"] == {"env.mean": mean}
+    assert config["units"] == {"env.mean": mean, "env.season": 0, "env.show_season": False}
     assert [len(text) for text in config["files"].values()] == [64]
     write_demand(data, days=70, level=50.0)
     gradients = [str(run), "--batches", "2", "--reference", "2"]

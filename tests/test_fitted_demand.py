@@ -176,13 +176,13 @@ def test_models_are_at_the_place_of_the_season_that_the_policy_sees():
 def test_a_policy_trained_on_models_is_tested_on_the_record(path, tmp_path, capsys):
     few = ["env.history=3", "evaluation.validation.batch_size=4"]
     few += [f"evaluation.tests.{name}.batch_size=4" for name in ("test", "dev", "train")]
-    settings = ["env=inventory_from_file", f"env.path={path}", "env.season=52", *TINY, *few]
-    config = compose_config([*settings, "env.demand=fitted"])
+    settings = ["env=inventory_from_file", f"env.path={path}", *TINY, *few]
+    config = compose_config(settings)  # weeks, so that a season has 52
     assert isinstance(build_env(config).demand, Fitted)
     tests, _, validation = build_tests(config)
     assert not any(isinstance(test.env.demand, Fitted) for test in [*tests.values(), validation])
     folder = tmp_path / "run"
-    cli.train([*settings, "env.demand=fitted", f"output_dir={folder}"])
+    cli.train([*settings, f"output_dir={folder}"])
     assert "fitted demand    3 negative_binomial, 1 intermittent" in capsys.readouterr().out
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["demand_fit"]["models"] == {"negative_binomial": 3, "intermittent": 1}
@@ -191,8 +191,7 @@ def test_a_policy_trained_on_models_is_tested_on_the_record(path, tmp_path, caps
     assert list(rows) == ["I00", "I01", "I02", "I03"]
     assert 0.3 < float(rows["I00"]["low"]) < 0.8 < 1.2 < float(rows["I00"]["high"]) < 1.8
     # The rule beside it is that of a run that replays the record.
-    config = compose_config(settings)
-    replay, *_ = build_tests(config)
+    replay, *_ = build_tests(compose_config([*settings, "env.demand=record"]))
     rule = TotalDemandPolicy.best(replay["test"].env)
     assert summary["rule"]["S"] == rule.S.tolist()
     # What the policy is asked after the record ends is the place in the season after it.
@@ -206,7 +205,14 @@ def test_a_policy_trained_on_models_is_tested_on_the_record(path, tmp_path, caps
     run.policy.env.decide(act, {"on_hand": [9.0] * 4})
     assert (seen["period"] == 156).all()
     assert seen["recent"].shape == (4, 3)
-    cli.data([str(path), "season=52"])
+    # The policy keeps its season where the periods of another file have none.
+    rows = [row.split(",", 1) for row in path.read_text().splitlines()]
+    numbered = [f"{at // 4},{rest}" for at, (_, rest) in enumerate(rows[1:])]
+    (tmp_path / "numbered.csv").write_text("\n".join([",".join(rows[0]), *numbered]))
+    capsys.readouterr()
+    cli.evaluate([str(folder), f"env.path={tmp_path / 'numbered.csv'}"])
+    assert f"test cost        {summary['test_cost']:.4f}" in capsys.readouterr().out
+    cli.data([str(path)])
     said = capsys.readouterr().out
     assert said.count("negative_binomial") == 3
     cli.data([str(path), "season=200"])

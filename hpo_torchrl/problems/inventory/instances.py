@@ -200,6 +200,8 @@ def from_file(
     source = read_demand(path, **written)
     parts = source.split(fractions, history=history)
     season = source.season(season, parts["train"], SEASONS_TO_FIT if fitted else _SEASONS)
+    if fitted and season == 1:  # apart by any number of periods: nothing to be fitted
+        season = None
     if show_season is None:
         show_season = fitted and season is not None
     simulated = fitted and split == "train" and start_period == "random"
