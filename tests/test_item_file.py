@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shrunk import SMALL, TINY
 
+import hpo_torchrl
 from hpo_torchrl import load_run
+from hpo_torchrl.envs import certify
 from hpo_torchrl.experiments.cli import data, evaluate, order, train
 from hpo_torchrl.modules import RulePolicy
 from hpo_torchrl.problems import InventoryEnv
@@ -26,6 +28,7 @@ from hpo_torchrl.problems.inventory.features import (
     ItemFixedCost,
     MinimumOrder,
     Packs,
+    RandomLeadTimes,
     Storage,
 )
 from hpo_torchrl.problems.inventory.optima import recorded_demand
@@ -119,6 +122,48 @@ def test_orders_arrive_and_cost_what_a_slow_simulation_says(name, lead, lost):
         assert env.lead_times.tolist() == lead
     fast, late, _ = both(name, lead, lost, [lead[0], lead[1] + 1, lead[2]])
     assert np.abs(fast - late).max() > 1.0  # a period too late is seen
+
+
+def test_random_lead_times_are_the_observed_ones_and_orders_may_cross(tmp_path):
+    seen = [[1, 2, 2], [4], [3, 1, 3, 3]]
+    features = [FixedCost(20.0), RandomLeadTimes(seen)]
+    env = InventoryEnv(3, features=features, batch_size=400, seed=0, dtype=torch.float64)
+    assert env.lead_time == 4
+    noise = env.sample_noise(30, env.reset())
+    assert noise.shape == (400, 30, 6)
+    assert certify(env).exact
+    orders = torch.randint(0, 20, (30, 3), generator=torch.Generator().manual_seed(1)).double()
+    state = {"inventory": torch.zeros(400, 3, 4).double(), "step": torch.zeros(400, 1).long()}
+    arrived, slow = torch.zeros(400, 34, 3).double(), torch.zeros(400, 3).double()
+    counts = torch.zeros(3, 5)
+    for t in range(30):
+        rows = orders[t].expand(400, 3)
+        state, reward, _ = env.advance(state, env.ordering.encoded(rows), noise[:, t])
+        # A slow account: on hand, what the draws say of this order, and its cost.
+        slow = slow - noise[:, t, :3]
+        cost = slow.clamp_min(0).sum(-1) + 9 * (-slow).clamp_min(0).sum(-1)
+        torch.testing.assert_close(-reward.squeeze(-1), cost + 20.0 * float(orders[t].sum() > 0))
+        for item, observed in enumerate(seen):
+            for row in range(400):
+                L = observed[int(noise[row, t, 3 + item] * len(observed))]
+                counts[item, L] += 1
+                arrived[row, t + L - 1, item] += orders[t, item]
+        slow = slow + arrived[:, t]
+        torch.testing.assert_close(state["inventory"][..., 0], slow)
+    shares = counts / counts.sum(-1, keepdim=True)
+    expected = torch.tensor([[0, 1, 2, 0, 0], [0, 0, 0, 0, 3], [0, 0.75, 0, 2.25, 0]]) / 3
+    assert (shares - expected).abs().max() < 0.02
+    # All items of an order together; a gradient passes; a policy learns on it.
+    together = [FixedCost(20.0), RandomLeadTimes([1, 3])]
+    env = InventoryEnv(2, features=together, batch_size=16, initial_state="stationary", seed=0)
+    assert env.sample_noise(5, env.reset()).shape == (16, 5, 3)
+    run = hpo_torchrl.train(env, folder=tmp_path / "run", num_updates=2, progress=False)
+    assert run.summary["test_cost"] > 0
+    for wrong in ([], [[1], []], [0, 2], [1.5]):
+        with pytest.raises((ValueError, TypeError), match=r"RandomLeadTimes\.periods"):
+            RandomLeadTimes(wrong)
+    with pytest.raises(ValueError, match="expected num_items=2 entries, got 3"):
+        InventoryEnv(2, features=[RandomLeadTimes(seen)])
 
 
 def test_starts_hold_nothing_that_an_item_could_not_await():

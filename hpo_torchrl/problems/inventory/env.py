@@ -208,7 +208,7 @@ class InventoryEnv(DifferentiableEnv):
             action_scale=max(order_interval, 2) * mean,
             state_shapes={"inventory": (n, slots), **demand.state_shapes(n)},
             observation_dim=n * slots + demand.observation_dim(n),
-            noise_shape=(n,),
+            noise_shape=(n + orders.draws,),
             horizon=demand.horizon,
             horizon_terminates=False,
             batch_size=() if demand.batch_size is None else demand.batch_size,
@@ -244,10 +244,16 @@ class InventoryEnv(DifferentiableEnv):
     # -- the equations ---------------------------------------------------------------------------
 
     def dynamics(self, state: State, action: Action, noise: Tensor) -> tuple[dict, Tensor]:
-        """Serve one period of demand, the noise ``(*B, n)``; see the class for the equations."""
-        stock = state["inventory"]
-        inventory, reward = self.serve(stock, self.ordering.placed(action, stock), noise)
-        return {"inventory": inventory, **self.demand.advance(state, noise)}, reward
+        """Serve one period of demand, the noise ``(*B, n)``; see the class for the equations.
+
+        With random lead times the noise has the draws of these too, after the demand.
+        """
+        stock, demand = state["inventory"], noise[..., : self.num_items]
+        placed = self.ordering.placed(action, stock)
+        if self.ordering.draws:
+            placed = (*placed[:2], noise[..., self.num_items :])
+        inventory, reward = self.serve(stock, placed, demand)
+        return {"inventory": inventory, **self.demand.advance(state, demand)}, reward
 
     def serve(
         self,
@@ -315,8 +321,12 @@ class InventoryEnv(DifferentiableEnv):
         return super().sample_noise(num_steps, state)
 
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
-        """Draw the demand of the coming periods, ``(*B, T, n)``."""
-        return self.demand.draw(num_steps, state, self)
+        """Draw the demand of the coming periods, ``(*B, T, n)``, then draws for lead times."""
+        demand = self.demand.draw(num_steps, state, self)
+        if not self.ordering.draws:
+            return demand
+        draws = self._draw(torch.rand, (*demand.shape[:-1], self.ordering.draws))
+        return torch.cat([demand, draws], -1)
 
     def orders(self, state: State, action: Action) -> Tensor:
         """Return what an action orders in a state, in units, ``(*B, n)``."""

@@ -48,6 +48,8 @@ class Feature:
     from_items: ClassVar[Mapping[str, str]] = {}
     #: Lead times that it chooses from; without any it leaves that of the environment.
     lead_times: Sequence[int] = ()
+    #: Numbers from [0, 1) that are drawn in every period, for lead times that are random.
+    draws = 0
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         if name is not None:
@@ -372,6 +374,46 @@ class LeadTimes(_Schedule, name="lead_times"):
     def lead_time(self, order: Tensor, supplier: Tensor) -> Tensor:
         """The lead time of the step that the quantity is on."""
         return self._value_at(self._amounts(order)).squeeze(-1).long()
+
+
+class RandomLeadTimes(Feature, name="random_lead_times"):
+    r"""Lead times that are drawn anew for every order, from those that were observed.
+
+    Each observed one is equally likely: give it as often as it was seen. A later order may arrive
+    before an earlier one.
+
+    Args:
+        periods: observed periods until an order can be used, 1 and up, which all items of an order
+            have in common; or a list of them for each item, whose lead times are drawn apart.
+    """
+
+    def __init__(self, periods: Sequence[int] | Sequence[Sequence[int]]) -> None:
+        rows = entries_of("RandomLeadTimes.periods", periods)
+        apart = any(not isinstance(row, int) for row in rows)
+        seen = [entries_of("RandomLeadTimes.periods", row) for row in rows] if apart else [rows]
+        if not seen or not all(seen):
+            raise ValueError("RandomLeadTimes.periods must hold one observed lead time at least.")
+        for L in itertools.chain.from_iterable(seen):
+            check_int("RandomLeadTimes.periods", L, minimum=1)
+        self.lead_times = sorted(set(itertools.chain.from_iterable(seen)))
+        self.counts, self.draws = [len(row) for row in seen], len(seen)
+        # All of one length: a draw in [0, 1) picks one of an item's own.
+        self.periods = [row + [row[-1]] * (max(self.counts) - len(row)) for row in seen]
+        self.by_item = ("periods",) if apart else ()
+
+    def arriving(self, order: Tensor, supplier: Tensor) -> Tensor:
+        """Return what arrives in one period, in two, and so on: ``(*B, n, L)``.
+
+        Args:
+            order: ``(*B, n)``.
+            supplier: draws from [0, 1), ``(*B, 1)``, or ``(*B, n)`` for items apart.
+        """
+        place: dict[str, Any] = {"device": order.device}
+        seen, counts = torch.tensor(self.periods, **place), torch.tensor(self.counts, **place)
+        picked = torch.minimum((supplier * counts).long(), counts - 1)
+        slots = seen[torch.arange(len(counts), **place), picked] - 1
+        arrival = torch.nn.functional.one_hot(slots, max(self.lead_times))
+        return order.unsqueeze(-1) * arrival.to(order.dtype)
 
 
 class Suppliers(Feature, name="suppliers"):

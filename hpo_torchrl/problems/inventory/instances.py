@@ -299,8 +299,10 @@ def stationary_inventory(env: InventoryEnv) -> Tensor:
         ordering = ((period + phase) % env.order_interval == 0).to(env.float_dtype)
         quantity = (env.order_up_to - inventory.sum(-1)).clamp_min(0.0)
         order = env.ordering.delivered(ordering.unsqueeze(-1) * quantity, inventory)
-        demand = env.demand.draw_any(env)
-        inventory, _ = env.serve(inventory, (order, ordering, torch.zeros_like(phase)), demand)
+        demand, which = env.demand.draw_any(env), torch.zeros_like(phase)
+        if env.ordering.draws:
+            which = env._draw(torch.rand, (*env.batch_size, env.ordering.draws))
+        inventory, _ = env.serve(inventory, (order, ordering, which), demand)
     return inventory
 
 

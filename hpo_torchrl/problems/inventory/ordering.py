@@ -40,6 +40,8 @@ class Ordering:
 
     Attributes:
         delays: the feature that decides when an order arrives, if there is one.
+        draws: numbers from [0, 1) that it takes in every period; they then stand in the place of
+            the supplier, in what :meth:`reward` and :meth:`Feature.arriving` are given.
         lost_sales: whether unmet demand is lost.
         least: the smallest order of each item that is accepted, doubles ``(n,)``.
         limited: whether there is a limit on all orders together, such as a budget.
@@ -81,6 +83,7 @@ class Ordering:
             names = " and ".join(type(feature).__name__ for feature in delaying)
             raise ValueError(f"Both {names} decide the lead time of an order; leave one out.")
         self.delays = delaying[0] if delaying else None
+        self.draws = 0 if self.delays is None else self.delays.draws
         self.only_fixed_cost = {type(f) for f in features} <= {FixedCost, LostSales}
         jumping = [feature for feature in features if feature.of_item(0).breakpoints()]
         self.cut_per_item = num_items > 1 and not all(feature.joint for feature in jumping)
