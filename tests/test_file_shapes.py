@@ -359,3 +359,13 @@ def test_the_usual_season_of_periods_is_that_of_their_distance(tmp_path):
     assert season(dates("D"), given=0) is None
     with pytest.raises(ValueError, match="season must be an integer >= 0, got -1"):
         season(dates("D"), given=-1)
+
+
+def test_a_record_that_is_too_short_is_shown_before_it_is_refused(tmp_path, capsys):
+    rows = [f"2024-01-0{day},A,{day}" for day in range(1, 9)]
+    (tmp_path / "short.csv").write_text("\n".join(["period,item,demand", *rows]))
+    with pytest.raises(SystemExit):
+        data([str(tmp_path / "short.csv")])
+    said = capsys.readouterr()
+    assert "train     8 periods, 2024-01-01 to 2024-01-08" in said.out
+    assert "give a longer record, a shorter history or other fractions" in said.err

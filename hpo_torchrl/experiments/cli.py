@@ -163,10 +163,17 @@ def _data(given: argparse.Namespace) -> None:
     source = read_demand(env["path"], **written)
     periods = env["lead_time"]
     longest = max(periods) if isinstance(periods, list) else periods
-    parts = source.split(env["fractions"], history=env["history"], least=longest + 2)
     fixed = joint_cost(env.get("features"), env["fixed_cost_per_item"])
-    season = source.season(env["season"], parts["train"], SEASONS_TO_FIT)
-    print(describe_demand(source, parts, fixed, season))
+
+    def show(parts: dict[str, tuple[int, int]]) -> None:
+        season = source.season(env["season"], parts["train"], SEASONS_TO_FIT)
+        print(describe_demand(source, parts, fixed, season))
+
+    try:
+        show(source.split(env["fractions"], history=env["history"], least=longest + 2))
+    except ValueError:  # too short to be split, but not to be looked at
+        show({"train": (0, len(source.periods))})
+        raise
 
 
 def _order(given: argparse.Namespace) -> None:
