@@ -197,11 +197,11 @@ def test_what_is_compiled_again_and_again_is_given_up(without_code, monkeypatch)
     env = inventory()
     rollout = Rollout(env, policy_for(env), compile=True)
     rollout(1)
-    env.ordering._joint_cost = 7.0  # a number of the dynamics
+    env.ordering.joint_cost = 7.0  # a number of the dynamics
     with pytest.warns(UserWarning, match=r"compiled 2 times.*numbers of the environment"):
         rollout(1)
     spent = rollout.compile_seconds
-    env.ordering._joint_cost = 8.0
+    env.ordering.joint_cost = 8.0
     rollout(1)
     assert rollout.compile_seconds == spent
 
