@@ -159,6 +159,9 @@ def test_random_lead_times_are_the_observed_ones_and_orders_may_cross(tmp_path):
     assert env.sample_noise(5, env.reset()).shape == (16, 5, 3)
     run = hpo_torchrl.train(env, folder=tmp_path / "run", num_updates=2, progress=False)
     assert run.summary["test_cost"] > 0
+    test = Evaluation(env, num_steps=20, skip=5, seed=0)
+    with pytest.raises(ValueError, match="these orders have others: RandomLeadTimes"):
+        item_details(test, run.policy.module)
     for wrong in ([], [[1], []], [0, 2], [1.5]):
         with pytest.raises((ValueError, TypeError), match=r"RandomLeadTimes\.periods"):
             RandomLeadTimes(wrong)

@@ -56,7 +56,8 @@ def flow_of(test: Any, policy: Any) -> Flow:
             arriving = order * (env.lead_times <= 1)
             if stock.shape[-1] > 1:
                 arriving = arriving + stock[..., 1]
-            found.append((noise, available, available - noise, order, arriving, ordering))
+            demand = noise[..., : env.num_items]
+            found.append((demand, available, available - demand, order, arriving, ordering))
             state = env.maybe_reset(env.step_mdp(run[..., -1].copy()))
     whole = (torch.cat(parts, time) for parts in zip(*found, strict=True))
     return Flow(*(part.narrow(time, test.skip, part.shape[time] - test.skip) for part in whole))
