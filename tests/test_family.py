@@ -17,6 +17,7 @@ from hpo_torchrl.modules import HybridPolicy, RulePolicy
 from hpo_torchrl.problems import InventoryEnv, InventoryFamily
 from hpo_torchrl.problems.inventory.family import NUMBERS, Rough
 from hpo_torchrl.problems.inventory.family_costs import ItemPolicy, compare_items, item_costs
+from hpo_torchrl.problems.inventory.learned_levels import LearnedLevels
 from hpo_torchrl.problems.inventory.optima.position_policy import position_policy_cost
 from hpo_torchrl.problems.inventory.optima.s_S import optimal_s_S, s_S_cost
 from hpo_torchrl.training import Evaluation
@@ -294,3 +295,10 @@ def test_ranges_that_are_none_are_refused(arguments, words):
 def test_more_cannot_be_read_than_there_is():
     with pytest.raises(ValueError, match="reads must be at most observation_dim=14, got 15"):
         HybridPolicy.for_env(family(), reads=15)
+
+
+def test_a_structured_policy_of_quantities_is_refused():
+    with pytest.raises(
+        ValueError, match="policy=order_up_to needs an InventoryEnv with a discrete"
+    ):
+        LearnedLevels.for_env(family())

@@ -224,7 +224,9 @@ class LearnedLevels(nn.Module):
         """
         inner: Any = plain(env)
         own: dict[str, Any] = {"hidden": hidden, "activation": activation}
+        # The quantities of a family are levels already.
         simple = isinstance(inner, InventoryEnv) and inner.ordering.simple
+        simple = simple and not inner.item_numbers
         known = simple and "s_S" in inner.rules() and (inner.recorded or inner.solvable)
         if from_rule is None and not known:
             return HybridPolicy.for_env(env, **own, **arguments)
