@@ -7,7 +7,7 @@ import torch
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import compose_config
 from hpo_torchrl.problems import InventoryEnv
-from hpo_torchrl.problems.inventory.demand import NegativeBinomial, Normal
+from hpo_torchrl.problems.inventory.distributions import NegativeBinomial, Normal
 from hpo_torchrl.problems.inventory.optima.discounted import discounted_optimum
 from hpo_torchrl.problems.inventory.optima.items import Items
 from hpo_torchrl.problems.inventory.optima.joint_replenishment import (

@@ -68,12 +68,17 @@ def train(argv: Sequence[str] | None = None) -> None:
 def evaluate(argv: Sequence[str] | None = None) -> None:
     """Evaluate a run: ``hpo-eval DIR [KEY=FILE ...]``; ``argv`` as for :func:`train`."""
     parser = _parser("hpo-eval", "Evaluate the newest checkpoint of a run on its tests.")
-    parser.add_argument("run_dir", metavar="DIR", help="folder of the run")
-    where = "where a file of the run, as env.path, lies now; or other data to test on"
-    parser.add_argument("files", nargs="*", metavar="KEY=FILE", help=where)
+    _add_run(parser, "or other data to test on")
     details = "write service, stock and costs by item, and a picture of the stock, to this folder"
     parser.add_argument("--details", metavar="DIR", help=details)
     run_command(parser, argv, _evaluate)
+
+
+def _add_run(parser: argparse.ArgumentParser, other: str) -> None:
+    """Let a command take a run, and files that its own have moved to, or others."""
+    parser.add_argument("run_dir", metavar="DIR", help="folder of the run")
+    where = f"where a file of the run, as env.path, lies now; {other}"
+    parser.add_argument("files", nargs="*", metavar="KEY=FILE", help=where)
 
 
 def data(argv: Sequence[str] | None = None) -> None:
@@ -92,9 +97,7 @@ def data(argv: Sequence[str] | None = None) -> None:
 def order(argv: Sequence[str] | None = None) -> None:
     """Say what to order today: ``hpo-order DIR --stock FILE``; ``argv`` as for :func:`train`."""
     parser = _parser("hpo-order", "Say what a trained policy orders, with the stock as it is now.")
-    parser.add_argument("run_dir", metavar="DIR", help="folder of the run")
-    where = "where a file of the run, as env.path, lies now; or one with newer demand"
-    parser.add_argument("files", nargs="*", metavar="KEY=FILE", help=where)
+    _add_run(parser, "or one with newer demand")
     columns = "a .csv or .xlsx file: item, on_hand, arriving_1, ... (by period), pack"
     parser.add_argument("--stock", metavar="FILE", required=True, help=columns)
     parser.add_argument("--out", metavar="FILE", help="a .csv or .xlsx file to write the orders to")

@@ -153,7 +153,7 @@ class HybridNetwork(nn.Module):
         self.discrete = net(inputs, number, cells, gain=0.0) if choice is None else choice
         self.register_buffer("temperature", torch.ones((), **place))
         self.register_buffer("preference", torch.zeros(number, **place))
-        if shared_trunk and not control is choice is None:
+        if shared_trunk and (control is not None or choice is not None):
             raise ValueError("A net of its own shares no layers; set shared_trunk=False.")
         self.skip: nn.Module | None = None
         self.gains: nn.Module | None = None

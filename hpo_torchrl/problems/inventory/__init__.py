@@ -1,7 +1,7 @@
 """Inventory control: environments, exact optima and rules."""
 
-from hpo_torchrl.problems.inventory.demand import (
-    Demand,
+from hpo_torchrl.problems.inventory.demand import Demand
+from hpo_torchrl.problems.inventory.distributions import (
     Gamma,
     Intermittent,
     NegativeBinomial,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float
-from hpo_torchrl.problems.inventory.demand import Simulated, gamma_draw
+from hpo_torchrl.problems.inventory.distributions import Simulated, gamma_draw
 
 
 class Mixed(Simulated):
