@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from shrunk import SMALL, TINY
 
 import hpo_torchrl
@@ -204,6 +205,33 @@ def test_example_script_is_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "env.num_items=3", "--cfg"])
     runpy.run_path(script, run_name="__main__")
     assert "num_items: 3" in capsys.readouterr().out
+
+
+def test_help_has_every_setting_of_the_run_with_what_it_means(capsys):
+    train(["--help", "env=paper/lqr", "env.dim=24"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: hpo-train [--version]")
+    parts = dict(re.findall(r"^# ---- (\S+) ----\n(.*?)(?=^# ----|\Z)", shown, re.M | re.S))
+    assert {"train", "env=paper/lqr", "env=switched_lqr", "algorithm=hpo"} < set(parts)
+    assert "tuned=switched_lqr_hpo" in parts  # what another file builds upon
+    assert not [words for words in ("defaults:", "# @package", "hydra:") if words in shown]
+    train(["--cfg", "env=paper/lqr"])
+    sections = {k: v for k, v in yaml.safe_load(capsys.readouterr().out).items() if v}
+    for section in ("algorithm", "critic", "trainer"):
+        text = "".join(part for name, part in parts.items() if name.startswith(f"{section}="))
+        assert {key for key in sections[section] if f"{key}:" not in text} <= {"_target_", "name"}
+    assert "env=nowhere is unknown" in refused(capsys, "--help", "env=nowhere")
+
+
+def test_commands_say_their_version_and_end_quietly_behind_a_closed_pipe(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        evaluate(["--version"])
+    assert capsys.readouterr().out == f"hpo_torchrl {hpo_torchrl.__version__}\n"
+    code = "from hpo_torchrl.experiments.cli import train; train(['--help'])"
+    command = f'{sys.executable} -c "{code}" | head -n 1'
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith("usage")
+    assert "roken" not in ended.stderr
 
 
 def test_torchrl_example_improves_on_its_start(capsys):

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import poisson
 from stock_oracles import INSTANCES, ITEM, expected_cost, simulate, z_score
-from stockpyl.ss import s_s_discrete_exact
 
 from hpo_torchrl.problems.inventory import optimal_s_S
 from hpo_torchrl.problems.inventory.optima import s_S as s_S_module
@@ -66,14 +65,20 @@ def test_reference_table_which_tells_a_lead_time_one_period_short(monkeypatch):
         assert solved(10, 1, 9, 64, lead_time)[:2] != (s, S)
 
 
-def test_stockpyl_agrees_without_lead_time():
-    rng = np.random.default_rng(3)
-    for _ in range(3):
-        mean, h, p, K = rng.uniform([1, 0.2, 2, 1], [12, 2, 20, 40])
-        found = optimal_s_S(mean, h, p, K, 0)
-        s, S, cost = s_s_discrete_exact(h, p, K, True, mean)
-        assert found.cost == pytest.approx(cost, rel=1e-6)
-        assert s_S_cost(int(s), int(S), mean, h, p, K, 0) == pytest.approx(found.cost, rel=1e-6)
+# By another package, stockpyl 1.0.2: s_s_discrete_exact(h, p, K, use_poisson=True, mean).
+BY_STOCKPYL = {
+    (1.94, 0.63, 16.42, 23.7): (2, 14, 8.335851321683693),
+    (2.04, 0.98, 10.62, 7.23): (2, 7, 6.4057470650008375),
+    (9.08, 0.4, 9.04, 21.15): (8, 36, 13.030403586212504),
+    (10.0, 1.0, 9.0, 64.0): (6, 40, 35.021555272320384),
+}
+
+
+@pytest.mark.parametrize("instance", BY_STOCKPYL, ids=str)
+def test_stockpyl_agrees_without_lead_time(instance):
+    s, S, cost = BY_STOCKPYL[instance]
+    assert optimal_s_S(*instance, 0).cost == pytest.approx(cost, rel=1e-6)
+    assert s_S_cost(s, S, *instance, 0) == pytest.approx(cost, rel=1e-6)
 
 
 @pytest.mark.parametrize("instance", [*INSTANCES, (200, 1.0, 9.0, 500.0, 2)])

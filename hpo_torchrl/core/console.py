@@ -47,6 +47,9 @@ def run_command(
         if (here := os.getcwd()) not in sys.path:
             sys.path.append(here)  # a module of one's own may lie there
         action(given)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Exception, KeyboardInterrupt) as error:
         code, words = _ending(error)
         if code == 1:

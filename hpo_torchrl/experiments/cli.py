@@ -16,13 +16,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import yaml
 from omegaconf import OmegaConf
 
-from hpo_torchrl import reporting
+from hpo_torchrl import __version__, reporting
 from hpo_torchrl.core.console import announced, run_command
 from hpo_torchrl.experiments.api import load_run
 from hpo_torchrl.experiments.config import (
     choices,
     compose_command,
     compose_config,
+    explain_config,
     full_names,
     key_of,
     load_config,
@@ -53,7 +54,10 @@ def train(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments; those of the process by default.
     """
-    parser = _parser("hpo-train", "Train a policy; every setting of configs/ can be given.")
+    about = "Train a policy; every setting of configs/ can be given."
+    parser = _parser("hpo-train", about, add_help=False)
+    shows = "show this, and every setting of the run that is asked for, with what it means"
+    parser.add_argument("-h", "--help", action="store_true", help=shows)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the run")
     parser.add_argument(
         "-m", "--multirun", action="store_true", help="a sweep: KEY=VALUE,VALUE makes several runs"
@@ -62,6 +66,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     parser.epilog = ".  ".join(
         f"{section}: {', '.join(choices(section))}" for section in ("env", "algorithm")
     )
+    parser.set_defaults(usage=parser.format_help())
     run_command(parser, argv, _train)
 
 
@@ -122,8 +127,9 @@ def gradients(argv: Sequence[str] | None = None) -> None:
     run_command(parser, argv, _gradients)
 
 
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=name, description=description, allow_abbrev=False)
+def _parser(name: str, description: str, **others: Any) -> argparse.ArgumentParser:
+    parser = _Parser(prog=name, description=description, allow_abbrev=False, **others)
+    parser.add_argument("--version", action="version", version=f"hpo_torchrl {__version__}")
     parser.add_argument(
         "--allow",
         metavar="MODULE",
@@ -220,6 +226,9 @@ def _gradients(given: argparse.Namespace) -> None:
 
 
 def _train(given: argparse.Namespace) -> None:
+    if given.help:
+        print(given.usage + "\n" + explain_config(given.settings, given.config_dir))
+        return
     if given.multirun:
         run_sweep(given.settings, given.config_dir)
         return

@@ -25,7 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from torch.utils._pytree import tree_map
 
 from hpo_torchrl.core.checks import did_you_mean
-from hpo_torchrl.experiments.files import CONFIGS, comment_on
+from hpo_torchrl.experiments.files import CONFIGS, comment_on, explained
 from hpo_torchrl.experiments.pins import check_files, is_file, moved, pinned
 from hpo_torchrl.experiments.targets import (
     BUILT,
@@ -88,6 +88,15 @@ def compose_command(
             plain = json.loads(json.dumps(value, default=partial(_plain, key)))
             OmegaConf.update(config, _full_name(key, config), plain)
         return resolve(config)
+
+
+def explain_config(overrides: Sequence[str], config_dir: str | None = None) -> str:
+    """Return the settings of a run, as the files that it is composed of explain them."""
+    with hydra_session():
+        config = compose("train", prepare(overrides, config_dir), return_hydra_config=True)
+        return explained(
+            config.hydra.runtime.choices, CONFIGS if config_dir is None else config_dir
+        )
 
 
 def compose_sweep(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,36 @@ def comment_on(section: str, name: str, key: str) -> str:
     text = path.read_text() if path.is_file() else ""
     found = re.search(rf"^ *{re.escape(key)}:.*?# *(.*)$", text, re.MULTILINE)
     return found[1] if found else ""
+
+
+def explained(chosen: Mapping[str, str | None], folder: str | Path = CONFIGS) -> str:
+    """Return the texts of the files that a configuration is composed of, its own words first.
+
+    Args:
+        chosen: the choice of each section, as Hydra knows them.
+        folder: where further files lie than in ``configs/``.
+    """
+    names = ["train", *(f"{section}/{name}" for section, name in chosen.items() if name)]
+    texts: dict[str, str] = {}
+    while names:
+        name = names.pop(0)
+        found = [Path(at) / f"{name}.yaml" for at in (folder, CONFIGS)]
+        path = next(filter(Path.is_file, found), None)
+        if name.startswith("hydra") or path is None or name in texts:
+            continue
+        title = name.replace("/", "=", 1)
+        texts[name] = f"# ---- {title} ----\n{_without_wiring(path.read_text())}"
+        if name != "train":  # whose sections are those that were chosen
+            bases = (yaml.safe_load(path.read_text()) or {}).get("defaults", [])
+            names[:0] = [base[1:] for base in bases if str(base).startswith("/")]
+    return "\n".join(texts.values())
+
+
+def _without_wiring(text: str) -> str:
+    """Leave out of a file what composes it, which is no setting."""
+    block = r"(?:#.*\n)?hydra:\n(?: +.*\n)+|defaults:\n(?: +.*\n)+"
+    text = re.sub(rf"^(?:{block})", "", text, flags=re.MULTILINE)
+    return re.sub(r"^(# @package.*|defaults:.*|_target_:.*)\n", "", text, flags=re.MULTILINE)
 
 
 def _keys(path: Path, section: str) -> dict[str, Any]:
