@@ -57,7 +57,7 @@ def test_train_leaves_a_complete_folder_that_evaluation_does_not_change(tmp_path
     train([*SMALL, f"output_dir={run_dir}", "seed=4", "trainer.checkpoint_every=2"])
     names = {path.name for path in run_dir.iterdir()}
     files = {"config.yaml", "metrics.csv", "summary.json", "learning_curve.png", "policy.png"}
-    assert names == files | {"checkpoints"}
+    assert names == files | {"checkpoints", "policy"}
     summary = summary_of(run_dir)
     assert (summary["env"], summary["algorithm"], summary["seed"]) == ("inventory", "hpo", 4)
     assert summary["optimal_cost"] == pytest.approx(37.0644, abs=1e-4)

@@ -1,4 +1,4 @@
-"""The commands ``hpo-train``, ``hpo-eval``, ``hpo-data``, ``hpo-order`` and ``hpo-gradients``."""
+"""The commands ``hpo-train``, ``hpo-eval``, ``hpo-data``, ``hpo-order``, ``hpo-export``, ..."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from hpo_torchrl.experiments.config import (
     key_of,
     load_config,
 )
+from hpo_torchrl.experiments.export import FORMATS
 from hpo_torchrl.experiments.pins import files_of
 from hpo_torchrl.experiments.run import gradients_run, new_folder, train_run
 from hpo_torchrl.experiments.sweep import run_sweep
@@ -102,6 +103,16 @@ def order(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stock", metavar="FILE", required=True, help=columns)
     parser.add_argument("--out", metavar="FILE", help="a .csv or .xlsx file to write the orders to")
     run_command(parser, argv, _order)
+
+
+def export(argv: Sequence[str] | None = None) -> None:
+    """Write a policy for use elsewhere: ``hpo-export DIR --format FORMAT``; see :func:`train`."""
+    parser = _parser("hpo-export", "Write a trained policy to files that need nothing of this.")
+    _add_run(parser, "or one of the same layout")
+    kinds = "policy.onnx; policy.pt2 for torch.export.load; or policy.py and .npz for NumPy alone"
+    parser.add_argument("--format", choices=FORMATS, required=True, help=kinds)
+    parser.add_argument("--out", metavar="DIR", help="where they go; by default DIR/export")
+    run_command(parser, argv, _export)
 
 
 def gradients(argv: Sequence[str] | None = None) -> None:
@@ -193,6 +204,18 @@ def _order(given: argparse.Namespace) -> None:
             out, index=False
         )
         print(f"\nwritten: {out}")
+
+
+def _export(given: argparse.Namespace) -> None:
+    run = load_run(given.run_dir, allow=given.allow, files=_named(given.files))
+    with announced(f"exporting {given.run_dir}"):
+        made = run.export(given.format, given.out)
+    print(f"{'written':<17}{', '.join(map(str, made.files))}")
+    left = f"; {made.ties} ties of discrete actions fell otherwise" if made.ties else ""
+    print(
+        f"{'checked':<17}{made.states:,} states: equal discrete actions, continuous ones within "
+        f"{made.error:.1g} of their size{left}"
+    )
 
 
 def _gradients(given: argparse.Namespace) -> None:

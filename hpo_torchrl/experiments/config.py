@@ -36,6 +36,7 @@ from hpo_torchrl.experiments.targets import (
     known_keys,
     plugins,
 )
+from hpo_torchrl.training.policy_folder import PolicyFolder
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
 
 # Sections whose keys are those of a constructor, which may take more than the YAML lists.
@@ -125,7 +126,7 @@ def load_config(
     """Read the configuration of a run, and check that it is safe to build and of the same data.
 
     Args:
-        run_dir: folder of the run.
+        run_dir: folder of the run, or of its policy alone (``policy/``).
         allow: modules, besides this package and installed plug-ins, whose classes it may name.
         of_seeds: see :meth:`~hpo_torchrl.training.RunFolder.read_config`.
         files: where files of the run lie now, by their names such as ``"env.path"``. Those that are
@@ -138,14 +139,14 @@ def load_config(
         ValueError: the configuration names a class of another module, or such a file has another
             content.
     """
-    folder = RunFolder(run_dir)
-    config = folder.read_config(of_seeds=of_seeds)
+    folder, kept = RunFolder(run_dir), PolicyFolder(run_dir)
+    config = kept.read_config() if kept.found else folder.read_config(of_seeds=of_seeds)
     check_targets(config, allow)
     try:
         check_sections(config)
         check_config(config)
     except (TypeError, ValueError) as error:
-        file = folder.seeds if of_seeds else folder.config
+        file = kept.description if kept.found else folder.seeds if of_seeds else folder.config
         raise RunFolderError(f"{file} is damaged, or of another version: {error}") from error
     config = moved(config, files or {})
     check_files(config, run_dir, config.get("files", {}) if changed_files else files or {})

@@ -19,6 +19,7 @@ from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.training.callbacks import ActionWarnings, Callback, ProgressBar, StopTraining
 from hpo_torchrl.training.checkpoint import read_together
 from hpo_torchrl.training.evaluation import CostEstimate, Evaluation
+from hpo_torchrl.training.policy_folder import PolicyFolder
 from hpo_torchrl.training.seed_run import SeedRun
 from hpo_torchrl.training.starts import choose_start, scout
 
@@ -169,8 +170,16 @@ class Trainer:
                 callback.on_exception(self, error)
             raise
         for run, summary in zip(self.runs, summaries, strict=True):
+            self._keep_policy(run)
             run.folder.write_summary(summary)
         return self._shown(summaries)
+
+    def _keep_policy(self, run: SeedRun) -> None:
+        """Write the policy that the run ends with to a folder of its own; a rule has no weights."""
+        if self.algorithm.learns:
+            update = self.update if run.selection.update < 0 else run.selection.update
+            folder, env = PolicyFolder(run.folder.kept_policy), self.tests[self.primary].env
+            folder.write(run.policy, env, run.checkpoint.config, update)
 
     def summary(self, *, pictures: bool = False) -> Any:
         """Test the policy that the run ends with.
