@@ -31,6 +31,7 @@ from hpo_torchrl.experiments.export import FORMATS
 from hpo_torchrl.experiments.pins import files_of
 from hpo_torchrl.experiments.run import gradients_run, new_folder, train_run
 from hpo_torchrl.experiments.sweep import run_sweep
+from hpo_torchrl.experiments.targets import build_callbacks
 from hpo_torchrl.training.run_folder import RunFolder
 
 
@@ -254,6 +255,7 @@ def _train(given: argparse.Namespace) -> None:
     resume = command["resume"] is not None
     folder = Path(str(command["resume"] or command["output_dir"] or new_folder(config)))
     how = {key: command[key] for key in ("num_seeds", "changed_files")}
+    how["callbacks"] = build_callbacks(command["callbacks"])
     with RunFolder(folder).advising("resume" if resume else "output_dir"):
         if resume:
             config = _saved(folder, {**config, **command}, given, files)
@@ -307,7 +309,10 @@ def _saved(
         new = OmegaConf.select(wanted, key)
         if key == "algorithm.learning_rate":
             config["algorithm"]["learning_rate"] = new
-        elif key not in ("resume", "changed_files") and OmegaConf.select(saved, key) != new:
+        elif (
+            key not in ("resume", "changed_files", "callbacks")
+            and OmegaConf.select(saved, key) != new
+        ):
             raise ValueError(
                 f"resume goes on under the run's own configuration, in its own folder, but "
                 f"{override!r} would change {key}. Leave it out, or start a new run with "

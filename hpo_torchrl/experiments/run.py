@@ -198,7 +198,7 @@ def make_trainer(
         validation_reference=validated,
         env_name=config["env"]["name"],
         algorithm_name=config["algorithm"]["name"],
-        logger_backend=config["logger"]["backend"] if logs else None,
+        logger=config["logger"] if logs else {},
         callbacks=[Pictures(config["gradients"]), *callbacks],
     )
 
