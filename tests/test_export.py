@@ -255,6 +255,8 @@ def test_the_policy_of_a_run_is_kept_in_a_folder_of_its_own(run, tmp_path):
     assert described["update"] == load_run(run).summary["selected_update"]
     assert described["entries"]["observation"] == {"shape": [4], "dtype": "float32"}
     assert described["entries"]["action/continuous"] == {"shape": [2], "dtype": "float32"}
+    cli.export([str(kept), "--format", "pt2", "--out", str(tmp_path)])
+    assert (tmp_path / "policy.pt2").exists()
     content = bytearray((kept / "weights.safetensors").read_bytes())
     content[-1] ^= 1
     (kept / "weights.safetensors").write_bytes(content)

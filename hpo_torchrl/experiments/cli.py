@@ -32,6 +32,7 @@ from hpo_torchrl.experiments.pins import files_of
 from hpo_torchrl.experiments.run import gradients_run, new_folder, train_run
 from hpo_torchrl.experiments.sweep import run_sweep
 from hpo_torchrl.experiments.targets import build_callbacks
+from hpo_torchrl.training.policy_folder import PolicyFolder
 from hpo_torchrl.training.run_folder import RunFolder
 
 
@@ -198,7 +199,8 @@ def _order(given: argparse.Namespace) -> None:
     run = load_run(given.run_dir, allow=given.allow, files=_named(given.files))
     orders = run.decide(given.stock)
     print(orders.to_string(index=False, float_format="{:g}".format))
-    if words := reporting.recommendation(run.summary):
+    alone = PolicyFolder(given.run_dir).found  # what was measured stayed with the run
+    if words := "" if alone else reporting.recommendation(run.summary):
         print(f"\n{words}")
     if out is not None:
         orders.to_csv(out, index=False) if out.suffix.lower() == ".csv" else orders.to_excel(

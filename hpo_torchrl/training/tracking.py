@@ -74,7 +74,7 @@ class TensorBoard(Tracker):
 
     def end(self, summary: Mapping[str, Any] | None) -> None:
         """Write hyper-parameters and final figures for the page HPARAMS."""
-        known = {"group": self.run.group, **flattened(self.run.config)}
+        known = {"name": self.run.name, "group": self.run.group, **flattened(self.run.config)}
         simple = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in known.items()}
         self.writer.add_hparams(simple, final_figures(summary), run_name=".")
         self.writer.close()
