@@ -19,7 +19,7 @@ from hpo_torchrl.modules import numpy_ops
 
 # By name of the operation: an expression in the names of its arguments. Words before a bracket that
 # are functions of ``numpy_ops`` are copied to the file.
-_SAME = "alias detach clone contiguous lift_fresh_copy lift_fresh dropout"
+_SAME = "alias detach clone contiguous lift_fresh_copy lift_fresh"
 _UNARY = "abs exp log log1p expm1 sqrt tanh sin cos floor ceil round sign isfinite isnan isinf"
 _BINARY = {"mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">"}
 _BINARY |= {"ge": ">=", "bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^"}
@@ -88,7 +88,13 @@ _EXPRESSIONS: dict[str, str] = {
 # Operations that are kept though torch could take them apart, and those that change nothing.
 _KEPT = "linear softplus log_softmax relu silu elu sigmoid reshape matmul square softmax"
 _CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size")
-_PYTHON = {operator.mul: "*", operator.add: "+", operator.sub: "-", operator.floordiv: "//"}
+_PYTHON: dict[Any, str] = {
+    operator.getitem: "{}[{}]",
+    operator.mul: "{} * {}",
+    operator.add: "{} + {}",
+    operator.sub: "{} - {}",
+    operator.floordiv: "{} // {}",
+}
 
 _FUNCTIONS = {
     name: function
@@ -156,13 +162,7 @@ def numpy_source(
         >>> "class Policy" in source, "torch." in source
         (True, False)
     """
-    # Into the core operations of torch, but for those that read better as they are.
-    table, kept = default_decompositions(), {f"aten.{name}" for name in _KEPT.split()}
-    for operation in [op for op in table if str(op).rpartition(".")[0] in kept]:
-        del table[operation]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own parts
-        program = program.run_decompositions(table)
+    program = _in_known_operations(program)
     names, arrays = _arrays(program)
     inputs = [str(name) for name in program.graph_signature.user_inputs]
     lines, outputs = list[str](), ""
@@ -171,7 +171,7 @@ def numpy_source(
             names.setdefault(node.name, node.name)
         elif node.op == "output":
             outputs = ", ".join(_rendered(one, names) for one in node.args[0])
-        elif not any(check in str(node.target) for check in _CHECKS):
+        elif not _ignored(node):
             expression = _expression(node, names)
             if expression.isidentifier():  # a value that has a name
                 names[node.name] = expression
@@ -195,6 +195,28 @@ def numpy_source(
         outputs=outputs,
     )
     return source, arrays
+
+
+def _in_known_operations(program: ExportedProgram) -> ExportedProgram:
+    """Take apart what is not known, into the core operations of torch, which takes a second."""
+    calls = (node for node in program.graph.nodes if node.op == "call_function")
+    if all(_ignored(n) or n.target in _PYTHON or _short(n) in _EXPRESSIONS for n in calls):
+        return program
+    table, kept = default_decompositions(), {f"aten.{name}" for name in _KEPT.split()}
+    for operation in [op for op in table if str(op).rpartition(".")[0] in kept]:
+        del table[operation]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own parts
+        return program.run_decompositions(table)
+
+
+def _ignored(node: Node) -> bool:
+    return any(check in str(node.target) for check in _CHECKS)
+
+
+def _short(node: Node) -> str:
+    """Return the name of an operation of torch: ``"add"`` of ``aten.add.Tensor``."""
+    return str(node.target).split(".")[1] if hasattr(node.target, "_schema") else ""
 
 
 def _described(name: str, example: Any) -> str:
@@ -230,11 +252,9 @@ def _arrays(program: ExportedProgram) -> tuple[dict[str, str], dict[str, np.ndar
 def _expression(node: Node, names: Mapping[str, str]) -> str:
     """Return the operation of a node in NumPy, with the names that its inputs have."""
     target: Any = node.target
-    if target is operator.getitem:
-        return f"{_rendered(node.args[0], names)}[{node.args[1]}]"
     if target in _PYTHON:
-        return f" {_PYTHON[target]} ".join(_rendered(one, names) for one in node.args)
-    short = str(target).split(".")[1] if hasattr(target, "_schema") else ""
+        return _PYTHON[target].format(*(_rendered(one, names) for one in node.args))
+    short = _short(node)
     if (form := _EXPRESSIONS.get(short)) is None:
         raise ValueError(_refusal(node))
     values = {one.name: one.default_value for one in target._schema.arguments}
