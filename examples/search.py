@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
-
 import hpo_torchrl
 from hpo_torchrl.training import Callback
+
+try:
+    import optuna
+except ImportError as error:
+    raise SystemExit("This needs Optuna: pip install 'hpo-torchrl[optuna]'") from error
 
 # The interval of each setting that is searched, on a logarithmic scale, by algorithm.
 SPACES: dict[str, dict[str, tuple[float, float]]] = {
