@@ -53,6 +53,8 @@ def test_imports_run_downwards(path):
     if here.startswith("_"):
         return
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not (node.module or "").startswith("hydra._"), f"{path.name}: Hydra's inside"
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hpo_torchrl."):
             other = node.module.split(".")[1]
             if other != here and not other.startswith("_"):
