@@ -20,6 +20,7 @@ from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs.wrapped import Spaces
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import SECTIONS, compose_config, load_config
+from hpo_torchrl.experiments.export import Exported, export_policy
 from hpo_torchrl.experiments.run import (
     Tests,
     in_short,
@@ -122,7 +123,7 @@ def load_policy(
     """Return the policy that a run ends with: of its newest checkpoint, or the one selected.
 
     Args:
-        folder: folder of the run.
+        folder: folder of the run, or its folder ``policy/`` alone, wherever that lies now.
         allow: modules outside this package whose classes may be built.
         env: the environment, if the run was trained on an environment object and the policy is to
             act on states.
@@ -140,7 +141,7 @@ class Run:
     """A run in its folder: the policy, the figures, and the means to test it again.
 
     Args:
-        folder: its folder.
+        folder: its folder; or that of its policy alone, ``policy/``.
         allow: modules outside this package whose classes may be built.
         env: the environment, if the run was trained on an environment object.
         tests: what it is tested on, if that was given to :func:`train`.
@@ -202,6 +203,22 @@ class Run:
             trainer = quiet(self.config, self.folder, env=env, tests=self._tests)
             trainer.restore()
             return trainer.summary()
+
+    def export(self, format: str, folder: str | Path | None = None) -> Exported:
+        """Write the policy to files that need no part of this library, and check them.
+
+        Args:
+            format: ``"onnx"``, ``"pt2"`` or ``"numpy"``, see
+                :func:`~hpo_torchrl.experiments.export.export_policy`.
+            folder: where they go; by default ``export/`` in the run's folder.
+
+        Raises:
+            ValueError: the format is unknown, its packages are missing, or the policy cannot be
+                expressed in it.
+            TypeError: the policy is a rule.
+            ExportError: what was written acts differently.
+        """
+        return export_policy(self.policy, format, folder or self.folder / "export")
 
     def decide(self, given: Any) -> Any:
         """Return what to do now, as a table, where the problem is one of orders.

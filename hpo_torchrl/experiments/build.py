@@ -132,11 +132,12 @@ def build_tests(
         discount: float | None = None,
         **changes: Any,
     ) -> Evaluation:
-        place = build_env(config, **{"seed": settings["seed"], **changes}) if env is None else env
+        seed = check_int("seed", changes.setdefault("seed", settings["seed"]), minimum=0)
+        place = build_env(config, **changes) if env is None else env
         place = copy.deepcopy(place) if place is env else place
         own = getattr(place, "num_periods", None) or getattr(place, "horizon", None)
         steps, (_, continuing) = own or _TEST_STEPS, endings(place)
-        trained, seed = getattr(run, "objective", None), settings["seed"]
+        trained = getattr(run, "objective", None)
         # An average, or the return of whole episodes, is recognised by its steps.
         if objective is discount is None and trained in ("discounted", "return"):
             gamma = run.discount if trained == "discounted" else None

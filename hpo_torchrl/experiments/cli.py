@@ -1,4 +1,4 @@
-"""The commands ``hpo-train``, ``hpo-eval``, ``hpo-data``, ``hpo-order`` and ``hpo-gradients``."""
+"""The commands ``hpo-train``, ``hpo-eval``, ``hpo-data``, ``hpo-order``, ``hpo-export``, ..."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ from hpo_torchrl.experiments.config import (
     key_of,
     load_config,
 )
+from hpo_torchrl.experiments.export import FORMATS
 from hpo_torchrl.experiments.pins import files_of
 from hpo_torchrl.experiments.run import gradients_run, new_folder, train_run
 from hpo_torchrl.experiments.sweep import run_sweep
+from hpo_torchrl.experiments.targets import build_callbacks
+from hpo_torchrl.training.policy_folder import PolicyFolder
 from hpo_torchrl.training.run_folder import RunFolder
 
 
@@ -107,6 +110,16 @@ def order(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stock", metavar="FILE", required=True, help=columns)
     parser.add_argument("--out", metavar="FILE", help="a .csv or .xlsx file to write the orders to")
     run_command(parser, argv, _order)
+
+
+def export(argv: Sequence[str] | None = None) -> None:
+    """Write a policy for use elsewhere: ``hpo-export DIR --format FORMAT``; see :func:`train`."""
+    parser = _parser("hpo-export", "Write a trained policy to files that need nothing of this.")
+    _add_run(parser, "or one of the same layout")
+    kinds = "policy.onnx; policy.pt2 for torch.export.load; or policy.py and .npz for NumPy alone"
+    parser.add_argument("--format", choices=FORMATS, required=True, help=kinds)
+    parser.add_argument("--out", metavar="DIR", help="where they go; by default DIR/export")
+    run_command(parser, argv, _export)
 
 
 def gradients(argv: Sequence[str] | None = None) -> None:
@@ -192,13 +205,26 @@ def _order(given: argparse.Namespace) -> None:
     run = load_run(given.run_dir, allow=given.allow, files=_named(given.files))
     orders = run.decide(given.stock)
     print(orders.to_string(index=False, float_format="{:g}".format))
-    if words := reporting.recommendation(run.summary):
+    alone = PolicyFolder(given.run_dir).found  # what was measured stayed with the run
+    if words := "" if alone else reporting.recommendation(run.summary):
         print(f"\n{words}")
     if out is not None:
         orders.to_csv(out, index=False) if out.suffix.lower() == ".csv" else orders.to_excel(
             out, index=False
         )
         print(f"\nwritten: {out}")
+
+
+def _export(given: argparse.Namespace) -> None:
+    run = load_run(given.run_dir, allow=given.allow, files=_named(given.files))
+    with announced(f"exporting {given.run_dir}"):
+        made = run.export(given.format, given.out)
+    print(f"{'written':<17}{', '.join(map(str, made.files))}")
+    left = f"; {made.ties} ties of discrete actions fell otherwise" if made.ties else ""
+    print(
+        f"{'checked':<17}{made.states:,} states: equal discrete actions, continuous ones within "
+        f"{made.error:.1g} of their size{left}"
+    )
 
 
 def _gradients(given: argparse.Namespace) -> None:
@@ -240,6 +266,7 @@ def _train(given: argparse.Namespace) -> None:
     resume = command["resume"] is not None
     folder = Path(str(command["resume"] or command["output_dir"] or new_folder(config)))
     how = {key: command[key] for key in ("num_seeds", "changed_files")}
+    how["callbacks"] = build_callbacks(command["callbacks"])
     with RunFolder(folder).advising("resume" if resume else "output_dir"):
         if resume:
             config = _saved(folder, {**config, **command}, given, files)
@@ -293,7 +320,10 @@ def _saved(
         new = OmegaConf.select(wanted, key)
         if key == "algorithm.learning_rate":
             config["algorithm"]["learning_rate"] = new
-        elif key not in ("resume", "changed_files") and OmegaConf.select(saved, key) != new:
+        elif (
+            key not in ("resume", "changed_files", "callbacks")
+            and OmegaConf.select(saved, key) != new
+        ):
             raise ValueError(
                 f"resume goes on under the run's own configuration, in its own folder, but "
                 f"{override!r} would change {key}. Leave it out, or start a new run with "

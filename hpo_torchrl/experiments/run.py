@@ -29,6 +29,7 @@ from hpo_torchrl.experiments.targets import check_keys
 from hpo_torchrl.training import Callback, Evaluation, RunFolder, Trainer
 from hpo_torchrl.training.checkpoint import check_same_run
 from hpo_torchrl.training.evaluation import validates_primary
+from hpo_torchrl.training.policy_folder import PolicyFolder
 from hpo_torchrl.training.seed_run import SeedRun
 
 Tests = Evaluation | Mapping[str, Evaluation] | None
@@ -110,6 +111,7 @@ def train_run(
         for run in trainer.runs:
             run.folder.write_config(run.checkpoint.config)
             run.folder.summary.unlink(missing_ok=True)  # a run that goes on has not finished
+            PolicyFolder(run.folder.kept_policy).forget()
         return trainer.train()
 
 
@@ -196,7 +198,7 @@ def make_trainer(
         validation_reference=validated,
         env_name=config["env"]["name"],
         algorithm_name=config["algorithm"]["name"],
-        logger_backend=config["logger"]["backend"] if logs else None,
+        logger=config["logger"] if logs else {},
         callbacks=[Pictures(config["gradients"]), *callbacks],
     )
 
@@ -312,12 +314,15 @@ def restore_policy(
     Args:
         algorithm: the algorithm that the configuration describes.
         config: the configuration of the run.
-        run_dir: folder of the run.
+        run_dir: folder of the run, or of its policy alone (``policy/``).
         only_policy: leave all else as it is: optimizer, running instances, random numbers.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another configuration.
     """
+    if (kept := PolicyFolder(run_dir)).found:
+        kept.load(algorithm.policy)
+        return
     run = SeedRun(algorithm, run_dir, config, select=config["trainer"]["select"])
     run.checkpoint.load(components=("policy", "selection") if only_policy else None)
     run.select()

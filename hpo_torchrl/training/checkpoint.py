@@ -18,7 +18,7 @@ from hpo_torchrl.training.run_folder import RunFolder, RunFolderError, replace
 
 _SUFFIX, _KEPT = ".ckpt", 2
 # Differences with which a run may go on; the content of its files is checked where they are found.
-_FREE = ("algorithm.learning_rate ", "files ", "files.")
+_FREE = ("algorithm.learning_rate ", "files ", "files.", "logger.")
 
 
 class CheckpointError(RunFolderError):

@@ -41,6 +41,7 @@ class RunFolder:
         summary: ``summary.json``; it is there once the run has finished.
         learning_curve: ``learning_curve.png``.
         policy: ``policy.png``, the picture that an environment draws of a policy.
+        kept_policy: folder of the policy that the run ends with, see :class:`PolicyFolder`.
         gradients: ``gradients.csv``, the gradient report.
         gradients_picture: ``gradients.png``.
         failure: ``failed.txt``, what stopped a run of a sweep.
@@ -63,6 +64,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.learning_curve = self.path / "learning_curve.png"
         self.policy = self.path / "policy.png"
+        self.kept_policy = self.path / "policy"
         self.gradients = self.path / "gradients.csv"
         self.gradients_picture = self.path / "gradients.png"
         self.failure = self.path / "failed.txt"

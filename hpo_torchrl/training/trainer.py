@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.training.callbacks import ActionWarnings, Callback, ProgressBar, StopTraining
 from hpo_torchrl.training.checkpoint import read_together
 from hpo_torchrl.training.evaluation import CostEstimate, Evaluation
+from hpo_torchrl.training.policy_folder import PolicyFolder
 from hpo_torchrl.training.seed_run import SeedRun
 from hpo_torchrl.training.starts import choose_start, scout
 
@@ -52,7 +53,8 @@ class Trainer:
         checkpoint_every: updates between checkpoints.
         select: whose policy the run ends with: the ``"last"`` update's, or that of the ``"best"``
             evaluation; see :class:`Selection`.
-        logger_backend: see :class:`RunLogger`.
+        logger: where rows go besides ``metrics.csv``: ``backend``, ``name``, ``group`` and
+            ``options`` of :class:`RunLogger`.
         progress: whether to show a progress bar.
         callbacks: what else happens; see :class:`Callback`.
 
@@ -81,7 +83,7 @@ class Trainer:
     eval_every: int = 20
     checkpoint_every: int = 25
     select: str = "last"
-    logger_backend: str | None = None
+    logger: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
     callbacks: Sequence[Callback] = ()
 
@@ -105,7 +107,7 @@ class Trainer:
         self.callbacks = [*bar, ActionWarnings(), *self.callbacks]
         pairs = zip(self.each(self.run_dir), self.each(self.config), strict=True)
         many = self.algorithm.num_seeds is not None
-        shared: Any = {"select": self.select, "logger_backend": self.logger_backend}
+        shared: Any = {"select": self.select, "logger": self.logger}
         self.runs = [
             SeedRun(self.algorithm, folder, config, index=at if many else None, **shared)
             for at, (folder, config) in enumerate(pairs)
@@ -167,10 +169,22 @@ class Trainer:
         except BaseException as error:
             for callback in self.callbacks:
                 callback.on_exception(self, error)
+            for run in self.runs:
+                with suppress(Exception):  # the error that came first is the one to show
+                    run.logger.end(None)
             raise
         for run, summary in zip(self.runs, summaries, strict=True):
+            self._keep_policy(run)
             run.folder.write_summary(summary)
+            run.logger.end(summary)
         return self._shown(summaries)
+
+    def _keep_policy(self, run: SeedRun) -> None:
+        """Write the policy that the run ends with to a folder of its own; a rule has no weights."""
+        if self.algorithm.learns:
+            update = self.update if run.selection.update < 0 else run.selection.update
+            folder, env = PolicyFolder(run.folder.kept_policy), self.tests[self.primary].env
+            folder.write(run.policy, env, run.checkpoint.config, update)
 
     def summary(self, *, pictures: bool = False) -> Any:
         """Test the policy that the run ends with.
@@ -183,7 +197,9 @@ class Trainer:
             trained and its ``discount``, ``test_objective`` and ``test_discount`` of the primary
             test, its ``test_cost`` and ``test_cost_se``, ``sampled_cost`` and ``sampled_cost_se``
             of the same test with actions that are drawn (the policy that is kept takes the most
-            probable ones), ``optimal_cost``, ``lower_bound``, ``upper_bound``, ``gap``,
+            probable ones), ``validation_cost`` and ``validation_cost_se`` of the evaluation during
+            training, by which settings are to be chosen, ``optimal_cost``, ``lower_bound``,
+            ``upper_bound``, ``gap``,
             ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None`` where unknown), ``no_gap``
             (why a known optimum is not compared), ``baseline_costs`` of
             simple rules, ``loses_to`` (which of them costs less, in words), names, steps and
@@ -197,6 +213,10 @@ class Trainer:
             test = self.tests[self.primary]
             if hasattr(self.algorithm.policy, "randomness") and "sampled" in accepted(test.run):
                 costs["sampled"] = self.test(self.primary, test, sampled=True)
+            if self.validation is not None and "validation" not in costs:
+                same = [name for name, test in self.tests.items() if test is self.validation]
+                again = costs[same[0]] if same else self.test("validation", self.validation)
+                costs["validation"] = again
         return self._shown(
             [
                 self._summary(run, {name: found[at] for name, found in costs.items()}, pictures)
