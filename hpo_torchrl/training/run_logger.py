@@ -24,7 +24,7 @@ class RunLogger:
     Args:
         run_dir: folder of the run.
         backend: ``None`` for the CSV file alone, or one of ``"tensorboard"``, ``"wandb"``,
-            ``"mlflow"``, ``"trackio"`` besides (their package must be installed). The run begins
+            ``"mlflow"`` besides (their package must be installed). The run begins
             there with its first row; one that goes on begins there anew, with all rows so far.
         config: the resolved configuration, for the tracker.
         how: name, group and options of the run there, see

@@ -1,4 +1,4 @@
-"""Trackers of experiments: TensorBoard, Weights & Biases, MLflow and Trackio."""
+"""Trackers of experiments: TensorBoard, Weights & Biases and MLflow."""
 
 from __future__ import annotations
 
@@ -83,17 +83,14 @@ class TensorBoard(Tracker):
 class WandB(Tracker):
     """A run of Weights & Biases, with the configuration as it is nested."""
 
-    packages: tuple[str, ...] = ("wandb",)
+    packages = ("wandb",)
 
     def __init__(self, run: Tracked, first: int) -> None:
-        own = {"project": "hpo_torchrl", "name": run.name, "group": run.group, **self.own(run)}
-        client = import_module(self.packages[0])
+        own = {"project": "hpo_torchrl", "name": run.name, "group": run.group}
+        # Several runs of one process, as seeds are, are runs of their own.
+        own |= {"dir": str(run.folder), "reinit": "create_new"}
+        client = import_module("wandb")
         self.run = client.init(config=dict(run.config), **{**own, **run.options})
-
-    @staticmethod
-    def own(run: Tracked) -> dict[str, Any]:
-        """Return what only this client takes; several runs of one process, as seeds are, differ."""
-        return {"dir": str(run.folder), "reinit": "create_new"}
 
     def log(self, row: Mapping[str, float]) -> None:
         """Log the row at its update."""
@@ -103,22 +100,6 @@ class WandB(Tracker):
         """Write the final figures to the run's summary, and finish it."""
         self.run.summary.update(final_figures(summary))
         self.run.finish(exit_code=int(summary is None))
-
-
-class Trackio(WandB):
-    """The same of Trackio, whose interface is that of Weights & Biases."""
-
-    packages = ("trackio",)
-
-    @staticmethod
-    def own(run: Tracked) -> dict[str, Any]:
-        """Return nothing more."""
-        return {}
-
-    def end(self, summary: Mapping[str, Any] | None) -> None:
-        """Log the final figures, and finish the run."""
-        self.run.log(final_figures(summary))
-        self.run.finish()
 
 
 class MLflow(Tracker):
@@ -166,7 +147,6 @@ TRACKERS: dict[str, type[Any]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
     "mlflow": MLflow,
-    "trackio": Trackio,
 }
 
 
