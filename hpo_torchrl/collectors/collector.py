@@ -176,6 +176,8 @@ class DifferentiableCollector(_BatchCollector):
         [(torch.Size([4, 10]), True), (torch.Size([4, 10]), True)]
     """
 
+    init_random_frames = 0  # TorchRL's trainer asks for it: every batch is the policy's
+
     total_frames: int = -1
     explore_fraction: float = 0.0
     exploration_type: ExplorationType = ExplorationType.RANDOM
@@ -238,6 +240,13 @@ class DifferentiableCollector(_BatchCollector):
         found = batch.select(*names).gather(len(shape), time).squeeze(-1)
         first = (what * number).long()
         return found.set("first", first.where(who < self.explore_fraction, -1))
+
+    def set_seed(self, seed: int, static_seed: bool = False) -> int:
+        """Seed the environment, as TorchRL's collectors do; return the next seed."""
+        return self.env.set_seed(seed, static_seed=static_seed)
+
+    def update_policy_weights_(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: TorchRL calls it where workers have copies of the policy."""
 
     def compile_seconds(self) -> float:
         """Return the time spent on compiling since this was last asked."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.envs import EnvBase, Transform
+from torchrl.envs import EnvBase
 
 from hpo_torchrl.collectors.inputs import (
     Entries,
@@ -23,6 +23,8 @@ from hpo_torchrl.collectors.inputs import (
 )
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.randomness import Randomness
+from hpo_torchrl.core.rolled import check_unused
+from hpo_torchrl.core.wrappers import renew
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import HybridDraw, Noise, check_mask
@@ -160,16 +162,20 @@ class Engine:
             sample = policy.sampler()
         steps: list[TensorDictBase] = []
         rows = []
-        if torch.is_grad_enabled():
+        with_graph, discounted = torch.is_grad_enabled(), partial(_discounted, discount=self.discount)
+        if with_graph:
             check_keeps_graph(env)
-        _pass_on(env, Tensor.detach)
+        renew(env, Tensor.detach)
         try:
             for own in steps_of(drawn, num_steps):
                 if steps:
+                    if with_graph:
+                        renew(env, discounted)
                     carried = env.maybe_reset(env.step_mdp(steps[-1]))
                     if self.discount != 1.0:
-                        carried = carried.apply(partial(_discounted, discount=self.discount))
-                        _pass_on(env, partial(_discounted, discount=self.discount))
+                        carried = carried.apply(discounted)
+                if with_graph:
+                    renew(env, torch.clone)  # a reset has written to it
                 if sample is None:
                     carried = policy(carried)
                 else:
@@ -182,6 +188,7 @@ class Engine:
         finally:
             if isinstance(env, DifferentiableEnv):
                 env.load_noise(None)  # a failed rollout leaves none of its noise to the next one
+            renew(env, Tensor.detach)
         time = len(env.batch_size)
         rollout = LazyStackedTensorDict.maybe_dense_stack(steps, time)
         rollout = rollout.exclude("logits", "loc", "scale")
@@ -195,14 +202,6 @@ class Engine:
         return rollout.refine_names(..., "time")
 
 
-def _pass_on(env: EnvBase, change: Callable[[Tensor], Tensor]) -> None:
-    """Change what transforms remember with a graph, as what is carried over is changed."""
-    for part in env.modules():
-        for name, value in part.named_buffers(recurse=False):
-            if isinstance(part, Transform) and value.grad_fn is not None:
-                part._buffers[name] = change(value).clone()
-
-
 class _States(torch.autograd.Function):
     """The states that steps start from and lead to, without resets: two views of one memory.
 
@@ -213,10 +212,12 @@ class _States(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, discount: float) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.discount = discount
+        ctx.save_for_backward(states.new_empty(0))
         return states[:-1], states[1:]
 
     @staticmethod
     def backward(ctx: Any, before: Tensor | None, after: Tensor | None) -> tuple:
+        check_unused(ctx)
         some = before if after is None else after
         if some is None:
             return None, None

@@ -1,11 +1,14 @@
-"""Environments that TorchRL has wrapped: the one inside, and whether it is several."""
+"""Environments that TorchRL has wrapped: the one inside, its members, what transforms remember."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torchrl.envs import EnvBase, TransformedEnv
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
 
@@ -39,3 +42,41 @@ def plain(env: Any) -> Any:
         return env
     with torch.random.fork_rng(devices=[]):  # an environment may draw its seed
         return several.create_env_fn[0](**several.create_env_kwargs[0])
+
+
+def remembered(env: EnvBase) -> Iterator[tuple[dict[str, Any], str, list[Tensor]]]:
+    """Yield where transforms keep real numbers from step to step: the dict, the name, the tensors.
+
+    They are buffers (``CatFrames``) or attributes (the statistics of ``VecNormV2``). What is a leaf
+    that requires a gradient is a parameter.
+    """
+    for part in env.modules():
+        if not isinstance(part, Transform):
+            continue
+        for place in (part._buffers, vars(part)):
+            for name, value in place.items():
+                if isinstance(value, TensorDictBase):
+                    tensors = list(value.values(True, True))
+                else:
+                    lazy = torch.nn.parameter.is_lazy(value)
+                    tensors = [value] if isinstance(value, Tensor) and not lazy else []
+                if any(_is_state(tensor) for tensor in tensors):
+                    yield place, name, tensors
+
+
+def _is_state(value: Tensor) -> bool:
+    return value.is_floating_point() and (value.grad_fn is not None or not value.requires_grad)
+
+
+def renew(env: EnvBase, change: Callable[[Tensor], Tensor]) -> None:
+    """Put changed copies in the place of what transforms remember.
+
+    Transforms write to it in place. A copy for each step leaves those of the steps before as the
+    graph has saved them.
+    """
+    for place, name, _ in list(remembered(env)):
+        value = place[name]
+        if isinstance(value, TensorDictBase):
+            place[name] = value.apply(lambda tensor: change(tensor).clone())
+        else:
+            place[name] = change(value).clone()

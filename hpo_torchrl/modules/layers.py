@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModule
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ValueOperator
@@ -187,6 +188,28 @@ class QNetwork(nn.Module):
         return self.net(torch.cat([self.observations(observation), judged / self.unit], -1))
 
 
+class ActionCritic(TensorDictModule):
+    """A critic that judges what a loss proposes, which no data hold."""
+
+    @dispatch(auto_batch_size=False)
+    def forward(self, tensordict: TensorDictBase, *args: Any, **kwargs: Any) -> TensorDictBase:
+        """Write the values of what is proposed.
+
+        Raises:
+            KeyError: nothing is.
+        """
+        judged = self.in_keys[-1]
+        if tensordict.get(judged, None) is None:
+            raise KeyError(
+                f"A critic of make_q_network judges {judged!r}, which only LearnedCriticLoss "
+                "proposes. TorchRL's DDPGLoss, TD3Loss and SACLoss propose 'action' and send no "
+                "gradient to a discrete choice: use LearnedCriticLoss, or algorithm=ddpg; where "
+                "only the continuous action is to be learned, give them a critic of your own that "
+                "reads ('action', 'discrete') and ('action', 'continuous')."
+            )
+        return super().forward(tensordict, *args, **kwargs)
+
+
 @checked
 def make_q_network(
     env: EnvBase,
@@ -233,7 +256,7 @@ def make_q_network(
     observations = ObservationScale(spec.shape[-1], **place)
     if find_scales:
         observations.use(found, "observation")
-    return TensorDictModule(
+    return ActionCritic(
         QNetwork(net, observations, unit.to(**place)),
         in_keys=["observation", judges],
         out_keys=["action_value"],

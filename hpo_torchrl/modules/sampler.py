@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.modules.sampling import NORMAL, HybridDistribution
 
-DISCRETE_LOG_PROB = "discrete_log_prob"
+LOG_PROB, DISCRETE_LOG_PROB = "action_log_prob", "discrete_log_prob"
 
 
 def parameter_keys(network: nn.Module) -> list[str]:
@@ -90,6 +90,13 @@ class HybridSampler(ProbabilisticTensorDictModule):
         self.randomness = Randomness()
 
     @property
+    def log_prob_keys(self) -> list[str]:
+        """The joint log-probability, whatever ``set_composite_lp_aggregate`` says of composites."""
+        return [LOG_PROB]
+
+    log_prob_key = LOG_PROB
+
+    @property
     def acts_randomly(self) -> bool:
         """Whether actions are sampled now, given ``set_exploration_type`` and the default."""
         return (interaction_type() or self.default_interaction_type) is InteractionType.RANDOM
@@ -115,6 +122,6 @@ class HybridSampler(ProbabilisticTensorDictModule):
         action = {"discrete": found.discrete, "continuous": found.continuous}
         out.set("action", TensorDict(action, batch_size=found.continuous.shape[:-1]))
         if self.return_log_prob:
-            out.set("action_log_prob", found.log_prob)
+            out.set(LOG_PROB, found.log_prob)
             out.set(DISCRETE_LOG_PROB, found.discrete_log_prob)
         return out

@@ -19,8 +19,27 @@ from torchrl.objectives.value.functional import reward2go
 from hpo_torchrl.core.checks import check_choice, check_finite, check_float
 from hpo_torchrl.core.data import entry
 from hpo_torchrl.core.rolled import discount_of
+from hpo_torchrl.modules.sampling import HybridDistribution
 
 _ESTIMATORS = ("TD0", "TD1", "TDLambda", "GAE")
+
+
+def check_actor(actor: ProbabilisticTensorDictSequential, owner: str) -> None:
+    """Raise a ``TypeError`` if an actor's distribution has no logits, as far as it says which.
+
+    Args:
+        actor: the actor.
+        owner: who asks, for messages.
+    """
+    kind = getattr(actor[-1], "distribution_class", None)
+    known = isinstance(kind, type) and not issubclass(kind, HybridDistribution)
+    if known and not hasattr(kind, "logits"):
+        raise TypeError(
+            f"{owner} scores the discrete choice of a HybridDistribution, got an actor_network "
+            f"with a {kind.__name__}, which has no logits and samples its continuous action "
+            "without a gradient. Build the actor as HybridPolicy(network), whose network returns "
+            "(logits, loc, scale), or as HybridPolicy.for_env(env)."
+        )
 
 
 class AdvantageLoss(LossModule):
@@ -81,6 +100,7 @@ class AdvantageLoss(LossModule):
         functional: bool,
     ) -> None:
         super().__init__()
+        check_actor(actor_network, type(self).__name__)
         for name, network in (("actor_network", actor_network), ("critic_network", critic_network)):
             if functional and network is not None:
                 self.convert_to_functional(network, name)
