@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.envs import EnvBase
 
 from hpo_torchrl.collectors.inputs import (
     Entries,
@@ -162,10 +161,13 @@ class Engine:
             sample = policy.sampler()
         steps: list[TensorDictBase] = []
         rows = []
-        with_graph, discounted = torch.is_grad_enabled(), partial(_discounted, discount=self.discount)
+        with_graph, discounted = (
+            torch.is_grad_enabled(),
+            partial(_discounted, discount=self.discount),
+        )
         if with_graph:
             check_keeps_graph(env)
-        renew(env, Tensor.detach)
+        renew(env, Tensor.detach, attached=True)
         try:
             for own in steps_of(drawn, num_steps):
                 if steps:
@@ -179,6 +181,8 @@ class Engine:
                 if sample is None:
                     carried = policy(carried)
                 else:
+                    if policy.memory is not None:
+                        carried = policy.memory(carried)
                     mask = policy.mask_of(carried)
                     draw = sample(carried.get(policy.observation_key), mask, own)
                     rows.append(_entries_of(draw, policy))
@@ -188,7 +192,7 @@ class Engine:
         finally:
             if isinstance(env, DifferentiableEnv):
                 env.load_noise(None)  # a failed rollout leaves none of its noise to the next one
-            renew(env, Tensor.detach)
+            renew(env, Tensor.detach, attached=True)
         time = len(env.batch_size)
         rollout = LazyStackedTensorDict.maybe_dense_stack(steps, time)
         rollout = rollout.exclude("logits", "loc", "scale")

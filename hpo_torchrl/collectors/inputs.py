@@ -155,8 +155,8 @@ def check_keeps_graph(env: EnvBase) -> None:
     for _, name, tensors in remembered(env):
         if any(tensor.is_shared() for tensor in tensors):
             raise TypeError(
-                f"A transform of the environment keeps {name!r} in memory that it shares with other "
-                "processes, which no graph reaches: make the transform without sharing "
+                f"A transform of the environment keeps {name!r} in memory that it shares with "
+                "other processes, which no graph reaches: make the transform without sharing "
                 "(shared_data, shared_td), or freeze a copy of it (transform.frozen_copy())."
             )
 
@@ -167,7 +167,7 @@ def is_functional(env: EnvBase, policy: HybridPolicy) -> bool:
         isinstance(env, DifferentiableEnv)
         and samples_as_ours(policy)
         and policy.mask_key in (None, *env.shown_names[1:])
-        and policy.observation_key == "observation"
+        and (policy.observation_key, policy.memory) == ("observation", None)
     )
 
 
@@ -180,8 +180,8 @@ def check_functional(name: str, env: EnvBase, policy: HybridPolicy, fix: str) ->
     """Raise a ``TypeError`` if env and policy cannot be unrolled on plain tensors."""
     if not is_functional(env, policy):
         raise TypeError(
-            f"{name} needs a DifferentiableEnv and a HybridPolicy that reads 'observation' "
-            "without a mask or with the environment's own 'action_mask', got "
+            f"{name} needs a DifferentiableEnv and a HybridPolicy that reads 'observation', "
+            "without a memory, and without a mask or with the environment's own 'action_mask', got "
             f"{type(env).__name__} and {type(policy).__name__}; {fix}."
         )
 

@@ -68,13 +68,20 @@ def _is_state(value: Tensor) -> bool:
     return value.is_floating_point() and (value.grad_fn is not None or not value.requires_grad)
 
 
-def renew(env: EnvBase, change: Callable[[Tensor], Tensor]) -> None:
+def renew(env: EnvBase, change: Callable[[Tensor], Tensor], attached: bool = False) -> None:
     """Put changed copies in the place of what transforms remember.
 
     Transforms write to it in place. A copy for each step leaves those of the steps before as the
     graph has saved them.
+
+    Args:
+        env: the environment.
+        change: makes the new tensor of an old one.
+        attached: leave out what has no graph, which other processes may share.
     """
-    for place, name, _ in list(remembered(env)):
+    for place, name, tensors in list(remembered(env)):
+        if attached and all(tensor.grad_fn is None for tensor in tensors):
+            continue
         value = place[name]
         if isinstance(value, TensorDictBase):
             place[name] = value.apply(lambda tensor: change(tensor).clone())

@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ValueOperator
 
 from hpo_torchrl.core.checks import check_choice, check_sizes, checked
+from hpo_torchrl.core.data import Key
 from hpo_torchrl.core.wrappers import plain, spec_of
 from hpo_torchrl.modules.scales import ObservationScale, scales_of
 
@@ -139,7 +140,7 @@ def make_value_network(
     hidden: int | Sequence[int] = (64, 64),
     activation: str = "tanh",
     products: bool = False,
-    observation_key: str = "observation",
+    observation_key: Key = "observation",
     find_scales: bool = True,
 ) -> ValueOperator:
     """Build the critic of an environment: ``observation`` to ``"state_value"``, ``(*B, 1)``.

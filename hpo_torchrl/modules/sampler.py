@@ -9,6 +9,7 @@ from tensordict.nn import InteractionType, ProbabilisticTensorDictModule, Tensor
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 
+from hpo_torchrl.core.data import Key
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.modules.sampling import NORMAL, HybridDistribution
 
@@ -23,7 +24,7 @@ def parameter_keys(network: nn.Module) -> list[str]:
 class HybridParameters(TensorDictModuleBase):
     """Write logits, loc and (for a stochastic u) scale of the network's answer."""
 
-    def __init__(self, network: nn.Module, observation_key: str) -> None:
+    def __init__(self, network: nn.Module, observation_key: Key) -> None:
         super().__init__()
         self.network = network
         self.in_keys = [observation_key]
@@ -66,11 +67,11 @@ class HybridSampler(ProbabilisticTensorDictModule):
     def __init__(
         self,
         network: nn.Module,
-        mask_key: str | None = None,
+        mask_key: Key | None = None,
         return_log_prob: bool = True,
         default_interaction_type: InteractionType = InteractionType.RANDOM,
     ) -> None:
-        in_keys = {key: key for key in parameter_keys(network)}
+        in_keys: dict[str, Key] = {key: key for key in parameter_keys(network)}
         if mask_key is not None:
             in_keys["mask"] = mask_key
         own = {

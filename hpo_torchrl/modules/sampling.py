@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from hpo_torchrl.core.categorical import entropy_of, over_heads
 from hpo_torchrl.core.checks import check_bool, shown
-from hpo_torchrl.core.finite import NonFiniteError
+from hpo_torchrl.core.finite import NonFiniteError, vmapped
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.modules.continuous import ContinuousDistribution, Normal
 
@@ -203,7 +203,9 @@ class HybridDistribution(Distribution):
             )
         self.logits = normalised(logits, mask)
         if validate_args is None:
-            validate_args = logits.device.type == "cpu" and not _traced(loc)
+            validate_args = logits.device.type == "cpu" and not (
+                torch.compiler.is_compiling() or vmapped(loc)
+            )
         if validate_args:
             if self.scale is not None and not bool((self.scale >= 0).all()):
                 least = self.scale.min().item()
@@ -286,7 +288,7 @@ class HybridDistribution(Distribution):
                 which a tensordict with the log-probabilities of both parts is returned,
                 ``(*B, 1)`` each. TorchRL's ``A2CLoss`` asks for the latter and adds them up.
         """
-        own = action if "discrete" in action.keys() else action["action"]  # noqa: SIM118
+        own: Any = action if "discrete" in action.keys() else action["action"]  # noqa: SIM118
         discrete, continuous = own["discrete"], own["continuous"]
         parts = {
             "discrete": self.log_prob_discrete(discrete),
@@ -323,11 +325,6 @@ class HybridDistribution(Distribution):
 
     def _over_heads(self, value: Tensor) -> Tensor:
         return value.sum(-1) if self.heads else value
-
-
-def _traced(value: Tensor) -> bool:
-    """Whether values cannot be looked at: while compiling, and under ``torch.func.vmap``."""
-    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def _action(draw: HybridDraw) -> TensorDict:

@@ -18,6 +18,7 @@ from torchrl.objectives.value.functional import reward2go
 
 from hpo_torchrl.core.checks import check_choice, check_finite, check_float
 from hpo_torchrl.core.data import entry
+from hpo_torchrl.core.finite import vmapped
 from hpo_torchrl.core.rolled import discount_of
 from hpo_torchrl.modules.sampling import HybridDistribution
 
@@ -32,8 +33,9 @@ def check_actor(actor: ProbabilisticTensorDictSequential, owner: str) -> None:
         owner: who asks, for messages.
     """
     kind = getattr(actor[-1], "distribution_class", None)
-    known = isinstance(kind, type) and not issubclass(kind, HybridDistribution)
-    if known and not hasattr(kind, "logits"):
+    if not isinstance(kind, type) or issubclass(kind, HybridDistribution):
+        return
+    if not hasattr(kind, "logits"):
         raise TypeError(
             f"{owner} scores the discrete choice of a HybridDistribution, got an actor_network "
             f"with a {kind.__name__}, which has no logits and samples its continuous action "
@@ -200,7 +202,13 @@ class AdvantageLoss(LossModule):
         """Discount of the value estimator, which the bootstrap of the pathwise term shares."""
         if self.critic_network is None:
             return 1.0 if self._monte_carlo_gamma is None else self._monte_carlo_gamma
-        return float(self.value_estimator.gamma)
+        gamma = self.value_estimator.gamma
+        if isinstance(gamma, Tensor) and vmapped(gamma):
+            raise RuntimeError(
+                f"{type(self).__name__} has one discount: leave buffers out of vmap, such as gamma "
+                "of the value estimator, and map over parameters (loss.actor_network_params)."
+            )
+        return float(gamma)
 
     def share_discount(self, tensordict: TensorDictBase) -> None:
         """Take the discount of the rollout, if none was chosen; refuse another one.
@@ -258,6 +266,12 @@ class AdvantageLoss(LossModule):
             self.entry(data, key, form.shape[data.ndim :], form.dtype)
         # Always by parameters: left to itself, the estimator would unfreeze what the user froze.
         params = self.weights("critic_network").detach()
+        if any(map(vmapped, params.values(True, True))):
+            raise RuntimeError(
+                f"{type(self).__name__} under vmap needs data that hold {keys.advantage!r} and "
+                f"{keys.value_target!r}, since TorchRL's estimators write in place: give it "
+                "loss.advantages(data), made before vmap."
+            )
         with torch.no_grad():
             self.value_estimator(data, params=params, target_params=params)
         return data
