@@ -19,7 +19,7 @@ from hpo_torchrl.collectors.inputs import check_keeps_graph
 from hpo_torchrl.collectors.rollout import Rollout
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int, shown
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.core.wrappers import batched
+from hpo_torchrl.core.wrappers import batched, check_outcome
 from hpo_torchrl.modules import HybridPolicy
 
 # What is kept of the instances between two batches.
@@ -299,6 +299,7 @@ class SampleCollector(_BatchCollector):
         super().__post_init__()
         if not isinstance(self.policy, HybridPolicy):
             raise TypeError(f"policy must be a HybridPolicy, got {shown(self.policy)}.")
+        check_outcome(self.env)
         self.policy.randomness = self.randomness
         self._collector = Collector(
             self.env,

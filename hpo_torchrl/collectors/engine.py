@@ -20,7 +20,7 @@ from hpo_torchrl.collectors.inputs import (
     samples_as_ours,
     steps_of,
 )
-from hpo_torchrl.core.categorical import unsqueeze_like
+from hpo_torchrl.core.categorical import ACTION_KEYS, unsqueeze_like
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.rolled import check_unused
 from hpo_torchrl.core.wrappers import renew
@@ -28,7 +28,6 @@ from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import HybridDraw, Noise, check_mask
 
-_ACTION = (("action", "discrete"), ("action", "continuous"))
 _LOG_PROBS = ("action_log_prob", "discrete_log_prob")
 _SCORED = ("draw logits", "draw loc", "draw scale")
 
@@ -186,7 +185,7 @@ class Engine:
                     mask = policy.mask_of(carried)
                     draw = sample(carried.get(policy.observation_key), mask, own)
                     rows.append(_entries_of(draw, policy))
-                    for key in _ACTION:
+                    for key in ACTION_KEYS:
                         carried.set(key, rows[-1][key])
                 steps.append(env.step(carried))
         finally:
@@ -248,7 +247,7 @@ def _discounted(value: Tensor, discount: float) -> Tensor:
 
 def _entries_of(draw: HybridDraw, policy: HybridPolicy) -> dict[Any, Tensor]:
     """Return the entries of a draw: the action, and what it is scored by, once for all steps."""
-    entries: dict[Any, Tensor] = dict(zip(_ACTION, draw[:2], strict=True))
+    entries: dict[Any, Tensor] = dict(zip(ACTION_KEYS, draw[:2], strict=True))
     if policy.return_log_prob:
         parts = zip(_SCORED, draw[2:], strict=True)
         entries |= {key: value for key, value in parts if value is not None}
@@ -262,7 +261,7 @@ def _scored(
     if _SCORED[0] not in stacked:
         return stacked
     own: Any = [stacked.pop(key, None) for key in _SCORED]
-    draw = HybridDraw(*(stacked[key] for key in _ACTION), *own)
+    draw = HybridDraw(*(stacked[key] for key in ACTION_KEYS), *own)
     kept = None if noise is None else noise.continuous
     found = draw.log_probs(kept, policy.continuous_distribution)
     return stacked | dict(zip(_LOG_PROBS, found, strict=True))

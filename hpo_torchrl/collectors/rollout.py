@@ -29,6 +29,7 @@ from hpo_torchrl.collectors.inputs import (
 from hpo_torchrl.core.checks import check_annotated, check_choice, check_float, check_int, shown
 from hpo_torchrl.core.data import entry
 from hpo_torchrl.core.rolled import rolled
+from hpo_torchrl.core.wrappers import check_outcome
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
@@ -92,6 +93,7 @@ class Rollout(Engine):
         check_annotated(Rollout, vars(self))
         if not callable(policy):
             raise TypeError(f"policy must be a module or function, got {shown(policy)}.")
+        check_outcome(env)
         check_float("discount", self.discount, minimum=0.0, maximum=1.0, strict=True)
         check_choice("route", self.route, ("auto", "functional", "general"))
         asked = {

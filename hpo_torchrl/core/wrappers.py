@@ -20,16 +20,50 @@ def batched(env: EnvBase) -> EnvBase | None:
 
 
 def spec_of(env: EnvBase, name: str, key: Any) -> Any:
-    """Return the spec of an entry of the observation.
+    """Return the spec of a flat entry of the observation, ``(*B, k)``.
 
     Raises:
-        ValueError: there is none of the key that the argument ``name`` gave.
+        ValueError: there is none of the key that the argument ``name`` gave, or it is not flat.
     """
     found = env.observation_spec.get(key, None)
     if found is None:
         known = ", ".join(map(repr, env.observation_spec.keys()))
         raise ValueError(f"{name} must be an entry of the observation ({known}), got {key!r}.")
+    if len(found.shape) != len(env.batch_size) + 1:
+        raise ValueError(
+            f"{name} must be a flat entry, a vector for each of the instances "
+            f"{tuple(env.batch_size)}, got {key!r} of shape {tuple(found.shape)}. Add the "
+            "transform FlattenObservation, or give a policy a memory that makes a vector of it."
+        )
     return found
+
+
+def check_outcome(env: EnvBase) -> None:
+    """Raise a ``ValueError`` if rewards and ends of episodes have not the names and kinds of ours.
+
+    ``"reward"`` is real, ``(*B, 1)``; ``"done"`` and ``"terminated"`` say how an episode ends.
+    """
+    spec = env.full_reward_spec.get("reward", None)
+    shape = (*env.batch_size, 1)
+    if spec is None or tuple(spec.shape) != shape or not spec.dtype.is_floating_point:
+        found = [
+            f"{key!r} ({s.dtype}, {tuple(s.shape)})" for key, s in _leaves(env.full_reward_spec)
+        ]
+        raise ValueError(
+            f"The environment must have one real 'reward' of shape {shape}, got "
+            f"{', '.join(found)}. Give it that name by RenameTransform, or make it real by "
+            "DTypeCastTransform."
+        )
+    ends = [key for key, _ in _leaves(env.full_done_spec)]
+    if missing := [key for key in ("done", "terminated") if key not in ends]:
+        raise ValueError(
+            f"The environment must say {' and '.join(map(repr, missing))} of episodes, got "
+            f"{', '.join(map(repr, ends))}; leave out the transform that renames them."
+        )
+
+
+def _leaves(spec: Any) -> list[tuple[Any, Any]]:
+    return list(spec.items(include_nested=True, leaves_only=True))
 
 
 def plain(env: Any) -> Any:

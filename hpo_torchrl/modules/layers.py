@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ValueOperator
 
+from hpo_torchrl.core.categorical import action_sizes
 from hpo_torchrl.core.checks import check_choice, check_sizes, checked
 from hpo_torchrl.core.data import Key
 from hpo_torchrl.core.wrappers import plain, spec_of
@@ -243,9 +244,8 @@ def make_q_network(
         >>> make_q_network(env)(data)["action_value"].shape
         torch.Size([4, 2])
     """
-    spec = env.observation_spec["observation"]
-    dimension = env.full_action_spec["action", "continuous"].shape[-1]
-    num_discrete = env.full_action_spec["action", "discrete"].space.n
+    spec = spec_of(env, "observation", "observation")
+    num_discrete, dimension, _ = action_sizes(env)
     place: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype}
     found = scales_of(env) if find_scales else None
     unit = getattr(plain(env), "action_scale", None) if found is None else found.action

@@ -283,16 +283,18 @@ class AdvantageLoss(LossModule):
         compared with those that the next ones start from, along the first axis and the last.
         """
         wrong = data.ndim == 0 or "time" in data.names[:-1]
-        if data.ndim > 1 and data.names[-1] is None and self.critic_network is not None:
+        if data.ndim > 0 and data.names[-1] is None and self.critic_network is not None:
             key = self.critic_network.in_keys[0]
             self.entry(data, ("next", key), self.entry(data, key).shape[data.ndim :])
             end = ("next", self.tensor_keys.done)
-            wrong |= follows(data, key, end, 0) and not follows(data, key, end, data.ndim - 1)
+            known = data.ndim == 1 or follows(data, key, end, 0)
+            wrong |= known and not follows(data, key, end, data.ndim - 1)
         if wrong:
             raise ValueError(
                 f"{type(self).__name__} needs data of shape (*B, T), with the time axis last, got "
                 f"{tuple(data.shape)} without time there; stack steps by torch.stack(steps, -1), "
-                "or move the axis with data.permute(...)."
+                "or move the axis with data.permute(...). Single steps, as a replay buffer "
+                "returns them, need their advantages: store loss.advantages(batch)."
             )
 
     def advantage(self, data: TensorDictBase) -> Tensor:
