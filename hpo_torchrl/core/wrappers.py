@@ -38,6 +38,32 @@ def spec_of(env: EnvBase, name: str, key: Any) -> Any:
     return found
 
 
+def check_action_kept(env: EnvBase) -> None:
+    """Raise a ``ValueError`` if a transform changes the continuous action that attributes describe.
+
+    Specs are cut where a range has no end, so that a policy takes bounds and unit from attributes.
+    """
+    base, key = plain(env), ("action", "continuous")
+    while isinstance(base, TransformedEnv):
+        base = base.base_env
+    if getattr(base, "continuous_bounds", None) is None:  # the spec says it all
+        return
+    now, was = (one.full_action_spec[key].space for one in (env, base))
+    size = was.low.shape[-1]
+    if all(
+        torch.equal(end.reshape(-1, size)[0], own.reshape(-1, size)[0])
+        for end, own in ((now.low, was.low), (now.high, was.high))
+    ):
+        return
+    parts = [part for part in env.modules() if isinstance(part, Transform)]
+    names = sorted({type(part).__name__ for part in parts if key in (part.in_keys_inv or ())})
+    raise ValueError(
+        f"{' and '.join(names) or 'A transform'} changes {key}, so that continuous_bounds and "
+        f"action_scale of {type(base).__name__} no longer hold: leave it out, for a policy knows "
+        "bounds and units by itself; or build the HybridNetwork for the new action yourself."
+    )
+
+
 def check_outcome(env: EnvBase) -> None:
     """Raise a ``ValueError`` if rewards and ends of episodes have not the names and kinds of ours.
 

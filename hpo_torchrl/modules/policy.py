@@ -18,7 +18,7 @@ from hpo_torchrl.core.categorical import ACTION_MASK, action_sizes
 from hpo_torchrl.core.checks import checked
 from hpo_torchrl.core.data import Key
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.core.wrappers import plain, spec_of
+from hpo_torchrl.core.wrappers import check_action_kept, plain, spec_of
 from hpo_torchrl.modules.continuous import ContinuousDistribution
 from hpo_torchrl.modules.network import HybridNetwork
 from hpo_torchrl.modules.sampler import HybridAction, HybridParameters, HybridSampler
@@ -172,6 +172,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             raise TypeError(f"network must be a module or a callable, got {network!r}.")
         if not isinstance(network, nn.Module):
             number, dimension, heads = action_sizes(env)
+            check_action_kept(env)
             source, found = plain(env), scales_of(env) if find_scales else None
             scale = getattr(source, "action_scale", None)
             continuous = env.full_action_spec["action", "continuous"]
@@ -388,7 +389,13 @@ def _read(env: EnvBase, key: Key | None, memory: TensorDictModuleBase | None) ->
             "Compose(InitTracker(), memory.make_tensordict_primer()))."
         )
     with torch.no_grad():
-        return memory(env.observation_spec.zero()).get(key)
+        seen = memory(env.observation_spec.zero()).get(key)
+    if seen.ndim != len(env.batch_size) + 1:
+        raise ValueError(
+            f"The memory {type(memory).__name__} must make a vector for each of the instances "
+            f"{tuple(env.batch_size)}, got {key!r} of shape {tuple(seen.shape)}."
+        )
+    return seen
 
 
 def _bounds(spec: Any) -> tuple[Any, Any]:
