@@ -82,7 +82,8 @@ def hybridize(
             )
         breakpoints, gaps = env.breakpoints(), [*env.gaps(), *gaps]
     if isinstance(env, DifferentiableEnv):
-        bounds, n, dtype = env.continuous_bounds, env.continuous_dim, env.float_dtype
+        bounds: Sequence[Any] = env.continuous_bounds
+        n, dtype = env.continuous_dim, env.float_dtype
     else:
         bounds, n, dtype = _box(env)
     per_item = getattr(env, "cut_per_item", False) if per_item is None else per_item
@@ -90,7 +91,7 @@ def hybridize(
     if intervals is not None:
         cut = Pieces.listed(intervals).without(gaps)
     else:
-        cut = _cut(breakpoints or (), gaps, bounds, n, per_item)
+        cut = _cut(breakpoints or (), list(gaps), bounds, n, per_item)
     pieces = ActionPieces(
         cut,
         n,
@@ -232,7 +233,7 @@ class PiecewiseAction(Transform):
 
 
 def _cut(
-    breakpoints: Sequence[Any], gaps: Sequence[Gap], bounds: Sequence[Any], n: int, per_item: bool
+    breakpoints: Iterable[Any], gaps: Sequence[Gap], bounds: Sequence[Any], n: int, per_item: bool
 ) -> Pieces | list[Pieces]:
     """Cut a range at breakpoints, or that of each coordinate at those within it.
 
@@ -254,11 +255,10 @@ def _cut(
             "hybridize cuts the sum over coordinates, which needs the same bounds for all of them, "
             f"got {ranges}; cut each coordinate by itself (per_item=True), or rescale the action."
         )
-    points = [
-        Breakpoint(*p) if isinstance(p, (tuple, list)) else Breakpoint(p) for p in breakpoints
-    ]
-    for point in points:
-        check_float("a breakpoint", point.at)
+    points = []
+    for entry in breakpoints:
+        point = Breakpoint(*entry) if isinstance(entry, (tuple, list)) else Breakpoint(entry)
+        points.append(point._replace(at=check_float("a breakpoint", point.at)))
     cuts, used = [], set()
     for low, high in ranges:
 
@@ -286,9 +286,7 @@ def _box(env: EnvBase) -> tuple[Sequence[Any], int, torch.dtype]:
     if not isinstance(spec, Bounded):
         return (None, None), size, spec.dtype
     low, high = (end.reshape(-1, size) for end in (spec.space.low, spec.space.high))
-    if not (
-        torch.equal(low, low[:1].expand_as(low)) and torch.equal(high, high[:1].expand_as(high))
-    ):
+    if bool(((low != low[:1]) | (high != high[:1])).any()):
         raise ValueError(
             "hybridize needs the same bounds for every instance of the batch; rescale the action."
         )
