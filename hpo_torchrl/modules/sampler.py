@@ -102,6 +102,20 @@ class HybridSampler(ProbabilisticTensorDictModule):
         """Whether actions are sampled now, given ``set_exploration_type`` and the default."""
         return (interaction_type() or self.default_interaction_type) is InteractionType.RANDOM
 
+    def get_dist(self, tensordict: TensorDictBase) -> HybridDistribution:
+        """Return the distribution whose parameters are in a tensordict.
+
+        Raises:
+            KeyError: they are not; the message says how they get there.
+        """
+        if missing := [key for key in self.in_keys if tensordict.get(key, None) is None]:
+            raise KeyError(
+                f"A hybrid distribution needs {', '.join(map(repr, missing))}, which the data do "
+                "not hold: the rollouts and collectors of this library leave them out. Add them by "
+                "policy[:-1](data) before the policy changes, or collect by TorchRL's Collector."
+            )
+        return super().get_dist(tensordict)
+
     def act(self, dist: HybridDistribution) -> HybridAction:
         """Sample an action of a distribution, and score it."""
         noise = dist.sample_noise((), self.randomness) if self.acts_randomly else None

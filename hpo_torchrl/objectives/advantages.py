@@ -205,8 +205,8 @@ class AdvantageLoss(LossModule):
         gamma = self.value_estimator.gamma
         if isinstance(gamma, Tensor) and vmapped(gamma):
             raise RuntimeError(
-                f"{type(self).__name__} has one discount: leave buffers out of vmap, such as gamma "
-                "of the value estimator, and map over parameters (loss.actor_network_params)."
+                f"{type(self).__name__} has one discount: leave buffers such as gamma out of vmap, "
+                "and map over TensorDict.from_module(loss).select('actor_network_params')."
             )
         return float(gamma)
 
