@@ -644,6 +644,7 @@ def test_losses_side_by_side_by_vmap():
         assert torch.allclose(found, torch.stack([value(one) for one in members.unbind(0)]))
         assert found[0] != found[1]
     loss = HPOLoss(policy, critic)
+    loss.make_value_estimator(gamma=0.99)
     everything = torch.stack([TensorDict.from_module(loss).data] * 2)
 
     def with_buffers(own):
