@@ -108,7 +108,8 @@ class HybridSampler(ProbabilisticTensorDictModule):
         Raises:
             KeyError: they are not; the message says how they get there.
         """
-        if missing := [key for key in self.in_keys if tensordict.get(key, None) is None]:
+        needed = ("logits", "loc")  # a network may leave out a scale
+        if missing := [key for key in needed if tensordict.get(key, None) is None]:
             raise KeyError(
                 f"A hybrid distribution needs {', '.join(map(repr, missing))}, which the data do "
                 "not hold: the rollouts and collectors of this library leave them out. Add them by "

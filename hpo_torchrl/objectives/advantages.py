@@ -20,7 +20,6 @@ from hpo_torchrl.core.checks import check_choice, check_finite, check_float
 from hpo_torchrl.core.data import entry
 from hpo_torchrl.core.finite import vmapped
 from hpo_torchrl.core.rolled import discount_of
-from hpo_torchrl.modules.sampling import HybridDistribution
 
 _ESTIMATORS = ("TD0", "TD1", "TDLambda", "GAE")
 
@@ -33,9 +32,8 @@ def check_actor(actor: ProbabilisticTensorDictSequential, owner: str) -> None:
         owner: who asks, for messages.
     """
     kind = getattr(actor[-1], "distribution_class", None)
-    if not isinstance(kind, type) or issubclass(kind, HybridDistribution):
-        return
-    if not hasattr(kind, "logits"):
+    scores = any(hasattr(kind, name) for name in ("num_discrete", "logits"))
+    if isinstance(kind, type) and not scores:
         raise TypeError(
             f"{owner} scores the discrete choice of a HybridDistribution, got an actor_network "
             f"with a {kind.__name__}, which has no logits and samples its continuous action "
