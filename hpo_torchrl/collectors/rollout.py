@@ -93,7 +93,6 @@ class Rollout(Engine):
         check_annotated(Rollout, vars(self))
         if not callable(policy):
             raise TypeError(f"policy must be a module or function, got {shown(policy)}.")
-        check_outcome(env)
         check_float("discount", self.discount, minimum=0.0, maximum=1.0, strict=True)
         check_choice("route", self.route, ("auto", "functional", "general"))
         asked = {
@@ -113,6 +112,7 @@ class Rollout(Engine):
                     f"{name} needs episodes that end at the horizon, but {type(env).__name__} has "
                     "an advance of its own, which may end them; leave it out."
                 )
+        check_outcome(env)
         if self.checkpoint_steps is not None:
             check_int("checkpoint_steps", self.checkpoint_steps, minimum=1)
         self.make_step = policy_step
