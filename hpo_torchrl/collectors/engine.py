@@ -23,7 +23,7 @@ from hpo_torchrl.collectors.inputs import (
 from hpo_torchrl.core.categorical import ACTION_KEYS, unsqueeze_like
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.rolled import check_unused
-from hpo_torchrl.core.wrappers import renew
+from hpo_torchrl.core.wrappers import renew, transforms_of
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import HybridDraw, Noise, check_mask
@@ -160,23 +160,21 @@ class Engine:
             sample = policy.sampler()
         steps: list[TensorDictBase] = []
         rows = []
-        with_graph, discounted = (
-            torch.is_grad_enabled(),
-            partial(_discounted, discount=self.discount),
-        )
+        with_graph, parts = torch.is_grad_enabled(), transforms_of(env)
+        discounted = partial(_discounted, discount=self.discount)
         if with_graph:
             check_keeps_graph(env)
-        renew(env, Tensor.detach, attached=True)
+        renew(parts, Tensor.detach, attached=True)
         try:
             for own in steps_of(drawn, num_steps):
                 if steps:
                     if with_graph:
-                        renew(env, discounted)
+                        renew(parts, discounted)
                     carried = env.maybe_reset(env.step_mdp(steps[-1]))
                     if self.discount != 1.0:
                         carried = carried.apply(discounted)
                 if with_graph:
-                    renew(env, torch.clone)  # a reset has written to it
+                    renew(parts, torch.clone)  # a reset has written to it
                 if sample is None:
                     carried = policy(carried)
                 else:
@@ -191,7 +189,7 @@ class Engine:
         finally:
             if isinstance(env, DifferentiableEnv):
                 env.load_noise(None)  # a failed rollout leaves none of its noise to the next one
-            renew(env, Tensor.detach, attached=True)
+            renew(parts, Tensor.detach, attached=True)
         time = len(env.batch_size)
         rollout = LazyStackedTensorDict.maybe_dense_stack(steps, time)
         rollout = rollout.exclude("logits", "loc", "scale")

@@ -16,7 +16,7 @@ from torchrl.envs import EnvBase
 
 from hpo_torchrl.core.checks import shown
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.core.wrappers import batched, remembered
+from hpo_torchrl.core.wrappers import batched, remembered, transforms_of
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import Noise
@@ -152,7 +152,7 @@ def check_keeps_graph(env: EnvBase) -> None:
             "steps its members in other processes or in memory of its own, which no gradient "
             "passes. Make one environment with batch_size=..., or ReplicatedEnv."
         )
-    for _, name, tensors in remembered(env):
+    for _, name, tensors in remembered(transforms_of(env)):
         if any(tensor.is_shared() for tensor in tensors):
             raise TypeError(
                 f"A transform of the environment keeps {name!r} in memory that it shares with "

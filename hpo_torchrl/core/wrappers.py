@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def check_action_kept(env: EnvBase) -> None:
         for end, own in ((now.low, was.low), (now.high, was.high))
     ):
         return
-    parts = [part for part in env.modules() if isinstance(part, Transform)]
+    parts = transforms_of(env)
     names = sorted({type(part).__name__ for part in parts if key in (part.in_keys_inv or ())})
     raise ValueError(
         f"{' and '.join(names) or 'A transform'} changes {key}, so that continuous_bounds and "
@@ -72,9 +72,8 @@ def check_outcome(env: EnvBase) -> None:
     spec = env.full_reward_spec.get("reward", None)
     shape = (*env.batch_size, 1)
     if spec is None or tuple(spec.shape) != shape or not spec.dtype.is_floating_point:
-        found = [
-            f"{key!r} ({s.dtype}, {tuple(s.shape)})" for key, s in _leaves(env.full_reward_spec)
-        ]
+        pairs = _leaves(env.full_reward_spec)
+        found = [f"{key!r} ({one.dtype}, {tuple(one.shape)})" for key, one in pairs]
         raise ValueError(
             f"The environment must have one real 'reward' of shape {shape}, got "
             f"{', '.join(found)}. Give it that name by RenameTransform, or make it real by "
@@ -104,22 +103,26 @@ def plain(env: Any) -> Any:
         return several.create_env_fn[0](**several.create_env_kwargs[0])
 
 
-def remembered(env: EnvBase) -> Iterator[tuple[dict[str, Any], str, list[Tensor]]]:
+def transforms_of(env: EnvBase) -> list[Transform]:
+    """Return all transforms of an environment and of those within it."""
+    return [part for part in env.modules() if isinstance(part, Transform)]
+
+
+def remembered(parts: Iterable[Transform]) -> Iterator[tuple[dict[str, Any], str, list[Tensor]]]:
     """Yield where transforms keep real numbers from step to step: the dict, the name, the tensors.
 
     They are buffers (``CatFrames``) or attributes (the statistics of ``VecNormV2``). What is a leaf
     that requires a gradient is a parameter.
     """
-    for part in env.modules():
-        if not isinstance(part, Transform):
-            continue
+    for part in parts:
         for place in (part._buffers, vars(part)):
             for name, value in place.items():
-                if isinstance(value, TensorDictBase):
+                if isinstance(value, Tensor) and not torch.nn.parameter.is_lazy(value):
+                    tensors = [value]
+                elif isinstance(value, TensorDictBase):
                     tensors = list(value.values(True, True))
                 else:
-                    lazy = torch.nn.parameter.is_lazy(value)
-                    tensors = [value] if isinstance(value, Tensor) and not lazy else []
+                    continue
                 if any(_is_state(tensor) for tensor in tensors):
                     yield place, name, tensors
 
@@ -128,18 +131,20 @@ def _is_state(value: Tensor) -> bool:
     return value.is_floating_point() and (value.grad_fn is not None or not value.requires_grad)
 
 
-def renew(env: EnvBase, change: Callable[[Tensor], Tensor], attached: bool = False) -> None:
+def renew(
+    parts: Iterable[Transform], change: Callable[[Tensor], Tensor], attached: bool = False
+) -> None:
     """Put changed copies in the place of what transforms remember.
 
     Transforms write to it in place. A copy for each step leaves those of the steps before as the
     graph has saved them.
 
     Args:
-        env: the environment.
+        parts: the transforms.
         change: makes the new tensor of an old one.
         attached: leave out what has no graph, which other processes may share.
     """
-    for place, name, tensors in list(remembered(env)):
+    for place, name, tensors in list(remembered(parts)):
         if attached and all(tensor.grad_fn is None for tensor in tensors):
             continue
         value = place[name]
