@@ -69,10 +69,13 @@ class PassLearner(Learner):
         seeds: tuple[Any, ...] = ()
         if self.num_seeds is not None:
             seeds = (torch.arange(self.num_seeds, device=data.device).unsqueeze(-1),)
-        data = data.reshape(*map(len, seeds), -1)
+        # A memory reads whole sequences.
+        time = () if self.policy.memory is None else (data.shape[-1],)
+        data = data.reshape(*map(len, seeds), -1, *time)
         # All orders are drawn beforehand: stopping early leaves no trace in the random numbers.
         orders = [
-            self.randomness.permutation(data.shape[-1], data.device) for _ in range(self.epochs)
+            self.randomness.permutation(data.shape[len(seeds)], data.device)
+            for _ in range(self.epochs)
         ]
         known = dict(metrics)
         known["epochs"] = torch.zeros_like(known["kl"], dtype=torch.int64)
@@ -221,12 +224,12 @@ class PPOLoss(HybridLossModule):
             dist = self.clipped.dist
             spread = dist.entropy() - dist.entropy_discrete()
             terms["loss_entropy"] = terms["loss_entropy"] - self.scale_entropy_coeff * spread
-        log_ratio = self.clipped.log_ratio
+        log_ratio = self.clipped.log_ratio.flatten(0 if self.num_seeds is None else 1)
         effective = 2 * log_ratio.logsumexp(-1) - (2 * log_ratio).logsumexp(-1)
         beyond = (log_ratio.exp() - 1.0).abs() > self.clip_epsilon
         metrics |= {
-            "kl_approx": -self.mean(log_ratio, data),
-            "clip_fraction": self.mean(beyond.to(log_ratio.dtype), data),
+            "kl_approx": -self.mean(log_ratio.reshape(data.shape), data),
+            "clip_fraction": self.mean(beyond.to(log_ratio.dtype).reshape(data.shape), data),
             "ESS": effective.exp() / log_ratio.shape[-1],
         }
         return self.reduce(terms, metrics, data)

@@ -19,7 +19,7 @@ from hpo_torchrl.collectors.inputs import check_keeps_graph
 from hpo_torchrl.collectors.rollout import Rollout
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int, shown
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.core.wrappers import batched
+from hpo_torchrl.core.wrappers import batched, check_outcome
 from hpo_torchrl.modules import HybridPolicy
 
 # What is kept of the instances between two batches.
@@ -176,6 +176,8 @@ class DifferentiableCollector(_BatchCollector):
         [(torch.Size([4, 10]), True), (torch.Size([4, 10]), True)]
     """
 
+    init_random_frames = 0  # TorchRL's trainer asks for it: every batch is the policy's
+
     total_frames: int = -1
     explore_fraction: float = 0.0
     exploration_type: ExplorationType = ExplorationType.RANDOM
@@ -239,6 +241,13 @@ class DifferentiableCollector(_BatchCollector):
         first = (what * number).long()
         return found.set("first", first.where(who < self.explore_fraction, -1))
 
+    def set_seed(self, seed: int, static_seed: bool = False) -> int:
+        """Seed the environment, as TorchRL's collectors do; return the next seed."""
+        return self.env.set_seed(seed, static_seed=static_seed)
+
+    def update_policy_weights_(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: TorchRL calls it where workers have copies of the policy."""
+
     def compile_seconds(self) -> float:
         """Return the time spent on compiling since this was last asked."""
         before, self._compile_seconds = self._compile_seconds, self.engine.compile_seconds
@@ -290,6 +299,7 @@ class SampleCollector(_BatchCollector):
         super().__post_init__()
         if not isinstance(self.policy, HybridPolicy):
             raise TypeError(f"policy must be a HybridPolicy, got {shown(self.policy)}.")
+        check_outcome(self.env)
         self.policy.randomness = self.randomness
         self._collector = Collector(
             self.env,

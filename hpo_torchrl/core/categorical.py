@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torchrl.data import Categorical
 from torchrl.envs import EnvBase
 
 # Entry that says which discrete actions may be chosen; TorchRL's own name for it.
 ACTION_MASK = "action_mask"
+ACTION_KEYS = (("action", "discrete"), ("action", "continuous"))
 
 
 class BranchBounds(NamedTuple):
@@ -27,11 +29,28 @@ class BranchBounds(NamedTuple):
 
 
 def action_sizes(env: EnvBase) -> tuple[int, int, int | None]:
-    """Return the numbers of discrete actions, of coordinates and, if there are any, of heads."""
-    discrete = env.full_action_spec["action", "discrete"]
-    continuous = env.full_action_spec["action", "continuous"].shape
-    heads = discrete.shape[len(continuous) - 1 :]
-    return int(discrete.space.n), continuous[-1], heads[0] if heads else None
+    """Return the numbers of discrete actions, of coordinates and, if there are any, of heads.
+
+    Raises:
+        ValueError: the actions of the environment are no hybrid ones of those names and kinds.
+    """
+    spec = env.full_action_spec
+    discrete, continuous = (spec.get(key, None) for key in ACTION_KEYS)
+    kinds = isinstance(discrete, Categorical) and getattr(continuous, "dtype", None)
+    if not (kinds and kinds.is_floating_point and continuous.shape[-1] > 0):
+        found = [f"{key!r} ({_kind(spec[key])})" for key in spec.keys(True, True)]
+        raise ValueError(
+            "The environment must have the actions ('action', 'discrete'), a Categorical, and "
+            f"('action', 'continuous'), real, alike in all of its members, got {', '.join(found)}. "
+            "Give others these names by RenameTransform([], [], [old, ...], [new, ...]), and leave "
+            "out transforms that change their kind."
+        )
+    heads = discrete.shape[len(continuous.shape) - 1 :]
+    return int(discrete.space.n), continuous.shape[-1], heads[0] if heads else None
+
+
+def _kind(spec: Any) -> str:
+    return f"{type(spec).__name__} {tuple(spec.shape)}"
 
 
 def entropy_of(logits: Tensor) -> Tensor:
