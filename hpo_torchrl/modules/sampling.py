@@ -233,16 +233,26 @@ class HybridDistribution(Distribution):
         return _action(self.draw(self.sample_noise(sample_shape)))
 
     def sample_noise(
-        self, sample_shape: Sequence[int] = (), randomness: Randomness | None = None
+        self,
+        sample_shape: Sequence[int] = (),
+        randomness: Randomness | None = None,
+        axis: int = 0,
     ) -> Noise:
-        """Draw the random numbers of a sample; from torch's global generator by default."""
+        """Draw the random numbers of a sample; from torch's global generator by default.
+
+        Args:
+            sample_shape: shape before that of the distribution.
+            randomness: where they come from.
+            axis: see :meth:`Randomness.fill`.
+        """
         randomness = randomness or Randomness()
         place: dict[str, Any] = {"dtype": self.loc.dtype, "device": self.loc.device}
-        logs = randomness.draw("exponential", (*sample_shape, *self.logits.shape), **place).log_()
+        logs = torch.empty((*sample_shape, *self.logits.shape), **place)
+        logs = randomness.fill("exponential", logs, axis).log_()
         if self.scale is None:
             return Noise(logs)
         own = torch.empty((*sample_shape, *self.batch_shape, *self.event_shape), **place)
-        return Noise(logs, randomness.fill(self.distribution.noise, own))
+        return Noise(logs, randomness.fill(self.distribution.noise, own, axis))
 
     def draw(self, noise: Noise | None) -> HybridDraw:
         """Sample with given random numbers, on plain tensors; see :func:`draw`."""

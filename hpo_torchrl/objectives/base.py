@@ -10,6 +10,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torchrl.objectives import distance_loss
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.categorical import entropy_of, over_heads, unsqueeze_like
 from hpo_torchrl.core.checks import check_choice, check_float, checked
 from hpo_torchrl.objectives.advantages import AdvantageLoss
@@ -24,6 +25,9 @@ class HybridLossModule(AdvantageLoss):
     A policy of S seeds (``policy.num_seeds``) takes data ``(S, *B, T)``. Every mean and every
     deviation is then one seed's own: a reduced term is ``(S,)``, and the sum over the seeds has for
     each of them the gradient of its loss alone.
+
+    Where ranks share a training, :meth:`mean` and the reduced terms are those of the data of all
+    ranks; a gradient is that of this rank's data, and :class:`Optimization` sums them.
 
     Args:
         actor_network: a :class:`HybridPolicy`, or any module whose ``get_dist`` returns a
@@ -217,13 +221,15 @@ class HybridLossModule(AdvantageLoss):
         return self._reduced(value, data, "mean")
 
     def _reduced(self, value: Tensor, data: TensorDictBase, reduction: str) -> Tensor:
-        if self.num_seeds is None or reduction == "none":
+        single = self.num_seeds is None
+        if reduction == "none" or (single and not ranks.active()):
             return self._reduce_loss(value, data, reduction=reduction)
         # Masked steps are 0 here, in the values as in the count of those that are not.
-        total, count = (
-            self._reduce_loss(each, data, reduction="none").flatten(1).sum(1)
+        sums = [
+            self._reduce_loss(each, data, reduction="none").flatten(0 if single else 1).sum(-1)
             for each in (value, torch.ones_like(value))
-        )
+        ]
+        total, count = ranks.total(torch.stack(sums))
         return total / count.clamp_min(1) if reduction == "mean" else total
 
     def _variance(self, value: Tensor, data: TensorDictBase) -> Tensor:
