@@ -292,7 +292,7 @@ def from_main(function: Callable[[], Answer]) -> Answer:
     if isinstance(said, ValueError):
         raise _common(said)
     if said is not None:
-        raise OtherRankError(f"Rank 0 failed: {said}")
+        raise _common(OtherRankError(f"Rank 0 failed: {said}"))
     return answer
 
 
@@ -315,13 +315,21 @@ def agreeing() -> Iterator[None]:
         raise _common(failure or next(error for error in found if error is not None))
 
 
-def in_common(error: BaseException | None) -> bool:
+def in_common(error: BaseException) -> bool:
     """Whether every rank has met an error, so that it may be caught."""
-    while error is not None and active():
-        if getattr(error, "of_all_ranks", False):
-            return True
-        error = error.__cause__
-    return not active()
+    return not active() or _marked(error)
+
+
+def launched_as() -> int:
+    """Return the number of this process among those that were started together, 0 without any."""
+    return int(os.environ["RANK"]) if _number() > 1 and "RANK" in os.environ else 0
+
+
+def told_by_main(error: BaseException) -> bool:
+    """Whether this process need not tell of an error, because rank 0 does."""
+    if launched_as() == 0:
+        return False
+    return isinstance(error, KeyboardInterrupt) or _marked(error)
 
 
 def check_same(what: str, value: Any) -> None:
@@ -335,6 +343,12 @@ def check_same(what: str, value: Any) -> None:
                     f"Ranks share one training, so {what} must be the same in all, got "
                     f"{shown(found[0])} in rank 0 and {shown(its)} in rank {other}."
                 )
+
+
+def _marked(error: BaseException | None) -> bool:
+    while error is not None and not getattr(error, "of_all_ranks", False):
+        error = error.__cause__
+    return error is not None
 
 
 def _common(error: Exception) -> Exception:

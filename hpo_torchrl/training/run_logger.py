@@ -13,6 +13,7 @@ from typing import Any
 
 from torchrl.record.loggers import Logger, get_logger
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import check_choice
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError, replace, writing
 
@@ -42,6 +43,7 @@ class RunLogger:
         self._backend: Logger | None = None
         if backend is not None:
             check_choice("logger.backend", backend, BACKENDS)
+        if backend is not None and ranks.main():
             try:
                 self._backend = get_logger(backend, str(run_dir), "logger")
             except ImportError as error:
@@ -62,6 +64,8 @@ class RunLogger:
         except (TypeError, ValueError) as error:
             raise TypeError(f"metrics.csv takes numbers, got {row!r} of a callback.") from error
         self.rows.append(row)
+        if not ranks.main():
+            return
         path = self.folder.metrics
         whole = path.exists() and path.stat().st_size == self._size
         if not whole and len(self.rows) > 1:
