@@ -190,12 +190,13 @@ class Learner(Algorithm):
             ValueError: ranks cannot share this training, or disagree about it.
         """
         name = type(self).__name__
-        if not self.trains_in_ranks or self.num_seeds is not None:
-            what = f"{name}" if self.num_seeds is None else f"several seeds at once ({self.seeds})"
-            raise ValueError(
-                f"Ranks share a training of HPO, PPO, GumbelSoftmax or Pathwise of one seed, got "
-                f"{what}; train it in one process."
-            )
+        with ranks.agreeing():
+            RankEnv.check(self.env)
+            if not self.trains_in_ranks or self.num_seeds is not None:
+                raise ValueError(
+                    "Ranks share a training of HPO, PPO, GumbelSoftmax or Pathwise of one seed, "
+                    f"got {name} with seed={self.seed}; train it in one process."
+                )
         own = {known.name: getattr(self, known.name) for known in fields(self) if known.init}
         plain_ones = {key: value for key, value in own.items() if key not in (*_NETWORKS, "loss")}
         ranks.check_same(f"the settings of {name}", repr(plain_ones))

@@ -274,8 +274,7 @@ class RewardScaler(nn.Module):
         self.weight.mul_(self.decay).add_(1.0 - self.decay)
         share = (1.0 - self.decay) / self.weight
         if ranks.active():
-            mean = ranks.mean(rows)
-            spread = ranks.mean((rows - mean) ** 2)
+            _, mean, spread = ranks.moments(rows)
         else:
             mean, spread = rows.mean(-1), rows.var(-1, correction=0)
         shift = mean - self.mean

@@ -227,7 +227,6 @@ class PPOLoss(HybridLossModule):
             normalize_advantage_exclude_dims=() if self.num_seeds is None else (0,),
             reduction="none",
         )
-        self.clipped.shared_mean = self.mean
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute the terms on detached data that hold advantages, ``(N,)`` or ``(S, N)``."""
@@ -252,29 +251,22 @@ class PPOLoss(HybridLossModule):
 
 
 class _ClippedRatio(ClipPPOLoss):
-    """``ClipPPOLoss`` that remembers its distribution and ratio, whose means it only reports.
-
-    Attributes:
-        shared_mean: the mean over the steps of all ranks that share the data.
-    """
+    """``ClipPPOLoss`` that remembers its distribution and ratio, whose means it only reports."""
 
     dist: Any
     log_ratio: Tensor
-    shared_mean: Any
 
     def _maybe_normalize_advantage(
         self, advantage: Tensor, tensordict: TensorDictBase, **how: Any
     ) -> Tensor:
         if not ranks.active():
             return super()._maybe_normalize_advantage(advantage, tensordict, **how)
-        # TorchRL's own, a single one as it is, by moments of the whole minibatch.
-        value, one = advantage.squeeze(-1), torch.ones(tensordict.shape, device=advantage.device)
-        number = ranks.total(self._reduce_loss(one, tensordict, reduction="none").sum())
+        # As TorchRL does it, a single one as it is, by the moments of the whole minibatch.
+        counts = self._reduce_loss(torch.ones_like(advantage), tensordict, reduction="none")
+        number, mean, variance = ranks.moments(advantage, counts)
         if number < 2:
             return advantage
-        mean = self.shared_mean(value, tensordict)
-        variance = self.shared_mean((value - mean) ** 2, tensordict) * number / (number - 1)
-        return (advantage - mean) / variance.sqrt().clamp_min(1e-6)
+        return (advantage - mean) / (variance * number / (number - 1)).sqrt().clamp_min(1e-6)
 
     def _log_weight(self, tensordict: TensorDictBase, adv_shape: torch.Size) -> Any:
         found = super()._log_weight(tensordict, adv_shape)

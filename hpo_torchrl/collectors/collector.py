@@ -32,7 +32,8 @@ class _BatchCollector:
     """The arguments, restarts and state that both collectors share.
 
     Attributes:
-        frames: environment steps so far, of all ranks, to which an algorithm adds those that it simulates itself.
+        frames: environment steps so far, of all ranks, to which an algorithm adds those that it
+            simulates itself.
         carried: the running instances, in which the next batch starts; ``None`` before the first.
         explorers: the states in which some start it instead, and their ``"first"`` actions.
         forced: which instances began the last batch by such an action, bool ``(*B,)``.

@@ -226,6 +226,26 @@ def mean(value: Tensor) -> Tensor:
     return (sums[0] / sums[1]).to(value.dtype)
 
 
+def moments(value: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the number of all ranks' entries, their mean and their population variance.
+
+    The variance is that of the ranks' own variances and means, which rounds little.
+
+    Args:
+        value: this rank's entries, without a graph.
+        counts: which of them count, 1 or 0; ``None`` is all.
+    """
+    weight = torch.ones_like(value) if counts is None else counts
+    number = weight.sum()
+    own = (value * weight).sum() / number.clamp_min(1)
+    known = torch.stack([number, own, ((value - own) ** 2 * weight).sum()])
+    parts = gathered(known.unsqueeze(0), size()) if active() else known.unsqueeze(0)
+    numbers, means, squares = parts.unbind(-1)
+    number = numbers.sum()
+    mean = (numbers * means).sum() / number
+    return number, mean, (squares + numbers * (means - mean) ** 2).sum() / number
+
+
 def count(number: int) -> int:
     """Return the sum of a number over the ranks."""
     return int(_summed(torch.tensor(number))) if active() else number
@@ -276,12 +296,12 @@ def from_main(function: Callable[[], Answer]) -> Answer:
     if not active():
         return function()
     answer: Any = None
-    failure: Exception | None = None
+    failure: BaseException | None = None
     if main():
         try:
             with alone():
                 answer = function()
-        except Exception as error:
+        except BaseException as error:  # an interrupt too: others would wait
             failure = error
         said = failure if isinstance(failure, ValueError) else failure and first_line(failure)
         _broadcast((answer, said))
@@ -298,14 +318,14 @@ def from_main(function: Callable[[], Answer]) -> Answer:
 
 @contextmanager
 def agreeing() -> Iterator[None]:
-    """Let a ``ValueError`` of one rank, raised in the block, be one of every rank.
+    """Let a ``ValueError`` or ``TypeError`` of one rank, raised in the block, be that of all.
 
     Nothing within the block may exchange anything.
     """
-    failure: ValueError | None = None
+    failure: ValueError | TypeError | None = None
     try:
         yield
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         failure = error
         if not active():
             raise
@@ -351,7 +371,7 @@ def _marked(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _common(error: Exception) -> Exception:
+def _common(error: BaseException) -> BaseException:
     error.of_all_ranks = True  # type: ignore[attr-defined]
     return error
 

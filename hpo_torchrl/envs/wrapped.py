@@ -210,10 +210,19 @@ class RankEnv(WrappedEnv):
         torch.Size([4])
     """
 
-    def __init__(self, env: EnvBase) -> None:
-        if not isinstance(env, DifferentiableEnv) or env.num_seeds is not None:
+    def __init__(self, env: DifferentiableEnv) -> None:
+        rows = self.check(env)
+        super().__init__(env, batch_size=(rows.stop - rows.start, *env.batch_size[1:]))
+        self.rows, self.number = rows, env.batch_size[0]
+        self.rng = env.rng
+        self.rng.set_state(ranks.from_main(self.rng.get_state))
+
+    @staticmethod
+    def check(env: EnvBase) -> slice:
+        """Return this rank's instances of an environment, or raise an error."""
+        if not isinstance(env, DifferentiableEnv):
             raise TypeError(
-                "Ranks share the batch of a DifferentiableEnv of a single seed, got "
+                "Ranks share the batch of a DifferentiableEnv, got a "
                 f"{type(env).__name__}; train it in one process."
             )
         if not env.batch_size:
@@ -221,11 +230,7 @@ class RankEnv(WrappedEnv):
                 f"Ranks share the instances of a batch, but this {type(env).__name__} has "
                 "batch_size=(); give it as many as there are ranks, or more."
             )
-        self.__dict__["number"] = env.batch_size[0]
-        self.__dict__["rows"] = rows = ranks.share(env.batch_size[0])
-        super().__init__(env, batch_size=(rows.stop - rows.start, *env.batch_size[1:]))
-        self.rng = env.rng
-        self.rng.set_state(ranks.from_main(self.rng.get_state))
+        return ranks.share(env.batch_size[0])
 
     def fresh_state(self, over: Tensor | None = None) -> dict[str, Tensor]:
         """Draw the fresh states of all ranks' instances, and return those of this one."""

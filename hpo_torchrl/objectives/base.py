@@ -212,13 +212,24 @@ class HybridLossModule(AdvantageLoss):
                     f"{tuple(term.shape)}. Use log_prob and entropy of HybridLossModule, which sum "
                     "over heads, and advantage, which has no last dimension of 1."
                 )
-        out = {name: self._reduced(term, data, self.reduction) for name, term in terms.items()}
+        out = self._all_reduced(terms, data)
         out |= {name: metric.detach() for name, metric in metrics.items()}
         return TensorDict({key: out[key] for key in self.out_keys})
 
     def mean(self, value: Tensor, data: TensorDictBase) -> Tensor:
         """Return the mean over the steps that count, a scalar or ``(S,)``."""
         return self._reduced(value, data, "mean")
+
+    def _all_reduced(self, terms: Mapping[str, Tensor], data: TensorDictBase) -> dict[str, Tensor]:
+        """Return the terms reduced, of several ranks by one exchange."""
+        if not ranks.active() or self.reduction == "none" or self.num_seeds is not None:
+            return {key: self._reduced(term, data, self.reduction) for key, term in terms.items()}
+        own = [self._reduce_loss(term, data, reduction="none").sum() for term in terms.values()]
+        one = torch.ones(data.shape, dtype=own[0].dtype, device=own[0].device)
+        own.append(self._reduce_loss(one, data, reduction="none").sum())
+        *sums, count = ranks.total(torch.stack(own))
+        divisor = count.clamp_min(1) if self.reduction == "mean" else 1.0
+        return {key: each / divisor for key, each in zip(terms, sums, strict=True)}
 
     def _reduced(self, value: Tensor, data: TensorDictBase, reduction: str) -> Tensor:
         single = self.num_seeds is None
@@ -234,6 +245,9 @@ class HybridLossModule(AdvantageLoss):
 
     def _variance(self, value: Tensor, data: TensorDictBase) -> Tensor:
         """Population variance over the steps that count; 0 for a single one."""
+        if ranks.active():
+            counts = self._reduce_loss(torch.ones_like(value), data, reduction="none")
+            return ranks.moments(value, counts)[2]
         mean = unsqueeze_like(self.mean(value, data), value)
         return self.mean((value - mean) ** 2, data)
 

@@ -74,7 +74,7 @@ class CrossTermWeight(nn.Module):
         """
         single = self.num_seeds is None
         rows = cross.reshape(1 if single else len(cross), -1, cross.shape[-1])
-        first, number = ranks.place(rows.shape[1])
+        begin, number = ranks.place(rows.shape[1])
         if number < 2:
             raise ValueError(
                 "cross_term='adaptive' compares the halves of a batch, got a single rollout; "
@@ -82,8 +82,8 @@ class CrossTermWeight(nn.Module):
             )
         halves = []
         pairs = number // 2
-        rows = rows[:, : 2 * pairs - first]
-        for start in (first % 2, (first + 1) % 2):
+        rows = rows[:, : 2 * pairs - begin]
+        for start in (begin % 2, (begin + 1) % 2):
             half = rows[:, start::2].sum((1, 2)).sum() / (pairs * rows.shape[-1])
             parts = torch.autograd.grad(half, parameters, retain_graph=True, allow_unused=True)
             reached = [part.reshape(len(rows), -1) for part in parts if part is not None]

@@ -169,8 +169,7 @@ class Trainer:
             while self.update < self.num_updates and self.stopped is None:
                 self._one_update()
             summaries = self.each(self.summary(pictures=True))
-            if ranks.active() and self.algorithm.learns:
-                self.algorithm.gather_last_batch()
+            self.algorithm.gather_last_batch()
             self._call("on_train_end", self._shown(summaries))
         except BaseException as error:
             for callback in self.callbacks if ranks.main() else ():
