@@ -9,8 +9,11 @@ import sys
 
 from hpo_torchrl.experiments import commands
 
-_NAMES = {"eval": "evaluate"}
-_COMMANDS = ("train", "eval", "data", "order", "gradients", "report")
+_NAMES = {
+    name: name for name in ("train", "eval", "data", "order", "gradients", "report", "export")
+}
+_NAMES["eval"] = "evaluate"
+_COMMANDS = [name for name, function in _NAMES.items() if hasattr(commands, function)]
 
 
 def main() -> None:
@@ -19,10 +22,10 @@ def main() -> None:
     if name not in _COMMANDS:
         sys.exit(
             f"hpo_torchrl: error: the first argument must be one of {', '.join(_COMMANDS)}, got "
-            f"{name!r}; each is the installed command hpo-{_COMMANDS[0]}, hpo-{_COMMANDS[1]}, ..."
+            f"{name!r}; hpo-train is the first of them, and so on."
         )
     sys.argv[:2] = [f"hpo-{name}"]
-    getattr(commands, _NAMES.get(name, name))()
+    getattr(commands, _NAMES[name])()
 
 
 if __name__ == "__main__":

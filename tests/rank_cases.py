@@ -158,6 +158,8 @@ def outcomes(folder):
         found["several seeds"] = refused(lambda: run(folder / "many", num_seeds=2))
         found["ddpg"] = refused(lambda: hpo(inventory(4), DDPG))
         found["other settings"] = refused(lambda: hpo(inventory(4), seed=ranks.rank()))
+        dear = {"holding_cost": 1.0 + ranks.rank()}
+        found["other problem"] = refused(lambda: hpo(inventory(4, **dear)))
         found["own loss"] = refused(lambda: hpo(inventory(4), GumbelSoftmax, loss=OwnLoss))
         spoilt = hpo(Spoiling(batch_size=4, **EXACT), seed=0)
         found["spoilt"] = refused(spoilt.iterate)

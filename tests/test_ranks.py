@@ -14,7 +14,9 @@ import yaml
 from rank_cases import CASES, SETTINGS, run, trained
 
 from hpo_torchrl import load_run
+from hpo_torchrl.__main__ import main
 from hpo_torchrl.core import ranks
+from hpo_torchrl.experiments import commands
 from hpo_torchrl.training import Checkpoint
 
 HERE = Path(__file__).parent
@@ -124,7 +126,8 @@ def test_only_rank_0_writes(shared):
         ("too many", "2 ranks cannot share a batch of 1"),
         ("several seeds", r"HPO with seed=\[0, 1\]"),
         ("ddpg", "DDPG"),
-        ("other settings", "must be the same in all"),
+        ("other settings", "settings of HPO must be the same in all"),
+        ("other problem", "draws and earns must be the same in all"),
         ("own loss", "OwnLoss takes means of this rank"),
         ("spoilt", "reward"),
     ],
@@ -152,6 +155,17 @@ def test_a_killed_rank_ends_all_with_a_reason(tmp_path):
     assert f"exitcode  : -{signal.SIGKILL:d}" in done.stderr
     assert not (tmp_path / "run" / "summary.json").exists()
     assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_every_command_has_a_name_behind_the_package(monkeypatch):
+    called = []
+    monkeypatch.setattr(commands, "report", lambda: called.append(sys.argv))
+    monkeypatch.setattr(sys, "argv", ["hpo_torchrl", "report", "runs"])
+    main()
+    assert called == [["hpo-report", "runs"]]
+    monkeypatch.setattr(sys, "argv", ["hpo_torchrl", "trian"])
+    with pytest.raises(SystemExit, match="one of train, eval, .* got 'trian'"):
+        main()
 
 
 @pytest.mark.parametrize("number", range(2, 9))

@@ -201,7 +201,8 @@ class RankEnv(WrappedEnv):
 
     Raises:
         TypeError: the environment's batch cannot be split.
-        ValueError: it has fewer instances than there are ranks.
+        ValueError: it has fewer instances than there are ranks, or is another one in some rank: a
+            file that differs, say.
 
     Examples:
         >>> from hpo_torchrl.envs import RankEnv
@@ -216,6 +217,21 @@ class RankEnv(WrappedEnv):
         self.rows, self.number = rows, env.batch_size[0]
         self.rng = env.rng
         self.rng.set_state(ranks.from_main(self.rng.get_state))
+        if ranks.active():
+            ranks.check_same("what the environment draws and earns", self._trial())
+
+    @torch.no_grad()
+    def _trial(self) -> list[str]:
+        """Return sums of a step from fresh states, which tell one environment from another."""
+        env, memory = self.original, self.rng.get_state()
+        with torch.random.fork_rng(devices=[]):
+            state = env.fresh_state()
+            noise = env.sample_noise(1, state).squeeze(len(env.batch_size))
+        self.rng.set_state(memory)
+        action = env.full_action_spec.project(env.full_action_spec.zero())["action"].to_dict()
+        reward = env.advance(state, action, noise)[1]
+        # Machines of several kinds round differently.
+        return [f"{float(part.double().sum()):.6g}" for part in (*state.values(), noise, reward)]
 
     @staticmethod
     def check(env: EnvBase) -> slice:
