@@ -3,8 +3,8 @@
 python benchmarks/scaling.py env.num_items=20 collect.batch_size=1024
 torchrun --nproc_per_node=2 benchmarks/scaling.py env.num_items=20 collect.batch_size=1024
 
-The arguments are settings of hpo-train. Wall time counts whatever else runs on the machine; processor
-time is that of this rank alone, and what free cores would take.
+The arguments are settings of hpo-train. Wall time counts whatever else runs on the machine;
+processor time is that of this rank alone, and about what a free core would take.
 """
 
 import sys

@@ -197,9 +197,10 @@ class Learner(Algorithm):
                     "Ranks share a training of HPO, PPO, GumbelSoftmax or Pathwise of one seed, "
                     f"got {name} with seed={self.seed}; train it in one process."
                 )
-        own = {known.name: getattr(self, known.name) for known in fields(self) if known.init}
-        plain_ones = {key: value for key, value in own.items() if key not in (*_NETWORKS, "loss")}
-        ranks.check_same(f"the settings of {name}", repr(plain_ones))
+        for known in fields(self):
+            if known.init and known.name not in (*_NETWORKS, "loss"):
+                value = repr(getattr(self, known.name))
+                ranks.check_same(f"the setting {known.name} of {name}", value)
         ranks.check_same("the environment's batch size", tuple(self.env.batch_size))
         whole, self.env = self.env, RankEnv(self.env)
         for network in (self.policy, self.critic):

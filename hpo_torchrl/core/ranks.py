@@ -359,9 +359,11 @@ def check_same(what: str, value: Any) -> None:
         _exchange(dist.all_gather_object, found, value)
         for other, its in enumerate(found):
             if its != found[0]:
-                raise ValueError(
-                    f"Ranks share one training, so {what} must be the same in all, got "
-                    f"{shown(found[0])} in rank 0 and {shown(its)} in rank {other}."
+                raise _common(
+                    ValueError(
+                        f"Ranks share one training, so {what} must be the same in all, got "
+                        f"{shown(found[0])} in rank 0 and {shown(its)} in rank {other}."
+                    )
                 )
 
 
