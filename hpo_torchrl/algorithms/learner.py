@@ -175,8 +175,8 @@ class Learner(Algorithm):
         self.centers_rewards = continuing or self.objective == "average"
         self.entropy_bonus = self.entropy_coeff
         self.randomness = Randomness(self.seed, env.device, self._instances)
-        state = self.randomness.state(None if self.num_seeds is None else 0)
         if ranks.active():
+            state = self.randomness.state()
             state.load_state_dict(ranks.from_main(state.state_dict))
         self.scaler = RewardScaler(num_seeds=self.num_seeds).to(env.device or "cpu")
         self.collector = self._make_collector()

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hpo_torchrl.core.checks import first_line, shown
+from hpo_torchrl.core.checks import check_device, first_line, shown
 
 Answer = TypeVar("Answer")
 
@@ -119,8 +119,8 @@ def local_device(device: Any) -> Any:
     Raises:
         ValueError: several ranks were given one GPU by its number.
     """
-    place = None if device is None or not active() else torch.device(device)
-    if place is None or place.type != "cuda":
+    place = check_device(device) if active() else None
+    if place is None or place.type != "cuda" or not torch.cuda.is_available():
         return device
     if place.index is not None:
         raise ValueError(
