@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.envs import EnvBase
@@ -22,11 +22,13 @@ from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
 from hpo_torchrl.algorithms.diagnosis import check_lasting, explain
 from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, stop_unless_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.categorical import ACTION_MASK, unsqueeze_like
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int
 from hpo_torchrl.core.objective import choose_objective, endings
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.wrappers import plain
+from hpo_torchrl.envs import RankEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.scales import ObservationScale
 from hpo_torchrl.objectives.base import values_where
@@ -52,6 +54,12 @@ class Learner(Algorithm):
     :func:`~hpo_torchrl.modules.replicate` in a :class:`~hpo_torchrl.envs.ReplicatedEnv`. Each seed
     keeps its own random numbers, reward scale, optimizer and learning-rate multipliers, and comes,
     up to rounding, to what it would come to alone.
+
+    Ranks (:mod:`hpo_torchrl.core.ranks`) share a training: each simulates its part of the instances
+    (:class:`~hpo_torchrl.envs.RankEnv`), random numbers are those of the whole batch, and every
+    mean, extreme and gradient is over all ranks. They come, up to rounding, to what one process
+    comes to. An algorithm of yours that sets ``trains_in_ranks`` keeps to that by :meth:`mean` and
+    :class:`Optimization`.
 
     An algorithm is a dataclass: its settings are its fields, those of :func:`setting` are checked,
     and ``__post_init__`` builds what they say.
@@ -106,7 +114,8 @@ class Learner(Algorithm):
         optimization: the optimizers and their schedules, see :class:`Optimization`.
         scaler: the running scale of the rewards.
         entropy_bonus: the current bonus.
-        last_batch: actions, masks and observations of the last batch; ``None`` before the first.
+        last_batch: actions, masks and observations of the last batch; ``None`` before the first;
+            see :meth:`gather_last_batch`.
 
     Raises:
         ValueError: an argument is out of range, the policy does not fit the environment, or the
@@ -114,6 +123,7 @@ class Learner(Algorithm):
     """
 
     trains_many_seeds = False
+    trains_in_ranks = False
     last_batch: TensorDictBase | None = field(default=None, init=False)
 
     env: EnvBase = field(kw_only=False)
@@ -152,6 +162,8 @@ class Learner(Algorithm):
         self.seeds = None if self.seed is None or isinstance(self.seed, int) else list(self.seed)
         self.num_seeds = None if self.seeds is None else len(self.seeds)
         self._check_seeds()
+        ranks.check_joined()
+        self._instances: Any = self._join_ranks() if ranks.active() else None
         episode, continuing = endings(env)
         if self.unroll_length is None:
             cycle = getattr(own, "cycle_length", 1)
@@ -162,10 +174,38 @@ class Learner(Algorithm):
         # Where episodes may terminate, a constant taken off rewards changes what is best.
         self.centers_rewards = continuing or self.objective == "average"
         self.entropy_bonus = self.entropy_coeff
-        self.randomness = Randomness(self.seed, env.device)
+        self.randomness = Randomness(self.seed, env.device, self._instances)
+        if ranks.active():
+            state = self.randomness.state()
+            state.load_state_dict(ranks.from_main(state.state_dict))
         self.scaler = RewardScaler(num_seeds=self.num_seeds).to(env.device or "cpu")
         self.collector = self._make_collector()
         self.optimization = Optimization(self)
+
+    def _join_ranks(self) -> int:
+        """Take this rank's instances and the weights of rank 0; return the number of all instances.
+
+        Raises:
+            TypeError: the environment's batch cannot be split.
+            ValueError: ranks cannot share this training, or disagree about it.
+        """
+        name = type(self).__name__
+        with ranks.agreeing():
+            RankEnv.check(self.env)
+            if not self.trains_in_ranks or self.num_seeds is not None:
+                raise ValueError(
+                    "Ranks share a training of HPO, PPO, GumbelSoftmax or Pathwise of one seed, "
+                    f"got {name} with seed={self.seed}; train it in one process."
+                )
+        for known in fields(self):
+            if known.init and known.name not in (*_NETWORKS, "loss"):
+                value = repr(getattr(self, known.name))
+                ranks.check_same(f"the setting {known.name} of {name}", value)
+        ranks.check_same("the environment's batch size", tuple(self.env.batch_size))
+        whole, self.env = self.env, RankEnv(self.env)
+        for network in (self.policy, self.critic):
+            network.load_state_dict(ranks.from_main(network.state_dict))
+        return whole.batch_size[0]
 
     def _make_collector(self) -> DifferentiableCollector | SampleCollector:
         collecting: dict[str, Any] = {
@@ -230,9 +270,18 @@ class Learner(Algorithm):
 
     def measure(self) -> None:
         """Let the networks scale observations by what those of the last batch were."""
+        self.gather_last_batch()
         batch: Any = self.last_batch
         for part in self._scaled():
             part.measure(batch[part.key])
+
+    def gather_last_batch(self) -> None:
+        """Let :attr:`last_batch`, of this rank's instances, be that of all."""
+        if ranks.active() and (own := self.last_batch) is not None:
+            number = self._instances
+            entries = ranks.gathered_all(dict(own.flatten_keys(".").items()), number)
+            whole = TensorDict(entries, (number, *own.shape[1:]), device=own.device)
+            self.last_batch = whole.unflatten_keys(".")
 
     def _scaled(self) -> list[ObservationScale]:
         """Return the layers that scale an observation and may find out how."""
@@ -260,16 +309,17 @@ class Learner(Algorithm):
         reward = batch.get(("next", "reward"))
         # The argmax of NaN is 0: a batch may look well whose choices mean nothing.
         chosen = batch.select(("next", "reward"), "action", "discrete_log_prob", strict=False)
-        stop_unless_finite(chosen.to_dict(), seeds=self.seeds, label="The batch's {}")
+        with ranks.agreeing():
+            stop_unless_finite(chosen.to_dict(), seeds=self.seeds, label="The batch's {}")
+            if self.objective == "average" and bool(batch["next", "terminated"].any()):
+                raise ValueError(
+                    "objective='average' is of problems that never end, but an episode terminated: "
+                    "choose objective='return', or 'discounted'."
+                )
         self.scaler.observe(reward)
         stop_unless_finite(
             dict(self.scaler.named_buffers()), seeds=self.seeds, label="The rewards' {}"
         )
-        if self.objective == "average" and bool(batch["next", "terminated"].any()):
-            raise ValueError(
-                "objective='average' is of problems that never end, but an episode terminated: "
-                "choose objective='return', or 'discounted'."
-            )
         scale, shift = (unsqueeze_like(unit, reward) for unit in self.reward_units(batch))
         batch.set(("next", "reward"), reward / scale - shift)
         cost = -self.mean(reward.detach()) / self.cost_units
@@ -352,8 +402,8 @@ class Learner(Algorithm):
     # -- metrics -------------------------------------------------------------------------------
 
     def mean(self, value: Tensor) -> Tensor:
-        """Return the mean of a batch's entry, a scalar, with seeds ``(S,)``."""
-        return value.mean() if self.num_seeds is None else value.flatten(1).mean(1)
+        """Return the mean of a batch's entry over all ranks, a scalar, with seeds ``(S,)``."""
+        return ranks.mean(value) if self.num_seeds is None else value.flatten(1).mean(1)
 
     def numbers(self, found: Mapping[str, Any]) -> Metrics | list[Metrics]:
         """Return metrics, scalars or ``(S,)``, as numbers; the host waits for all of them once."""

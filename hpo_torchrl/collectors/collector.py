@@ -17,6 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.collectors.inputs import check_keeps_graph
 from hpo_torchrl.collectors.rollout import Rollout
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int, shown
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.wrappers import batched, check_outcome
@@ -31,7 +32,8 @@ class _BatchCollector:
     """The arguments, restarts and state that both collectors share.
 
     Attributes:
-        frames: environment steps so far, to which an algorithm adds those that it simulates itself.
+        frames: environment steps so far, of all ranks, to which an algorithm adds those that it
+            simulates itself.
         carried: the running instances, in which the next batch starts; ``None`` before the first.
         explorers: the states in which some start it instead, and their ``"first"`` actions.
         forced: which instances began the last batch by such an action, bool ``(*B,)``.
@@ -72,7 +74,7 @@ class _BatchCollector:
             return carried
         drawn = self.randomness.draw("uniform", self.env.batch_size, device=self.env.device)
         mask = (drawn < self.reset_fraction).unsqueeze(-1)
-        if not bool(mask.any()):  # nothing is drawn then, for one seed as for many
+        if not ranks.anywhere(mask):  # nothing is drawn then, for one seed as for many
             return carried
         return self.env.reset(carried.copy().set("_reset", mask), select_reset_only=True)
 
@@ -100,7 +102,9 @@ class _BatchCollector:
         for name in _HELD:
             held = getattr(self, name)
             own = held if held is None or index is None else held[index]
-            leaves = {} if own is None else own.flatten_keys(".")
+            leaves = {} if own is None else dict(own.flatten_keys(".").items())
+            if leaves:  # of the whole batch, so that any number of ranks can go on
+                leaves = ranks.gathered_all(leaves, self._instances)
             state[name] = {key: value.clone() for key, value in leaves.items()} or None
         # By attribute, so that a generator behind TorchRL's transforms is found too.
         if isinstance(rng := None if batched(env) else getattr(env, "rng", None), torch.Generator):
@@ -115,7 +119,11 @@ class _BatchCollector:
             held, own = getattr(self, name), None
             if state[name] is not None:
                 place = {"batch_size": env.batch_size, "device": env.device}
-                own = TensorDict(state[name], **place).unflatten_keys(".")
+                leaves = state[name]
+                if ranks.active():
+                    share = ranks.share(self._instances)
+                    leaves = {key: value[share] for key, value in leaves.items()}
+                own = TensorDict(leaves, **place).unflatten_keys(".")
                 if index is not None:
                     rows = [own] * number if held is None else list(held.unbind(0))
                     rows[index] = own
@@ -123,6 +131,11 @@ class _BatchCollector:
             setattr(self, name, own)
         if state["rng"] is not None:
             env.rng.set_state(state["rng"].cpu())
+
+    @property
+    def _instances(self) -> int:
+        """Length of the first axis of the whole batch, of which a rank has its share."""
+        return getattr(self.env, "original", self.env).batch_size[0] if ranks.active() else 0
 
     def _member(self, index: int | None) -> tuple[Any, int]:
         """Return the environment of a seed, and the number of seeds."""
@@ -227,7 +240,7 @@ class DifferentiableCollector(_BatchCollector):
         # ``maybe_reset`` restarts the instances whose episode ended with the batch.
         self.carried = self.env.maybe_reset(self.env.step_mdp(last.copy()))
         self.explorers = self._explorers(batch.detach()) if self.explore_fraction > 0 else None
-        self.frames += self.frames_per_batch
+        self.frames += ranks.count(self.frames_per_batch)
         return batch
 
     def _explorers(self, batch: TensorDict) -> TensorDict:
@@ -320,7 +333,7 @@ class SampleCollector(_BatchCollector):
             batch = self._collector.rollout()
         finally:  # of a failed rollout, where it stopped
             self.carried = self._collector._carrier
-        self.frames += self.frames_per_batch
+        self.frames += ranks.count(self.frames_per_batch)
         # A copy: TorchRL reuses the buffers of a batch for the next one.
         return batch.exclude("logits", "loc", "scale").clone()
 

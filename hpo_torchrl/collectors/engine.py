@@ -20,6 +20,7 @@ from hpo_torchrl.collectors.inputs import (
     samples_as_ours,
     steps_of,
 )
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.categorical import ACTION_KEYS, unsqueeze_like
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.rolled import check_unused
@@ -99,7 +100,7 @@ class Engine:
             if over is None:
                 continue
             if fresh is not None and not env.counts_steps:
-                fresh = fresh(over) if bool(over.any()) else None
+                fresh = fresh(over) if ranks.anywhere(over) else None
             if fresh is not None:
                 carried = {
                     key: torch.where(unsqueeze_like(over, value), fresh[key], value)

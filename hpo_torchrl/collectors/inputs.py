@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torchrl.envs import EnvBase
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import shown
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.wrappers import batched, remembered, transforms_of
@@ -127,7 +128,7 @@ def fresh_states(env: DifferentiableEnv, step: Tensor, num_steps: int) -> list[A
     for i in range(num_steps - 1):
         step = step + 1
         over = step >= env.horizon
-        if bool(over.any()):
+        if ranks.anywhere(over):
             drawn = fresh[i] = start_states(env, over)
             step = torch.where(over, drawn["step"].cpu(), step)
     return fresh

@@ -15,6 +15,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import accepted
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs.wrapped import Spaces
@@ -105,11 +106,12 @@ def train(
     files = [key for key, value in settings.items() if key in SECTIONS and isinstance(value, str)]
     chosen += [f"{section}={settings.pop(section)}" for section in files]
     config = compose_config(chosen, **settings)
-    place = Path(folder or new_folder(config))
-    if folder is None and config["trainer"]["progress"]:
-        print(f"{'folder':<17}{place}", flush=True)
     how: dict[str, Any] = {"env": built, "tests": tests, "callbacks": callbacks}
-    train_run(config, place, resume=resume, changed_files=changed_files, **how)
+    with ranks.joined():
+        place = Path(folder or ranks.from_main(partial(new_folder, config)))
+        if folder is None and config["trainer"]["progress"] and ranks.main():
+            print(f"{'folder':<17}{place}", flush=True)
+        train_run(config, place, resume=resume, changed_files=changed_files, **how)
     return Run(place, allow=allow, env=built, tests=tests)
 
 

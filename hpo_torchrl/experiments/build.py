@@ -17,6 +17,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ValueOperator
 
 from hpo_torchrl.algorithms import Algorithm
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import accepted, check_choice, check_int, first_line
 from hpo_torchrl.core.objective import discounted_steps, endings
 from hpo_torchrl.envs import ReplicatedEnv
@@ -45,6 +46,7 @@ def build_env(config: Mapping[str, Any], **changes: Any) -> EnvBase:
     settings = with_units(config, {**config["env"], **changes})
     known = accepted(target_of("env", settings))
     shared: dict[str, Any] = {key: config[key] for key in ("device", "dtype", "seed")}
+    shared["device"] = ranks.local_device(shared["device"])
     shared["batch_size"] = config["collect"]["batch_size"]
     for key, value in shared.items():
         if key in known:

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from hpo_torchrl import __version__, reporting
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.console import announced, run_command
 from hpo_torchrl.experiments.api import load_run
 from hpo_torchrl.experiments.config import (
@@ -53,6 +55,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     """Train from the command line: ``hpo-train [KEY=VALUE ...]``; see ``configs/``.
 
     With ``--multirun`` a sweep, which goes on where it stopped when the command is given again.
+    Under ``torchrun`` the processes share one training.
 
     Args:
         argv: the arguments; those of the process by default.
@@ -255,28 +258,42 @@ def _train(given: argparse.Namespace) -> None:
     if given.help:
         print(given.usage + "\n" + explain_config(given.settings, given.config_dir))
         return
-    if given.multirun:
-        run_sweep(given.settings, given.config_dir)
-        return
+    with ranks.joined():
+        if given.multirun:
+            if ranks.active():
+                raise ValueError(
+                    f"--multirun starts its runs itself, but there are {ranks.size()} ranks, which "
+                    "share one run; leave torchrun out, and see docs/scaling.md for clusters."
+                )
+            run_sweep(given.settings, given.config_dir)
+            return
+        if (wanted := ranks.from_main(partial(_wanted, given))) is None:
+            return
+        config, folder, resume, how = wanted
+        how["callbacks"] = build_callbacks(how["callbacks"])
+        with RunFolder(folder).advising("resume" if resume else "output_dir"):
+            summary = train_run(config, folder, resume=resume, **how)
+        if ranks.main():
+            many = isinstance(summary, list)
+            form = reporting.format_seeds if many else reporting.format_summary
+            print(form(summary))
+
+
+def _wanted(given: argparse.Namespace) -> tuple[dict[str, Any], Path, bool, dict] | None:
+    """Return configuration and folder of a run, whether it goes on, and how; ``None`` for --cfg."""
     given.settings, files = _moved(given.settings)
     config, command = compose_command(given.settings, given.config_dir)
     if given.cfg:
         print(yaml.safe_dump({**config, **command}, sort_keys=False), end="")
-        return
+        return None
     resume = command["resume"] is not None
     folder = Path(str(command["resume"] or command["output_dir"] or new_folder(config)))
-    how = {key: command[key] for key in ("num_seeds", "changed_files")}
-    how["callbacks"] = build_callbacks(command["callbacks"])
     with RunFolder(folder).advising("resume" if resume else "output_dir"):
         if resume:
             config = _saved(folder, {**config, **command}, given, files)
-        print(f"{'folder':<17}{folder}", flush=True)
-        summary = train_run(config, folder, resume=resume, **how)
-    print(
-        reporting.format_seeds(summary)
-        if isinstance(summary, list)
-        else reporting.format_summary(summary)
-    )
+    print(f"{'folder':<17}{folder}", flush=True)
+    how = {key: command[key] for key in ("num_seeds", "changed_files", "callbacks")}
+    return config, folder, resume, how
 
 
 def _named(texts: Sequence[str]) -> dict[str, str]:

@@ -235,20 +235,29 @@ class HybridDistribution(Distribution):
         return _action(self.draw(self.sample_noise(sample_shape)))
 
     def sample_noise(
-        self, sample_shape: Sequence[int] = (), randomness: Randomness | None = None
+        self,
+        sample_shape: Sequence[int] = (),
+        randomness: Randomness | None = None,
+        axis: int = 0,
     ) -> Noise:
-        """Draw the random numbers of a sample; from torch's global generator by default."""
+        """Draw the random numbers of a sample; from torch's global generator by default.
+
+        Args:
+            sample_shape: shape before that of the distribution.
+            randomness: where they come from.
+            axis: see :meth:`Randomness.fill`.
+        """
         randomness = randomness or Randomness()
 
         def empty(*shape: int) -> Tensor:
             # Made from the parameters: under vmap each of its members then has numbers of its own.
             return self.loc.new_empty((*sample_shape, *shape))
 
-        logs = randomness.fill("exponential", empty(*self.logits.shape)).log_()
+        logs = randomness.fill("exponential", empty(*self.logits.shape), axis).log_()
         if self.scale is None:
             return Noise(logs)
         own = empty(*self.batch_shape, *self.event_shape)
-        return Noise(logs, randomness.fill(self.distribution.noise, own))
+        return Noise(logs, randomness.fill(self.distribution.noise, own, axis))
 
     def draw(self, noise: Noise | None) -> HybridDraw:
         """Sample with given random numbers, on plain tensors; see :func:`draw`."""

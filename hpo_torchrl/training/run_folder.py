@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import first_line
 
 _SECTIONS = ("env", "algorithm", "trainer")
@@ -236,7 +237,12 @@ class RunFolder:
 
 
 def replace(path: Path, content: str | bytes) -> None:
-    """Write a file in one step, on the disk before it has its name, and the folder it lies in."""
+    """Write a file in one step, on the disk before it has its name, and the folder it lies in.
+
+    Of ranks that share a training, rank 0 writes.
+    """
+    if not ranks.main():
+        return
     draft = _draft(path)
     with writing(path):
         try:

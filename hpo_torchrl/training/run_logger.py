@@ -11,6 +11,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError, replace, writing
 from hpo_torchrl.training.tracking import Tracker, tracked, tracker_of
 
@@ -61,6 +62,8 @@ class RunLogger:
         except (TypeError, ValueError) as error:
             raise TypeError(f"metrics.csv takes numbers, got {row!r} of a callback.") from error
         self.rows.append(row)
+        if not ranks.main():
+            return
         path = self.folder.metrics
         whole = path.exists() and path.stat().st_size == self._size
         if not whole and len(self.rows) > 1:

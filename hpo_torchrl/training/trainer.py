@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo_torchrl.algorithms import Algorithm, NonFiniteError
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import accepted, check_bool, check_int
 from hpo_torchrl.core.console import announced
 from hpo_torchrl.core.figures import drawn
@@ -33,6 +34,10 @@ class Trainer:
     parameters it would have had. An algorithm of several seeds (``algorithm.num_seeds``) leaves a
     folder for each, from which that seed can go on alone; ``wall_seconds`` is then a seed's part of
     the time, the time of all divided by their number.
+
+    Where ranks share the training, rank 0 tests, calls the callbacks and writes, and the others
+    wait for it. A callback must then neither collect nor update, and changes nothing but rows and
+    summaries.
 
     Args:
         algorithm: what to train.
@@ -103,6 +108,7 @@ class Trainer:
         known, against = self.reference, self.validation_reference or self.reference
         self.reference = known.compared(self.tests[self.primary], self.algorithm)
         self.validation_reference = against.compared(self.validation, self.algorithm)
+        self.progress &= ranks.main()
         bar = [ProgressBar()] if self.progress else []
         self.callbacks = [*bar, ActionWarnings(), *self.callbacks]
         pairs = zip(self.each(self.run_dir), self.each(self.config), strict=True)
@@ -118,7 +124,7 @@ class Trainer:
     @property
     def begun(self) -> bool:
         """Whether there is a checkpoint of every seed, or of a later update than 0 of any."""
-        updates = [run.checkpoint.updates() for run in self.runs]
+        updates = ranks.from_main(lambda: [run.checkpoint.updates() for run in self.runs])
         return all(updates) or any(max(own, default=0) > 0 for own in updates)
 
     def restore(self) -> None:
@@ -127,7 +133,7 @@ class Trainer:
         Raises:
             CheckpointError: see :meth:`Checkpoint.load`.
         """
-        saved = read_together([run.checkpoint for run in self.runs])
+        saved = ranks.from_main(partial(read_together, [run.checkpoint for run in self.runs]))
         for run, own in zip(self.runs, saved, strict=True):
             run.checkpoint.restore(own)
             self.update, self.wall_seconds = own.update, own.counters["wall_seconds"]
@@ -139,7 +145,7 @@ class Trainer:
         No file changes before all seeds have loaded theirs.
         """
         self.restore()
-        for run in self.runs:
+        for run in self.runs if ranks.main() else ():
             run.checkpoint.forget(self.update)
             run.logger.resume()
 
@@ -165,9 +171,10 @@ class Trainer:
             while self.update < self.num_updates and self.stopped is None:
                 self._one_update()
             summaries = self.each(self.summary(pictures=True))
+            self.algorithm.gather_last_batch()
             self._call("on_train_end", self._shown(summaries))
         except BaseException as error:
-            for callback in self.callbacks:
+            for callback in self.callbacks if ranks.main() else ():
                 callback.on_exception(self, error)
             for run in self.runs:
                 with suppress(Exception):  # the error that came first is the one to show
@@ -181,7 +188,7 @@ class Trainer:
 
     def _keep_policy(self, run: SeedRun) -> None:
         """Write the policy that the run ends with to a folder of its own; a rule has no weights."""
-        if self.algorithm.learns:
+        if self.algorithm.learns and ranks.main():
             update = self.update if run.selection.update < 0 else run.selection.update
             folder, env = PolicyFolder(run.folder.kept_policy), self.tests[self.primary].env
             folder.write(run.policy, env, run.checkpoint.config, update)
@@ -217,12 +224,14 @@ class Trainer:
                 same = [name for name, test in self.tests.items() if test is self.validation]
                 again = costs[same[0]] if same else self.test("validation", self.validation)
                 costs["validation"] = again
-        return self._shown(
-            [
+
+        def summaries() -> list[dict[str, Any]]:
+            return [
                 self._summary(run, {name: found[at] for name, found in costs.items()}, pictures)
                 for at, run in enumerate(self.runs)
             ]
-        )
+
+        return self._shown(ranks.from_main(summaries))
 
     def _summary(
         self, run: SeedRun, costs: Mapping[str, CostEstimate], pictures: bool
@@ -323,6 +332,7 @@ class Trainer:
 
     def _save(self) -> None:
         seconds = {"wall_seconds": self.wall_seconds}
+        self._check_ranks()
         with self._advising():
             paths = [
                 run.checkpoint.save(self.update, seconds | {"rows": run.logger.rows})
@@ -330,10 +340,17 @@ class Trainer:
             ]
         self._call("on_checkpoint", self._shown(paths))
 
+    def _check_ranks(self) -> None:
+        """Raise an error if the ranks have come to different weights: by a callback, say."""
+        if ranks.active() and self.algorithm.learns:
+            weights = [weight.detach().double() for weight in self.algorithm.policy.parameters()]
+            sizes = [float(weight.square().sum()) for weight in weights]
+            ranks.check_same("the policy's weights", sizes)
+
     def test(self, name: str, test: Evaluation, **how: Any) -> list[CostEstimate]:
         """Return what the policy of each seed costs on a test."""
         with self._advising(f"The test {name!r} after update {self.update}: "):
-            costs = self.each(test.run(self.algorithm.policy, **how))
+            costs = self.each(ranks.from_main(partial(test.run, self.algorithm.policy, **how)))
             for at, cost in enumerate(costs):
                 if not math.isfinite(cost.mean):  # of a test of the user's own
                     raise NonFiniteError(f"its cost is {cost.mean}.", at)
@@ -376,11 +393,15 @@ class Trainer:
         return self.algorithm.collector.frames // len(self.runs)
 
     def _call(self, hook: str, *arguments: Any) -> None:
-        for callback in self.callbacks:
-            try:
-                getattr(callback, hook)(self, *arguments)
-            except StopTraining as stop:
-                self.stopped = str(stop) or "by a callback"
+        def called() -> str | None:
+            for callback in self.callbacks:
+                try:
+                    getattr(callback, hook)(self, *arguments)
+                except StopTraining as stop:
+                    self.stopped = str(stop) or "by a callback"
+            return self.stopped
+
+        self.stopped = ranks.from_main(called)
 
     def each(self, answer: Any) -> list[Any]:
         """Return an answer of the algorithm or of a test as one for each seed."""
