@@ -15,15 +15,16 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from hpo_torchrl.collectors.episodes import Ended, begun, follow
 from hpo_torchrl.collectors.inputs import check_keeps_graph
 from hpo_torchrl.collectors.rollout import Rollout
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int, shown
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.core.wrappers import batched
+from hpo_torchrl.core.wrappers import batched, differentiable
 from hpo_torchrl.modules import HybridPolicy
 
 # What is kept of the instances between two batches.
-_HELD = ("carried", "explorers")
+_HELD = ("carried", "explorers", "running")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -34,6 +35,8 @@ class _BatchCollector:
         frames: environment steps so far, to which an algorithm adds those that it simulates itself.
         carried: the running instances, in which the next batch starts; ``None`` before the first.
         explorers: the states in which some start it instead, and their ``"first"`` actions.
+        running: what is known of the episodes that go on, see :func:`begun`.
+        ended: the episodes that ended in the last batch.
         forced: which instances began the last batch by such an action, bool ``(*B,)``.
     """
 
@@ -65,6 +68,20 @@ class _BatchCollector:
         self.carried: TensorDictBase | None = None
         self.explorers: TensorDictBase | None = None
         self.forced: Tensor | None = None
+        self.running: TensorDictBase | None = None
+        self.ended: Ended | None = None
+
+    def _begin(self) -> TensorDictBase | None:
+        """Return the instances of the next batch, some restarted; ``None`` if all are to be."""
+        if self.carried is None or self.reset_at_each_iter:
+            self.running = begun(self.env)
+            return None
+        return self.restarted(self.carried)
+
+    def _follow(self, batch: TensorDictBase) -> None:
+        """Follow the episodes through a batch."""
+        after: Any = batch.get("next")
+        self.running, self.ended = follow(self.running, after.get("reward"), after.get("done"))
 
     def restarted(self, carried: TensorDictBase) -> TensorDictBase:
         """Return running instances, a share of them restarted."""
@@ -74,6 +91,7 @@ class _BatchCollector:
         mask = (drawn < self.reset_fraction).unsqueeze(-1)
         if not bool(mask.any()):  # nothing is drawn then, for one seed as for many
             return carried
+        self.running = begun(self.env).where(mask.squeeze(-1), self.running)
         return self.env.reset(carried.copy().set("_reset", mask), select_reset_only=True)
 
     def state(self, index: int | None = None) -> Any:
@@ -108,7 +126,10 @@ class _BatchCollector:
         return state
 
     def load_state_dict(self, state: dict[str, Any], index: int | None = None) -> None:
-        """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all."""
+        """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all.
+
+        An environment whose state is its own, and not in the tensordict, goes on from new episodes.
+        """
         env, number = self._member(index)
         self.frames = number * state["frames"]
         for name in _HELD:
@@ -123,6 +144,8 @@ class _BatchCollector:
             setattr(self, name, own)
         if state["rng"] is not None:
             env.rng.set_state(state["rng"].cpu())
+        if not differentiable(self.env):
+            self.carried = None
 
     def _member(self, index: int | None) -> tuple[Any, int]:
         """Return the environment of a seed, and the number of seeds."""
@@ -208,10 +231,9 @@ class DifferentiableCollector(_BatchCollector):
 
     def collect(self) -> TensorDict:
         """Collect one batch of shape ``(*B, T)`` and carry the state over."""
-        if self.carried is None or self.reset_at_each_iter:
+        start = self._begin()
+        if start is None:
             start = self.env.reset()
-        else:
-            start = self.restarted(self.carried)
         self.forced, first = None, None
         if self.explorers is not None:
             first = self.explorers["first"]
@@ -219,12 +241,14 @@ class DifferentiableCollector(_BatchCollector):
             states = self.explorers.exclude("first")
             there = states.where(self.forced, start.select(*states.keys()))
             start = start.copy().update(there)
+            self.running.set("whole", self.running["whole"] & ~self.forced)
         with set_exploration_type(self.exploration_type):
             batch = self.engine(self.num_steps, tensordict=start, first=first)
         last = batch.detach()[(..., -1)]
         # ``maybe_reset`` restarts the instances whose episode ended with the batch.
         self.carried = self.env.maybe_reset(self.env.step_mdp(last.copy()))
         self.explorers = self._explorers(batch.detach()) if self.explore_fraction > 0 else None
+        self._follow(batch)
         self.frames += self.frames_per_batch
         return batch
 
@@ -304,12 +328,16 @@ class SampleCollector(_BatchCollector):
 
     def collect(self) -> TensorDictBase:
         """Collect one batch of shape ``(*B, T)``, detached; the instances run on afterwards."""
-        if self.carried is not None and not self.reset_at_each_iter:
-            self._collector._carrier = self.restarted(self.carried)
+        start = self._begin()
+        if start is None and self.frames and not self.reset_at_each_iter:
+            start = self.env.reset()  # of a run that goes on without its instances
+        if start is not None:
+            self._collector._carrier = start
         try:
             batch = self._collector.rollout()
         finally:  # of a failed rollout, where it stopped
             self.carried = self._collector._carrier
+        self._follow(batch)
         self.frames += self.frames_per_batch
         # A copy: TorchRL reuses the buffers of a batch for the next one.
         return batch.exclude("logits", "loc", "scale").clone()

@@ -181,7 +181,8 @@ class Trainer:
         Returns:
             The figures of the run, under the names that every run uses: the ``objective`` that was
             trained and its ``discount``, ``test_objective`` and ``test_discount`` of the primary
-            test, its ``test_cost`` and ``test_cost_se``, ``sampled_cost`` and ``sampled_cost_se``
+            test, its ``test_cost`` and ``test_cost_se``, ``test_return`` and ``test_length`` of an
+            episode where episodes end, ``sampled_cost`` and ``sampled_cost_se``
             of the same test with actions that are drawn (the policy that is kept takes the most
             probable ones), ``optimal_cost``, ``lower_bound``, ``upper_bound``, ``gap``,
             ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None`` where unknown), ``no_gap``
@@ -220,6 +221,7 @@ class Trainer:
             "test_discount": getattr(test, "discount", 1.0),
             "test_cost": cost.mean,
             "test_cost_se": cost.standard_error,
+            **cost.episode(),
             "optimal_cost": reference.optimal_cost,
             "lower_bound": reference.lower_bound,
             "upper_bound": reference.upper_bound,
@@ -271,6 +273,7 @@ class Trainer:
             for run, row, cost in zip(self.runs, rows, costs, strict=True):
                 run.selection.offer(run.policy, self.update, cost.mean)
                 row |= {"test_cost": cost.mean, "test_cost_se": cost.standard_error}
+                row |= cost.episode()
                 known = self.validation_reference
                 gaps = known.gaps(cost.mean, self.validation, self.algorithm)
                 row |= {name: gap for name, gap in gaps.items() if gap is not None}
