@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from test_masks import Shuttle, obeys
 from torchrl.envs.utils import ExplorationType, check_env_specs, set_exploration_type
 
+import hpo_torchrl
 import hpo_torchrl.envs
 from hpo_torchrl.algorithms import DDPG, HPO, PPO
 from hpo_torchrl.collectors import SampleCollector, differentiable_rollout
@@ -392,6 +393,21 @@ def test_a_run_that_goes_on_begins_new_episodes(tmp_path):
     assert (batch["observation"][:, 0, 2:4] == 0).all()
     first = world(seed=1).reset()["observation"]
     assert not torch.isclose(batch["observation"][:, 0], first).all()
+
+
+@pytest.mark.parametrize("coordinates", [None, gym_worlds.COORDINATES])
+def test_an_object_trains_and_its_policy_comes_back(coordinates, tmp_path, undrawn):
+    """With the ranges of its actions, which the folder of a run keeps."""
+    env, sizes = world(coordinates=coordinates), {"policy.hidden": [8], "critic.hidden": [8]}
+    how = {"num_updates": 1, "progress": False, "unroll_length": 5, **sizes}
+    test = Evaluation(world(coordinates=coordinates), num_steps=5, seed=0)
+    run = hpo_torchrl.train(env, "ppo", folder=tmp_path / "run", tests=test, **how)
+    seen = env.reset()["observation"]
+    action, _ = hpo_torchrl.load_policy(run.folder).predict(seen.numpy())
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        wanted = run.policy(env.reset().set("observation", seen))["action"]
+    np.testing.assert_array_equal(action["discrete"], wanted["discrete"])
+    np.testing.assert_allclose(action["continuous"], wanted["continuous"], rtol=1e-6)
 
 
 def test_gradients_of_a_simulator_are_not_promised():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,11 +68,11 @@ class _BatchCollector:
         self.carried: TensorDictBase | None = None
         self.explorers: TensorDictBase | None = None
         self.forced: Tensor | None = None
-        self.running: TensorDictBase | None = None
+        self.running: Any = None
         self.ended: Ended | None = None
 
     def _begin(self) -> TensorDictBase | None:
-        """Return the instances of the next batch, some restarted; ``None`` if all are to be."""
+        """Return the instances that begin the next batch; ``None`` if all are to be reset."""
         if self.carried is None or self.reset_at_each_iter:
             self.running = begun(self.env)
             return None
@@ -241,7 +241,7 @@ class DifferentiableCollector(_BatchCollector):
             states = self.explorers.exclude("first")
             there = states.where(self.forced, start.select(*states.keys()))
             start = start.copy().update(there)
-            self.running.set("whole", self.running["whole"] & ~self.forced)
+            self.running = self.running.copy().set("whole", self.running["whole"] & ~self.forced)
         with set_exploration_type(self.exploration_type):
             batch = self.engine(self.num_steps, tensordict=start, first=first)
         last = batch.detach()[(..., -1)]
@@ -315,7 +315,11 @@ class SampleCollector(_BatchCollector):
         if not isinstance(self.policy, HybridPolicy):
             raise TypeError(f"policy must be a HybridPolicy, got {shown(self.policy)}.")
         self.policy.randomness = self.randomness
-        self._collector = Collector(
+
+    @cached_property
+    def _collector(self) -> Collector:
+        """TorchRL's collector, which resets the environment: made when it is first needed."""
+        return Collector(
             self.env,
             self.policy,
             frames_per_batch=self.frames_per_batch,
@@ -342,6 +346,14 @@ class SampleCollector(_BatchCollector):
         # A copy: TorchRL reuses the buffers of a batch for the next one.
         return batch.exclude("logits", "loc", "scale").clone()
 
+    def load_state_dict(self, state: dict[str, Any], index: int | None = None) -> None:
+        """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all."""
+        _ = self._collector  # which resets the environment, before its generator is set
+        super().load_state_dict(state, index)
+
     def shutdown(self) -> None:
         """Close the environment."""
-        self._collector.shutdown()
+        if "_collector" in vars(self):
+            self._collector.shutdown()
+        elif not self.env.is_closed:
+            self.env.close()

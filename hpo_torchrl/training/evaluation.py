@@ -243,7 +243,8 @@ class Evaluation:
                 state = env.maybe_reset(env.step_mdp(piece[..., -1].copy()))
         periods = 1.0 if self._once and self.discount == 1.0 else weights.sum()
         cost = total / (periods * getattr(plain(env), "cost_units", 1.0))
-        return cost, *firsts.reshape(2, *cost.shape).unbind()
+        totals, lengths = firsts.reshape(2, *cost.shape)
+        return cost, totals, lengths
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Yield the first step and the length of pieces that keep memory flat in a long test."""

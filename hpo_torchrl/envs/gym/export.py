@@ -90,9 +90,8 @@ class _Simulation:
             check_choice("flatten", flatten, FLAT)
         self.env, self.flatten = env, flatten
         self.instances, self.heads = env.batch_size.numel(), env.num_heads or 1
-        self.masks = (env.num_discrete,)
-        if env.num_heads is not None:
-            self.masks = (env.num_heads, env.num_discrete)
+        choices = () if env.num_heads is None else (env.num_heads,)
+        self.choices: tuple[int, ...] = choices
         far = check_float("reach", reach, minimum=0.0, strict=True) * env.action_scale
         self.low, self.high = _finite_ends(env, far)
         self.state: dict[str, Tensor] = {}
@@ -164,10 +163,8 @@ class _Simulation:
                 [given.shape[-1] - env.continuous_dim, env.continuous_dim], -1
             )
             discrete = self._choice(first.reshape(*batch, self.heads, -1))
-            discrete = discrete if env.num_heads is not None else discrete.squeeze(-1)
             value = self.low + (self.high - self.low) * (share.clamp(-1.0, 1.0) + 1.0) / 2.0
-        heads = () if env.num_heads is None else (env.num_heads,)
-        discrete = discrete.reshape((*batch, *heads))
+        discrete = discrete.reshape((*batch, *self.choices))
         value = value.reshape((*batch, env.continuous_dim))
         return {"discrete": discrete, "continuous": _within(env, discrete, value)}
 
@@ -213,8 +210,8 @@ class _GymEnv(gymnasium.Env):
 
     def _shown(self) -> tuple[np.ndarray, dict[str, Any]]:
         observation, info = self.simulation.shown()
-        masks = {key: mask.reshape(self.simulation.masks) for key, mask in info.items()}
-        return observation.reshape(-1), masks
+        shape = (*self.simulation.choices, -1)  # without a batch of one
+        return observation.reshape(-1), {key: mask.reshape(shape) for key, mask in info.items()}
 
 
 class _GymVectorEnv(gymnasium.vector.VectorEnv):

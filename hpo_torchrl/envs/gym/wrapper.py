@@ -139,7 +139,7 @@ class GymHybridEnv(EnvBase):
         return self._flat(observation)
 
     def _set_specs(self) -> None:
-        real = {"dtype": self.float_dtype}
+        real: dict[str, Any] = {"dtype": self.float_dtype}
         low, high = (torch.as_tensor(end, **real) for end in (self.space.low, self.space.high))
         continuous: Any = Unbounded(low.shape, **real)
         if bool((low.isfinite() | high.isfinite()).any()):
