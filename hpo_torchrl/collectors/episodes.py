@@ -22,6 +22,11 @@ class Ended(NamedTuple):
     total: Tensor
     steps: Tensor
 
+    def first(self) -> Ended:
+        """Return the first of each instance that there is, ``steps`` as a real number."""
+        first = _starts(self.instance)
+        return Ended(self.instance[first], self.total[first], self.steps[first].double())
+
 
 def begun(env: Any) -> TensorDict:
     """Return what is known of episodes that begin now in every instance.
@@ -70,8 +75,7 @@ def follow(running: TensorDictBase, reward: Tensor, done: Tensor) -> tuple[Tenso
     steps = running["steps"].reshape(-1, 1) + count
     at = over.nonzero(as_tuple=True)
     # An episode's sum is the running one at its end, less that at the end of the one before.
-    first = torch.ones_like(at[0], dtype=torch.bool)
-    first[1:] = at[0][1:] != at[0][:-1]
+    first = _starts(at[0])
 
     def since(values: Tensor) -> Tensor:
         own = values[at]
@@ -88,3 +92,10 @@ def follow(running: TensorDictBase, reward: Tensor, done: Tensor) -> tuple[Tenso
 
     after = {"total": left(total), "steps": left(steps), "whole": (whole | ends).reshape(shape)}
     return TensorDict(after, batch_size=shape, device=running.device), ended
+
+
+def _starts(instance: Tensor) -> Tensor:
+    """Return where a sorted vector has a value for the first time."""
+    first = torch.ones_like(instance, dtype=torch.bool)
+    first[1:] = instance[1:] != instance[:-1]
+    return first

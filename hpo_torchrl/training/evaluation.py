@@ -235,9 +235,9 @@ class Evaluation:
                 total -= (counted * reward.double()).sum(-1)
                 _check(env, policy, piece, total)
                 running, ended = follow(running, reward.unsqueeze(-1), piece["next", "done"])
-                for at, *facts in zip(*(value.tolist() for value in ended), strict=True):
-                    if bool(firsts[0, at].isnan()):
-                        firsts[:, at] = firsts.new_tensor(facts)
+                at, *facts = ended.first()
+                fresh = firsts[0, at].isnan()
+                firsts[:, at[fresh]] = torch.stack(facts)[:, fresh]
                 if self._once and bool(over.all()):
                     break  # what comes later is not counted
                 state = env.maybe_reset(env.step_mdp(piece[..., -1].copy()))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from hpo_torchrl.core.categorical import ACTION_MASK
@@ -40,7 +41,8 @@ def as_gymnasium(env: DifferentiableEnv, *, flatten: str | None = None, reach: f
 
     Raises:
         TypeError: ``env`` is no :class:`DifferentiableEnv`.
-        ValueError: it has several instances, or an argument is out of range.
+        ValueError: it has several instances, or an argument is out of range; and by ``step``, an
+            action is none of the space.
 
     Examples:
         >>> from hpo_torchrl.envs.gym import as_gymnasium
@@ -75,7 +77,7 @@ def as_vector_env(env: DifferentiableEnv, *, flatten: str | None = None, reach: 
         >>> envs = as_vector_env(InventoryEnv(batch_size=4, horizon=20))
         >>> observation, info = envs.reset(seed=0)
         >>> observation.shape, envs.step(envs.action_space.sample())[1].shape
-        ((4, 3), (4,))
+        ((4, 2), (4,))
     """
     return _GymVectorEnv(_Simulation(env, flatten, reach))
 
@@ -164,9 +166,12 @@ class _Simulation:
             )
             discrete = self._choice(first.reshape(*batch, self.heads, -1))
             value = self.low + (self.high - self.low) * (share.clamp(-1.0, 1.0) + 1.0) / 2.0
-        discrete = discrete.reshape((*batch, *self.choices))
-        value = value.reshape((*batch, env.continuous_dim))
-        return {"discrete": discrete, "continuous": _within(env, discrete, value)}
+        parts = {
+            "discrete": discrete.reshape((*batch, *self.choices)),
+            "continuous": value.reshape((*batch, env.continuous_dim)),
+        }
+        env.check_action(TensorDict(parts, batch, device=env.device))
+        return {**parts, "continuous": _within(env, *parts.values())}
 
     def _choice(self, entries: Tensor) -> Tensor:
         """Return the discrete action that flat entries ``(*B, H, ...)`` stand for, ``(*B, H)``."""

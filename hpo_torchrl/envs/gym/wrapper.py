@@ -110,7 +110,9 @@ class GymHybridEnv(EnvBase):
         given = {"id": id, "num_envs": num_envs, "coordinates": coordinates}
         given |= {"arguments": arguments, "asynchronous": asynchronous}
         self._given: dict[str, Any] = given | {"device": device, "dtype": dtype}
-        self.envs = _made(id, num_envs, dict(arguments or {}), check_bool("async", asynchronous))
+        self.envs = _made(
+            id, num_envs, dict(arguments or {}), check_bool("asynchronous", asynchronous)
+        )
         super().__init__(device=check_device(device), batch_size=[self.envs.num_envs])
         self.space = HybridSpace(self.envs.single_action_space, coordinates)
         self.num_discrete, self.continuous_dim = self.space.num_discrete, len(self.space.low)

@@ -1,13 +1,13 @@
 """Let Stable-Baselines3 order stock: an environment of this package with a flattened action.
 
 pip install stable-baselines3 'hpo_torchrl[gym]'
-python examples/stable_baselines3.py
+python examples/with_stable_baselines3.py
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
+from gymnasium.wrappers import TransformReward
 from stable_baselines3 import PPO
 
 from hpo_torchrl.envs.gym import as_gymnasium
@@ -17,9 +17,8 @@ HORIZON = 50  # periods of an episode
 
 
 def make():
-    """One item. The action is a Box: whether to order (its lower half is no), and how much."""
-    stock = InventoryEnv(horizon=HORIZON, seed=0)
-    return as_gymnasium(stock, flatten="bin")
+    """One item; the action is a Box: a score of waiting, one of ordering, and how much."""
+    return as_gymnasium(InventoryEnv(horizon=HORIZON, seed=0), flatten="argmax")
 
 
 def cost(model, episodes=20):
@@ -38,13 +37,14 @@ def main(total_timesteps=30_000):
     """Train, and print the cost of a period before and after."""
     torch.set_num_threads(1)
     how = {"n_steps": 1000, "batch_size": 250, "gamma": 0.95, "learning_rate": 1e-3, "seed": 0}
-    model = PPO("MlpPolicy", make(), device="cpu", **how)
-    # Rewards are costs of tens: smaller ones suit its critic.
+    # Costs are tens, up to hundreds: smaller rewards suit its critic.
+    stock = TransformReward(make(), lambda reward: reward / 100.0)
+    model = PPO("MlpPolicy", stock, device="cpu", **how)
     before = cost(model)
     model.learn(total_timesteps)
     after = cost(model)
     print(f"cost of a period: {before:.1f} before, {after:.1f} after {total_timesteps:,} steps")
-    return np.array([before, after])
+    return before, after
 
 
 if __name__ == "__main__":
