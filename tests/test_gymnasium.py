@@ -376,7 +376,8 @@ def test_the_command_trains_and_says_how_episodes_ended(tmp_path, capsys, undraw
     summary = json.loads((run / "summary.json").read_text())
     assert summary["test_reward"] == pytest.approx(summary["test_return"])
     assert 1 <= summary["test_length"] <= 200
-    assert "steps" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert re.search(r"test cost .* per unit and episode\nepisode +return .* steps\n", shown)
     with pytest.raises(SystemExit):  # its environment is a module's that nobody has allowed
         evaluate([str(run)])
     assert "--allow gym_worlds" in capsys.readouterr().err

@@ -153,7 +153,7 @@ def format_summary(summary: Row) -> str:
         trained          10 updates, 1,280 environment steps, 3 s
     """
     known = {key: value for key, value in summary.items() if value is not None}
-    per = "episode" if known.get("test_objective") == "return" else "period"
+    per = known.get("test_cost_per", "period")
     lines = {"test cost": f"{_cost(known, 'test_cost')}   per unit and {per}"}
     if "objective" in known:
         lines = {"objective": _aim(known)} | lines

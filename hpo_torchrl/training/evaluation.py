@@ -78,6 +78,7 @@ class Evaluation:
 
     Attributes:
         measures: the objective in words.
+        per: what the cost is of, a ``"period"`` or an ``"episode"`` that ends by itself.
 
     Raises:
         ValueError: nothing is left to count, or the steps do not suit the objective.
@@ -131,6 +132,7 @@ class Evaluation:
             )
         # Of episodes that end by themselves, and of discounted ones, the first alone is counted.
         self._once = discounted or (self.objective == "return" and not episode)
+        self.per = "episode" if self._once and not discounted else "period"
         self.measures = worded(self.objective, self.discount)
         if self.objective == WINDOW:
             self.measures = f"a window of {num_steps - skip} periods"
@@ -241,7 +243,7 @@ class Evaluation:
                 if self._once and bool(over.all()):
                     break  # what comes later is not counted
                 state = env.maybe_reset(env.step_mdp(piece[..., -1].copy()))
-        periods = 1.0 if self._once and self.discount == 1.0 else weights.sum()
+        periods = 1.0 if self.per == "episode" else weights.sum()
         cost = total / (periods * getattr(plain(env), "cost_units", 1.0))
         totals, lengths = firsts.reshape(2, *cost.shape)
         return cost, totals, lengths

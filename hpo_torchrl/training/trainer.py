@@ -181,7 +181,8 @@ class Trainer:
         Returns:
             The figures of the run, under the names that every run uses: the ``objective`` that was
             trained and its ``discount``, ``test_objective`` and ``test_discount`` of the primary
-            test, its ``test_cost`` and ``test_cost_se``, ``test_return`` and ``test_length`` of an
+            test, its ``test_cost`` and ``test_cost_se`` (of a period or of an episode,
+            ``test_cost_per``), ``test_return`` and ``test_length`` of an
             episode where episodes end, ``sampled_cost`` and ``sampled_cost_se``
             of the same test with actions that are drawn (the policy that is kept takes the most
             probable ones), ``optimal_cost``, ``lower_bound``, ``upper_bound``, ``gap``,
@@ -221,6 +222,7 @@ class Trainer:
             "test_discount": getattr(test, "discount", 1.0),
             "test_cost": cost.mean,
             "test_cost_se": cost.standard_error,
+            "test_cost_per": getattr(test, "per", "period"),
             **cost.episode(),
             "optimal_cost": reference.optimal_cost,
             "lower_bound": reference.lower_bound,
