@@ -77,8 +77,10 @@ class Learner(Algorithm):
             is a whole episode. Otherwise env instances run on from rollout to rollout.
         reset_fraction: fraction of env instances restarted at each rollout at the start of the run.
             An untrained policy drives instances out of bounds, many-dimensional ones fast; what is
-            learned far out does not transfer to the normal operating range.
-        reset_fraction_final: the same later on, so that rare states stay in the data.
+            learned far out does not transfer to the normal operating range. ``None`` is all, and
+            none where episodes end by themselves: a restart would cut them at the rollout's length.
+        reset_fraction_final: the same later on, so that rare states stay in the data; ``None`` is
+            half of them, likewise.
         reset_until: fraction of the run by which the one has become the other.
         checkpoint_steps: steps of a rollout whose graph is kept at once, for long rollouts: less
             memory for more time; see :func:`differentiable_rollout`.
@@ -124,6 +126,7 @@ class Learner(Algorithm):
 
     trains_many_seeds = False
     trains_in_ranks = False
+    restarts = (1.0, 0.5)  # reset_fraction and its final value where episodes do not end
     last_batch: TensorDictBase | None = field(default=None, init=False)
 
     env: EnvBase = field(kw_only=False)
@@ -132,8 +135,8 @@ class Learner(Algorithm):
     seed: int | Sequence[int] | None = None
     unroll_length: int = setting(None, check_int, minimum=1)
     reset_at_each_iter: bool | None = None
-    reset_fraction: float = setting(1.0, maximum=1.0)
-    reset_fraction_final: float = setting(0.5, maximum=1.0)
+    reset_fraction: float = setting(None, maximum=1.0)
+    reset_fraction_final: float = setting(None, maximum=1.0)
     reset_until: float = setting(0.5, maximum=1.0, strict=True)
     checkpoint_steps: int | None = None
     compile: bool = False
@@ -171,6 +174,11 @@ class Learner(Algorithm):
         self.objective, self.discount = choose_objective(env, self.objective, self.discount)
         if self.reset_at_each_iter is None:
             self.reset_at_each_iter = self.unroll_length == episode
+        first, final = self.restarts if episode or continuing else (0.0, 0.0)
+        if self.reset_fraction is None:
+            self.reset_fraction = first
+        if self.reset_fraction_final is None:
+            self.reset_fraction_final = final
         # Where episodes may terminate, a constant taken off rewards changes what is best.
         self.centers_rewards = continuing or self.objective == "average"
         self.entropy_bonus = self.entropy_coeff
@@ -257,11 +265,23 @@ class Learner(Algorithm):
             reward = batch.get(("next", "reward")).detach()  # an update rescales it
             seen = {"action", ACTION_MASK, *(part.key for part in self._scaled())}
             self.last_batch = batch.select(*seen, strict=False).detach()
-            found = self.update(batch)
+            found = self.with_episodes(self.update(batch))
             check_lasting(self)
         except ValueError as error:
             explain(self, error, batch, reward)
             raise
+        return found
+
+    def with_episodes(self, found: Metrics | list[Metrics]) -> Metrics | list[Metrics]:
+        """Add the mean return and length of the episodes that ended in the batch, if any did."""
+        ended: Any = self.collector.ended
+        rows = [found] if isinstance(found, dict) else found
+        size = self.env.batch_size.numel() // len(rows)
+        for at, row in enumerate(rows):
+            own = ended.instance // size == at
+            if bool(own.any()):
+                row["episode_return"] = float(ended.total[own].mean())
+                row["episode_length"] = float(ended.steps[own].double().mean())
         return found
 
     def scouting(self, num_updates: int) -> int:

@@ -142,7 +142,8 @@ class PPO(PassLearner):
         entropy_coeff: entropy bonus of the discrete choice at the start, in standard deviations
             of the advantage.
         reset_fraction_final: fraction of env instances restarted at each rollout later in the run;
-            all of them, because a choice that is still random lets instances run away.
+            ``None`` is all of them, because a choice that is still random lets instances run away,
+            and none where episodes end by themselves.
         learner: further arguments, of :class:`Learner`.
 
     Raises:
@@ -160,12 +161,12 @@ class PPO(PassLearner):
         ['ESS', 'clip_fraction', 'cost']
     """
 
+    restarts = (1.0, 1.0)
     critic_coeff: float = setting(1.0)
     clip_epsilon: float = setting(0.2, maximum=1.0, strict=True)
     scale_entropy_coeff: float = setting(0.0)
     learning_rate: float = setting(1e-3, strict=True)
     entropy_coeff: float = setting(0.1)
-    reset_fraction_final: float = setting(1.0, maximum=1.0)
 
     def __post_init__(self) -> None:
         if not getattr(self.policy, "stochastic", True):

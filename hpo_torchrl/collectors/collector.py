@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,16 +15,17 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from hpo_torchrl.collectors.episodes import Ended, begun, follow
 from hpo_torchrl.collectors.inputs import check_keeps_graph
 from hpo_torchrl.collectors.rollout import Rollout
 from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int, shown
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.core.wrappers import batched, check_outcome
+from hpo_torchrl.core.wrappers import batched, check_outcome, differentiable
 from hpo_torchrl.modules import HybridPolicy
 
 # What is kept of the instances between two batches.
-_HELD = ("carried", "explorers")
+_HELD = ("carried", "explorers", "running")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -36,6 +37,8 @@ class _BatchCollector:
             simulates itself.
         carried: the running instances, in which the next batch starts; ``None`` before the first.
         explorers: the states in which some start it instead, and their ``"first"`` actions.
+        running: what is known of the episodes that go on, see :func:`begun`.
+        ended: the episodes that ended in the last batch.
         forced: which instances began the last batch by such an action, bool ``(*B,)``.
     """
 
@@ -67,6 +70,20 @@ class _BatchCollector:
         self.carried: TensorDictBase | None = None
         self.explorers: TensorDictBase | None = None
         self.forced: Tensor | None = None
+        self.running: Any = None
+        self.ended: Ended | None = None
+
+    def _begin(self) -> TensorDictBase | None:
+        """Return the instances that begin the next batch; ``None`` if all are to be reset."""
+        if self.carried is None or self.reset_at_each_iter:
+            self.running = begun(self.env)
+            return None
+        return self.restarted(self.carried)
+
+    def _follow(self, batch: TensorDictBase) -> None:
+        """Follow the episodes through a batch."""
+        after: Any = batch.get("next")
+        self.running, self.ended = follow(self.running, after.get("reward"), after.get("done"))
 
     def restarted(self, carried: TensorDictBase) -> TensorDictBase:
         """Return running instances, a share of them restarted."""
@@ -76,6 +93,7 @@ class _BatchCollector:
         mask = (drawn < self.reset_fraction).unsqueeze(-1)
         if not ranks.anywhere(mask):  # nothing is drawn then, for one seed as for many
             return carried
+        self.running = begun(self.env).where(mask.squeeze(-1), self.running)
         return self.env.reset(carried.copy().set("_reset", mask), select_reset_only=True)
 
     def state(self, index: int | None = None) -> Any:
@@ -112,7 +130,10 @@ class _BatchCollector:
         return state
 
     def load_state_dict(self, state: dict[str, Any], index: int | None = None) -> None:
-        """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all."""
+        """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all.
+
+        An environment whose state is its own, and not in the tensordict, goes on from new episodes.
+        """
         env, number = self._member(index)
         self.frames = number * state["frames"]
         for name in _HELD:
@@ -131,6 +152,8 @@ class _BatchCollector:
             setattr(self, name, own)
         if state["rng"] is not None:
             env.rng.set_state(state["rng"].cpu())
+        if not differentiable(self.env):
+            self.carried = None
 
     @property
     def _instances(self) -> int:
@@ -223,10 +246,9 @@ class DifferentiableCollector(_BatchCollector):
 
     def collect(self) -> TensorDict:
         """Collect one batch of shape ``(*B, T)`` and carry the state over."""
-        if self.carried is None or self.reset_at_each_iter:
+        start = self._begin()
+        if start is None:
             start = self.env.reset()
-        else:
-            start = self.restarted(self.carried)
         self.forced, first = None, None
         if self.explorers is not None:
             first = self.explorers["first"]
@@ -234,12 +256,14 @@ class DifferentiableCollector(_BatchCollector):
             states = self.explorers.exclude("first")
             there = states.where(self.forced, start.select(*states.keys()))
             start = start.copy().update(there)
+            self.running = self.running.copy().set("whole", self.running["whole"] & ~self.forced)
         with set_exploration_type(self.exploration_type):
             batch = self.engine(self.num_steps, tensordict=start, first=first)
         last = batch.detach()[(..., -1)]
         # ``maybe_reset`` restarts the instances whose episode ended with the batch.
         self.carried = self.env.maybe_reset(self.env.step_mdp(last.copy()))
         self.explorers = self._explorers(batch.detach()) if self.explore_fraction > 0 else None
+        self._follow(batch)
         self.frames += ranks.count(self.frames_per_batch)
         return batch
 
@@ -314,7 +338,11 @@ class SampleCollector(_BatchCollector):
             raise TypeError(f"policy must be a HybridPolicy, got {shown(self.policy)}.")
         check_outcome(self.env)
         self.policy.randomness = self.randomness
-        self._collector = Collector(
+
+    @cached_property
+    def _collector(self) -> Collector:
+        """TorchRL's collector, which resets the environment: made when it is first needed."""
+        return Collector(
             self.env,
             self.policy,
             frames_per_batch=self.frames_per_batch,
@@ -327,16 +355,28 @@ class SampleCollector(_BatchCollector):
 
     def collect(self) -> TensorDictBase:
         """Collect one batch of shape ``(*B, T)``, detached; the instances run on afterwards."""
-        if self.carried is not None and not self.reset_at_each_iter:
-            self._collector._carrier = self.restarted(self.carried)
+        start = self._begin()
+        if start is None and self.frames and not self.reset_at_each_iter:
+            start = self.env.reset()  # of a run that goes on without its instances
+        if start is not None:
+            self._collector._carrier = start
         try:
             batch = self._collector.rollout()
         finally:  # of a failed rollout, where it stopped
             self.carried = self._collector._carrier
+        self._follow(batch)
         self.frames += ranks.count(self.frames_per_batch)
         # A copy: TorchRL reuses the buffers of a batch for the next one.
         return batch.exclude("logits", "loc", "scale").clone()
 
+    def load_state_dict(self, state: dict[str, Any], index: int | None = None) -> None:
+        """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all."""
+        _ = self._collector  # which resets the environment, before its generator is set
+        super().load_state_dict(state, index)
+
     def shutdown(self) -> None:
         """Close the environment."""
-        self._collector.shutdown()
+        if "_collector" in vars(self):
+            self._collector.shutdown()
+        elif not self.env.is_closed:
+            self.env.close()

@@ -17,7 +17,7 @@ from torchrl.envs import EnvBase
 from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import shown
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.core.wrappers import batched, remembered, transforms_of
+from hpo_torchrl.core.wrappers import batched, differentiable, plain, remembered, transforms_of
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import Noise
@@ -152,6 +152,12 @@ def check_keeps_graph(env: EnvBase) -> None:
             f"A differentiable rollout needs one environment, got a {type(several).__name__}: it "
             "steps its members in other processes or in memory of its own, which no gradient "
             "passes. Make one environment with batch_size=..., or ReplicatedEnv."
+        )
+    if not differentiable(env):
+        raise TypeError(
+            f"{type(plain(env)).__name__} is not differentiable: no gradient passes its steps. "
+            "Train on it by PPO (algorithm=ppo) or DDPG (algorithm=ddpg or da_ac), or write its "
+            "equations as a DifferentiableEnv."
         )
     for _, name, tensors in remembered(transforms_of(env)):
         if any(tensor.is_shared() for tensor in tensors):

@@ -19,6 +19,14 @@ def batched(env: EnvBase) -> EnvBase | None:
     return env if isinstance(env, BatchedEnvBase) else None
 
 
+def differentiable(env: Any) -> bool:
+    """Whether gradients pass an environment, as far as it says, its state being in the tensordict.
+
+    One that steps something outside torch has the attribute ``differentiable = False``.
+    """
+    return getattr(plain(env), "differentiable", True) is not False
+
+
 def spec_of(env: EnvBase, name: str, key: Any) -> Any:
     """Return the spec of a flat entry of the observation, ``(*B, k)``.
 

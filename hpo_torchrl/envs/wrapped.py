@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from hpo_torchrl.core import ranks
-from hpo_torchrl.core.categorical import ACTION_MASK, BranchBounds, action_sizes
+from hpo_torchrl.core.categorical import ACTION_MASK, BranchBounds, action_bounds, action_sizes
 from hpo_torchrl.core.checks import check_int, entries_of, shown
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
@@ -313,7 +313,7 @@ class Spaces(DifferentiableEnv):
             "num_discrete": num_discrete,
             "num_heads": num_heads,
             "continuous_dim": continuous_dim,
-            "continuous_bounds": list(map(_plain, getattr(env, "continuous_bounds", (None, None)))),
+            "continuous_bounds": list(map(_plain, action_bounds(env))),
             "branch_bounds": None if bounds is None else list(map(_plain, bounds)),
             "action_scale": _plain(getattr(env, "action_scale", 1.0)),
             "observation_dim": env.observation_spec["observation"].shape[-1],

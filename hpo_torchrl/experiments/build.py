@@ -49,7 +49,7 @@ def build_env(config: Mapping[str, Any], **changes: Any) -> EnvBase:
     shared["device"] = ranks.local_device(shared["device"])
     shared["batch_size"] = config["collect"]["batch_size"]
     for key, value in shared.items():
-        if key in known:
+        if key in known or (key == "batch_size" and "num_envs" in known):
             settings.setdefault(key, value)
         elif key != "seed" and value not in ("cpu", "float32", None):
             raise ValueError(
@@ -58,6 +58,8 @@ def build_env(config: Mapping[str, Any], **changes: Any) -> EnvBase:
             )
     if settings.get("batch_size", 0) is None:
         del settings["batch_size"]
+    if "batch_size" in settings and "batch_size" not in known and "num_envs" in known:
+        settings["num_envs"] = settings.pop("batch_size")  # Gymnasium's name for it
     if isinstance(settings.get("dtype"), str):
         settings["dtype"] = DTYPES[check_choice("dtype", settings["dtype"], DTYPES)]
     try:

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from hpo_torchrl.core.checks import NAMED, accepted, did_you_mean, first_line, signatures
+from hpo_torchrl.core.extras import MissingExtraError
 from hpo_torchrl.experiments.files import choices_with, fixed_keys
 from hpo_torchrl.modules.network import HybridNetwork
 from hpo_torchrl.training.callbacks import Callback
@@ -42,6 +43,7 @@ _OFFERED = (
     *("continuous_bounds", "branch_bounds", "num_heads", "action_scale", "device", "dtype"),
 )
 # Rooms of this package whose classes any run's folder may name.
+_REGISTRY = "hpo_torchrl.envs.gym"  # makes environments by names that may import modules
 _SAFE_ROOMS = ("algorithms", "envs", "modules", "objectives", "problems")
 
 
@@ -239,6 +241,14 @@ def check_targets(config: Any, allow: Sequence[str] = ()) -> None:
                 f"are built from, and its folder may come from anyone. If you trust it, allow its "
                 f"module: --allow {root} on the command line, allow=[{root!r}] in Python."
             )
+        # A name in Gymnasium's registry may ask for a module to be imported.
+        module, colon, _ = str(section.get("id", "")).rpartition(":")
+        if colon and path.startswith(_REGISTRY) and not _within(module, trusted):
+            raise ValueError(
+                f"{name}.id={section['id']!r} of this run imports {module}, and its folder may "
+                f"come from anyone. If you trust it, allow it: --allow {module} on the command "
+                f"line, allow=[{module!r}] in Python."
+            )
 
 
 def plugins(section: str) -> dict[str, str]:
@@ -272,7 +282,10 @@ def target_of(section: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
             return found
         cause = f"it is a {type(found).__name__}"
     except Exception as error:
-        cause = first_line(error.__cause__ or error)
+        origin = error.__cause__ or error
+        if isinstance(origin, MissingExtraError):
+            raise ValueError(f"{section}: {origin}") from error
+        cause = first_line(origin)
     raise ValueError(
         f"{section}._target_={path!r} cannot be imported or called ({cause}): give the full name "
         "of a class, my_package.MyClass, in an installed module or one of the current directory."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,11 +9,10 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
 from torch import Tensor, nn
-from torchrl.data import Bounded
 from torchrl.envs import EnvBase
 from torchrl.modules import set_recurrent_mode
 
-from hpo_torchrl.core.categorical import ACTION_MASK, action_sizes
+from hpo_torchrl.core.categorical import ACTION_MASK, action_bounds, action_sizes
 from hpo_torchrl.core.checks import checked
 from hpo_torchrl.core.data import Key
 from hpo_torchrl.core.randomness import Randomness
@@ -175,12 +173,11 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             check_action_kept(env)
             source, found = plain(env), scales_of(env) if find_scales else None
             scale = getattr(source, "action_scale", None)
-            continuous = env.full_action_spec["action", "continuous"]
             network = network(
                 observation_dim=observation.shape[-1],
                 num_discrete=number,
                 continuous_dim=dimension,
-                continuous_bounds=getattr(source, "continuous_bounds", None) or _bounds(continuous),
+                continuous_bounds=action_bounds(env),
                 branch_bounds=getattr(source, "branch_bounds", None),
                 num_heads=heads,
                 action_scale=scale if found is None else found.action,
@@ -396,23 +393,3 @@ def _read(env: EnvBase, key: Key | None, memory: TensorDictModuleBase | None) ->
             f"{tuple(env.batch_size)}, got {key!r} of shape {tuple(seen.shape)}."
         )
     return seen
-
-
-def _bounds(spec: Any) -> tuple[Any, Any]:
-    """Read bounds off a spec, one number where all coordinates share them; ``None`` without any."""
-    if not isinstance(spec, Bounded):
-        return None, None
-    found: list[Any] = []
-    for end in (spec.space.low, spec.space.high):
-        rows = end.reshape(-1, end.shape[-1])
-        if not bool((rows == rows[0]).all()):
-            raise ValueError(
-                "HybridPolicy.for_env needs the same bounds for every instance of the batch, got "
-                f"{end.tolist()}; give the environment an attribute continuous_bounds, or build "
-                "the HybridNetwork yourself."
-            )
-        # The bounds of an unbounded spec are the largest numbers.
-        own = [math.copysign(math.inf, x) if abs(x) >= 1e30 else x for x in rows[0].tolist()]
-        shared = len(set(own)) == 1
-        found.append((None if math.isinf(own[0]) else own[0]) if shared else own)
-    return found[0], found[1]

@@ -202,7 +202,9 @@ class Trainer:
         Returns:
             The figures of the run, under the names that every run uses: the ``objective`` that was
             trained and its ``discount``, ``test_objective`` and ``test_discount`` of the primary
-            test, its ``test_cost`` and ``test_cost_se``, ``sampled_cost`` and ``sampled_cost_se``
+            test, its ``test_cost`` and ``test_cost_se`` (of a period or of an episode,
+            ``test_cost_per``), ``test_return`` and ``test_length`` of an
+            episode where episodes end, ``sampled_cost`` and ``sampled_cost_se``
             of the same test with actions that are drawn (the policy that is kept takes the most
             probable ones), ``validation_cost`` and ``validation_cost_se`` of the evaluation during
             training, by which settings are to be chosen, ``optimal_cost``, ``lower_bound``,
@@ -249,6 +251,8 @@ class Trainer:
             "test_discount": getattr(test, "discount", 1.0),
             "test_cost": cost.mean,
             "test_cost_se": cost.standard_error,
+            "test_cost_per": getattr(test, "per", "period"),
+            **cost.episode(),
             "optimal_cost": reference.optimal_cost,
             "lower_bound": reference.lower_bound,
             "upper_bound": reference.upper_bound,
@@ -300,6 +304,7 @@ class Trainer:
             for run, row, cost in zip(self.runs, rows, costs, strict=True):
                 run.selection.offer(run.policy, self.update, cost.mean)
                 row |= {"test_cost": cost.mean, "test_cost_se": cost.standard_error}
+                row |= cost.episode()
                 known = self.validation_reference
                 gaps = known.gaps(cost.mean, self.validation, self.algorithm)
                 row |= {name: gap for name, gap in gaps.items() if gap is not None}
