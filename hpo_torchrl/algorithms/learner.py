@@ -279,9 +279,10 @@ class Learner(Algorithm):
         size = self.env.batch_size.numel() // len(rows)
         for at, row in enumerate(rows):
             own = ended.instance // size == at
-            if bool(own.any()):
-                row["episode_return"] = float(ended.total[own].mean())
-                row["episode_length"] = float(ended.steps[own].double().mean())
+            sums = [ended.total[own].sum(), ended.steps[own].sum(), own.sum()]
+            *sums, number = ranks.total(torch.stack([each.double() for each in sums])).tolist()
+            if number:
+                row |= zip(("episode_return", "episode_length"), (x / number for x in sums))
         return found
 
     def scouting(self, num_updates: int) -> int:
