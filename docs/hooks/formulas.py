@@ -1,0 +1,19 @@
+"""LaTeX as MathML, which browsers draw without a script."""
+
+from __future__ import annotations
+
+from latex2mathml.converter import convert
+
+# The converter lets bars grow with what is around them, knows no alignment, and keeps \_ of a text.
+_MENDED = {"<mo>&#x02016;</mo>": '<mo stretchy="false">&#x02016;</mo>', r"\_": "_"}
+
+
+def formula(text: str, display: str = "inline") -> str:
+    """Return a LaTeX formula as MathML."""
+    text = " ".join(text.split())
+    if "&" in text:
+        text = rf"\begin{{array}}{{l}}{text.replace('&', '')}\end{{array}}"
+    made = convert(text, display=display)
+    for written, mended in _MENDED.items():
+        made = made.replace(written, mended)
+    return made

@@ -1,0 +1,44 @@
+"""What can be run in the documents: Python, a page at a time, and how it is made small."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+# What makes a piece of code small, by the words that it replaces.
+SMALLER = {
+    "num_updates=50": "num_updates=2, **SMALL",
+    "num_updates=60": "num_updates=2",
+    "1_000_000": "10_000",
+    "64 * 30": "64 * 5",
+    "horizon=8": "horizon=4",
+    "num_steps=8": "num_steps=4",
+    "num_batches=10, num_reference=20": "num_batches=3, num_reference=3",
+    "num_batches=40, num_reference=200": "num_batches=3, num_reference=3",
+}
+
+
+def python_of(page: Path) -> list[str]:
+    """Return the pieces of Python of a page, or the cells of a notebook."""
+    if page.suffix == ".ipynb":
+        cells = json.loads(page.read_text())["cells"]
+        return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return re.findall(r"^```python[^\n]*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def pages() -> list[str]:
+    """Return the README, all pages and all notebooks."""
+    docs = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "notebooks").glob("*.ipynb")]
+    return ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in docs)]
+
+
+def run_python(page: str, names: dict[str, Any]) -> None:
+    """Run a page from top to bottom, as a reader would: later pieces know the earlier names."""
+    for piece in python_of(ROOT / page):
+        for written, small in SMALLER.items():
+            piece = piece.replace(written, small)
+        exec(compile(piece, page, "exec"), names)
