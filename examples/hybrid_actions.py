@@ -32,11 +32,12 @@ ppo = ClipPPOLoss(policy, critic)
 ppo.make_value_estimator(gamma=0.99, lmbda=0.95)
 with torch.no_grad():
     data = env.rollout(20, policy)
-print("PPO", {k: round(float(v), 3) for k, v in ppo(data).items() if k.startswith("loss_")})
+terms = ppo(data)
+print("PPO", *(key for key, _ in terms.items() if key.startswith("loss_")))
 
 # With it: a rollout that keeps its graph, and the pathwise, score-function and cross terms.
 hpo = HPOLoss(policy, critic)
 hpo.make_value_estimator(gamma=0.99, lmbda=0.95)
 terms = hpo(differentiable_rollout(env, policy, 20, discount=0.99))
+print("HPO", *(key for key, _ in terms.items() if key.startswith("loss_")))
 sum(value for key, value in terms.items() if key.startswith("loss_")).backward()
-print("HPO", {k: round(float(v), 3) for k, v in terms.items() if k.startswith("loss_")})

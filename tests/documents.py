@@ -7,8 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
+from shrunk import SMALL
+
 ROOT = Path(__file__).parents[1]
 
+# The settings of a small run of an inventory, but for its length.
+SMALL_RUN = {key: yaml.safe_load(value) for key, value in (each.split("=") for each in SMALL[1:])}
 # What makes a piece of code small, by the words that it replaces.
 SMALLER = {
     "num_updates=50": "num_updates=2, **SMALL",
@@ -19,6 +24,17 @@ SMALLER = {
     "num_steps=8": "num_steps=4",
     "num_batches=10, num_reference=20": "num_batches=3, num_reference=3",
     "num_batches=40, num_reference=200": "num_batches=3, num_reference=3",
+}
+
+# What a page takes for granted, where its pieces are parts of a reader's own code.
+GIVEN = {
+    "docs/variants.md": """
+import torch
+from hpo_torchrl.problems import InventoryEnv
+from hpo_torchrl.problems.inventory import Demand, NegativeBinomial
+from hpo_torchrl.problems.inventory.features import FixedCost
+plain = InventoryEnv(features=[FixedCost(64)], batch_size=64).original
+"""
 }
 
 
@@ -38,6 +54,7 @@ def pages() -> list[str]:
 
 def run_python(page: str, names: dict[str, Any]) -> None:
     """Run a page from top to bottom, as a reader would: later pieces know the earlier names."""
+    exec(GIVEN.get(page, ""), names)
     for piece in python_of(ROOT / page):
         for written, small in SMALLER.items():
             piece = piece.replace(written, small)

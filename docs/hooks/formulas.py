@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from latex2mathml.converter import convert
 
-# The converter lets bars grow with what is around them, knows no alignment, and keeps \_ of a text.
+# The converter lets bars grow with what is around them, and keeps the \_ of a text.
 _MENDED = {"<mo>&#x02016;</mo>": '<mo stretchy="false">&#x02016;</mo>', r"\_": "_"}
 
 
 def formula(text: str, display: str = "inline") -> str:
     """Return a LaTeX formula as MathML."""
-    text = " ".join(text.split())
+    # It knows neither arg nor alignment.
+    text = " ".join(text.split()).replace(r"\arg", r"\mathrm{arg}\,")
     if "&" in text:
         text = rf"\begin{{array}}{{l}}{text.replace('&', '')}\end{{array}}"
     made = convert(text, display=display)

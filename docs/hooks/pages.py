@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
 from formulas import formula
+from mkdocs.structure.files import File, Files
 from public import rooms, where
 
 ROOT = Path(__file__).parents[2]
@@ -87,11 +87,12 @@ def generated() -> Iterator[tuple[str, str]]:
 
 def on_config(config: Any) -> None:
     """Fill the part of the navigation that is made: a page for each package."""
-    pages = sorted(page for page, _ in generated() if page.startswith("api/"))
+    packages = sorted(Path(page).stem for page in api_pages())
     for section in config.nav:
         for title, entries in section.items():
             if entries == "api/":
-                section[title] = [{Path(page).stem: page} for page in pages]
+                names = {name: name.removeprefix("hpo_torchrl.") for name in packages}
+                section[title] = [{shown: f"api/{name}.md"} for name, shown in names.items()]
             elif isinstance(entries, list):
                 section[title] = [re.sub(r"\.ipynb$", ".md", entry) for entry in entries]
 

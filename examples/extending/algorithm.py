@@ -29,9 +29,7 @@ class OneStep(Learner):
 
     def __post_init__(self):
         super().__post_init__()
-        self.loss = HPOLoss(
-            self.policy, self.critic, cross_term=self.cross_term, clip_epsilon=None
-        )
+        self.loss = HPOLoss(self.policy, self.critic, cross_term=self.cross_term, clip_epsilon=None)
 
     def update(self, batch):
         """Add advantages to the batch, descend, and return what is worth logging."""
