@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from types import FunctionType
+
+_METHODS = (FunctionType, classmethod, staticmethod, property)
 
 
 @functools.cache
@@ -34,8 +37,7 @@ def places() -> dict[str, str]:
         for name in names:
             found[name] = where(package, name)
             value = getattr(importlib.import_module(package), name)
-            for member in vars(value) if isinstance(value, type) else ():
-                documented = getattr(vars(value)[member], "__doc__", None)
-                if callable(vars(value)[member]) and documented and not member.startswith("_"):
+            for member, part in vars(value).items() if isinstance(value, type) else ():
+                if isinstance(part, _METHODS) and part.__doc__ and not member.startswith("_"):
                     found[f"{name}.{member}"] = f"{found[name]}.{member}"
     return found
