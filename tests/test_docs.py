@@ -176,6 +176,7 @@ def test_the_site_needs_no_network_and_shows_no_markup(site):
         shown = re.sub(r"<(pre|code)\b.*?</\1>", "", text, flags=re.DOTALL)
         assert not re.search(r":(class|func|meth|math|mod|data|attr):|\.\. math::", shown), path
         assert "--8<--" not in text, path.name
+        assert "arithmatex" not in text, path.name
 
 
 @needs_site

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from latex2mathml.converter import convert
 
-# The converter lets bars grow with what is around them, and keeps the \_ of a text.
-_MENDED = {"<mo>&#x02016;</mo>": '<mo stretchy="false">&#x02016;</mo>', r"\_": "_"}
+# The converter lets bars grow with what is around them, keeps the \_ of a text, leaves no space
+# around log, and gives letters an attribute that browsers no longer read in place of the letter.
+_MENDED = {
+    "<mo>&#x02016;</mo>": '<mo stretchy="false">&#x02016;</mo>',
+    r"\_": "_",
+    "<mi>log</mi>": '<mspace width="0.167em" /><mi>log</mi><mspace width="0.167em" />',
+    '<mi mathvariant="double-struck">E</mi>': "<mi>&#x1D53C;</mi>",
+    '<mi mathvariant="script">N</mi>': "<mi>&#x1D4A9;</mi>",
+}
 
 
 def formula(text: str, display: str = "inline") -> str:
