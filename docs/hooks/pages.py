@@ -1,4 +1,4 @@
-"""Pages that the site makes of other files: the API, examples, notebooks, documents outside docs/.
+"""Pages that the site makes of other files: the API, sources, notebooks, documents outside docs/.
 
 MkDocs calls the functions named ``on_...``. Links keep the form that they have in the repository,
 so that they work there too; here they lead to the pages. Formulas between dollars become MathML.
@@ -21,6 +21,9 @@ from public import rooms, where
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+# Sources that a document may link to, with their language, and where their pages are.
+SOURCES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".csv": "text"}
+SOURCE_PAGES = "sources/"
 
 
 # -- the API ------------------------------------------------------------------------------------
@@ -45,13 +48,25 @@ def api_pages() -> dict[str, str]:
     return pages
 
 
-# -- examples, notebooks, documents -------------------------------------------------------------
+# -- sources, notebooks, documents --------------------------------------------------------------
 
 
-def example_page(path: Path) -> str:
-    """Return the page of an example: its code, as it is run by the tests."""
-    name = path.relative_to(ROOT).as_posix()
-    return f'# {path.name}\n\n```python title="{name}"\n{path.read_text()}```\n'
+def source_page(name: str) -> str:
+    """Return the page of a file that is not Markdown: its text."""
+    path = ROOT / name
+    return f'# {path.name}\n\n```{SOURCES[path.suffix]} title="{name}"\n{path.read_text()}```\n'
+
+
+def linked_sources() -> set[str]:
+    """Return the sources, as paths in the repository, that documents link to."""
+    documents = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs" / "notebooks").glob("*.ipynb")]
+    found = set()
+    for path in [*documents, *(ROOT / source for source in OUTSIDE)]:
+        for target in re.findall(r"\]\(([^)#\s:]+)", path.read_text()):
+            file = (path.parent / target).resolve()
+            if file.suffix in SOURCES and file.is_file():
+                found.add(file.relative_to(ROOT).as_posix())
+    return found
 
 
 def notebook_page(path: Path) -> str:
@@ -76,8 +91,8 @@ def generated() -> Iterator[tuple[str, str]]:
     yield from api_pages().items()
     for source, page in OUTSIDE.items():
         yield page, (ROOT / source).read_text()
-    for path in sorted((ROOT / "examples").rglob("*.py")):
-        yield path.relative_to(ROOT).with_suffix(".md").as_posix(), example_page(path)
+    for name in sorted(linked_sources()):
+        yield f"{SOURCE_PAGES}{name}.md", source_page(name)
     for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
         yield path.relative_to(ROOT / "docs").with_suffix(".md").as_posix(), notebook_page(path)
 
@@ -98,10 +113,10 @@ def on_config(config: Any) -> None:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are made; examples are found by links, not by the navigation."""
+    """Add the pages that are made; sources are found by links, not by the navigation."""
     for page, text in generated():
         file = File.generated(config, page, content=text)
-        if page.startswith("examples/"):
+        if page.startswith(SOURCE_PAGES):
             file.inclusion = file.inclusion.NOT_IN_NAV
         files.append(file)
     for file in list(files):
@@ -147,8 +162,8 @@ def _page_of(path: str) -> str | None:
     """Return the page that shows a file of the repository, if any does."""
     if path in OUTSIDE:
         return OUTSIDE[path]
-    if path.startswith("examples/") and path.endswith(".py"):
-        return path.removesuffix(".py") + ".md"
     if path.startswith("docs/"):
         return path.removeprefix("docs/").replace(".ipynb", ".md")
+    if Path(path).suffix in SOURCES and (ROOT / path).is_file():
+        return f"{SOURCE_PAGES}{path}.md"
     return None
