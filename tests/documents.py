@@ -18,6 +18,10 @@ SMALL_RUN = {key: yaml.safe_load(value) for key, value in (each.split("=") for e
 SMALLER = {
     "num_updates=50": "num_updates=2, **SMALL",
     "num_updates=60": "num_updates=2",
+    "num_updates=100": "num_updates=2, **SMALL",
+    "callbacks=[GoodEnough(below=38.0)]": "callbacks=[GoodEnough(1e9)], num_updates=2, **SMALL",
+    "my_package:Moving-v0": "gym_worlds:Moving-v0",
+    'train(env, algorithm="ppo")': 'train(env, "ppo", num_updates=1, unroll_length=5, tests=TESTS)',
     "1_000_000": "10_000",
     "64 * 30": "64 * 5",
     "horizon=8": "horizon=4",
@@ -26,15 +30,30 @@ SMALLER = {
     "num_batches=40, num_reference=200": "num_batches=3, num_reference=3",
 }
 
-# What a page takes for granted, where its pieces are parts of a reader's own code.
+# What a page takes for granted, where its pieces are parts of a reader's own code. A piece that
+# is fenced as ``py`` is not run: it needs a package that the tests do not have.
 GIVEN = {
+    "docs/deploy.md": """
+import shutil, sys
+import hpo_torchrl
+run = hpo_torchrl.train("inventory", folder="runs/mine", num_updates=2, **SMALL)
+for format in ("onnx", "pt2", "numpy"):
+    run.export(format, ".")
+shutil.copytree("runs/mine/policy", "somewhere/policy")
+sys.path.insert(0, ".")
+""",
+    "docs/gymnasium.md": """
+import hpo_torchrl
+from hpo_torchrl.envs.gym import GymHybridEnv
+TESTS = hpo_torchrl.Evaluation(GymHybridEnv("gym_worlds:Moving-v0", num_envs=2), num_steps=5, seed=1)
+""",
     "docs/variants.md": """
 import torch
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Demand, NegativeBinomial
 from hpo_torchrl.problems.inventory.features import FixedCost
 plain = InventoryEnv(features=[FixedCost(64)], batch_size=64).original
-"""
+""",
 }
 
 

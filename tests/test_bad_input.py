@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 from torchrl.envs import (
     CatFrames,
     ParallelEnv,
@@ -312,7 +313,7 @@ def test_environments_in_a_row_have_a_policy_and_train(started, wrap):
 
 
 @pytest.mark.filterwarnings("ignore:Support of VecNormV2:UserWarning")
-def test_no_gradient_crosses_processes_or_a_running_mean():
+def test_no_gradient_crosses_processes():
     several = ParallelEnv(2, inventory)
     policy = HybridPolicy.for_env(several, hidden=4)
     for env in (several, TransformedEnv(several)):
@@ -321,12 +322,17 @@ def test_no_gradient_crosses_processes_or_a_running_mean():
             *("ParallelEnv", "processes"),
         )
     assert several.is_closed  # no process was started
-    env = TransformedEnv(inventory(), VecNormV2(in_keys=["observation"]))
+    zero = inventory().reset().select("observation").apply(torch.zeros_like)
+    count = TensorDict({"observation": torch.zeros((), dtype=torch.int64)})
+    shared = TensorDict({"loc": zero, "var": zero.clone(), "count": count}).share_memory_()
+    env = TransformedEnv(inventory(), VecNormV2(in_keys=["observation"], shared_data=shared))
     policy = HybridPolicy.for_env(env, hidden=4)
-    refused(lambda: differentiable_rollout(env, policy, 3), "VecNormV2", "freeze")
+    refused(lambda: differentiable_rollout(env, policy, 3), "shares", "frozen_copy")
     with torch.no_grad():
         differentiable_rollout(env, policy, 3)
-    env.transform.freeze()
+    assert all(value.is_shared() for value in shared.values(True, True))
+    assert shared["loc", "observation"].any()  # it was written to, not to a copy
+    env = TransformedEnv(inventory(), env.transform.frozen_copy())
     assert differentiable_rollout(env, policy, 3)["next", "reward"].requires_grad
 
 

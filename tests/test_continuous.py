@@ -289,3 +289,23 @@ def test_wrong_distributions_are_named():
     with pytest.raises(ValueError, match="low <= high"):
         ActionRange(([2.0, 0.0], 1.0), UNIT)
     assert HybridDistribution(torch.zeros(3, 2), torch.zeros(3, 2, 1)).entropy().shape == (3,)
+
+
+@pytest.mark.parametrize("learn_scale", [False, True])
+@pytest.mark.parametrize(
+    ("bounds", "varies"),
+    [
+        (BranchBounds([[0.0, 0.0], [1.0, -1.0]], [[0.0, 2.0], [1.0, INF]]), [[0, 1], [0, 1]]),
+        # Sums of what is at least 0: only a sum of 0 has one way to be made.
+        (BranchBounds([0.0, 3.0], [0.0, 3.0], of_total=True), [[0, 0], [1, 1]]),
+    ],
+)
+def test_a_normal_action_of_one_value_has_no_noise(bounds, varies, learn_scale):
+    how = {"branch_bounds": bounds, "scale": 0.3, "learn_scale": learn_scale, "hidden": [4]}
+    network = HybridNetwork(3, 2, 2, **how)
+    dist = HybridDistribution(*network(torch.randn(2000, 3)), distribution=network.distribution)
+    action = dist.rsample()
+    for branch in range(2):
+        rows = action["continuous"][action["discrete"] == branch]
+        away = (rows - dist.loc[action["discrete"] == branch, branch]).detach()
+        assert (away.std(0) > 0).tolist() == [bool(one) for one in varies[branch]]

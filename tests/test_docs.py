@@ -35,7 +35,9 @@ def test_python_of_the_documents_runs(page, tmp_path, monkeypatch, undrawn):
     """Every page from top to bottom, but for the sizes of what it trains and samples."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setattr(sys, "path", list(sys.path))
     run_python(page, {"SMALL": SMALL_RUN})
+    sys.modules.pop("policy", None)  # what a page has exported
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

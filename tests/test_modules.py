@@ -20,8 +20,8 @@ from torchrl.modules import MLP
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
+from hpo_torchrl.core.categorical import spec_bounds
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy, make_value_network
-from hpo_torchrl.modules.policy import _bounds
 from hpo_torchrl.problems import InventoryEnv
 
 close = torch.testing.assert_close
@@ -191,10 +191,10 @@ INF = float("inf")
     ],
 )
 def test_bounds_are_read_off_a_spec(low, high, expected):
-    assert _bounds(Bounded(torch.tensor(low), torch.tensor(high))) == expected
-    assert _bounds(Unbounded(2)) == (None, None)
+    assert spec_bounds(Bounded(torch.tensor(low), torch.tensor(high))) == expected
+    assert spec_bounds(Unbounded(2)) == (None, None)
     with pytest.raises(ValueError, match=r"same bounds for every instance.*continuous_bounds"):
-        _bounds(Bounded(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]])))
+        spec_bounds(Bounded(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]])))
 
 
 def test_a_policy_refuses_a_row_without_an_allowed_option():

@@ -518,12 +518,6 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path):
         folder.read_seeds()
 
 
-def test_tensorboard_backend_writes_events(tmp_path):
-    logger = RunLogger(tmp_path, "tensorboard")
-    logger.log({"update": 1, "cost": 2.5})
-    assert list(tmp_path.rglob("events.out.tfevents*"))
-
-
 def test_kill_and_resume_gives_the_parameters_of_the_uninterrupted_run(tmp_path):
     """The real thing: kill -9 a training process, resume it, compare every parameter."""
     command = [sys.executable, "-m", "hpo_torchrl.experiments.cli", *SMALL]

@@ -59,6 +59,9 @@ class Algorithm(abc.ABC):
         """Adapt what is fixed in a run to what scouting has shown."""
         raise NotImplementedError
 
+    def gather_last_batch(self) -> None:  # noqa: B027
+        """Let the last batch be that of all ranks, if ranks share it; optional."""
+
     def starts(self, num_updates: int) -> tuple[int, int]:
         """Return from how many starts a run may choose, and after how many updates it does.
 

@@ -69,6 +69,11 @@ class DDPG(Learner):
                 "algorithm=ddpg needs a single discrete choice, whose actions its critic "
                 f"compares; the environment has {env.num_heads} heads. Use algorithm=hpo."
             )
+        if self.policy.memory is not None:
+            raise ValueError(
+                "algorithm=ddpg learns from single transitions, got a policy with a memory, which "
+                "reads sequences. Use HPO or PPO."
+            )
         widths, activation = _shape(self.critic)
         judges = {"actions": "candidate", "parameters": "parameters"}[
             check_choice("critic_of", self.critic_of, ("actions", "parameters"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.finite import NonFiniteError, all_finite, leaves, not_finite, spoilt_first
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def check_lasting(learner: Learner) -> None:
     kept += [list(loss.buffers()) for loss in learner.losses()]
     if (carried := learner.collector.carried) is not None:
         kept.append(list(carried.values(True, True)))
-    if not all_finite(value for _, value in leaves(kept)):
+    if ranks.anywhere(not all_finite(value for _, value in leaves(kept))):
         _name_lasting(learner, ("buffer",))
 
 

@@ -17,6 +17,7 @@ from hpo_torchrl.algorithms.pathwise import GraphLearner
 from hpo_torchrl.algorithms.ppo import PassLearner
 from hpo_torchrl.collectors import branched_returns
 from hpo_torchrl.collectors.inputs import is_functional
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.categorical import ACTION_MASK, divergence_of, finite, insert_like
 from hpo_torchrl.core.checks import accepted, check_int
 from hpo_torchrl.core.objective import FEW_DIMENSIONS
@@ -212,7 +213,7 @@ class HPO(GraphLearner, PassLearner):
         if start == 1:
             last: Any = self.last_batch
             used = F.one_hot(last["action", "discrete"], preference.shape[-1])
-            used = used.flatten(first, -2).sum(first)
+            used = ranks.total(used.flatten(first, -2).sum(first))
             self.most_used = used.sort(dim=-1, descending=True, stable=True).indices
         preferred = torch.full(preference.shape[:-1], -1, device=preference.device)
         self.wish = torch.zeros_like(preference)
@@ -285,7 +286,8 @@ class HPO(GraphLearner, PassLearner):
         values = data["state_value"].new_zeros(*data.shape, number)
         branched = torch.zeros(*data.shape, 1, dtype=torch.bool, device=data.device)
         # These are environment steps like any others.
-        self.collector.frames += chosen * number * self.branch_steps * data.shape[:-1].numel()
+        simulated = chosen * number * self.branch_steps * data.shape[:-1].numel()
+        self.collector.frames += ranks.count(simulated)
         seeds: list[Any] = [None] if self.num_seeds is None else [*range(self.num_seeds)]
         worlds = cycle([env] if self.num_seeds is None else env.members)
         for seed, world, (policy, critic) in zip(seeds, worlds, self.members(), strict=False):
@@ -332,7 +334,8 @@ class HPO(GraphLearner, PassLearner):
         network: Any = self.policy.network
         temperature, logits = network.temperature, self.policy.discrete_logits(data)
         best = (logits - insert_like(network.preference, logits)).topk(2).values
-        gap = (best[..., 0] - best[..., 1]).flatten(0 if self.num_seeds is None else 1)
+        gap = best[..., 0] - best[..., 1]
+        gap = ranks.gathered(gap, self._instances).flatten(0 if self.num_seeds is None else 1)
         gap = gap.where(gap.isfinite(), torch.nan).nanmedian(-1).values * temperature
         gap = gap.nan_to_num(0.0).clamp_min(1e-6)
         least = self.temperature_final * gap

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.envs import EnvBase
@@ -22,11 +22,13 @@ from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
 from hpo_torchrl.algorithms.diagnosis import check_lasting, explain
 from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, stop_unless_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.categorical import ACTION_MASK, unsqueeze_like
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int
 from hpo_torchrl.core.objective import choose_objective, endings
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.wrappers import plain
+from hpo_torchrl.envs import RankEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.scales import ObservationScale
 from hpo_torchrl.objectives.base import values_where
@@ -53,6 +55,12 @@ class Learner(Algorithm):
     keeps its own random numbers, reward scale, optimizer and learning-rate multipliers, and comes,
     up to rounding, to what it would come to alone.
 
+    Ranks (:mod:`hpo_torchrl.core.ranks`) share a training: each simulates its part of the instances
+    (:class:`~hpo_torchrl.envs.RankEnv`), random numbers are those of the whole batch, and every
+    mean, extreme and gradient is over all ranks. They come, up to rounding, to what one process
+    comes to. An algorithm of yours that sets ``trains_in_ranks`` keeps to that by :meth:`mean` and
+    :class:`Optimization`.
+
     An algorithm is a dataclass: its settings are its fields, those of :func:`setting` are checked,
     and ``__post_init__`` builds what they say.
 
@@ -69,8 +77,10 @@ class Learner(Algorithm):
             is a whole episode. Otherwise env instances run on from rollout to rollout.
         reset_fraction: fraction of env instances restarted at each rollout at the start of the run.
             An untrained policy drives instances out of bounds, many-dimensional ones fast; what is
-            learned far out does not transfer to the normal operating range.
-        reset_fraction_final: the same later on, so that rare states stay in the data.
+            learned far out does not transfer to the normal operating range. ``None`` is all, and
+            none where episodes end by themselves: a restart would cut them at the rollout's length.
+        reset_fraction_final: the same later on, so that rare states stay in the data; ``None`` is
+            half of them, likewise.
         reset_until: fraction of the run by which the one has become the other.
         checkpoint_steps: steps of a rollout whose graph is kept at once, for long rollouts: less
             memory for more time; see :func:`differentiable_rollout`.
@@ -106,7 +116,8 @@ class Learner(Algorithm):
         optimization: the optimizers and their schedules, see :class:`Optimization`.
         scaler: the running scale of the rewards.
         entropy_bonus: the current bonus.
-        last_batch: actions, masks and observations of the last batch; ``None`` before the first.
+        last_batch: actions, masks and observations of the last batch; ``None`` before the first;
+            see :meth:`gather_last_batch`.
 
     Raises:
         ValueError: an argument is out of range, the policy does not fit the environment, or the
@@ -114,6 +125,8 @@ class Learner(Algorithm):
     """
 
     trains_many_seeds = False
+    trains_in_ranks = False
+    restarts = (1.0, 0.5)  # reset_fraction and its final value where episodes do not end
     last_batch: TensorDictBase | None = field(default=None, init=False)
 
     env: EnvBase = field(kw_only=False)
@@ -122,8 +135,8 @@ class Learner(Algorithm):
     seed: int | Sequence[int] | None = None
     unroll_length: int = setting(None, check_int, minimum=1)
     reset_at_each_iter: bool | None = None
-    reset_fraction: float = setting(1.0, maximum=1.0)
-    reset_fraction_final: float = setting(0.5, maximum=1.0)
+    reset_fraction: float = setting(None, maximum=1.0)
+    reset_fraction_final: float = setting(None, maximum=1.0)
     reset_until: float = setting(0.5, maximum=1.0, strict=True)
     checkpoint_steps: int | None = None
     compile: bool = False
@@ -152,6 +165,8 @@ class Learner(Algorithm):
         self.seeds = None if self.seed is None or isinstance(self.seed, int) else list(self.seed)
         self.num_seeds = None if self.seeds is None else len(self.seeds)
         self._check_seeds()
+        ranks.check_joined()
+        self._instances: Any = self._join_ranks() if ranks.active() else None
         episode, continuing = endings(env)
         if self.unroll_length is None:
             cycle = getattr(own, "cycle_length", 1)
@@ -159,13 +174,46 @@ class Learner(Algorithm):
         self.objective, self.discount = choose_objective(env, self.objective, self.discount)
         if self.reset_at_each_iter is None:
             self.reset_at_each_iter = self.unroll_length == episode
+        first, final = self.restarts if episode or continuing else (0.0, 0.0)
+        if self.reset_fraction is None:
+            self.reset_fraction = first
+        if self.reset_fraction_final is None:
+            self.reset_fraction_final = final
         # Where episodes may terminate, a constant taken off rewards changes what is best.
         self.centers_rewards = continuing or self.objective == "average"
         self.entropy_bonus = self.entropy_coeff
-        self.randomness = Randomness(self.seed, env.device)
+        self.randomness = Randomness(self.seed, env.device, self._instances)
+        if ranks.active():
+            state = self.randomness.state()
+            state.load_state_dict(ranks.from_main(state.state_dict))
         self.scaler = RewardScaler(num_seeds=self.num_seeds).to(env.device or "cpu")
         self.collector = self._make_collector()
         self.optimization = Optimization(self)
+
+    def _join_ranks(self) -> int:
+        """Take this rank's instances and the weights of rank 0; return the number of all instances.
+
+        Raises:
+            TypeError: the environment's batch cannot be split.
+            ValueError: ranks cannot share this training, or disagree about it.
+        """
+        name = type(self).__name__
+        with ranks.agreeing():
+            RankEnv.check(self.env)
+            if not self.trains_in_ranks or self.num_seeds is not None:
+                raise ValueError(
+                    "Ranks share a training of HPO, PPO, GumbelSoftmax or Pathwise of one seed, "
+                    f"got {name} with seed={self.seed}; train it in one process."
+                )
+        for known in fields(self):
+            if known.init and known.name not in (*_NETWORKS, "loss"):
+                value = repr(getattr(self, known.name))
+                ranks.check_same(f"the setting {known.name} of {name}", value)
+        ranks.check_same("the environment's batch size", tuple(self.env.batch_size))
+        whole, self.env = self.env, RankEnv(self.env)
+        for network in (self.policy, self.critic):
+            network.load_state_dict(ranks.from_main(network.state_dict))
+        return whole.batch_size[0]
 
     def _make_collector(self) -> DifferentiableCollector | SampleCollector:
         collecting: dict[str, Any] = {
@@ -217,11 +265,23 @@ class Learner(Algorithm):
             reward = batch.get(("next", "reward")).detach()  # an update rescales it
             seen = {"action", ACTION_MASK, *(part.key for part in self._scaled())}
             self.last_batch = batch.select(*seen, strict=False).detach()
-            found = self.update(batch)
+            found = self.with_episodes(self.update(batch))
             check_lasting(self)
         except ValueError as error:
             explain(self, error, batch, reward)
             raise
+        return found
+
+    def with_episodes(self, found: Metrics | list[Metrics]) -> Metrics | list[Metrics]:
+        """Add the mean return and length of the episodes that ended in the batch, if any did."""
+        ended: Any = self.collector.ended
+        rows = [found] if isinstance(found, dict) else found
+        size = self.env.batch_size.numel() // len(rows)
+        for at, row in enumerate(rows):
+            own = ended.instance // size == at
+            if bool(own.any()):
+                row["episode_return"] = float(ended.total[own].mean())
+                row["episode_length"] = float(ended.steps[own].double().mean())
         return found
 
     def scouting(self, num_updates: int) -> int:
@@ -230,9 +290,18 @@ class Learner(Algorithm):
 
     def measure(self) -> None:
         """Let the networks scale observations by what those of the last batch were."""
+        self.gather_last_batch()
         batch: Any = self.last_batch
         for part in self._scaled():
             part.measure(batch[part.key])
+
+    def gather_last_batch(self) -> None:
+        """Let :attr:`last_batch`, of this rank's instances, be that of all."""
+        if ranks.active() and (own := self.last_batch) is not None:
+            number = self._instances
+            entries = ranks.gathered_all(dict(own.flatten_keys(".").items()), number)
+            whole = TensorDict(entries, (number, *own.shape[1:]), device=own.device)
+            self.last_batch = whole.unflatten_keys(".")
 
     def _scaled(self) -> list[ObservationScale]:
         """Return the layers that scale an observation and may find out how."""
@@ -260,16 +329,17 @@ class Learner(Algorithm):
         reward = batch.get(("next", "reward"))
         # The argmax of NaN is 0: a batch may look well whose choices mean nothing.
         chosen = batch.select(("next", "reward"), "action", "discrete_log_prob", strict=False)
-        stop_unless_finite(chosen.to_dict(), seeds=self.seeds, label="The batch's {}")
+        with ranks.agreeing():
+            stop_unless_finite(chosen.to_dict(), seeds=self.seeds, label="The batch's {}")
+            if self.objective == "average" and bool(batch["next", "terminated"].any()):
+                raise ValueError(
+                    "objective='average' is of problems that never end, but an episode terminated: "
+                    "choose objective='return', or 'discounted'."
+                )
         self.scaler.observe(reward)
         stop_unless_finite(
             dict(self.scaler.named_buffers()), seeds=self.seeds, label="The rewards' {}"
         )
-        if self.objective == "average" and bool(batch["next", "terminated"].any()):
-            raise ValueError(
-                "objective='average' is of problems that never end, but an episode terminated: "
-                "choose objective='return', or 'discounted'."
-            )
         scale, shift = (unsqueeze_like(unit, reward) for unit in self.reward_units(batch))
         batch.set(("next", "reward"), reward / scale - shift)
         cost = -self.mean(reward.detach()) / self.cost_units
@@ -352,8 +422,8 @@ class Learner(Algorithm):
     # -- metrics -------------------------------------------------------------------------------
 
     def mean(self, value: Tensor) -> Tensor:
-        """Return the mean of a batch's entry, a scalar, with seeds ``(S,)``."""
-        return value.mean() if self.num_seeds is None else value.flatten(1).mean(1)
+        """Return the mean of a batch's entry over all ranks, a scalar, with seeds ``(S,)``."""
+        return ranks.mean(value) if self.num_seeds is None else value.flatten(1).mean(1)
 
     def numbers(self, found: Mapping[str, Any]) -> Metrics | list[Metrics]:
         """Return metrics, scalars or ``(S,)``, as numbers; the host waits for all of them once."""

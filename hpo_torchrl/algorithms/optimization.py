@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.categorical import unsqueeze_like
 from hpo_torchrl.core.checks import check_choice, check_float
 from hpo_torchrl.core.finite import NonFiniteError, all_finite, leaves, not_finite
@@ -125,7 +126,7 @@ class Optimization:
         *,
         resting: str | None = None,
     ) -> dict[str, Tensor]:
-        """Descend the sum of the ``loss_*`` terms once.
+        """Descend the sum of the ``loss_*`` terms once, by the gradients of all ranks.
 
         Args:
             terms: losses and metrics, scalars or ``(S,)``.
@@ -147,6 +148,7 @@ class Optimization:
         for parameter in parameters:
             parameter.grad = None
         torch.stack(list(losses.values())).sum().backward()
+        ranks.sum_gradients(parameters)
         limit = self.learner.max_grad_norm
         norms = clip_gradients(self.groups, limit, seeds=self.seeds, active=places, losses=losses)
         for parameter in self.groups.get(resting or "", {}).values():
@@ -271,8 +273,12 @@ class RewardScaler(nn.Module):
         rows = reward.detach().double().reshape(*self.mean.shape, -1)
         self.weight.mul_(self.decay).add_(1.0 - self.decay)
         share = (1.0 - self.decay) / self.weight
-        shift = rows.mean(-1) - self.mean
-        self.variance.lerp_(rows.var(-1, correction=0) + (1.0 - share) * shift**2, share)
+        if ranks.active():
+            _, mean, spread = ranks.moments(rows)
+        else:
+            mean, spread = rows.mean(-1), rows.var(-1, correction=0)
+        shift = mean - self.mean
+        self.variance.lerp_(spread + (1.0 - share) * shift**2, share)
         self.mean.add_(share * shift)
 
     @property

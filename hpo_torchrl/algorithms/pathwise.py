@@ -13,9 +13,10 @@ from torchrl.objectives import LossModule
 from hpo_torchrl.algorithms.base import Metrics
 from hpo_torchrl.algorithms.learner import Learner, setting
 from hpo_torchrl.collectors.inputs import check_functional
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import accepted, check_int
 from hpo_torchrl.envs import DifferentiableEnv
-from hpo_torchrl.objectives import HPOLoss
+from hpo_torchrl.objectives import HPOLoss, HybridLossModule
 
 # Logit of the discrete action that a rule takes; the others have 0. The rest of the probability,
 # e^-30, is below the resolution of float32.
@@ -33,6 +34,7 @@ class GraphLearner(Learner):
     """
 
     differentiable = True
+    trains_in_ranks = True
 
     loss: Any = HPOLoss
     critic_coeff: float = setting(1.0)
@@ -69,6 +71,12 @@ class GraphLearner(Learner):
         others |= {"entropy_coeff": self.entropy_bonus, "functional": False}
         given = {name: value for name, value in others.items() if name in known}
         loss = self.loss(self.policy, self.critic, **given)
+        if ranks.active() and not isinstance(loss, HybridLossModule):
+            raise ValueError(
+                f"The loss {type(loss).__name__} takes means of this rank's data alone; derive it "
+                "from HybridLossModule, whose mean and reduce are over all ranks, or train it in "
+                "one process."
+            )
         if loss.default_value_estimator is not None:
             loss.make_value_estimator(gamma=self.discount, lmbda=self.gae_lambda)
         return loss

@@ -14,6 +14,7 @@ from torchrl.objectives import ClipPPOLoss
 
 from hpo_torchrl.algorithms.base import Metrics
 from hpo_torchrl.algorithms.learner import Learner, setting
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import HybridLossModule
@@ -32,6 +33,7 @@ class PassLearner(Learner):
     """
 
     trains_many_seeds = True
+    trains_in_ranks = True
 
     epochs: int = setting(10, check_int, minimum=1)
     num_minibatches: int = setting(4, check_int, minimum=1)
@@ -69,11 +71,12 @@ class PassLearner(Learner):
         seeds: tuple[Any, ...] = ()
         if self.num_seeds is not None:
             seeds = (torch.arange(self.num_seeds, device=data.device).unsqueeze(-1),)
-        data = data.reshape(*map(len, seeds), -1)
+        # A memory reads whole sequences.
+        time = () if self.policy.memory is None else (data.shape[-1],)
+        data = data.reshape(*map(len, seeds), -1, *time)
+        first, number = ranks.place(data.shape[len(seeds)])
         # All orders are drawn beforehand: stopping early leaves no trace in the random numbers.
-        orders = [
-            self.randomness.permutation(data.shape[-1], data.device) for _ in range(self.epochs)
-        ]
+        orders = [self.randomness.permutation(number, data.device) for _ in range(self.epochs)]
         known = dict(metrics)
         known["epochs"] = torch.zeros_like(known["kl"], dtype=torch.int64)
         for order in orders:
@@ -81,13 +84,31 @@ class PassLearner(Learner):
             if not bool(active.any()):
                 break
             parts = order.chunk(self.num_minibatches, -1)
-            steps = [descend(data[(*seeds, rows)], active) for rows in parts]
+            if ranks.active():
+                steps = [descend(_own_rows(data, rows - first), active) for rows in parts]
+            else:
+                steps = [descend(data[(*seeds, rows)], active) for rows in parts]
             found = {**steps[-1], "kl": kl_after(steps), "epochs": known["epochs"] + 1}
             known |= {
                 name: torch.where(active, value.detach(), known.get(name, value).detach())
                 for name, value in found.items()
             }
         return known
+
+
+def _own_rows(data: TensorDictBase, rows: Tensor) -> TensorDictBase:
+    """Return those rows of a minibatch that this rank has: one that does not count if it has none.
+
+    Args:
+        data: this rank's data, ``(N,)``, of a memory ``(N, T)``.
+        rows: the minibatch's rows; those of other ranks are below 0, or N and above.
+    """
+    own = rows[(rows >= 0) & (rows < len(data))]
+    if len(own):
+        return data[own]
+    part = data[:1]
+    mask = torch.zeros(part.shape, dtype=torch.bool, device=rows.device)
+    return part.set(("collector", "mask"), mask)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -121,7 +142,8 @@ class PPO(PassLearner):
         entropy_coeff: entropy bonus of the discrete choice at the start, in standard deviations
             of the advantage.
         reset_fraction_final: fraction of env instances restarted at each rollout later in the run;
-            all of them, because a choice that is still random lets instances run away.
+            ``None`` is all of them, because a choice that is still random lets instances run away,
+            and none where episodes end by themselves.
         learner: further arguments, of :class:`Learner`.
 
     Raises:
@@ -139,12 +161,12 @@ class PPO(PassLearner):
         ['ESS', 'clip_fraction', 'cost']
     """
 
+    restarts = (1.0, 1.0)
     critic_coeff: float = setting(1.0)
     clip_epsilon: float = setting(0.2, maximum=1.0, strict=True)
     scale_entropy_coeff: float = setting(0.0)
     learning_rate: float = setting(1e-3, strict=True)
     entropy_coeff: float = setting(0.1)
-    reset_fraction_final: float = setting(1.0, maximum=1.0)
 
     def __post_init__(self) -> None:
         if not getattr(self.policy, "stochastic", True):
@@ -221,13 +243,14 @@ class PPOLoss(HybridLossModule):
             dist = self.clipped.dist
             spread = dist.entropy() - dist.entropy_discrete()
             terms["loss_entropy"] = terms["loss_entropy"] - self.scale_entropy_coeff * spread
-        log_ratio = self.clipped.log_ratio
-        effective = 2 * log_ratio.logsumexp(-1) - (2 * log_ratio).logsumexp(-1)
-        beyond = (log_ratio.exp() - 1.0).abs() > self.clip_epsilon
+        log_ratio = self.clipped.log_ratio.reshape(data.shape)
+        ratio = log_ratio.exp()
+        effective = self.mean(ratio, data) ** 2 / self.mean(ratio**2, data)
+        beyond = (ratio - 1.0).abs() > self.clip_epsilon
         metrics |= {
             "kl_approx": -self.mean(log_ratio, data),
             "clip_fraction": self.mean(beyond.to(log_ratio.dtype), data),
-            "ESS": effective.exp() / log_ratio.shape[-1],
+            "ESS": effective,
         }
         return self.reduce(terms, metrics, data)
 
@@ -237,6 +260,18 @@ class _ClippedRatio(ClipPPOLoss):
 
     dist: Any
     log_ratio: Tensor
+
+    def _maybe_normalize_advantage(
+        self, advantage: Tensor, tensordict: TensorDictBase, **how: Any
+    ) -> Tensor:
+        if not ranks.active():
+            return super()._maybe_normalize_advantage(advantage, tensordict, **how)
+        # As TorchRL does it, a single one as it is, by the moments of the whole minibatch.
+        counts = self._reduce_loss(torch.ones_like(advantage), tensordict, reduction="none")
+        number, mean, variance = ranks.moments(advantage, counts)
+        if number < 2:
+            return advantage
+        return (advantage - mean) / (variance * number / (number - 1)).sqrt().clamp_min(1e-6)
 
     def _log_weight(self, tensordict: TensorDictBase, adv_shape: torch.Size) -> Any:
         found = super()._log_weight(tensordict, adv_shape)

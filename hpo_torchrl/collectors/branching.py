@@ -165,7 +165,7 @@ def branched_returns(
     randomness = policy.randomness if randomness is None else randomness
     visited = {key: rollout.get(key).movedim(time, 0) for key in names}
     here = policy.distribution(visited["observation"], policy.mask_of(visited))
-    drawn = here.sample_noise((), randomness) if policy.acts_randomly else None
+    drawn = here.sample_noise((), randomness, 1) if policy.acts_randomly else None
     forced = here.actions(None if drawn is None else drawn.continuous)
     steps, number, sample = forced.shape[0], forced.shape[-2], policy.sampler()
     every = torch.arange(number, device=forced.device).view(1, -1, *(1,) * time)
@@ -227,11 +227,12 @@ def _shared_noise(here: HybridDistribution, rows: int, randomness: Randomness) -
         randomness: where they come from.
     """
     place: dict[str, Any] = {"dtype": here.loc.dtype, "device": here.loc.device}
-    logs = randomness.draw("exponential", (rows, 1, *here.logits.shape[1:]), **place).log_()
+    logs = torch.empty((rows, 1, *here.logits.shape[1:]), **place)
+    logs = randomness.fill("exponential", logs, 2).log_()
     if here.scale is None:
         return Noise(logs)
     own = torch.empty((rows, 1, *here.batch_shape[1:], *here.event_shape), **place)
-    return Noise(logs, randomness.fill(here.distribution.noise, own))
+    return Noise(logs, randomness.fill(here.distribution.noise, own, 2))
 
 
 def _check_critic(critic: TensorDictModuleBase | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,15 +15,17 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from hpo_torchrl.collectors.episodes import Ended, begun, follow
 from hpo_torchrl.collectors.inputs import check_keeps_graph
 from hpo_torchrl.collectors.rollout import Rollout
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int, shown
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.core.wrappers import batched
+from hpo_torchrl.core.wrappers import batched, check_outcome, differentiable
 from hpo_torchrl.modules import HybridPolicy
 
 # What is kept of the instances between two batches.
-_HELD = ("carried", "explorers")
+_HELD = ("carried", "explorers", "running")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -31,9 +33,12 @@ class _BatchCollector:
     """The arguments, restarts and state that both collectors share.
 
     Attributes:
-        frames: environment steps so far, to which an algorithm adds those that it simulates itself.
+        frames: environment steps so far, of all ranks, to which an algorithm adds those that it
+            simulates itself.
         carried: the running instances, in which the next batch starts; ``None`` before the first.
         explorers: the states in which some start it instead, and their ``"first"`` actions.
+        running: what is known of the episodes that go on, see :func:`begun`.
+        ended: the episodes that ended in the last batch.
         forced: which instances began the last batch by such an action, bool ``(*B,)``.
     """
 
@@ -65,6 +70,20 @@ class _BatchCollector:
         self.carried: TensorDictBase | None = None
         self.explorers: TensorDictBase | None = None
         self.forced: Tensor | None = None
+        self.running: Any = None
+        self.ended: Ended | None = None
+
+    def _begin(self) -> TensorDictBase | None:
+        """Return the instances that begin the next batch; ``None`` if all are to be reset."""
+        if self.carried is None or self.reset_at_each_iter:
+            self.running = begun(self.env)
+            return None
+        return self.restarted(self.carried)
+
+    def _follow(self, batch: TensorDictBase) -> None:
+        """Follow the episodes through a batch."""
+        after: Any = batch.get("next")
+        self.running, self.ended = follow(self.running, after.get("reward"), after.get("done"))
 
     def restarted(self, carried: TensorDictBase) -> TensorDictBase:
         """Return running instances, a share of them restarted."""
@@ -72,8 +91,9 @@ class _BatchCollector:
             return carried
         drawn = self.randomness.draw("uniform", self.env.batch_size, device=self.env.device)
         mask = (drawn < self.reset_fraction).unsqueeze(-1)
-        if not bool(mask.any()):  # nothing is drawn then, for one seed as for many
+        if not ranks.anywhere(mask):  # nothing is drawn then, for one seed as for many
             return carried
+        self.running = begun(self.env).where(mask.squeeze(-1), self.running)
         return self.env.reset(carried.copy().set("_reset", mask), select_reset_only=True)
 
     def state(self, index: int | None = None) -> Any:
@@ -100,7 +120,9 @@ class _BatchCollector:
         for name in _HELD:
             held = getattr(self, name)
             own = held if held is None or index is None else held[index]
-            leaves = {} if own is None else own.flatten_keys(".")
+            leaves = {} if own is None else dict(own.flatten_keys(".").items())
+            if leaves:  # of the whole batch, so that any number of ranks can go on
+                leaves = ranks.gathered_all(leaves, self._instances)
             state[name] = {key: value.clone() for key, value in leaves.items()} or None
         # By attribute, so that a generator behind TorchRL's transforms is found too.
         if isinstance(rng := None if batched(env) else getattr(env, "rng", None), torch.Generator):
@@ -108,14 +130,21 @@ class _BatchCollector:
         return state
 
     def load_state_dict(self, state: dict[str, Any], index: int | None = None) -> None:
-        """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all."""
+        """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all.
+
+        An environment whose state is its own, and not in the tensordict, goes on from new episodes.
+        """
         env, number = self._member(index)
         self.frames = number * state["frames"]
         for name in _HELD:
             held, own = getattr(self, name), None
             if state[name] is not None:
                 place = {"batch_size": env.batch_size, "device": env.device}
-                own = TensorDict(state[name], **place).unflatten_keys(".")
+                leaves = state[name]
+                if ranks.active():
+                    share = ranks.share(self._instances)
+                    leaves = {key: value[share] for key, value in leaves.items()}
+                own = TensorDict(leaves, **place).unflatten_keys(".")
                 if index is not None:
                     rows = [own] * number if held is None else list(held.unbind(0))
                     rows[index] = own
@@ -123,6 +152,13 @@ class _BatchCollector:
             setattr(self, name, own)
         if state["rng"] is not None:
             env.rng.set_state(state["rng"].cpu())
+        if not differentiable(self.env):
+            self.carried = None
+
+    @property
+    def _instances(self) -> int:
+        """Length of the first axis of the whole batch, of which a rank has its share."""
+        return getattr(self.env, "original", self.env).batch_size[0] if ranks.active() else 0
 
     def _member(self, index: int | None) -> tuple[Any, int]:
         """Return the environment of a seed, and the number of seeds."""
@@ -176,6 +212,8 @@ class DifferentiableCollector(_BatchCollector):
         [(torch.Size([4, 10]), True), (torch.Size([4, 10]), True)]
     """
 
+    init_random_frames = 0  # TorchRL's trainer asks for it: every batch is the policy's
+
     total_frames: int = -1
     explore_fraction: float = 0.0
     exploration_type: ExplorationType = ExplorationType.RANDOM
@@ -208,10 +246,9 @@ class DifferentiableCollector(_BatchCollector):
 
     def collect(self) -> TensorDict:
         """Collect one batch of shape ``(*B, T)`` and carry the state over."""
-        if self.carried is None or self.reset_at_each_iter:
+        start = self._begin()
+        if start is None:
             start = self.env.reset()
-        else:
-            start = self.restarted(self.carried)
         self.forced, first = None, None
         if self.explorers is not None:
             first = self.explorers["first"]
@@ -219,13 +256,15 @@ class DifferentiableCollector(_BatchCollector):
             states = self.explorers.exclude("first")
             there = states.where(self.forced, start.select(*states.keys()))
             start = start.copy().update(there)
+            self.running = self.running.copy().set("whole", self.running["whole"] & ~self.forced)
         with set_exploration_type(self.exploration_type):
             batch = self.engine(self.num_steps, tensordict=start, first=first)
         last = batch.detach()[(..., -1)]
         # ``maybe_reset`` restarts the instances whose episode ended with the batch.
         self.carried = self.env.maybe_reset(self.env.step_mdp(last.copy()))
         self.explorers = self._explorers(batch.detach()) if self.explore_fraction > 0 else None
-        self.frames += self.frames_per_batch
+        self._follow(batch)
+        self.frames += ranks.count(self.frames_per_batch)
         return batch
 
     def _explorers(self, batch: TensorDict) -> TensorDict:
@@ -238,6 +277,13 @@ class DifferentiableCollector(_BatchCollector):
         found = batch.select(*names).gather(len(shape), time).squeeze(-1)
         first = (what * number).long()
         return found.set("first", first.where(who < self.explore_fraction, -1))
+
+    def set_seed(self, seed: int, static_seed: bool = False) -> int:
+        """Seed the environment, as TorchRL's collectors do; return the next seed."""
+        return self.env.set_seed(seed, static_seed=static_seed)
+
+    def update_policy_weights_(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: TorchRL calls it where workers have copies of the policy."""
 
     def compile_seconds(self) -> float:
         """Return the time spent on compiling since this was last asked."""
@@ -290,8 +336,13 @@ class SampleCollector(_BatchCollector):
         super().__post_init__()
         if not isinstance(self.policy, HybridPolicy):
             raise TypeError(f"policy must be a HybridPolicy, got {shown(self.policy)}.")
+        check_outcome(self.env)
         self.policy.randomness = self.randomness
-        self._collector = Collector(
+
+    @cached_property
+    def _collector(self) -> Collector:
+        """TorchRL's collector, which resets the environment: made when it is first needed."""
+        return Collector(
             self.env,
             self.policy,
             frames_per_batch=self.frames_per_batch,
@@ -304,16 +355,28 @@ class SampleCollector(_BatchCollector):
 
     def collect(self) -> TensorDictBase:
         """Collect one batch of shape ``(*B, T)``, detached; the instances run on afterwards."""
-        if self.carried is not None and not self.reset_at_each_iter:
-            self._collector._carrier = self.restarted(self.carried)
+        start = self._begin()
+        if start is None and self.frames and not self.reset_at_each_iter:
+            start = self.env.reset()  # of a run that goes on without its instances
+        if start is not None:
+            self._collector._carrier = start
         try:
             batch = self._collector.rollout()
         finally:  # of a failed rollout, where it stopped
             self.carried = self._collector._carrier
-        self.frames += self.frames_per_batch
+        self._follow(batch)
+        self.frames += ranks.count(self.frames_per_batch)
         # A copy: TorchRL reuses the buffers of a batch for the next one.
         return batch.exclude("logits", "loc", "scale").clone()
 
+    def load_state_dict(self, state: dict[str, Any], index: int | None = None) -> None:
+        """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all."""
+        _ = self._collector  # which resets the environment, before its generator is set
+        super().load_state_dict(state, index)
+
     def shutdown(self) -> None:
         """Close the environment."""
-        self._collector.shutdown()
+        if "_collector" in vars(self):
+            self._collector.shutdown()
+        elif not self.env.is_closed:
+            self.env.close()

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.envs import EnvBase, Transform
 
 from hpo_torchrl.collectors.inputs import (
     Entries,
@@ -21,13 +20,15 @@ from hpo_torchrl.collectors.inputs import (
     samples_as_ours,
     steps_of,
 )
-from hpo_torchrl.core.categorical import unsqueeze_like
+from hpo_torchrl.core import ranks
+from hpo_torchrl.core.categorical import ACTION_KEYS, unsqueeze_like
 from hpo_torchrl.core.randomness import Randomness
+from hpo_torchrl.core.rolled import check_unused
+from hpo_torchrl.core.wrappers import renew, transforms_of
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import HybridDraw, Noise, check_mask
 
-_ACTION = (("action", "discrete"), ("action", "continuous"))
 _LOG_PROBS = ("action_log_prob", "discrete_log_prob")
 _SCORED = ("draw logits", "draw loc", "draw scale")
 
@@ -99,7 +100,7 @@ class Engine:
             if over is None:
                 continue
             if fresh is not None and not env.counts_steps:
-                fresh = fresh(over) if bool(over.any()) else None
+                fresh = fresh(over) if ranks.anywhere(over) else None
             if fresh is not None:
                 carried = {
                     key: torch.where(unsqueeze_like(over, value), fresh[key], value)
@@ -160,28 +161,36 @@ class Engine:
             sample = policy.sampler()
         steps: list[TensorDictBase] = []
         rows = []
-        if torch.is_grad_enabled():
+        with_graph, parts = torch.is_grad_enabled(), transforms_of(env)
+        discounted = partial(_discounted, discount=self.discount)
+        if with_graph:
             check_keeps_graph(env)
-        _pass_on(env, Tensor.detach)
+        renew(parts, Tensor.detach, attached=True)
         try:
             for own in steps_of(drawn, num_steps):
                 if steps:
+                    if with_graph:
+                        renew(parts, discounted)
                     carried = env.maybe_reset(env.step_mdp(steps[-1]))
                     if self.discount != 1.0:
-                        carried = carried.apply(partial(_discounted, discount=self.discount))
-                        _pass_on(env, partial(_discounted, discount=self.discount))
+                        carried = carried.apply(discounted)
+                if with_graph:
+                    renew(parts, torch.clone)  # a reset has written to it
                 if sample is None:
                     carried = policy(carried)
                 else:
+                    if policy.memory is not None:
+                        carried = policy.memory(carried)
                     mask = policy.mask_of(carried)
                     draw = sample(carried.get(policy.observation_key), mask, own)
                     rows.append(_entries_of(draw, policy))
-                    for key in _ACTION:
+                    for key in ACTION_KEYS:
                         carried.set(key, rows[-1][key])
                 steps.append(env.step(carried))
         finally:
             if isinstance(env, DifferentiableEnv):
                 env.load_noise(None)  # a failed rollout leaves none of its noise to the next one
+            renew(parts, Tensor.detach, attached=True)
         time = len(env.batch_size)
         rollout = LazyStackedTensorDict.maybe_dense_stack(steps, time)
         rollout = rollout.exclude("logits", "loc", "scale")
@@ -195,14 +204,6 @@ class Engine:
         return rollout.refine_names(..., "time")
 
 
-def _pass_on(env: EnvBase, change: Callable[[Tensor], Tensor]) -> None:
-    """Change what transforms remember with a graph, as what is carried over is changed."""
-    for part in env.modules():
-        for name, value in part.named_buffers(recurse=False):
-            if isinstance(part, Transform) and value.grad_fn is not None:
-                part._buffers[name] = change(value).clone()
-
-
 class _States(torch.autograd.Function):
     """The states that steps start from and lead to, without resets: two views of one memory.
 
@@ -213,10 +214,12 @@ class _States(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, discount: float) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.discount = discount
+        ctx.save_for_backward(states.new_empty(0))
         return states[:-1], states[1:]
 
     @staticmethod
     def backward(ctx: Any, before: Tensor | None, after: Tensor | None) -> tuple:
+        check_unused(ctx)
         some = before if after is None else after
         if some is None:
             return None, None
@@ -243,7 +246,7 @@ def _discounted(value: Tensor, discount: float) -> Tensor:
 
 def _entries_of(draw: HybridDraw, policy: HybridPolicy) -> dict[Any, Tensor]:
     """Return the entries of a draw: the action, and what it is scored by, once for all steps."""
-    entries: dict[Any, Tensor] = dict(zip(_ACTION, draw[:2], strict=True))
+    entries: dict[Any, Tensor] = dict(zip(ACTION_KEYS, draw[:2], strict=True))
     if policy.return_log_prob:
         parts = zip(_SCORED, draw[2:], strict=True)
         entries |= {key: value for key, value in parts if value is not None}
@@ -257,7 +260,7 @@ def _scored(
     if _SCORED[0] not in stacked:
         return stacked
     own: Any = [stacked.pop(key, None) for key in _SCORED]
-    draw = HybridDraw(*(stacked[key] for key in _ACTION), *own)
+    draw = HybridDraw(*(stacked[key] for key in ACTION_KEYS), *own)
     kept = None if noise is None else noise.continuous
     found = draw.log_probs(kept, policy.continuous_distribution)
     return stacked | dict(zip(_LOG_PROBS, found, strict=True))

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from torchrl.envs import EnvBase, VecNorm, VecNormV2
+from torchrl.envs import EnvBase
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import shown
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.core.wrappers import batched
+from hpo_torchrl.core.wrappers import batched, differentiable, plain, remembered, transforms_of
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import Noise
@@ -127,7 +128,7 @@ def fresh_states(env: DifferentiableEnv, step: Tensor, num_steps: int) -> list[A
     for i in range(num_steps - 1):
         step = step + 1
         over = step >= env.horizon
-        if bool(over.any()):
+        if ranks.anywhere(over):
             drawn = fresh[i] = start_states(env, over)
             step = torch.where(over, drawn["step"].cpu(), step)
     return fresh
@@ -152,16 +153,18 @@ def check_keeps_graph(env: EnvBase) -> None:
             "steps its members in other processes or in memory of its own, which no gradient "
             "passes. Make one environment with batch_size=..., or ReplicatedEnv."
         )
-    for part in env.modules():
-        if (
-            isinstance(part, (VecNorm, VecNormV2))
-            and not part.frozen
-            and vars(part).get("stateful", 1)
-        ):
+    if not differentiable(env):
+        raise TypeError(
+            f"{type(plain(env)).__name__} is not differentiable: no gradient passes its steps. "
+            "Train on it by PPO (algorithm=ppo) or DDPG (algorithm=ddpg or da_ac), or write its "
+            "equations as a DifferentiableEnv."
+        )
+    for _, name, tensors in remembered(transforms_of(env)):
+        if any(tensor.is_shared() for tensor in tensors):
             raise TypeError(
-                f"{type(part).__name__} updates its statistics within a rollout, in place, which "
-                "breaks the graph: collect some batches without gradients, then freeze it "
-                "(transform.freeze()), or use ObservationNorm with known statistics."
+                f"A transform of the environment keeps {name!r} in memory that it shares with "
+                "other processes, which no graph reaches: make the transform without sharing "
+                "(shared_data, shared_td), or freeze a copy of it (transform.frozen_copy())."
             )
 
 
@@ -171,7 +174,7 @@ def is_functional(env: EnvBase, policy: HybridPolicy) -> bool:
         isinstance(env, DifferentiableEnv)
         and samples_as_ours(policy)
         and policy.mask_key in (None, *env.shown_names[1:])
-        and policy.observation_key == "observation"
+        and (policy.observation_key, policy.memory) == ("observation", None)
     )
 
 
@@ -184,8 +187,8 @@ def check_functional(name: str, env: EnvBase, policy: HybridPolicy, fix: str) ->
     """Raise a ``TypeError`` if env and policy cannot be unrolled on plain tensors."""
     if not is_functional(env, policy):
         raise TypeError(
-            f"{name} needs a DifferentiableEnv and a HybridPolicy that reads 'observation' "
-            "without a mask or with the environment's own 'action_mask', got "
+            f"{name} needs a DifferentiableEnv and a HybridPolicy that reads 'observation', "
+            "without a memory, and without a mask or with the environment's own 'action_mask', got "
             f"{type(env).__name__} and {type(policy).__name__}; {fix}."
         )
 

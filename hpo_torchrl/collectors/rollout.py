@@ -29,6 +29,7 @@ from hpo_torchrl.collectors.inputs import (
 from hpo_torchrl.core.checks import check_annotated, check_choice, check_float, check_int, shown
 from hpo_torchrl.core.data import entry
 from hpo_torchrl.core.rolled import rolled
+from hpo_torchrl.core.wrappers import check_outcome
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridPolicy
 
@@ -111,6 +112,7 @@ class Rollout(Engine):
                     f"{name} needs episodes that end at the horizon, but {type(env).__name__} has "
                     "an advance of its own, which may end them; leave it out."
                 )
+        check_outcome(env)
         if self.checkpoint_steps is not None:
             check_int("checkpoint_steps", self.checkpoint_steps, minimum=1)
         self.make_step = policy_step

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torchrl.data import Bounded, Categorical
 from torchrl.envs import EnvBase
+
+from hpo_torchrl.core.wrappers import plain
 
 # Entry that says which discrete actions may be chosen; TorchRL's own name for it.
 ACTION_MASK = "action_mask"
+ACTION_KEYS = (("action", "discrete"), ("action", "continuous"))
 
 
 class BranchBounds(NamedTuple):
@@ -27,11 +32,58 @@ class BranchBounds(NamedTuple):
 
 
 def action_sizes(env: EnvBase) -> tuple[int, int, int | None]:
-    """Return the numbers of discrete actions, of coordinates and, if there are any, of heads."""
-    discrete = env.full_action_spec["action", "discrete"]
-    continuous = env.full_action_spec["action", "continuous"].shape
-    heads = discrete.shape[len(continuous) - 1 :]
-    return int(discrete.space.n), continuous[-1], heads[0] if heads else None
+    """Return the numbers of discrete actions, of coordinates and, if there are any, of heads.
+
+    Raises:
+        ValueError: the actions of the environment are no hybrid ones of those names and kinds.
+    """
+    spec = env.full_action_spec
+    discrete, continuous = (spec.get(key, None) for key in ACTION_KEYS)
+    kinds = isinstance(discrete, Categorical) and getattr(continuous, "dtype", None)
+    if not (kinds and kinds.is_floating_point and continuous.shape[-1] > 0):
+        found = [f"{key!r} ({_kind(spec[key])})" for key in spec.keys(True, True)]
+        raise ValueError(
+            "The environment must have the actions ('action', 'discrete'), a Categorical, and "
+            f"('action', 'continuous'), real, alike in all of its members, got {', '.join(found)}. "
+            "Give others these names by RenameTransform([], [], [old, ...], [new, ...]), and leave "
+            "out transforms that change their kind."
+        )
+    heads = discrete.shape[len(continuous.shape) - 1 :]
+    return int(discrete.space.n), continuous.shape[-1], heads[0] if heads else None
+
+
+def _kind(spec: Any) -> str:
+    return f"{type(spec).__name__} {tuple(spec.shape)}"
+
+
+def action_bounds(env: EnvBase) -> tuple[Any, Any]:
+    """Return the ends of the continuous action, each ``None``, one number, or one per coordinate.
+
+    They are the attribute ``continuous_bounds`` of the environment, or else read off its spec.
+    """
+    if (known := getattr(plain(env), "continuous_bounds", None)) is not None:
+        return known
+    return spec_bounds(env.full_action_spec["action", "continuous"])
+
+
+def spec_bounds(spec: Any) -> tuple[Any, Any]:
+    """Read bounds off a spec, one number where all coordinates share them; ``None`` without any."""
+    if not isinstance(spec, Bounded):
+        return None, None
+    found: list[Any] = []
+    for end in (spec.space.low, spec.space.high):
+        rows = end.reshape(-1, end.shape[-1])
+        if not bool((rows == rows[0]).all()):
+            raise ValueError(
+                "HybridPolicy.for_env needs the same bounds for every instance of the batch, got "
+                f"{end.tolist()}; give the environment an attribute continuous_bounds, or build "
+                "the HybridNetwork yourself."
+            )
+        # The bounds of an unbounded spec are the largest numbers.
+        own = [math.copysign(math.inf, x) if abs(x) >= 1e30 else x for x in rows[0].tolist()]
+        shared = len(set(own)) == 1
+        found.append((None if math.isinf(own[0]) else own[0]) if shared else own)
+    return found[0], found[1]
 
 
 def entropy_of(logits: Tensor) -> Tensor:

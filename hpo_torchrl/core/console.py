@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import first_line
 
 PATIENCE = 5.0  # seconds of silence that nobody minds
+_LET_SPEAK = 3.0  # seconds that rank 0 has to say what happened
 _INTERRUPTED = "interrupted; go on with hpo-train resume=FOLDER, a sweep by the same command again"
 # Where words for a user are written: here, and in classes of their own, not in libraries.
 _LIBRARIES = {"torch", "torchrl", "tensordict", "numpy", "scipy", "pandas", "matplotlib", "hydra"}
@@ -52,9 +54,13 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Exception, KeyboardInterrupt) as error:
         code, words = _ending(error)
+        if ranks.told_by_main(error):
+            time.sleep(_LET_SPEAK)  # torchrun ends all ranks when the first one ends
+            parser.exit(code)
         if code == 1:
             traceback.print_exc()
-        parser.exit(code, f"{parser.prog}: error: {words}\n")
+        who = f"rank {own}: " if (own := ranks.launched_as()) else ""
+        parser.exit(code, f"{parser.prog}: error: {who}{words}\n")
 
 
 def _ending(error: BaseException) -> tuple[int, str]:

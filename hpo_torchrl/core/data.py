@@ -9,6 +9,9 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+# The name of an entry, or the names on the way to a nested one.
+Key = str | tuple[str, ...]
+
 
 def entry(
     data: Any, key: NestedKey, owner: str, last: Sequence[int] | None = None, dtype: Any = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -110,3 +111,8 @@ def spoilt_first(
         same = [one[2] for one in found if one[0][:2] == order[:2] and one[0] > order]
         words = " and ".join([words, *same])
     return words, seed
+
+
+def vmapped(value: Tensor) -> bool:
+    """Whether a tensor is one of ``torch.func.vmap``, whose values cannot be looked at."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(value)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import check_int
 
 
@@ -22,6 +23,9 @@ class Randomness:
         seeds: ``None`` draws from torch's global generator, an integer from a generator of its own,
             a sequence of integers from one generator each.
         device: device of the generators; draws must be made there.
+        instances: length of the whole batch's first axis, where ranks share it: each draws the
+            numbers of all and takes those of its own instances, so that they do not depend on how
+            many ranks there are.
 
     Attributes:
         num_seeds: number S of seeds of a sequence, else ``None``.
@@ -37,12 +41,16 @@ class Randomness:
     """
 
     def __init__(
-        self, seeds: int | Sequence[int] | None = None, device: torch.device | str | None = None
+        self,
+        seeds: int | Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        instances: int | None = None,
     ) -> None:
         own = list(seeds) if isinstance(seeds, Sequence) else [seeds]
         if not own:
             raise ValueError("seeds must hold at least one seed, got an empty sequence.")
         self.num_seeds = len(own) if isinstance(seeds, Sequence) else None
+        self.instances = instances
         self.generators = [
             torch.Generator(device or "cpu").manual_seed(check_int("seed", seed, minimum=0))
             for seed in own
@@ -57,8 +65,22 @@ class Randomness:
         """Draw numbers of a kind, see :meth:`fill`; with S seeds the shape begins with S."""
         return self.fill(kind, torch.empty(tuple(shape), **place))
 
-    def fill(self, kind: str, values: Tensor) -> Tensor:
-        """Fill a tensor with draws of a kind: ``"exponential"``, ``"normal"`` or ``"uniform"``."""
+    def fill(self, kind: str, values: Tensor, axis: int = 0) -> Tensor:
+        """Fill a tensor with draws of a kind: ``"exponential"``, ``"normal"`` or ``"uniform"``.
+
+        Args:
+            kind: the kind.
+            values: what is filled, and returned.
+            axis: its first axis of the batch, which ranks share.
+        """
+        if self.instances is not None and ranks.active():
+            shape = (*values.shape[:axis], self.instances, *values.shape[axis + 1 :])
+            rows = ranks.share(self.instances)
+            drawn = self._filled(kind, values.new_empty(shape))
+            return values.copy_(drawn.narrow(axis, rows.start, rows.stop - rows.start))
+        return self._filled(kind, values)
+
+    def _filled(self, kind: str, values: Tensor) -> Tensor:
         draw: Callable[..., Tensor] = getattr(torch.Tensor, f"{kind}_")
         if self.num_seeds is None:
             return draw(values, generator=next(iter(self.generators), None))
@@ -82,7 +104,7 @@ class Randomness:
         """Return the source of one seed, which shares its generator; ``None`` is itself."""
         if index is None:
             return self
-        own = Randomness()
+        own = Randomness(instances=self.instances)
         own.generators = [self.generators[index]]
         return own
 

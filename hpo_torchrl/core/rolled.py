@@ -9,6 +9,23 @@ from torch import Tensor
 
 # Rewards are often rescaled before they reach a loss: so many steps back the rollout is looked for.
 _STEPS = 8
+_USED_UP = (
+    "The graph of this batch is used up: a differentiable rollout serves once, for one backward "
+    "pass. Collect another one; for further epochs on the same data, use a second loss with "
+    "pathwise=False and cross_term=False, which needs no graph."
+)
+
+
+def check_unused(node: Any) -> None:
+    """Raise a ``RuntimeError`` if what a node of a rollout's graph has saved is freed.
+
+    Args:
+        node: a node, or its context, that has saved something.
+    """
+    try:
+        node.saved_tensors  # noqa: B018
+    except RuntimeError as error:
+        raise RuntimeError(_USED_UP) from error
 
 
 class _Rolled(torch.autograd.Function):
@@ -22,6 +39,7 @@ class _Rolled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        check_unused(ctx)
         return gradient, None
 
 
@@ -43,12 +61,5 @@ def discount_of(reward: Tensor) -> float | None:
         node = next((before for before, _ in getattr(node, "next_functions", ()) if before), None)
     else:
         return None
-    try:
-        node.saved_tensors  # noqa: B018
-    except RuntimeError as error:
-        raise RuntimeError(
-            "The graph of this batch is used up: a differentiable rollout serves once, for one "
-            "backward pass. Collect another one; for further epochs on the same data, use a second "
-            "loss with pathwise=False and cross_term=False, which needs no graph."
-        ) from error
+    check_unused(node)
     return node.discount

@@ -5,7 +5,7 @@ from hpo_torchrl.envs.certificate import certify, find_jumps
 from hpo_torchrl.envs.differentiable import DifferentiableEnv
 from hpo_torchrl.envs.hybridize import HybridizedEnv, PiecewiseAction, hybridize
 from hpo_torchrl.envs.pieces import Breakpoint, Gap, Pieces
-from hpo_torchrl.envs.wrapped import ReplicatedEnv
+from hpo_torchrl.envs.wrapped import RankEnv, ReplicatedEnv
 
 __all__ = [
     "BranchBounds",
@@ -15,6 +15,7 @@ __all__ = [
     "HybridizedEnv",
     "Pieces",
     "PiecewiseAction",
+    "RankEnv",
     "ReplicatedEnv",
     "certify",
     "find_jumps",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
-from hpo_torchrl.core.checks import checked
+from hpo_torchrl.core.checks import check_float, checked
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
@@ -82,17 +82,20 @@ def hybridize(
             )
         breakpoints, gaps = env.breakpoints(), [*env.gaps(), *gaps]
     if isinstance(env, DifferentiableEnv):
-        (low, high), n, dtype = env.continuous_bounds, env.continuous_dim, env.float_dtype
+        bounds: Sequence[Any] = env.continuous_bounds
+        n, dtype = env.continuous_dim, env.float_dtype
     else:
-        low, high, n, dtype = _box(env)
+        bounds, n, dtype = _box(env)
+    per_item = getattr(env, "cut_per_item", False) if per_item is None else per_item
+    cut: Pieces | list[Pieces]
     if intervals is not None:
-        cut = Pieces.listed(intervals)
+        cut = Pieces.listed(intervals).without(gaps)
     else:
-        cut = Pieces.cut(breakpoints or (), low=low, high=high)
+        cut = _cut(breakpoints or (), list(gaps), bounds, n, per_item)
     pieces = ActionPieces(
-        cut.without(gaps),
+        cut,
         n,
-        per_item=getattr(env, "cut_per_item", False) if per_item is None else per_item,
+        per_item=per_item,
         choices=getattr(env, "num_discrete", 1),
         dtype=dtype,
         device=env.device,
@@ -229,7 +232,49 @@ class PiecewiseAction(Transform):
         return input_spec
 
 
-def _box(env: EnvBase) -> tuple[float | None, float | None, int, torch.dtype]:
+def _cut(
+    breakpoints: Iterable[Any], gaps: Sequence[Gap], bounds: Sequence[Any], n: int, per_item: bool
+) -> Pieces | list[Pieces]:
+    """Cut a range at breakpoints, or that of each coordinate at those within it.
+
+    Raises:
+        ValueError: the sum over coordinates is to be cut, whose ends differ; or a breakpoint is
+            within none.
+    """
+    exact: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    each = [
+        [None] * n if end is None else torch.as_tensor(end, **exact).expand(n).tolist()
+        for end in bounds
+    ]
+    ranges = list(zip(*each, strict=True))
+    if len({*ranges}) == 1:
+        low, high = ranges[0]
+        return Pieces.cut(breakpoints, low=low, high=high).without(gaps)
+    if not per_item:
+        raise ValueError(
+            "hybridize cuts the sum over coordinates, which needs the same bounds for all of them, "
+            f"got {ranges}; cut each coordinate by itself (per_item=True), or rescale the action."
+        )
+    points = []
+    for entry in breakpoints:
+        point = Breakpoint(*entry) if isinstance(entry, (tuple, list)) else Breakpoint(entry)
+        points.append(point._replace(at=check_float("a breakpoint", point.at)))
+    cuts, used = [], set()
+    for low, high in ranges:
+
+        def within(at: float, low: Any = low, high: Any = high) -> bool:
+            return (low is None or low <= at) and (high is None or at <= high)
+
+        own = [point for point in points if within(point.at)]
+        used |= {*own}
+        between = [gap for gap in gaps if within(gap[0]) and within(gap[1])]
+        cuts.append(Pieces.cut(own, low=low, high=high).without(between))
+    if lost := [point.at for point in points if point not in used]:
+        raise ValueError(f"Each breakpoint must be within some of {ranges}, got {lost}.")
+    return cuts
+
+
+def _box(env: EnvBase) -> tuple[Sequence[Any], int, torch.dtype]:
     """Bounds, dimension and dtype of an environment's only, continuous action."""
     spec = env.full_action_spec.get("action", None)
     if spec is None or isinstance(spec, Composite) or not spec.dtype.is_floating_point:
@@ -237,11 +282,12 @@ def _box(env: EnvBase) -> tuple[float | None, float | None, int, torch.dtype]:
             "hybridize needs an environment whose only action is a continuous one under 'action', "
             f"got {env.full_action_spec}."
         )
-    low = high = None
-    if isinstance(spec, Bounded):
-        low, high = float(spec.space.low.min()), float(spec.space.high.max())
-        if bool((spec.space.low != low).any()) or bool((spec.space.high != high).any()):
-            raise ValueError(
-                "hybridize needs the same bounds for every coordinate of the action; rescale it."
-            )
-    return low, high, spec.shape[-1], spec.dtype
+    size = spec.shape[-1]
+    if not isinstance(spec, Bounded):
+        return (None, None), size, spec.dtype
+    low, high = (end.reshape(-1, size) for end in (spec.space.low, spec.space.high))
+    if bool(((low != low[:1]) | (high != high[:1])).any()):
+        raise ValueError(
+            "hybridize needs the same bounds for every instance of the batch; rescale the action."
+        )
+    return (low[0], high[0]), size, spec.dtype

@@ -125,7 +125,14 @@ class Shell(EnvBase):
         return action
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        state = {key: tensordict.get(key) for key in self.state_names}
+        state = {key: tensordict.get(key, None) for key in self.state_names}
+        if missing := [key for key, value in state.items() if value is None]:
+            raise KeyError(
+                f"{type(self).__name__}.step needs {', '.join(map(repr, missing))} of the state, "
+                "which travels in the tensordict: leave out the transform that takes it out "
+                "(ExcludeTransform, SelectTransform, RenameTransform), or pass on what reset and "
+                "step_mdp return."
+            )
         if self._loaded_noise:
             noise = self._loaded_noise.pop()
         else:

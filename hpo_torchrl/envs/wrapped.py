@@ -1,4 +1,4 @@
-"""Environments made of another one: with a leading axis of seeds, or only its spaces."""
+"""Environments made of another one: an axis of seeds, a rank's instances, or only its spaces."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from itertools import cycle
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from hpo_torchrl.core.categorical import ACTION_MASK, BranchBounds, action_sizes
+from hpo_torchrl.core import ranks
+from hpo_torchrl.core.categorical import ACTION_MASK, BranchBounds, action_bounds, action_sizes
 from hpo_torchrl.core.checks import check_int, entries_of, shown
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
@@ -186,6 +188,91 @@ class ReplicatedEnv(WrappedEnv):
             env.set_seed(None if seed is None else seed + at)
 
 
+class RankEnv(WrappedEnv):
+    """The instances of an environment that a rank simulates, of the batch that ranks share.
+
+    Every rank draws the initial states and the noise of all instances, from the same generator, and
+    takes those of its own, which are therefore the same for any number of ranks. Noise may depend
+    on the state: the ranks exchange theirs before it is drawn.
+
+    Args:
+        env: the environment of the whole batch; it is used, not copied. All ranks go on from the
+            generator's state in rank 0.
+
+    Raises:
+        TypeError: the environment's batch cannot be split.
+        ValueError: it has fewer instances than there are ranks, or is another one in some rank: a
+            file that differs, say.
+
+    Examples:
+        >>> from hpo_torchrl.envs import RankEnv
+        >>> from hpo_torchrl.problems import InventoryEnv
+        >>> RankEnv(InventoryEnv(batch_size=4)).batch_size  # a single rank has all of them
+        torch.Size([4])
+    """
+
+    def __init__(self, env: DifferentiableEnv) -> None:
+        rows = self.check(env)
+        super().__init__(env, batch_size=(rows.stop - rows.start, *env.batch_size[1:]))
+        self.rows, self.number = rows, env.batch_size[0]
+        self.rng = env.rng
+        self.rng.set_state(ranks.from_main(self.rng.get_state))
+        if ranks.active():
+            ranks.check_same("what the environment draws and earns", self._trial())
+
+    @torch.no_grad()
+    def _trial(self) -> list[str]:
+        """Return sums of a step from fresh states, which tell one environment from another."""
+        env, memory = self.original, self.rng.get_state()
+        with torch.random.fork_rng(devices=[]):
+            state = env.fresh_state()
+            noise = env.sample_noise(1, state).squeeze(len(env.batch_size))
+        self.rng.set_state(memory)
+        action = env.full_action_spec.project(env.full_action_spec.zero())["action"].to_dict()
+        reward = env.advance(state, action, noise)[1]
+        # Machines of several kinds round differently.
+        return [f"{float(part.double().sum()):.6g}" for part in (*state.values(), noise, reward)]
+
+    @staticmethod
+    def check(env: EnvBase) -> slice:
+        """Return this rank's instances of an environment, or raise an error."""
+        if not isinstance(env, DifferentiableEnv):
+            raise TypeError(
+                "Ranks share the batch of a DifferentiableEnv, got a "
+                f"{type(env).__name__}; train it in one process."
+            )
+        if not env.batch_size:
+            raise ValueError(
+                f"Ranks share the instances of a batch, but this {type(env).__name__} has "
+                "batch_size=(); give it as many as there are ranks, or more."
+            )
+        return ranks.share(env.batch_size[0])
+
+    def fresh_state(self, over: Tensor | None = None) -> dict[str, Tensor]:
+        """Draw the fresh states of all ranks' instances, and return those of this one."""
+        over = None if over is None else ranks.gathered(over, self.number)
+        return {key: value[self.rows] for key, value in self.original.fresh_state(over).items()}
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """Draw all ranks' initial states, and return those of this one."""
+        return {key: value[self.rows] for key, value in self.original.initial_state().items()}
+
+    def draw_noise(self, num_steps: int, state: State) -> Tensor:
+        """Draw all ranks' noise, and return that of this one."""
+        whole = ranks.gathered_all({key: state[key] for key in state}, self.number)
+        return self.original.sample_noise(num_steps, whole)[self.rows]
+
+    def any_done(self, tensordict: TensorDictBase) -> bool:
+        """Whether an episode has ended in any rank: all of them then draw fresh states."""
+        found = bool(super().any_done(tensordict))
+        if self.horizon is None and self.counts_steps:
+            return found
+        somewhere = ranks.anywhere(found)
+        if somewhere and not found:
+            tensordict.set("_reset", torch.zeros_like(tensordict.get("done")))
+        return somewhere
+
+
 class Spaces(DifferentiableEnv):
     """The spaces of an environment object that a run was trained on, as its policy needs them.
 
@@ -226,7 +313,7 @@ class Spaces(DifferentiableEnv):
             "num_discrete": num_discrete,
             "num_heads": num_heads,
             "continuous_dim": continuous_dim,
-            "continuous_bounds": list(map(_plain, getattr(env, "continuous_bounds", (None, None)))),
+            "continuous_bounds": list(map(_plain, action_bounds(env))),
             "branch_bounds": None if bounds is None else list(map(_plain, bounds)),
             "action_scale": _plain(getattr(env, "action_scale", 1.0)),
             "observation_dim": env.observation_spec["observation"].shape[-1],

@@ -15,11 +15,13 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import accepted
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.envs.wrapped import Spaces
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import SECTIONS, compose_config, load_config
+from hpo_torchrl.experiments.export import Exported, export_policy
 from hpo_torchrl.experiments.run import (
     Tests,
     in_short,
@@ -104,11 +106,12 @@ def train(
     files = [key for key, value in settings.items() if key in SECTIONS and isinstance(value, str)]
     chosen += [f"{section}={settings.pop(section)}" for section in files]
     config = compose_config(chosen, **settings)
-    place = Path(folder or new_folder(config))
-    if folder is None and config["trainer"]["progress"]:
-        print(f"{'folder':<17}{place}", flush=True)
     how: dict[str, Any] = {"env": built, "tests": tests, "callbacks": callbacks}
-    train_run(config, place, resume=resume, changed_files=changed_files, **how)
+    with ranks.joined():
+        place = Path(folder or ranks.from_main(partial(new_folder, config)))
+        if folder is None and config["trainer"]["progress"] and ranks.main():
+            print(f"{'folder':<17}{place}", flush=True)
+        train_run(config, place, resume=resume, changed_files=changed_files, **how)
     return Run(place, allow=allow, env=built, tests=tests)
 
 
@@ -122,7 +125,7 @@ def load_policy(
     """Return the policy that a run ends with: of its newest checkpoint, or the one selected.
 
     Args:
-        folder: folder of the run.
+        folder: folder of the run, or its folder ``policy/`` alone, wherever that lies now.
         allow: modules outside this package whose classes may be built.
         env: the environment, if the run was trained on an environment object and the policy is to
             act on states.
@@ -140,7 +143,7 @@ class Run:
     """A run in its folder: the policy, the figures, and the means to test it again.
 
     Args:
-        folder: its folder.
+        folder: its folder; or that of its policy alone, ``policy/``.
         allow: modules outside this package whose classes may be built.
         env: the environment, if the run was trained on an environment object.
         tests: what it is tested on, if that was given to :func:`train`.
@@ -202,6 +205,22 @@ class Run:
             trainer = quiet(self.config, self.folder, env=env, tests=self._tests)
             trainer.restore()
             return trainer.summary()
+
+    def export(self, format: str, folder: str | Path | None = None) -> Exported:
+        """Write the policy to files that need no part of this library, and check them.
+
+        Args:
+            format: ``"onnx"``, ``"pt2"`` or ``"numpy"``, see
+                :func:`~hpo_torchrl.experiments.export.export_policy`.
+            folder: where they go; by default ``export/`` in the run's folder.
+
+        Raises:
+            ValueError: the format is unknown, its packages are missing, or the policy cannot be
+                expressed in it.
+            TypeError: the policy is a rule.
+            ExportError: what was written acts differently.
+        """
+        return export_policy(self.policy, format, folder or self.folder / "export")
 
     def decide(self, given: Any) -> Any:
         """Return what to do now, as a table, where the problem is one of orders.

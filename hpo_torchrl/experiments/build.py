@@ -17,6 +17,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ValueOperator
 
 from hpo_torchrl.algorithms import Algorithm
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import accepted, check_choice, check_int, first_line
 from hpo_torchrl.core.objective import discounted_steps, endings
 from hpo_torchrl.envs import ReplicatedEnv
@@ -45,9 +46,10 @@ def build_env(config: Mapping[str, Any], **changes: Any) -> EnvBase:
     settings = with_units(config, {**config["env"], **changes})
     known = accepted(target_of("env", settings))
     shared: dict[str, Any] = {key: config[key] for key in ("device", "dtype", "seed")}
+    shared["device"] = ranks.local_device(shared["device"])
     shared["batch_size"] = config["collect"]["batch_size"]
     for key, value in shared.items():
-        if key in known:
+        if key in known or (key == "batch_size" and "num_envs" in known):
             settings.setdefault(key, value)
         elif key != "seed" and value not in ("cpu", "float32", None):
             raise ValueError(
@@ -56,6 +58,8 @@ def build_env(config: Mapping[str, Any], **changes: Any) -> EnvBase:
             )
     if settings.get("batch_size", 0) is None:
         del settings["batch_size"]
+    if "batch_size" in settings and "batch_size" not in known and "num_envs" in known:
+        settings["num_envs"] = settings.pop("batch_size")  # Gymnasium's name for it
     if isinstance(settings.get("dtype"), str):
         settings["dtype"] = DTYPES[check_choice("dtype", settings["dtype"], DTYPES)]
     try:
@@ -132,11 +136,12 @@ def build_tests(
         discount: float | None = None,
         **changes: Any,
     ) -> Evaluation:
-        place = build_env(config, **{"seed": settings["seed"], **changes}) if env is None else env
+        seed = check_int("seed", changes.setdefault("seed", settings["seed"]), minimum=0)
+        place = build_env(config, **changes) if env is None else env
         place = copy.deepcopy(place) if place is env else place
         own = getattr(place, "num_periods", None) or getattr(place, "horizon", None)
         steps, (_, continuing) = own or _TEST_STEPS, endings(place)
-        trained, seed = getattr(run, "objective", None), settings["seed"]
+        trained = getattr(run, "objective", None)
         # An average, or the return of whole episodes, is recognised by its steps.
         if objective is discount is None and trained in ("discounted", "return"):
             gamma = run.discount if trained == "discounted" else None

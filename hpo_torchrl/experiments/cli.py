@@ -1,4 +1,4 @@
-"""The commands ``hpo-train``, ``hpo-eval``, ``hpo-data``, ``hpo-order`` and ``hpo-gradients``."""
+"""The commands ``hpo-train``, ``hpo-eval``, ``hpo-data``, ``hpo-order``, ``hpo-export``, ..."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from hpo_torchrl import __version__, reporting
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.console import announced, run_command
 from hpo_torchrl.experiments.api import load_run
 from hpo_torchrl.experiments.config import (
@@ -28,9 +30,12 @@ from hpo_torchrl.experiments.config import (
     key_of,
     load_config,
 )
+from hpo_torchrl.experiments.export import FORMATS
 from hpo_torchrl.experiments.pins import files_of
 from hpo_torchrl.experiments.run import gradients_run, new_folder, train_run
 from hpo_torchrl.experiments.sweep import run_sweep
+from hpo_torchrl.experiments.targets import build_callbacks
+from hpo_torchrl.training.policy_folder import PolicyFolder
 from hpo_torchrl.training.run_folder import RunFolder
 
 
@@ -50,6 +55,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     """Train from the command line: ``hpo-train [KEY=VALUE ...]``; see ``configs/``.
 
     With ``--multirun`` a sweep, which goes on where it stopped when the command is given again.
+    Under ``torchrun`` the processes share one training.
 
     Args:
         argv: the arguments; those of the process by default.
@@ -107,6 +113,16 @@ def order(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stock", metavar="FILE", required=True, help=columns)
     parser.add_argument("--out", metavar="FILE", help="a .csv or .xlsx file to write the orders to")
     run_command(parser, argv, _order)
+
+
+def export(argv: Sequence[str] | None = None) -> None:
+    """Write a policy for use elsewhere: ``hpo-export DIR --format FORMAT``; see :func:`train`."""
+    parser = _parser("hpo-export", "Write a trained policy to files that need nothing of this.")
+    _add_run(parser, "or one of the same layout")
+    kinds = "policy.onnx; policy.pt2 for torch.export.load; or policy.py and .npz for NumPy alone"
+    parser.add_argument("--format", choices=FORMATS, required=True, help=kinds)
+    parser.add_argument("--out", metavar="DIR", help="where they go; by default DIR/export")
+    run_command(parser, argv, _export)
 
 
 def gradients(argv: Sequence[str] | None = None) -> None:
@@ -192,13 +208,26 @@ def _order(given: argparse.Namespace) -> None:
     run = load_run(given.run_dir, allow=given.allow, files=_named(given.files))
     orders = run.decide(given.stock)
     print(orders.to_string(index=False, float_format="{:g}".format))
-    if words := reporting.recommendation(run.summary):
+    alone = PolicyFolder(given.run_dir).found  # what was measured stayed with the run
+    if words := "" if alone else reporting.recommendation(run.summary):
         print(f"\n{words}")
     if out is not None:
         orders.to_csv(out, index=False) if out.suffix.lower() == ".csv" else orders.to_excel(
             out, index=False
         )
         print(f"\nwritten: {out}")
+
+
+def _export(given: argparse.Namespace) -> None:
+    run = load_run(given.run_dir, allow=given.allow, files=_named(given.files))
+    with announced(f"exporting {given.run_dir}"):
+        made = run.export(given.format, given.out)
+    print(f"{'written':<17}{', '.join(map(str, made.files))}")
+    left = f"; {made.ties} ties of discrete actions fell otherwise" if made.ties else ""
+    print(
+        f"{'checked':<17}{made.states:,} states: equal discrete actions, continuous ones within "
+        f"{made.error:.1g} of their size{left}"
+    )
 
 
 def _gradients(given: argparse.Namespace) -> None:
@@ -229,27 +258,42 @@ def _train(given: argparse.Namespace) -> None:
     if given.help:
         print(given.usage + "\n" + explain_config(given.settings, given.config_dir))
         return
-    if given.multirun:
-        run_sweep(given.settings, given.config_dir)
-        return
+    with ranks.joined():
+        if given.multirun:
+            if ranks.active():
+                raise ValueError(
+                    f"--multirun starts its runs itself, but there are {ranks.size()} ranks, which "
+                    "share one run; leave torchrun out, and see docs/scaling.md for clusters."
+                )
+            run_sweep(given.settings, given.config_dir)
+            return
+        if (wanted := ranks.from_main(partial(_wanted, given))) is None:
+            return
+        config, folder, resume, how = wanted
+        how["callbacks"] = build_callbacks(how["callbacks"])
+        with RunFolder(folder).advising("resume" if resume else "output_dir"):
+            summary = train_run(config, folder, resume=resume, **how)
+        if ranks.main():
+            many = isinstance(summary, list)
+            form = reporting.format_seeds if many else reporting.format_summary
+            print(form(summary))
+
+
+def _wanted(given: argparse.Namespace) -> tuple[dict[str, Any], Path, bool, dict] | None:
+    """Return configuration and folder of a run, whether it goes on, and how; ``None`` for --cfg."""
     given.settings, files = _moved(given.settings)
     config, command = compose_command(given.settings, given.config_dir)
     if given.cfg:
         print(yaml.safe_dump({**config, **command}, sort_keys=False), end="")
-        return
+        return None
     resume = command["resume"] is not None
     folder = Path(str(command["resume"] or command["output_dir"] or new_folder(config)))
-    how = {key: command[key] for key in ("num_seeds", "changed_files")}
     with RunFolder(folder).advising("resume" if resume else "output_dir"):
         if resume:
             config = _saved(folder, {**config, **command}, given, files)
-        print(f"{'folder':<17}{folder}", flush=True)
-        summary = train_run(config, folder, resume=resume, **how)
-    print(
-        reporting.format_seeds(summary)
-        if isinstance(summary, list)
-        else reporting.format_summary(summary)
-    )
+    print(f"{'folder':<17}{folder}", flush=True)
+    how = {key: command[key] for key in ("num_seeds", "changed_files", "callbacks")}
+    return config, folder, resume, how
 
 
 def _named(texts: Sequence[str]) -> dict[str, str]:
@@ -293,7 +337,10 @@ def _saved(
         new = OmegaConf.select(wanted, key)
         if key == "algorithm.learning_rate":
             config["algorithm"]["learning_rate"] = new
-        elif key not in ("resume", "changed_files") and OmegaConf.select(saved, key) != new:
+        elif (
+            key not in ("resume", "changed_files", "callbacks")
+            and OmegaConf.select(saved, key) != new
+        ):
             raise ValueError(
                 f"resume goes on under the run's own configuration, in its own folder, but "
                 f"{override!r} would change {key}. Leave it out, or start a new run with "

@@ -7,14 +7,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -36,16 +35,18 @@ from hpo_torchrl.experiments.targets import (
     known_keys,
     plugins,
 )
+from hpo_torchrl.training.policy_folder import PolicyFolder
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError
 
 # Sections whose keys are those of a constructor, which may take more than the YAML lists.
-_FREE = (*BUILT, "evaluation.validation", "evaluation.tests")
+_FREE = (*BUILT, "evaluation.validation", "evaluation.tests", "logger.options")
 # Keys of a command, not of a run: where it goes and what is said about it.
 COMMAND_KEYS = (
     "output_dir",
     "resume",
     "changed_files",
     "num_seeds",
+    "callbacks",
     "sweep_dir",
     "sweep_estimate",
 )
@@ -69,8 +70,8 @@ def compose_config(
     for text in (*overrides, *settings):
         if key_of(text) in COMMAND_KEYS:
             raise ValueError(
-                f"{text!r} is of hpo-train: in Python use folder=... and resume=True, with "
-                "hpo-gradients use --output DIR, or give the folder of the run."
+                f"{text!r} is of hpo-train: in Python use folder=..., resume=True and "
+                "callbacks=[...], with hpo-gradients --output DIR, or give the folder of the run."
             )
     return compose_command(overrides, config_dir, **settings)[0]
 
@@ -116,11 +117,32 @@ def compose_sweep(
     params = (config.hydra.sweeper.get("params") or {}).items()
     texts = [*(free_key(f"{key}={value}") for key, value in params), *config.hydra.overrides.task]
     runs = []
-    parsed = OverridesParser.create().parse_overrides(texts)
-    for words in BasicSweeper.split_arguments(parsed, None)[0]:
+    for words in _combinations(texts):
         whole = [*config.hydra.overrides.hydra, *words]
         runs.append((words, resolve(compose("train", whole, return_hydra_config=True))[0]))
     return config, runs
+
+
+def _combinations(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the overrides of each run: every combination of the values that keys are given.
+
+    Raises:
+        ValueError: a key is given a range to draw from.
+    """
+    choices: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides([*texts]):
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise ValueError(
+                f"{override.input_line!r} is an interval, and a sweep needs values: give them by "
+                "commas; examples/search.py draws from intervals."
+            )
+        swept = override.is_sweep_override()
+        values = (
+            override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
+        )
+        key = override.get_key_element()
+        choices[key] = [f"{key}={value}" for value in values]
+    yield from map(list, product(*choices.values()))
 
 
 def load_config(
@@ -134,7 +156,7 @@ def load_config(
     """Read the configuration of a run, and check that it is safe to build and of the same data.
 
     Args:
-        run_dir: folder of the run.
+        run_dir: folder of the run, or of its policy alone (``policy/``).
         allow: modules, besides this package and installed plug-ins, whose classes it may name.
         of_seeds: see :meth:`~hpo_torchrl.training.RunFolder.read_config`.
         files: where files of the run lie now, by their names such as ``"env.path"``. Those that are
@@ -147,14 +169,14 @@ def load_config(
         ValueError: the configuration names a class of another module, or such a file has another
             content.
     """
-    folder = RunFolder(run_dir)
-    config = folder.read_config(of_seeds=of_seeds)
+    folder, kept = RunFolder(run_dir), PolicyFolder(run_dir)
+    config = kept.read_config() if kept.found else folder.read_config(of_seeds=of_seeds)
     check_targets(config, allow)
     try:
         check_sections(config)
         check_config(config)
     except (TypeError, ValueError) as error:
-        file = folder.seeds if of_seeds else folder.config
+        file = kept.description if kept.found else folder.seeds if of_seeds else folder.config
         raise RunFolderError(f"{file} is damaged, or of another version: {error}") from error
     config = moved(config, files or {})
     check_files(config, run_dir, config.get("files", {}) if changed_files else files or {})
@@ -245,7 +267,7 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     settings: Any = OmegaConf.to_container(config, resolve=True)
     check_sections(settings)
     for key in COMMAND_KEYS:
-        if isinstance(settings.setdefault(key), (dict, list)):
+        if isinstance(settings.setdefault(key), (dict, list)) and key != "callbacks":
             raise TypeError(f"{key} must be one value, got {settings[key]}.")
     for section in ("env", "algorithm"):
         name = settings[section].pop("name", None) or chosen[section]

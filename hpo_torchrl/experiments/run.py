@@ -18,10 +18,12 @@ from tqdm import tqdm
 
 from hpo_torchrl import reporting
 from hpo_torchrl.algorithms import Algorithm
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import check_bool, check_choice, check_int
 from hpo_torchrl.core.console import announced
 from hpo_torchrl.core.figures import drawn
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
+from hpo_torchrl.envs import RankEnv
 from hpo_torchrl.experiments.build import build_algorithm, build_env, build_tests
 from hpo_torchrl.experiments.pins import check_files, pinned
 from hpo_torchrl.experiments.reference import KINDS, References
@@ -29,6 +31,7 @@ from hpo_torchrl.experiments.targets import check_keys
 from hpo_torchrl.training import Callback, Evaluation, RunFolder, Trainer
 from hpo_torchrl.training.checkpoint import check_same_run
 from hpo_torchrl.training.evaluation import validates_primary
+from hpo_torchrl.training.policy_folder import PolicyFolder
 from hpo_torchrl.training.seed_run import SeedRun
 
 Tests = Evaluation | Mapping[str, Evaluation] | None
@@ -58,6 +61,10 @@ def train_run(
     is what it would be alone, up to rounding, and its folder ``run_dir/seed=K`` is as good: it can
     be evaluated, compared, and gone on with by itself.
 
+    Under ``torchrun`` the processes share the training of one seed, see
+    :mod:`hpo_torchrl.core.ranks`; all call this function alike. A run may go on with another number
+    of them.
+
     Args:
         config: the resolved configuration, as ``configs/train.yaml`` lays it out.
         run_dir: folder of the run: new or empty of runs, or with ``resume`` an interrupted run.
@@ -80,6 +87,26 @@ def train_run(
         CheckpointError: the run cannot be resumed.
         NonFiniteError: training met NaN or infinity.
     """
+    with ranks.joined(), ExitStack() as owned:
+        config, seeds = ranks.from_main(
+            partial(_claimed, config, run_dir, owned, num_seeds, resume, changed_files)
+        )
+        with RunFolder(run_dir).advising(), threads(config):
+            return _trained(config, run_dir, seeds, resume, **how)
+
+
+def _claimed(
+    config: Mapping[str, Any],
+    run_dir: str | Path,
+    owned: ExitStack,
+    num_seeds: int,
+    resume: bool,
+    changed_files: bool,
+) -> tuple[dict[str, Any], list[int] | None]:
+    """Own the folder of a run, or of several seeds; return its configuration and the seeds.
+
+    The arguments are those of :func:`train_run`, and what lets go of the folder.
+    """
     folder = RunFolder(run_dir)
     seeds = folder.read_seeds() if resume else None
     if check_int("num_seeds", num_seeds, minimum=1) > 1 and not resume:
@@ -91,7 +118,7 @@ def train_run(
             )
         seeds = list(range(first, first + num_seeds))
     places = [folder, *map(folder.of_seed, seeds or ())]
-    with folder.advising(), threads(config), ExitStack() as owned:
+    with folder.advising():
         for place in places:
             owned.enter_context(place.owned())
             if not resume:
@@ -99,18 +126,32 @@ def train_run(
         begun = resume and (seeds is not None or folder.config.exists())
         saved = folder.read_config(of_seeds=seeds is not None) if begun else None
         config = _bound(config, saved, folder, check_bool("changed_files", changed_files))
-        # Nothing here draws from these two; an environment of the user's own may.
-        random.seed(check_int("seed", config["seed"], minimum=0))
-        np.random.seed(config["seed"] % 2**32)  # noqa: NPY002
-        trainer = make_trainer(config, folder.path, seeds=seeds, **how)
-        if resume and trainer.begun:  # it may have stopped before its first checkpoint
-            trainer.resume()
-        if seeds is not None:
-            folder.write_seeds(seeds, config)
-        for run in trainer.runs:
-            run.folder.write_config(run.checkpoint.config)
+    return config, seeds
+
+
+def _trained(
+    config: Mapping[str, Any],
+    run_dir: str | Path,
+    seeds: Sequence[int] | None,
+    resume: bool,
+    **how: Any,
+) -> Any:
+    """Train in a folder that is owned; the arguments are those of :func:`train_run`."""
+    folder = RunFolder(run_dir)
+    # Nothing here draws from these two; an environment of the user's own may.
+    random.seed(check_int("seed", config["seed"], minimum=0))
+    np.random.seed(config["seed"] % 2**32)  # noqa: NPY002
+    trainer = make_trainer(config, folder.path, seeds=seeds, **how)
+    if resume and trainer.begun:  # it may have stopped before its first checkpoint
+        trainer.resume()
+    if seeds is not None:
+        folder.write_seeds(seeds, config)
+    for run in trainer.runs:
+        run.folder.write_config(run.checkpoint.config)
+        if ranks.main():
             run.folder.summary.unlink(missing_ok=True)  # a run that goes on has not finished
-        return trainer.train()
+            PolicyFolder(run.folder.kept_policy).forget()
+    return trainer.train()
 
 
 def _bound(
@@ -169,9 +210,10 @@ def make_trainer(
     settings = {key: value for key, value in config["trainer"].items() if key != "num_threads"}
     if progress is not None:
         settings["progress"] = progress
-    shown = check_bool("trainer.progress", settings["progress"])
+    shown = check_bool("trainer.progress", settings["progress"]) and ranks.main()
     # Runs of before there was a choice know nothing of it.
     kind = check_choice("reference", config.get("reference", "auto"), KINDS)
+    kind = kind if ranks.main() else "none"  # what is compared is written by rank 0
     with announced(f"building {config['algorithm']['name']}", shown=shown):  # a rule is searched
         algorithm = build_algorithm(config, seeds, env=env)
     known, primary, validation = build_tests(config, env, tests, run=algorithm)
@@ -196,7 +238,7 @@ def make_trainer(
         validation_reference=validated,
         env_name=config["env"]["name"],
         algorithm_name=config["algorithm"]["name"],
-        logger_backend=config["logger"]["backend"] if logs else None,
+        logger=config["logger"] if logs else {},
         callbacks=[Pictures(config["gradients"]), *callbacks],
     )
 
@@ -245,10 +287,15 @@ class Pictures(Callback):
                     run.checkpoint.config,
                     run.folder.path,
                     output_dir=run.folder.path,
-                    env=algorithm.env if run.index is None else None,
+                    env=_whole(algorithm.env) if run.index is None else None,
                     progress=trainer.progress,
                     **self.sizes,
                 )
+
+
+def _whole(env: EnvBase) -> EnvBase:
+    """Return the environment of the whole batch, of which ranks may have shares."""
+    return env.original if isinstance(env, RankEnv) else env
 
 
 def gradients_run(
@@ -312,12 +359,15 @@ def restore_policy(
     Args:
         algorithm: the algorithm that the configuration describes.
         config: the configuration of the run.
-        run_dir: folder of the run.
+        run_dir: folder of the run, or of its policy alone (``policy/``).
         only_policy: leave all else as it is: optimizer, running instances, random numbers.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another configuration.
     """
+    if (kept := PolicyFolder(run_dir)).found:
+        kept.load(algorithm.policy)
+        return
     run = SeedRun(algorithm, run_dir, config, select=config["trainer"]["select"])
     run.checkpoint.load(components=("policy", "selection") if only_policy else None)
     run.select()

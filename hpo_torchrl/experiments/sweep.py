@@ -15,18 +15,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import HydraContext
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from hpo_torchrl.core.checks import check_bool, first_line
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import COMMAND_KEYS, compose_sweep, hydra_session, key_of
 from hpo_torchrl.experiments.run import in_short, threads, train_run
-from hpo_torchrl.experiments.targets import target_of
+from hpo_torchrl.experiments.targets import build_callbacks, target_of
 from hpo_torchrl.training.checkpoint import (
     Checkpoint,
     DamagedError,
@@ -39,6 +39,7 @@ DONE, UNFINISHED, NEW = "done already", "unfinished", "new"
 # Overrides that do not name a run: where it goes, what is shown, what is measured afterwards.
 _NOT_IN_NAMES = {*COMMAND_KEYS, "experiment", "gradients", "trainer.progress", "hydra.searchpath"}
 _LONGEST_NAME = 180
+_CHANGEABLE = ("trainer.progress ", "logger.")
 
 
 class Job(NamedTuple):
@@ -68,6 +69,14 @@ def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
                     f"{key}={config[key]} is of a single run: leave --multirun out, or sweep over "
                     "seed=0,1,... into sweep_dir=DIR."
                 )
+        if config.hydra.get("callbacks"):
+            raise ValueError("hydra.callbacks are not called here; give callbacks=[...] instead.")
+        if (sweeper := config.hydra.runtime.choices.get("hydra/sweeper")) != "basic":
+            raise ValueError(
+                f"hydra/sweeper={sweeper} is not used: a sweep trains every combination of values. "
+                "examples/search.py searches with Optuna."
+            )
+        build_callbacks(_plain(config.callbacks))  # a fault of theirs stops the sweep, not each run
         experiment = config.hydra.runtime.choices.get("experiment") or "sweep"
         where = Path(str(config.sweep_dir or Path("runs", experiment)))
         jobs = [Job(where / run_name(words), settings, words) for words, settings in runs]
@@ -86,8 +95,9 @@ def run_sweep(overrides: Sequence[str], config_dir: str | None = None) -> None:
         workers = workers if workers > 0 else os.cpu_count() or 1
         if pending and check_bool("sweep_estimate", config.sweep_estimate):
             print(describe_cost([job.settings for job in pending], workers), flush=True)
+        hooks: Any = HydraCallback()  # Hydra's own, which do nothing
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(GlobalHydra.instance().config_loader(), Callbacks(config)),
+            hydra_context=HydraContext(GlobalHydra.instance().config_loader(), hooks),
             task_function=partial(train_job, jobs, pending, workers == 1),
             config=config,
         )
@@ -143,7 +153,9 @@ def train_job(
     settings = {**job.settings, **own}
     bar = bars and sys.stderr.isatty() and job.settings["trainer"]["progress"]
     try:
-        summary = train_run(settings, job.folder, resume=resume, progress=bar)
+        callbacks = build_callbacks(_plain(config.callbacks))
+        how: dict[str, Any] = {"resume": resume, "progress": bar, "callbacks": callbacks}
+        summary = train_run(settings, job.folder, **how)
         words = f"{in_short(summary)}, {summary['wall_seconds']:.0f} s"
         done = sum(RunFolder(other.folder).summary.exists() for other in jobs)
         count = f"{done} of {len(jobs)} done"
@@ -196,8 +208,8 @@ def run_state(folder: Path, settings: Mapping[str, Any]) -> str:
         files.check_new()  # of what else it holds nobody knows the configuration
         return NEW
     changed = differences(files.read_config(), settings)
-    # Whether a bar is shown may change on the way.
-    if changed := [text for text in changed if not text.startswith("trainer.progress ")]:
+    # Whether a bar is shown, and what tracks the run, may change on the way.
+    if changed := [text for text in changed if not text.startswith(_CHANGEABLE)]:
         raise ValueError(
             f"{folder} holds a run of another configuration: {'; '.join(changed)}. Give this "
             "sweep another folder by sweep_dir=DIR, or move that run away; nothing was changed."
@@ -253,6 +265,10 @@ def seconds_of(settings: Mapping[str, Any]) -> float:
             total += (1 + updates / every) * _seconds(partial(validation.run, algorithm.policy))
         algorithm.collector.shutdown()
     return total
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _seconds(action: Callable[[], Any]) -> float:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from hydra._internal.utils import _locate
-
 from hpo_torchrl.core.checks import NAMED, accepted, did_you_mean, first_line, signatures
+from hpo_torchrl.core.extras import MissingExtraError
 from hpo_torchrl.experiments.files import choices_with, fixed_keys
 from hpo_torchrl.modules.network import HybridNetwork
+from hpo_torchrl.training.callbacks import Callback
 
 # Sections that build a class of anybody's, and what their builder hands over itself.
 BUILT = {
@@ -21,6 +22,8 @@ BUILT = {
     "algorithm": ("env", "policy", "critic", "seed"),
 }
 SECTIONS = (*BUILT, "collect", "evaluation", "trainer", "logger")
+# Keys that runs of before they were there lack, and that change nothing of a run.
+_LATER = ("logger.name", "logger.group", "logger.options")
 _ALWAYS = ("seed", "device", "dtype", "gradients")
 _DEFAULTS = {
     "policy": "hpo_torchrl.modules.HybridPolicy.for_env",
@@ -40,6 +43,7 @@ _OFFERED = (
     *("continuous_bounds", "branch_bounds", "num_heads", "action_scale", "device", "dtype"),
 )
 # Rooms of this package whose classes any run's folder may name.
+_REGISTRY = "hpo_torchrl.envs.gym"  # makes environments by names that may import modules
 _SAFE_ROOMS = ("algorithms", "envs", "modules", "objectives", "problems")
 
 
@@ -69,6 +73,34 @@ def instantiate(section: str, settings: Mapping[str, Any], **given: Any) -> Any:
     return network
 
 
+def build_callbacks(settings: Any) -> list[Callback]:
+    """Build the callbacks of a command, ``callbacks=[{_target_: my_package.MyCallback}]``.
+
+    Args:
+        settings: a list with ``_target_`` and arguments of each; ``None`` are none.
+
+    Raises:
+        TypeError: it is no such list, or builds something else.
+        ValueError: a target cannot be found, or does not take an argument.
+    """
+    if settings is not None and not isinstance(settings, list):
+        raise TypeError(
+            "callbacks must be a list, as in 'callbacks=[{_target_: my_package.MyCallback}]', got "
+            f"{settings!r}."
+        )
+    built = []
+    for at, one in enumerate(settings or ()):
+        name = f"callbacks[{at}]"
+        check_keys(name, one if isinstance(one, Mapping) else {}, accepted(target_of(name, one)))
+        built.append(instantiate(name, one))
+        if not isinstance(built[-1], Callback):
+            raise TypeError(
+                f"{name}._target_ must build a Callback of hpo_torchrl.training, got a "
+                f"{type(built[-1]).__name__}."
+            )
+    return built
+
+
 def check_sections(config: Mapping[str, Any]) -> None:
     """Check that all sections are there, with those keys that every run has.
 
@@ -88,7 +120,8 @@ def check_sections(config: Mapping[str, Any]) -> None:
     check("", config, SECTIONS, mappings=True)
     check("", config, _ALWAYS, mappings=False)
     for section in set(SECTIONS) - set(BUILT):
-        check(f"{section}.", config[section], fixed_keys(section), mappings=False)
+        always = [key for key in fixed_keys(section) if f"{section}.{key}" not in _LATER]
+        check(f"{section}.", config[section], always, mappings=False)
         check_keys(section, config[section], fixed_keys(section))
     evaluation = config["evaluation"]
     check("evaluation.", evaluation, ("tests", "validation"), mappings=True)
@@ -208,6 +241,14 @@ def check_targets(config: Any, allow: Sequence[str] = ()) -> None:
                 f"are built from, and its folder may come from anyone. If you trust it, allow its "
                 f"module: --allow {root} on the command line, allow=[{root!r}] in Python."
             )
+        # A name in Gymnasium's registry may ask for a module to be imported.
+        module, colon, _ = str(section.get("id", "")).rpartition(":")
+        if colon and path.startswith(_REGISTRY) and not _within(module, trusted):
+            raise ValueError(
+                f"{name}.id={section['id']!r} of this run imports {module}, and its folder may "
+                f"come from anyone. If you trust it, allow it: --allow {module} on the command "
+                f"line, allow=[{module!r}] in Python."
+            )
 
 
 def plugins(section: str) -> dict[str, str]:
@@ -236,16 +277,29 @@ def target_of(section: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
         )
     path = settings.get("_target_", _DEFAULTS.get(section))
     try:
-        found = _locate(path)
+        found = _located(path)
         if callable(found):
             return found
         cause = f"it is a {type(found).__name__}"
     except Exception as error:
-        cause = first_line(error.__cause__ or error)
+        origin = error.__cause__ or error
+        if isinstance(origin, MissingExtraError):
+            raise ValueError(f"{section}: {origin}") from error
+        cause = first_line(origin)
     raise ValueError(
         f"{section}._target_={path!r} cannot be imported or called ({cause}): give the full name "
         "of a class, my_package.MyClass, in an installed module or one of the current directory."
     )
+
+
+def _located(path: str) -> Any:
+    """Return what a full name stands for; an import that fails says why."""
+    name, *parts = path.split(".")
+    found: Any = import_module(name)
+    for part in parts:
+        name = f"{name}.{part}"
+        found = getattr(found, part) if hasattr(found, part) else import_module(name)
+    return found
 
 
 def _built(section: str, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from hpo_torchrl.modules.action_range import ActionRange
 from hpo_torchrl.modules.continuous import ContinuousDistribution
+from hpo_torchrl.modules.deterministic import DeterministicPolicy
 from hpo_torchrl.modules.layers import make_q_network, make_value_network
 from hpo_torchrl.modules.network import HybridNetwork
 from hpo_torchrl.modules.policy import HybridPolicy, RulePolicy
@@ -12,6 +13,7 @@ from hpo_torchrl.modules.sampling import HybridDistribution
 __all__ = [
     "ActionRange",
     "ContinuousDistribution",
+    "DeterministicPolicy",
     "HybridDistribution",
     "HybridNetwork",
     "HybridPolicy",

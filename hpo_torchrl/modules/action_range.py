@@ -112,11 +112,15 @@ class ActionRange(nn.Module):
         return self._mapped(_log_slope, raw, index)
 
     def fixed(self, index: Tensor | None = None) -> Tensor | None:
-        """Return which actions have both ends equal; ``None`` if none has."""
+        """Return which actions have a single value; ``None`` where the range is two numbers.
+
+        That is both ends equal, or, of a sum of what is never below 0, both ends 0.
+        """
         if self.kind is not None:
             return None
         low, high, has_low, has_high = self._ends(index)
-        return has_low & has_high & (low == high)
+        same = has_low & has_high & (low == high)
+        return same & (high == 0) if self.of_total else same
 
     def _mapped(self, function: Callable, value: Tensor, index: Tensor | None) -> Tensor:
         if self.kind is not None:

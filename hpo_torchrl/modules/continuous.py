@@ -100,8 +100,14 @@ class Normal(ContinuousDistribution):
     r"""The normal distribution: :math:`u = \mathrm{loc} + \mathrm{scale}\,\varepsilon`.
 
     Its mean is in the range of the action; samples may leave it. A coordinate of scale 0 is
-    deterministic and adds nothing to log-densities and entropies.
+    deterministic and adds nothing to log-densities and entropies. Where the range is a single point
+    the scale is 0.
     """
+
+    def spread(self, deviation: Tensor) -> Tensor:
+        """Return ``scale`` of a standard deviation in action scales; 0 where u has one value."""
+        scale, fixed = super().spread(deviation), self.range.fixed()
+        return scale if fixed is None else torch.where(fixed, 0.0, scale)
 
     def sample(self, loc: Tensor, scale: Tensor, noise: Tensor, index: Index = None) -> Tensor:
         """Return ``loc + scale * noise``."""

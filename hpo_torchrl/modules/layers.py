@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModule
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ValueOperator
 
+from hpo_torchrl.core.categorical import action_sizes
 from hpo_torchrl.core.checks import check_choice, check_sizes, checked
+from hpo_torchrl.core.data import Key
 from hpo_torchrl.core.wrappers import plain, spec_of
 from hpo_torchrl.modules.scales import ObservationScale, scales_of
 
@@ -138,7 +141,7 @@ def make_value_network(
     hidden: int | Sequence[int] = (64, 64),
     activation: str = "tanh",
     products: bool = False,
-    observation_key: str = "observation",
+    observation_key: Key = "observation",
     find_scales: bool = True,
 ) -> ValueOperator:
     """Build the critic of an environment: ``observation`` to ``"state_value"``, ``(*B, 1)``.
@@ -187,6 +190,28 @@ class QNetwork(nn.Module):
         return self.net(torch.cat([self.observations(observation), judged / self.unit], -1))
 
 
+class ActionCritic(TensorDictModule):
+    """A critic that judges what a loss proposes, which no data hold."""
+
+    @dispatch(auto_batch_size=False)
+    def forward(self, tensordict: TensorDictBase, *args: Any, **kwargs: Any) -> TensorDictBase:
+        """Write the values of what is proposed.
+
+        Raises:
+            KeyError: nothing is.
+        """
+        judged = self.in_keys[-1]
+        if tensordict.get(judged, None) is None:
+            raise KeyError(
+                f"A critic of make_q_network judges {judged!r}, which only LearnedCriticLoss "
+                "proposes. TorchRL's DDPGLoss, TD3Loss and SACLoss propose 'action' and send no "
+                "gradient to a discrete choice: use LearnedCriticLoss, or algorithm=ddpg; where "
+                "only the continuous action is to be learned, give them a critic of your own that "
+                "reads ('action', 'discrete') and ('action', 'continuous')."
+            )
+        return super().forward(tensordict, *args, **kwargs)
+
+
 @checked
 def make_q_network(
     env: EnvBase,
@@ -219,9 +244,8 @@ def make_q_network(
         >>> make_q_network(env)(data)["action_value"].shape
         torch.Size([4, 2])
     """
-    spec = env.observation_spec["observation"]
-    dimension = env.full_action_spec["action", "continuous"].shape[-1]
-    num_discrete = env.full_action_spec["action", "discrete"].space.n
+    spec = spec_of(env, "observation", "observation")
+    num_discrete, dimension, _ = action_sizes(env)
     place: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype}
     found = scales_of(env) if find_scales else None
     unit = getattr(plain(env), "action_scale", None) if found is None else found.action
@@ -233,7 +257,7 @@ def make_q_network(
     observations = ObservationScale(spec.shape[-1], **place)
     if find_scales:
         observations.use(found, "observation")
-    return TensorDictModule(
+    return ActionCritic(
         QNetwork(net, observations, unit.to(**place)),
         in_keys=["observation", judges],
         out_keys=["action_value"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,13 +9,14 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
 from torch import Tensor, nn
-from torchrl.data import Bounded
 from torchrl.envs import EnvBase
+from torchrl.modules import set_recurrent_mode
 
-from hpo_torchrl.core.categorical import ACTION_MASK, action_sizes
+from hpo_torchrl.core.categorical import ACTION_MASK, action_bounds, action_sizes
 from hpo_torchrl.core.checks import checked
+from hpo_torchrl.core.data import Key
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.core.wrappers import plain, spec_of
+from hpo_torchrl.core.wrappers import check_action_kept, plain, spec_of
 from hpo_torchrl.modules.continuous import ContinuousDistribution
 from hpo_torchrl.modules.network import HybridNetwork
 from hpo_torchrl.modules.sampler import HybridAction, HybridParameters, HybridSampler
@@ -52,10 +52,19 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
       moves only the logits is ``"discrete"``, all else ``"continuous"``.
     * ``logits(observation)``: the logits alone, for losses that need no more.
 
+    **A memory** is a module in front of the network, such as TorchRL's ``GRUModule``, whose first
+    output the network reads. Its hidden state travels in the tensordict from step to step, with the
+    graph in a differentiable rollout, and begins anew where an episode does; the environment needs
+    the transforms ``InitTracker`` and ``memory.make_tensordict_primer()`` for it. Losses compute it
+    anew from the observations of a batch ``(*B, T)``, whose last axis is time, and from the hidden
+    state at its start: gradients pass through all steps.
+
     Args:
         network: the network, for example a :class:`HybridNetwork`.
-        observation_key: entry that the network reads.
+        observation_key: entry that the network reads; ``None`` is ``"observation"``, and of a
+            memory its first output.
         mask_key: entry with the discrete actions that may be chosen, bool ``(*B, M)``.
+        memory: a memory, or any module that prepares what the network reads.
         sampler: further arguments, of :class:`HybridSampler`: ``return_log_prob`` and
             ``default_interaction_type``.
 
@@ -71,6 +80,21 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         >>> rollout = env.rollout(5, policy)
         >>> rollout["action", "continuous"].shape, rollout["next", "reward"].requires_grad
         (torch.Size([4, 5, 3]), True)
+
+        With a memory:
+
+        >>> from torchrl.envs import Compose, InitTracker, TransformedEnv
+        >>> from torchrl.modules import GRUModule
+        >>> gru = GRUModule(
+        ...     input_size=env.observation_spec["observation"].shape[-1],
+        ...     hidden_size=8,
+        ...     in_keys=["observation", "recurrent_state"],
+        ...     out_keys=["features", ("next", "recurrent_state")],
+        ... )
+        >>> env = TransformedEnv(env, Compose(InitTracker(), gru.make_tensordict_primer()))
+        >>> policy = HybridPolicy.for_env(env, memory=gru)
+        >>> env.rollout(5, policy)["recurrent_state"].shape
+        torch.Size([4, 5, 1, 8])
     """
 
     num_seeds: int | None = None
@@ -82,12 +106,15 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         self,
         network: nn.Module,
         *,
-        observation_key: str = "observation",
-        mask_key: str | None = None,
+        observation_key: Key | None = None,
+        mask_key: Key | None = None,
+        memory: TensorDictModuleBase | None = None,
         **sampler: Any,
     ) -> None:
+        observation_key = _read_key(observation_key, memory)
         parameters = HybridParameters(network, observation_key)
-        super().__init__(parameters, HybridSampler(network, mask_key, **sampler))
+        before = [] if memory is None else [memory]
+        super().__init__(*before, parameters, HybridSampler(network, mask_key, **sampler))
         self.observation_key, self.mask_key = observation_key, mask_key
         self.stochastic = "scale" in parameters.out_keys
         self.return_log_prob: bool = self[-1].return_log_prob
@@ -101,8 +128,9 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         env: EnvBase,
         *,
         network: Any = HybridNetwork,
-        observation_key: str = "observation",
-        mask_key: str | None = None,
+        observation_key: Key | None = None,
+        mask_key: Key | None = None,
+        memory: TensorDictModuleBase | None = None,
         return_log_prob: bool = True,
         find_scales: bool = True,
         **arguments: Any,
@@ -116,9 +144,11 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
                 ``observation_dim``, ``num_discrete``, ``continuous_dim``, ``continuous_bounds``,
                 ``branch_bounds``, ``num_heads``, ``action_scale``, ``device`` and ``dtype``, and
                 with ``arguments``.
-            observation_key: entry that the network reads.
+            observation_key: entry that the network reads; by default ``"observation"``, or the
+                first output of a memory.
             mask_key: entry with the discrete actions that may be chosen; by default the
                 environment's ``"action_mask"``, if it has one.
+            memory: a module in front of the network, such as a ``GRUModule``.
             return_log_prob: whether log-probabilities are written.
             find_scales: whether a simulation may correct the unit of the actions and, in a
                 :class:`HybridNetwork`, that of the observation; see :func:`scales_of`.
@@ -126,8 +156,9 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
 
         Raises:
             TypeError: ``network`` is neither, or arguments are given for one that is made already.
+            ValueError: the environment does not show what the policy reads.
         """
-        observation = spec_of(env, "observation_key", observation_key)
+        observation = _read(env, observation_key, memory)
         if mask_key is None and ACTION_MASK in env.observation_spec.keys():  # noqa: SIM118
             mask_key = ACTION_MASK
         if isinstance(network, nn.Module) and arguments:
@@ -139,14 +170,14 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             raise TypeError(f"network must be a module or a callable, got {network!r}.")
         if not isinstance(network, nn.Module):
             number, dimension, heads = action_sizes(env)
+            check_action_kept(env)
             source, found = plain(env), scales_of(env) if find_scales else None
             scale = getattr(source, "action_scale", None)
-            continuous = env.full_action_spec["action", "continuous"]
             network = network(
                 observation_dim=observation.shape[-1],
                 num_discrete=number,
                 continuous_dim=dimension,
-                continuous_bounds=getattr(source, "continuous_bounds", None) or _bounds(continuous),
+                continuous_bounds=action_bounds(env),
                 branch_bounds=getattr(source, "branch_bounds", None),
                 num_heads=heads,
                 action_scale=scale if found is None else found.action,
@@ -154,17 +185,22 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
                 dtype=observation.dtype,
                 **arguments,
             )
-            if find_scales and isinstance(network, HybridNetwork):
-                network.observations.use(found, observation_key)
+            if find_scales and isinstance(network, HybridNetwork) and memory is None:
+                network.observations.use(found, _read_key(observation_key, memory))
         keys: dict[str, Any] = {"observation_key": observation_key, "mask_key": mask_key}
-        policy = cls(network, return_log_prob=return_log_prob, **keys)
+        policy = cls(network, memory=memory, return_log_prob=return_log_prob, **keys)
         policy._observation_size = observation.shape[-1]
         return policy
 
     @property
     def network(self) -> nn.Module:
         """The network behind the policy."""
-        return self[0].network
+        return self[-2].network
+
+    @property
+    def memory(self) -> Any:
+        """The module in front of the network; ``None`` without one."""
+        return self[0] if len(self.module) > 2 else None
 
     @property
     def acts_randomly(self) -> bool:
@@ -223,15 +259,14 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         logits, loc, scale = self.network(observation)
         return HybridDistribution(logits, loc, scale, mask, **self._kind)
 
-    def mask_of(self, entries: Mapping[str, Tensor]) -> Tensor | None:
+    def mask_of(self, entries: Mapping[Any, Tensor]) -> Tensor | None:
         """Return the mask that the policy reads, out of a step's entries; ``None`` without one."""
         return None if self.mask_key is None else entries[self.mask_key]
 
     def discrete_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return log pi(. | s), normalised and masked, ``(*B, M)``, without the continuous net."""
         logits = self._shortcut("logits", lambda seen: self.network(seen)[0])
-        found = logits(tensordict.get(self.observation_key))
-        return normalised(found, self.mask_of(tensordict))
+        return normalised(logits(self._seen(tensordict)), self.mask_of(tensordict))
 
     def mean_action(self, tensordict: TensorDictBase, discrete: Tensor) -> Tensor:
         """Return u of the given discrete actions without sampling, ``(*B, n)``.
@@ -239,9 +274,16 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         That is the mode of the branch, for a normal its mean; the discrete net is not evaluated.
         """
         branches = self._shortcut("branches", lambda seen: self.network(seen)[1:])
-        loc, scale = branches(tensordict.get(self.observation_key))
+        loc, scale = branches(self._seen(tensordict))
         mode = self.continuous_distribution.mode(*chosen_branch(loc, scale, discrete))
         return flat(mode, self._kind["heads"])
+
+    def _seen(self, tensordict: TensorDictBase) -> Tensor:
+        """Return what the network reads; a memory goes through the last axis, time, anew."""
+        if (memory := self.memory) is not None:
+            with set_recurrent_mode(True):
+                tensordict = memory(tensordict.select(*memory.in_keys))
+        return tensordict.get(self.observation_key)
 
     def act(self, observation: Tensor, mask: Tensor | None = None) -> HybridAction:
         """Sample an action on plain tensors: the arithmetic and random numbers of the module.
@@ -284,7 +326,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         Args:
             env: the environment that the policy is meant for.
         """
-        spec = env.observation_spec[self.observation_key]
+        spec = _read(env, self.observation_key, self.memory)
         number, dimension, heads = action_sizes(env)
         shape = (number, dimension) if heads is None else (heads, number, dimension // heads)
         with torch.no_grad():
@@ -320,21 +362,34 @@ class RulePolicy(TensorDictModuleBase):
         raise NotImplementedError
 
 
-def _bounds(spec: Any) -> tuple[Any, Any]:
-    """Read bounds off a spec, one number where all coordinates share them; ``None`` without any."""
-    if not isinstance(spec, Bounded):
-        return None, None
-    found: list[Any] = []
-    for end in (spec.space.low, spec.space.high):
-        rows = end.reshape(-1, end.shape[-1])
-        if not bool((rows == rows[0]).all()):
-            raise ValueError(
-                "HybridPolicy.for_env needs the same bounds for every instance of the batch, got "
-                f"{end.tolist()}; give the environment an attribute continuous_bounds, or build "
-                "the HybridNetwork yourself."
-            )
-        # The bounds of an unbounded spec are the largest numbers.
-        own = [math.copysign(math.inf, x) if abs(x) >= 1e30 else x for x in rows[0].tolist()]
-        shared = len(set(own)) == 1
-        found.append((None if math.isinf(own[0]) else own[0]) if shared else own)
-    return found[0], found[1]
+def _read_key(key: Key | None, memory: TensorDictModuleBase | None) -> Key:
+    """Return the entry that the network reads."""
+    if key is not None:
+        return key
+    return "observation" if memory is None else memory.out_keys[0]
+
+
+def _read(env: EnvBase, key: Key | None, memory: TensorDictModuleBase | None) -> Any:
+    """Return the spec of what the network reads, or an example of it.
+
+    Raises:
+        ValueError: the environment does not show what is read.
+    """
+    key = _read_key(key, memory)
+    if memory is None:
+        return spec_of(env, "observation_key", key)
+    shown = env.observation_spec.keys(True, True)
+    if missing := [entry for entry in memory.in_keys if entry not in shown]:
+        raise ValueError(
+            f"The memory {type(memory).__name__} reads {', '.join(map(repr, missing))}, which the "
+            "environment does not show. For a recurrent module write env = TransformedEnv(env, "
+            "Compose(InitTracker(), memory.make_tensordict_primer()))."
+        )
+    with torch.no_grad():
+        seen = memory(env.observation_spec.zero()).get(key)
+    if seen.ndim != len(env.batch_size) + 1:
+        raise ValueError(
+            f"The memory {type(memory).__name__} must make a vector for each of the instances "
+            f"{tuple(env.batch_size)}, got {key!r} of shape {tuple(seen.shape)}."
+        )
+    return seen

@@ -58,6 +58,11 @@ def replicate(modules: Sequence[nn.Module]) -> Any:
     kinds = {type(module) for module in modules}
     if len(kinds) > 1 or not issubclass(kinds.pop(), nn.Module):
         raise TypeError(f"modules must be nn.Modules of one kind, got {shown(modules)}.")
+    if getattr(modules[0], "memory", None) is not None:
+        raise ValueError(
+            "modules must have no memory, whose sequences are not read side by side, got a policy "
+            f"with a {type(modules[0].memory).__name__}; train its seeds one after another."
+        )
     together = copy.deepcopy(modules[0])
     each = [_own(module) for module in modules]
     for name, stack in _own(together).items():

@@ -9,10 +9,11 @@ from tensordict.nn import InteractionType, ProbabilisticTensorDictModule, Tensor
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 
+from hpo_torchrl.core.data import Key
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.modules.sampling import NORMAL, HybridDistribution
 
-DISCRETE_LOG_PROB = "discrete_log_prob"
+LOG_PROB, DISCRETE_LOG_PROB = "action_log_prob", "discrete_log_prob"
 
 
 def parameter_keys(network: nn.Module) -> list[str]:
@@ -23,7 +24,7 @@ def parameter_keys(network: nn.Module) -> list[str]:
 class HybridParameters(TensorDictModuleBase):
     """Write logits, loc and (for a stochastic u) scale of the network's answer."""
 
-    def __init__(self, network: nn.Module, observation_key: str) -> None:
+    def __init__(self, network: nn.Module, observation_key: Key) -> None:
         super().__init__()
         self.network = network
         self.in_keys = [observation_key]
@@ -66,11 +67,11 @@ class HybridSampler(ProbabilisticTensorDictModule):
     def __init__(
         self,
         network: nn.Module,
-        mask_key: str | None = None,
+        mask_key: Key | None = None,
         return_log_prob: bool = True,
         default_interaction_type: InteractionType = InteractionType.RANDOM,
     ) -> None:
-        in_keys = {key: key for key in parameter_keys(network)}
+        in_keys: dict[str, Key] = {key: key for key in parameter_keys(network)}
         if mask_key is not None:
             in_keys["mask"] = mask_key
         own = {
@@ -90,9 +91,31 @@ class HybridSampler(ProbabilisticTensorDictModule):
         self.randomness = Randomness()
 
     @property
+    def log_prob_keys(self) -> list[str]:
+        """The joint log-probability, whatever ``set_composite_lp_aggregate`` says of composites."""
+        return [LOG_PROB]
+
+    log_prob_key = LOG_PROB
+
+    @property
     def acts_randomly(self) -> bool:
         """Whether actions are sampled now, given ``set_exploration_type`` and the default."""
         return (interaction_type() or self.default_interaction_type) is InteractionType.RANDOM
+
+    def get_dist(self, tensordict: TensorDictBase) -> HybridDistribution:
+        """Return the distribution whose parameters are in a tensordict.
+
+        Raises:
+            KeyError: they are not; the message says how they get there.
+        """
+        needed = ("logits", "loc")  # a network may leave out a scale
+        if missing := [key for key in needed if tensordict.get(key, None) is None]:
+            raise KeyError(
+                f"A hybrid distribution needs {', '.join(map(repr, missing))}, which the data do "
+                "not hold: the rollouts and collectors of this library leave them out. Add them by "
+                "policy[:-1](data) before the policy changes, or collect by TorchRL's Collector."
+            )
+        return super().get_dist(tensordict)
 
     def act(self, dist: HybridDistribution) -> HybridAction:
         """Sample an action of a distribution, and score it."""
@@ -115,6 +138,6 @@ class HybridSampler(ProbabilisticTensorDictModule):
         action = {"discrete": found.discrete, "continuous": found.continuous}
         out.set("action", TensorDict(action, batch_size=found.continuous.shape[:-1]))
         if self.return_log_prob:
-            out.set("action_log_prob", found.log_prob)
+            out.set(LOG_PROB, found.log_prob)
             out.set(DISCRETE_LOG_PROB, found.discrete_log_prob)
         return out

@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from hpo_torchrl.core.categorical import entropy_of, over_heads
 from hpo_torchrl.core.checks import check_bool, shown
-from hpo_torchrl.core.finite import NonFiniteError
+from hpo_torchrl.core.finite import NonFiniteError, vmapped
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.modules.continuous import ContinuousDistribution, Normal
 
@@ -140,7 +140,7 @@ class HybridDistribution(Distribution):
         heads: whether there are heads.
         distribution: the distribution of u, see :class:`ContinuousDistribution`.
         validate_args: check values besides shapes; by default where that is free of a host
-            synchronisation, that is on the CPU, and where nothing is being compiled.
+            synchronisation, that is on the CPU, and where nothing is being compiled or vmapped.
 
     Raises:
         ValueError: shapes disagree, a scale is negative or NaN, or a row of the mask allows no
@@ -203,7 +203,9 @@ class HybridDistribution(Distribution):
             )
         self.logits = normalised(logits, mask)
         if validate_args is None:
-            validate_args = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+            validate_args = logits.device.type == "cpu" and not (
+                torch.compiler.is_compiling() or vmapped(loc)
+            )
         if validate_args:
             if self.scale is not None and not bool((self.scale >= 0).all()):
                 least = self.scale.min().item()
@@ -233,16 +235,29 @@ class HybridDistribution(Distribution):
         return _action(self.draw(self.sample_noise(sample_shape)))
 
     def sample_noise(
-        self, sample_shape: Sequence[int] = (), randomness: Randomness | None = None
+        self,
+        sample_shape: Sequence[int] = (),
+        randomness: Randomness | None = None,
+        axis: int = 0,
     ) -> Noise:
-        """Draw the random numbers of a sample; from torch's global generator by default."""
+        """Draw the random numbers of a sample; from torch's global generator by default.
+
+        Args:
+            sample_shape: shape before that of the distribution.
+            randomness: where they come from.
+            axis: see :meth:`Randomness.fill`.
+        """
         randomness = randomness or Randomness()
-        place: dict[str, Any] = {"dtype": self.loc.dtype, "device": self.loc.device}
-        logs = randomness.draw("exponential", (*sample_shape, *self.logits.shape), **place).log_()
+
+        def empty(*shape: int) -> Tensor:
+            # Made from the parameters: under vmap each of its members then has numbers of its own.
+            return self.loc.new_empty((*sample_shape, *shape))
+
+        logs = randomness.fill("exponential", empty(*self.logits.shape), axis).log_()
         if self.scale is None:
             return Noise(logs)
-        own = torch.empty((*sample_shape, *self.batch_shape, *self.event_shape), **place)
-        return Noise(logs, randomness.fill(self.distribution.noise, own))
+        own = empty(*self.batch_shape, *self.event_shape)
+        return Noise(logs, randomness.fill(self.distribution.noise, own, axis))
 
     def draw(self, noise: Noise | None) -> HybridDraw:
         """Sample with given random numbers, on plain tensors; see :func:`draw`."""
@@ -274,10 +289,24 @@ class HybridDistribution(Distribution):
         chosen = chosen_branch(self.loc, self.scale, discrete)
         return flat(self.distribution.mode(*chosen), self.heads)
 
-    def log_prob(self, action: TensorDictBase | Mapping[str, Tensor]) -> Tensor:
-        """Return the joint log-probability log pi(d) + log p(u; branch d), ``(*B,)``."""
-        discrete, continuous = action["discrete"], action["continuous"]
-        return self.log_prob_discrete(discrete) + self.log_prob_continuous(discrete, continuous)
+    def log_prob(self, action: TensorDictBase | Mapping[str, Tensor]) -> Any:
+        """Return the joint log-probability log pi(d) + log p(u; branch d), ``(*B,)``.
+
+        Args:
+            action: ``"discrete"`` and ``"continuous"``; or data that hold them in ``"action"``, of
+                which a tensordict with the log-probabilities of both parts is returned,
+                ``(*B, 1)`` each. TorchRL's ``A2CLoss`` asks for the latter and adds them up.
+        """
+        own: Any = action if "discrete" in action.keys() else action["action"]  # noqa: SIM118
+        discrete, continuous = own["discrete"], own["continuous"]
+        parts = {
+            "discrete": self.log_prob_discrete(discrete),
+            "continuous": self.log_prob_continuous(discrete, continuous),
+        }
+        if own is action:
+            return parts["discrete"] + parts["continuous"]
+        batch = parts["discrete"].shape
+        return TensorDict({key: one.unsqueeze(-1) for key, one in parts.items()}, batch)
 
     def log_prob_discrete(self, discrete: Tensor) -> Tensor:
         """Return log pi(d), ``(*B,)``."""

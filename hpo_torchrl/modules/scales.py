@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import ACTION_MASK, insert_like
+from hpo_torchrl.core.data import Key
 from hpo_torchrl.modules.action_range import ActionRange
 from hpo_torchrl.modules.sampling import chosen_branch, flat
 
@@ -51,7 +52,7 @@ class ObservationScale(nn.Module):
     shift: Tensor
     scale: Tensor
     seed_buffers = ("shift", "scale")
-    key: str | None = None
+    key: Key | None = None
 
     def __init__(self, size: int, reads: int | None = None, **place: Any) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class ObservationScale(nn.Module):
         shift, scale = (insert_like(unit, observation) for unit in (self.shift, self.scale))
         return (observation - shift) / scale
 
-    def use(self, found: Scales | None, key: str) -> None:
+    def use(self, found: Scales | None, key: Key) -> None:
         """Take over what was found of an entry of the observation, if anything was."""
         self.key = key
         if found is not None and key in found.observations:

@@ -18,9 +18,28 @@ from torchrl.objectives.value.functional import reward2go
 
 from hpo_torchrl.core.checks import check_choice, check_finite, check_float
 from hpo_torchrl.core.data import entry
+from hpo_torchrl.core.finite import vmapped
 from hpo_torchrl.core.rolled import discount_of
 
 _ESTIMATORS = ("TD0", "TD1", "TDLambda", "GAE")
+
+
+def check_actor(actor: ProbabilisticTensorDictSequential, owner: str) -> None:
+    """Raise a ``TypeError`` if an actor's distribution has no logits, as far as it says which.
+
+    Args:
+        actor: the actor.
+        owner: who asks, for messages.
+    """
+    kind = getattr(actor[-1], "distribution_class", None)
+    scores = any(hasattr(kind, name) for name in ("num_discrete", "logits"))
+    if isinstance(kind, type) and not scores:
+        raise TypeError(
+            f"{owner} scores the discrete choice of a HybridDistribution, got an actor_network "
+            f"with a {kind.__name__}, which has no logits and samples its continuous action "
+            "without a gradient. Build the actor as HybridPolicy(network), whose network returns "
+            "(logits, loc, scale), or as HybridPolicy.for_env(env)."
+        )
 
 
 class AdvantageLoss(LossModule):
@@ -81,6 +100,7 @@ class AdvantageLoss(LossModule):
         functional: bool,
     ) -> None:
         super().__init__()
+        check_actor(actor_network, type(self).__name__)
         for name, network in (("actor_network", actor_network), ("critic_network", critic_network)):
             if functional and network is not None:
                 self.convert_to_functional(network, name)
@@ -180,7 +200,13 @@ class AdvantageLoss(LossModule):
         """Discount of the value estimator, which the bootstrap of the pathwise term shares."""
         if self.critic_network is None:
             return 1.0 if self._monte_carlo_gamma is None else self._monte_carlo_gamma
-        return float(self.value_estimator.gamma)
+        gamma = self.value_estimator.gamma
+        if isinstance(gamma, Tensor) and vmapped(gamma):
+            raise RuntimeError(
+                f"{type(self).__name__} has one discount: leave buffers such as gamma out of vmap, "
+                "and map over TensorDict.from_module(loss).select('actor_network_params')."
+            )
+        return float(gamma)
 
     def share_discount(self, tensordict: TensorDictBase) -> None:
         """Take the discount of the rollout, if none was chosen; refuse another one.
@@ -238,6 +264,12 @@ class AdvantageLoss(LossModule):
             self.entry(data, key, form.shape[data.ndim :], form.dtype)
         # Always by parameters: left to itself, the estimator would unfreeze what the user froze.
         params = self.weights("critic_network").detach()
+        if any(map(vmapped, params.values(True, True))):
+            raise RuntimeError(
+                f"{type(self).__name__} under vmap needs data that hold {keys.advantage!r} and "
+                f"{keys.value_target!r}, since TorchRL's estimators write in place: give it "
+                "loss.advantages(data), made before vmap."
+            )
         with torch.no_grad():
             self.value_estimator(data, params=params, target_params=params)
         return data
@@ -249,16 +281,18 @@ class AdvantageLoss(LossModule):
         compared with those that the next ones start from, along the first axis and the last.
         """
         wrong = data.ndim == 0 or "time" in data.names[:-1]
-        if data.ndim > 1 and data.names[-1] is None and self.critic_network is not None:
+        if data.ndim > 0 and data.names[-1] is None and self.critic_network is not None:
             key = self.critic_network.in_keys[0]
             self.entry(data, ("next", key), self.entry(data, key).shape[data.ndim :])
             end = ("next", self.tensor_keys.done)
-            wrong |= follows(data, key, end, 0) and not follows(data, key, end, data.ndim - 1)
+            known = data.ndim == 1 or follows(data, key, end, 0)
+            wrong |= known and not follows(data, key, end, data.ndim - 1)
         if wrong:
             raise ValueError(
                 f"{type(self).__name__} needs data of shape (*B, T), with the time axis last, got "
                 f"{tuple(data.shape)} without time there; stack steps by torch.stack(steps, -1), "
-                "or move the axis with data.permute(...)."
+                "or move the axis with data.permute(...). Single steps, as a replay buffer "
+                "returns them, need their advantages: store loss.advantages(batch)."
             )
 
     def advantage(self, data: TensorDictBase) -> Tensor:

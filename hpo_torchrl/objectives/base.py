@@ -10,6 +10,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torchrl.objectives import distance_loss
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.categorical import entropy_of, over_heads, unsqueeze_like
 from hpo_torchrl.core.checks import check_choice, check_float, checked
 from hpo_torchrl.objectives.advantages import AdvantageLoss
@@ -24,6 +25,9 @@ class HybridLossModule(AdvantageLoss):
     A policy of S seeds (``policy.num_seeds``) takes data ``(S, *B, T)``. Every mean and every
     deviation is then one seed's own: a reduced term is ``(S,)``, and the sum over the seeds has for
     each of them the gradient of its loss alone.
+
+    Where ranks share a training, :meth:`mean` and the reduced terms are those of the data of all
+    ranks; a gradient is that of this rank's data, and :class:`Optimization` sums them.
 
     Args:
         actor_network: a :class:`HybridPolicy`, or any module whose ``get_dist`` returns a
@@ -208,7 +212,7 @@ class HybridLossModule(AdvantageLoss):
                     f"{tuple(term.shape)}. Use log_prob and entropy of HybridLossModule, which sum "
                     "over heads, and advantage, which has no last dimension of 1."
                 )
-        out = {name: self._reduced(term, data, self.reduction) for name, term in terms.items()}
+        out = self._all_reduced(terms, data)
         out |= {name: metric.detach() for name, metric in metrics.items()}
         return TensorDict({key: out[key] for key in self.out_keys})
 
@@ -216,18 +220,34 @@ class HybridLossModule(AdvantageLoss):
         """Return the mean over the steps that count, a scalar or ``(S,)``."""
         return self._reduced(value, data, "mean")
 
+    def _all_reduced(self, terms: Mapping[str, Tensor], data: TensorDictBase) -> dict[str, Tensor]:
+        """Return the terms reduced, of several ranks by one exchange."""
+        if not ranks.active() or self.reduction == "none" or self.num_seeds is not None:
+            return {key: self._reduced(term, data, self.reduction) for key, term in terms.items()}
+        own = [self._reduce_loss(term, data, reduction="none").sum() for term in terms.values()]
+        one = torch.ones(data.shape, dtype=own[0].dtype, device=own[0].device)
+        own.append(self._reduce_loss(one, data, reduction="none").sum())
+        *sums, count = ranks.total(torch.stack(own))
+        divisor = count.clamp_min(1) if self.reduction == "mean" else 1.0
+        return {key: each / divisor for key, each in zip(terms, sums, strict=True)}
+
     def _reduced(self, value: Tensor, data: TensorDictBase, reduction: str) -> Tensor:
-        if self.num_seeds is None or reduction == "none":
+        single = self.num_seeds is None
+        if reduction == "none" or (single and not ranks.active()):
             return self._reduce_loss(value, data, reduction=reduction)
         # Masked steps are 0 here, in the values as in the count of those that are not.
-        total, count = (
-            self._reduce_loss(each, data, reduction="none").flatten(1).sum(1)
+        sums = [
+            self._reduce_loss(each, data, reduction="none").flatten(0 if single else 1).sum(-1)
             for each in (value, torch.ones_like(value))
-        )
+        ]
+        total, count = ranks.total(torch.stack(sums))
         return total / count.clamp_min(1) if reduction == "mean" else total
 
     def _variance(self, value: Tensor, data: TensorDictBase) -> Tensor:
         """Population variance over the steps that count; 0 for a single one."""
+        if ranks.active():
+            counts = self._reduce_loss(torch.ones_like(value), data, reduction="none")
+            return ranks.moments(value, counts)[2]
         mean = unsqueeze_like(self.mean(value, data), value)
         return self.mean((value - mean) ** 2, data)
 

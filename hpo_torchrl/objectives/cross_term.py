@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import check_float, check_int
 
 
@@ -73,21 +74,22 @@ class CrossTermWeight(nn.Module):
         """
         single = self.num_seeds is None
         rows = cross.reshape(1 if single else len(cross), -1, cross.shape[-1])
-        if rows.shape[1] < 2:
+        begin, number = ranks.place(rows.shape[1])
+        if number < 2:
             raise ValueError(
                 "cross_term='adaptive' compares the halves of a batch, got a single rollout; "
                 "collect at least two at once, or use cross_term=True or False."
             )
         halves = []
-        rows = rows[:, : rows.shape[1] // 2 * 2]
-        for half in (rows[:, ::2], rows[:, 1::2]):
-            parts = torch.autograd.grad(
-                half.mean((1, 2)).sum(), parameters, retain_graph=True, allow_unused=True
-            )
+        pairs = number // 2
+        rows = rows[:, : 2 * pairs - begin]
+        for start in (begin % 2, (begin + 1) % 2):
+            half = rows[:, start::2].sum((1, 2)).sum() / (pairs * rows.shape[-1])
+            parts = torch.autograd.grad(half, parameters, retain_graph=True, allow_unused=True)
             reached = [part.reshape(len(rows), -1) for part in parts if part is not None]
             if not reached:  # every parameter that the cross term reaches is frozen
                 return
-            halves.append(torch.cat(reached, 1).double())
+            halves.append(ranks.total(torch.cat(reached, 1).double()))
         first, second = halves
         with torch.no_grad():
             signal = (first * second).sum(1).reshape(self.signal.shape)

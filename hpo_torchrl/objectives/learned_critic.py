@@ -14,6 +14,7 @@ from torchrl.objectives import LossModule, ValueEstimators
 from hpo_torchrl.core.categorical import entropy_of
 from hpo_torchrl.core.checks import check_bool, check_float, checked
 from hpo_torchrl.core.data import entry
+from hpo_torchrl.objectives.advantages import check_actor
 
 
 class LearnedCriticLoss(LossModule):
@@ -111,6 +112,7 @@ class LearnedCriticLoss(LossModule):
         centered: bool = False,
     ) -> None:
         super().__init__()
+        check_actor(actor_network, type(self).__name__)
         read = qvalue_network.in_keys
         judged = [key for key in ("candidate", "parameters") if key in read]
         if len(judged) != 1:

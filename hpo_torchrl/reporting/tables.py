@@ -153,11 +153,14 @@ def format_summary(summary: Row) -> str:
         trained          10 updates, 1,280 environment steps, 3 s
     """
     known = {key: value for key, value in summary.items() if value is not None}
-    lines = {"test cost": f"{_cost(known, 'test_cost')}   per unit and period"}
+    per = known.get("test_cost_per", "period")
+    lines = {"test cost": f"{_cost(known, 'test_cost')}   per unit and {per}"}
     if "objective" in known:
         lines = {"objective": _aim(known)} | lines
     costs = {key: known.get(key) for key in ("test_reward", *_costs(known))}
     costs |= known.get("baseline_costs", {})
+    if "test_length" in known:
+        lines["episode"] = "return {test_return:.4f} in {test_length:.1f} steps".format(**known)
     lines |= {name.replace("_", " "): f"{c:.4f}" for name, c in costs.items() if c is not None}
     gaps = [fill(phrase, known) for key, phrase in _PHRASES.items() if key in known]
     if "no_gap" in known:

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torchrl.checkpoint import GlobalRNGState
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import first_line
 from hpo_torchrl.core.finite import NonFiniteError, not_finite
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError, replace
 
 _SUFFIX, _KEPT = ".ckpt", 2
 # Differences with which a run may go on; the content of its files is checked where they are found.
-_FREE = ("algorithm.learning_rate ", "files ", "files.")
+_FREE = ("algorithm.learning_rate ", "files ", "files.", "logger.")
 
 
 class CheckpointError(RunFolderError):
@@ -88,6 +89,8 @@ class Checkpoint:
                 f"Update {update} spoilt {bad}, which is not finite, so it is not saved; {last} "
                 "stays the newest checkpoint."
             )
+        if not ranks.main():
+            return self._path(update)
         replace(self._path(update), packed(Saved(update, self.config, dict(counters), states)))
         for old in self.updates()[:-_KEPT]:
             self._path(old).unlink()

@@ -13,6 +13,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.collectors import differentiable_rollout
+from hpo_torchrl.collectors.episodes import begun, follow
 from hpo_torchrl.core.checks import check_choice, check_float, check_int, checked
 from hpo_torchrl.core.finite import NonFiniteError, not_finite, spoilt_first
 from hpo_torchrl.core.objective import OBJECTIVES, WINDOW, discounted_steps, endings, worded
@@ -34,10 +35,24 @@ class CostEstimate(NamedTuple):
 
     It is the weighted average cost of a period for the discounted objective, ``1 - discount`` times
     the discounted sum, and the sum of an episode where episodes end by themselves.
+
+    Attributes:
+        mean: the cost.
+        standard_error: its standard error.
+        episode_return: mean sum of the rewards of the first episode of each instance, in the units
+            of the environment; ``None`` if one of them had not ended.
+        episode_length: mean number of its steps, likewise.
     """
 
     mean: float
     standard_error: float
+    episode_return: float | None = None
+    episode_length: float | None = None
+
+    def episode(self) -> dict[str, float]:
+        """Return ``"test_return"`` and ``"test_length"``, if episodes have ended."""
+        known = {"test_return": self.episode_return, "test_length": self.episode_length}
+        return {name: value for name, value in known.items() if value is not None}
 
 
 class Evaluation:
@@ -63,6 +78,7 @@ class Evaluation:
 
     Attributes:
         measures: the objective in words.
+        per: what the cost is of, a ``"period"`` or an ``"episode"`` that ends by itself.
 
     Raises:
         ValueError: nothing is left to count, or the steps do not suit the objective.
@@ -116,6 +132,7 @@ class Evaluation:
             )
         # Of episodes that end by themselves, and of discounted ones, the first alone is counted.
         self._once = discounted or (self.objective == "return" and not episode)
+        self.per = "episode" if self._once and not discounted else "period"
         self.measures = worded(self.objective, self.discount)
         if self.objective == WINDOW:
             self.measures = f"a window of {num_steps - skip} periods"
@@ -134,7 +151,9 @@ class Evaluation:
             WINDOW: (True, ""),
         }
         if objective is None:
-            if episode and whole:
+            # Episodes that end by themselves are whole within their time limit.
+            limited = not continuing and horizon is not None and self.num_steps >= horizon
+            if whole and (episode or limited):
                 return "return"
             return "average" if continuing and uncut and self.skip else WINDOW
         fits, needed = suits[check_choice("objective", objective, (*OBJECTIVES, WINDOW))]
@@ -170,20 +189,22 @@ class Evaluation:
             return [self._one(member, at, sampled) for at, member in enumerate(policy.members)]
         for at, member in enumerate(policy.members):
             _check_weights(member, at)
-        costs = self._cost(ReplicatedEnv(env, number), policy, sampled)
-        return [_estimate(cost) for cost in costs]
+        found = self._cost(ReplicatedEnv(env, number), policy, sampled)
+        return [_estimate(*rows) for rows in zip(*found, strict=True)]
 
     def _one(self, policy: Any, at: int | None = None, sampled: bool = False) -> CostEstimate:
         """Test one policy, that of a seed."""
         try:
             _check_weights(policy, at)
-            return _estimate(self._cost(self.env, policy, sampled))
+            return _estimate(*self._cost(self.env, policy, sampled))
         except NonFiniteError as error:
             error.seed_index = at
             raise
 
-    def _cost(self, env: EnvBase, policy: Any, sampled: bool) -> Tensor:
-        """Return the cost per unit and period of every instance, of the batch shape."""
+    def _cost(self, env: EnvBase, policy: Any, sampled: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return of every instance the cost per unit and period, and the first episode's return
+        and length, NaN where it has not ended: each of the batch shape.
+        """
         if sampled:
             number, own = getattr(policy, "num_seeds", None), policy.randomness
             seeds = self.seed if number is None else [self.seed] * number
@@ -196,12 +217,13 @@ class Evaluation:
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             return self._simulated(env, policy)
 
-    def _simulated(self, env: EnvBase, policy: Any) -> Tensor:
+    def _simulated(self, env: EnvBase, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
         env.set_seed(self.seed)
         total = torch.zeros(env.batch_size, dtype=torch.float64, device=env.device)
         times = torch.arange(self.num_steps, dtype=torch.float64, device=env.device)
         weights = self.discount**times * (times >= self.skip)
         over = torch.zeros(env.batch_size, dtype=torch.bool, device=env.device)
+        running, firsts = begun(env), torch.full((2, total.numel()), math.nan).to(total)
         state = env.reset()
         with torch.no_grad():
             for start, steps in self.pieces():
@@ -214,9 +236,17 @@ class Evaluation:
                     over = over | done.any(-1)
                 total -= (counted * reward.double()).sum(-1)
                 _check(env, policy, piece, total)
+                running, ended = follow(running, reward.unsqueeze(-1), piece["next", "done"])
+                at, *facts = ended.first()
+                fresh = firsts[0, at].isnan()
+                firsts[:, at[fresh]] = torch.stack(facts)[:, fresh]
+                if self._once and bool(over.all()):
+                    break  # what comes later is not counted
                 state = env.maybe_reset(env.step_mdp(piece[..., -1].copy()))
-        periods = 1.0 if self._once and self.discount == 1.0 else weights.sum()
-        return total / (periods * getattr(plain(env), "cost_units", 1.0))
+        periods = 1.0 if self.per == "episode" else weights.sum()
+        cost = total / (periods * getattr(plain(env), "cost_units", 1.0))
+        totals, lengths = firsts.reshape(2, *cost.shape)
+        return cost, totals, lengths
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Yield the first step and the length of pieces that keep memory flat in a long test."""
@@ -267,7 +297,9 @@ def _check(env: EnvBase, policy: Any, piece: TensorDictBase, total: Tensor) -> N
     raise NonFiniteError(f"{what} is not finite in the test.", at)
 
 
-def _estimate(cost: Tensor) -> CostEstimate:
+def _estimate(cost: Tensor, *first: Tensor) -> CostEstimate:
     cost = cost.flatten()
     error = cost.std() / cost.numel() ** 0.5 if cost.numel() > 1 else torch.tensor(math.nan)
-    return CostEstimate(float(cost.mean()), float(error))
+    means = [float(facts.mean()) for facts in first]
+    whole = [None if math.isnan(mean) else mean for mean in means]
+    return CostEstimate(float(cost.mean()), float(error), *whole)

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import first_line
 
 _SECTIONS = ("env", "algorithm", "trainer")
@@ -41,6 +42,7 @@ class RunFolder:
         summary: ``summary.json``; it is there once the run has finished.
         learning_curve: ``learning_curve.png``.
         policy: ``policy.png``, the picture that an environment draws of a policy.
+        kept_policy: folder of the policy that the run ends with, see :class:`PolicyFolder`.
         gradients: ``gradients.csv``, the gradient report.
         gradients_picture: ``gradients.png``.
         failure: ``failed.txt``, what stopped a run of a sweep.
@@ -63,6 +65,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.learning_curve = self.path / "learning_curve.png"
         self.policy = self.path / "policy.png"
+        self.kept_policy = self.path / "policy"
         self.gradients = self.path / "gradients.csv"
         self.gradients_picture = self.path / "gradients.png"
         self.failure = self.path / "failed.txt"
@@ -234,7 +237,12 @@ class RunFolder:
 
 
 def replace(path: Path, content: str | bytes) -> None:
-    """Write a file in one step, on the disk before it has its name, and the folder it lies in."""
+    """Write a file in one step, on the disk before it has its name, and the folder it lies in.
+
+    Of ranks that share a training, rank 0 writes.
+    """
+    if not ranks.main():
+        return
     draft = _draft(path)
     with writing(path):
         try:

@@ -11,16 +11,13 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from torchrl.record.loggers import Logger, get_logger
-
-from hpo_torchrl.core.checks import check_choice
+from hpo_torchrl.core import ranks
 from hpo_torchrl.training.run_folder import RunFolder, RunFolderError, replace, writing
-
-BACKENDS = ("tensorboard", "wandb", "mlflow", "trackio")
+from hpo_torchrl.training.tracking import Tracker, tracked, tracker_of
 
 
 class RunLogger:
-    """Write one row per logged update to ``metrics.csv`` and pass it to a TorchRL logger.
+    """Write one row per logged update to ``metrics.csv`` and pass it to a tracker.
 
     Columns appear as they are first logged. A checkpoint holds the rows up to its update, so that
     the file of a resumed run reads like that of an uninterrupted one, whatever befell it.
@@ -28,27 +25,30 @@ class RunLogger:
     Args:
         run_dir: folder of the run.
         backend: ``None`` for the CSV file alone, or one of ``"tensorboard"``, ``"wandb"``,
-            ``"mlflow"``, ``"trackio"`` besides (their package must be installed).
+            ``"mlflow"`` besides (their package must be installed). The run begins
+            there with its first row; one that goes on begins there anew, with all rows so far.
+        config: the resolved configuration, for the tracker.
+        how: name, group and options of the run there, see
+            :func:`~hpo_torchrl.training.tracking.tracked`.
 
     Attributes:
         rows: what has been logged.
     """
 
-    def __init__(self, run_dir: str | Path, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: str | Path,
+        backend: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        **how: Any,
+    ) -> None:
         self.folder = RunFolder(run_dir)
         self.rows: list[dict[str, Any]] = []
         self._columns: list[str] = []
         self._size = 0  # of the file, as it was left
-        self._backend: Logger | None = None
-        if backend is not None:
-            check_choice("logger.backend", backend, BACKENDS)
-            try:
-                self._backend = get_logger(backend, str(run_dir), "logger")
-            except ImportError as error:
-                raise ValueError(
-                    f"logger.backend={backend!r} needs its package ({error}); install it with "
-                    f"pip install {backend}, or use logger=csv."
-                ) from error
+        self._kind = None if backend is None else tracker_of(backend)
+        self._tracked = tracked(run_dir, config or {}, **how)
+        self._tracker: Tracker | None = None
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row; it must hold ``"update"``.
@@ -62,6 +62,8 @@ class RunLogger:
         except (TypeError, ValueError) as error:
             raise TypeError(f"metrics.csv takes numbers, got {row!r} of a callback.") from error
         self.rows.append(row)
+        if not ranks.main():
+            return
         path = self.folder.metrics
         whole = path.exists() and path.stat().st_size == self._size
         if not whole and len(self.rows) > 1:
@@ -72,10 +74,28 @@ class RunLogger:
         else:
             self._rewrite()
         self._size = path.stat().st_size
-        if self._backend is not None:
-            for key, value in row.items():
-                if key != "update":
-                    self._backend.log_scalar(key, value, step=row["update"])
+        self._track()
+
+    def _track(self) -> None:
+        """Pass the last row on; to a tracker that is only now opened, all rows so far."""
+        if self._kind is None:
+            return
+        rows = self.rows[-1:]
+        if self._tracker is None:
+            rows = self.rows
+            self._tracker = self._kind(self._tracked, rows[0]["update"])
+        for row in rows:
+            self._tracker.log(row)
+
+    def end(self, summary: Mapping[str, Any] | None) -> None:
+        """End the run of the tracker, if it has begun.
+
+        Args:
+            summary: that of the run; ``None`` where it failed.
+        """
+        if self._tracker is not None:
+            self._tracker.end(summary)
+            self._tracker = None
 
     def resume(self) -> None:
         """Give the file the ``rows``, those of the checkpoint; say where it had others."""

@@ -81,7 +81,7 @@ class SeedRun:
         config: the configuration that checkpoints are bound to.
         index: which of the algorithm's seeds it is; ``None`` for an algorithm of one seed.
         select: see :class:`Selection`.
-        logger_backend: see :class:`RunLogger`.
+        logger: further arguments of :class:`RunLogger`.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class SeedRun:
         *,
         index: int | None = None,
         select: str = "last",
-        logger_backend: str | None = None,
+        logger: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.index = RunFolder(folder), index
         self.policy = algorithm.policy if index is None else algorithm.policy.members[index]
@@ -101,7 +101,8 @@ class SeedRun:
         if algorithm.learns and select == "best":
             components["selection"] = self.selection
         self.checkpoint = Checkpoint(folder, components, config=config)
-        self.logger = RunLogger(folder, logger_backend)
+        told = {"config": config, "of_seeds": index is not None, **(logger or {})}
+        self.logger = RunLogger(folder, **told)
 
     def select(self) -> None:
         """Give the policy the weights that the run ends with."""

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.finite import NonFiniteError
 from hpo_torchrl.training.evaluation import CostEstimate
 
@@ -29,7 +30,9 @@ def scout(trainer: Trainer) -> None:
     first = [_states(run) for run in trainer.runs]
     try:
         _train(trainer, updates)
-    except NonFiniteError:  # the run will meet it as well, and say so
+    except NonFiniteError as error:  # the run will meet it as well, and say so
+        if not ranks.in_common(error):
+            raise
         _restore(trainer, first)
         return
     if trainer.stopped is None:
@@ -76,6 +79,8 @@ def choose_start(trainer: Trainer) -> bool:
             rows = _train(trainer, updates)
             costs = _tested(rows, trainer.update) or trainer.test("validation", test)
         except NonFiniteError as error:
+            if not ranks.in_common(error):
+                raise
             failure = failure or error
             continue
         frames += algorithm.collector.frames - counted

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hpo_torchrl.algorithms import Algorithm, NonFiniteError
+from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import accepted, check_bool, check_int
 from hpo_torchrl.core.console import announced
 from hpo_torchrl.core.figures import drawn
@@ -19,6 +20,7 @@ from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.training.callbacks import ActionWarnings, Callback, ProgressBar, StopTraining
 from hpo_torchrl.training.checkpoint import read_together
 from hpo_torchrl.training.evaluation import CostEstimate, Evaluation
+from hpo_torchrl.training.policy_folder import PolicyFolder
 from hpo_torchrl.training.seed_run import SeedRun
 from hpo_torchrl.training.starts import choose_start, scout
 
@@ -32,6 +34,10 @@ class Trainer:
     parameters it would have had. An algorithm of several seeds (``algorithm.num_seeds``) leaves a
     folder for each, from which that seed can go on alone; ``wall_seconds`` is then a seed's part of
     the time, the time of all divided by their number.
+
+    Where ranks share the training, rank 0 tests, calls the callbacks and writes, and the others
+    wait for it. A callback must then neither collect nor update, and changes nothing but rows and
+    summaries.
 
     Args:
         algorithm: what to train.
@@ -52,7 +58,8 @@ class Trainer:
         checkpoint_every: updates between checkpoints.
         select: whose policy the run ends with: the ``"last"`` update's, or that of the ``"best"``
             evaluation; see :class:`Selection`.
-        logger_backend: see :class:`RunLogger`.
+        logger: where rows go besides ``metrics.csv``: ``backend``, ``name``, ``group`` and
+            ``options`` of :class:`RunLogger`.
         progress: whether to show a progress bar.
         callbacks: what else happens; see :class:`Callback`.
 
@@ -81,7 +88,7 @@ class Trainer:
     eval_every: int = 20
     checkpoint_every: int = 25
     select: str = "last"
-    logger_backend: str | None = None
+    logger: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
     callbacks: Sequence[Callback] = ()
 
@@ -101,11 +108,12 @@ class Trainer:
         known, against = self.reference, self.validation_reference or self.reference
         self.reference = known.compared(self.tests[self.primary], self.algorithm)
         self.validation_reference = against.compared(self.validation, self.algorithm)
+        self.progress &= ranks.main()
         bar = [ProgressBar()] if self.progress else []
         self.callbacks = [*bar, ActionWarnings(), *self.callbacks]
         pairs = zip(self.each(self.run_dir), self.each(self.config), strict=True)
         many = self.algorithm.num_seeds is not None
-        shared: Any = {"select": self.select, "logger_backend": self.logger_backend}
+        shared: Any = {"select": self.select, "logger": self.logger}
         self.runs = [
             SeedRun(self.algorithm, folder, config, index=at if many else None, **shared)
             for at, (folder, config) in enumerate(pairs)
@@ -116,7 +124,7 @@ class Trainer:
     @property
     def begun(self) -> bool:
         """Whether there is a checkpoint of every seed, or of a later update than 0 of any."""
-        updates = [run.checkpoint.updates() for run in self.runs]
+        updates = ranks.from_main(lambda: [run.checkpoint.updates() for run in self.runs])
         return all(updates) or any(max(own, default=0) > 0 for own in updates)
 
     def restore(self) -> None:
@@ -125,7 +133,7 @@ class Trainer:
         Raises:
             CheckpointError: see :meth:`Checkpoint.load`.
         """
-        saved = read_together([run.checkpoint for run in self.runs])
+        saved = ranks.from_main(partial(read_together, [run.checkpoint for run in self.runs]))
         for run, own in zip(self.runs, saved, strict=True):
             run.checkpoint.restore(own)
             self.update, self.wall_seconds = own.update, own.counters["wall_seconds"]
@@ -137,7 +145,7 @@ class Trainer:
         No file changes before all seeds have loaded theirs.
         """
         self.restore()
-        for run in self.runs:
+        for run in self.runs if ranks.main() else ():
             run.checkpoint.forget(self.update)
             run.logger.resume()
 
@@ -163,14 +171,27 @@ class Trainer:
             while self.update < self.num_updates and self.stopped is None:
                 self._one_update()
             summaries = self.each(self.summary(pictures=True))
+            self.algorithm.gather_last_batch()
             self._call("on_train_end", self._shown(summaries))
         except BaseException as error:
-            for callback in self.callbacks:
+            for callback in self.callbacks if ranks.main() else ():
                 callback.on_exception(self, error)
+            for run in self.runs:
+                with suppress(Exception):  # the error that came first is the one to show
+                    run.logger.end(None)
             raise
         for run, summary in zip(self.runs, summaries, strict=True):
+            self._keep_policy(run)
             run.folder.write_summary(summary)
+            run.logger.end(summary)
         return self._shown(summaries)
+
+    def _keep_policy(self, run: SeedRun) -> None:
+        """Write the policy that the run ends with to a folder of its own; a rule has no weights."""
+        if self.algorithm.learns and ranks.main():
+            update = self.update if run.selection.update < 0 else run.selection.update
+            folder, env = PolicyFolder(run.folder.kept_policy), self.tests[self.primary].env
+            folder.write(run.policy, env, run.checkpoint.config, update)
 
     def summary(self, *, pictures: bool = False) -> Any:
         """Test the policy that the run ends with.
@@ -181,9 +202,13 @@ class Trainer:
         Returns:
             The figures of the run, under the names that every run uses: the ``objective`` that was
             trained and its ``discount``, ``test_objective`` and ``test_discount`` of the primary
-            test, its ``test_cost`` and ``test_cost_se``, ``sampled_cost`` and ``sampled_cost_se``
+            test, its ``test_cost`` and ``test_cost_se`` (of a period or of an episode,
+            ``test_cost_per``), ``test_return`` and ``test_length`` of an
+            episode where episodes end, ``sampled_cost`` and ``sampled_cost_se``
             of the same test with actions that are drawn (the policy that is kept takes the most
-            probable ones), ``optimal_cost``, ``lower_bound``, ``upper_bound``, ``gap``,
+            probable ones), ``validation_cost`` and ``validation_cost_se`` of the evaluation during
+            training, by which settings are to be chosen, ``optimal_cost``, ``lower_bound``,
+            ``upper_bound``, ``gap``,
             ``gap_to_lower_bound`` and ``gap_to_upper_bound`` (``None`` where unknown), ``no_gap``
             (why a known optimum is not compared), ``baseline_costs`` of
             simple rules, ``loses_to`` (which of them costs less, in words), names, steps and
@@ -197,12 +222,18 @@ class Trainer:
             test = self.tests[self.primary]
             if hasattr(self.algorithm.policy, "randomness") and "sampled" in accepted(test.run):
                 costs["sampled"] = self.test(self.primary, test, sampled=True)
-        return self._shown(
-            [
+            if self.validation is not None and "validation" not in costs:
+                same = [name for name, test in self.tests.items() if test is self.validation]
+                again = costs[same[0]] if same else self.test("validation", self.validation)
+                costs["validation"] = again
+
+        def summaries() -> list[dict[str, Any]]:
+            return [
                 self._summary(run, {name: found[at] for name, found in costs.items()}, pictures)
                 for at, run in enumerate(self.runs)
             ]
-        )
+
+        return self._shown(ranks.from_main(summaries))
 
     def _summary(
         self, run: SeedRun, costs: Mapping[str, CostEstimate], pictures: bool
@@ -220,6 +251,8 @@ class Trainer:
             "test_discount": getattr(test, "discount", 1.0),
             "test_cost": cost.mean,
             "test_cost_se": cost.standard_error,
+            "test_cost_per": getattr(test, "per", "period"),
+            **cost.episode(),
             "optimal_cost": reference.optimal_cost,
             "lower_bound": reference.lower_bound,
             "upper_bound": reference.upper_bound,
@@ -271,6 +304,7 @@ class Trainer:
             for run, row, cost in zip(self.runs, rows, costs, strict=True):
                 run.selection.offer(run.policy, self.update, cost.mean)
                 row |= {"test_cost": cost.mean, "test_cost_se": cost.standard_error}
+                row |= cost.episode()
                 known = self.validation_reference
                 gaps = known.gaps(cost.mean, self.validation, self.algorithm)
                 row |= {name: gap for name, gap in gaps.items() if gap is not None}
@@ -303,6 +337,7 @@ class Trainer:
 
     def _save(self) -> None:
         seconds = {"wall_seconds": self.wall_seconds}
+        self._check_ranks()
         with self._advising():
             paths = [
                 run.checkpoint.save(self.update, seconds | {"rows": run.logger.rows})
@@ -310,10 +345,17 @@ class Trainer:
             ]
         self._call("on_checkpoint", self._shown(paths))
 
+    def _check_ranks(self) -> None:
+        """Raise an error if the ranks have come to different weights: by a callback, say."""
+        if ranks.active() and self.algorithm.learns:
+            weights = [weight.detach().double() for weight in self.algorithm.policy.parameters()]
+            sizes = [float(weight.square().sum()) for weight in weights]
+            ranks.check_same("the policy's weights", sizes)
+
     def test(self, name: str, test: Evaluation, **how: Any) -> list[CostEstimate]:
         """Return what the policy of each seed costs on a test."""
         with self._advising(f"The test {name!r} after update {self.update}: "):
-            costs = self.each(test.run(self.algorithm.policy, **how))
+            costs = self.each(ranks.from_main(partial(test.run, self.algorithm.policy, **how)))
             for at, cost in enumerate(costs):
                 if not math.isfinite(cost.mean):  # of a test of the user's own
                     raise NonFiniteError(f"its cost is {cost.mean}.", at)
@@ -356,11 +398,15 @@ class Trainer:
         return self.algorithm.collector.frames // len(self.runs)
 
     def _call(self, hook: str, *arguments: Any) -> None:
-        for callback in self.callbacks:
-            try:
-                getattr(callback, hook)(self, *arguments)
-            except StopTraining as stop:
-                self.stopped = str(stop) or "by a callback"
+        def called() -> str | None:
+            for callback in self.callbacks:
+                try:
+                    getattr(callback, hook)(self, *arguments)
+                except StopTraining as stop:
+                    self.stopped = str(stop) or "by a callback"
+            return self.stopped
+
+        self.stopped = ranks.from_main(called)
 
     def each(self, answer: Any) -> list[Any]:
         """Return an answer of the algorithm or of a test as one for each seed."""

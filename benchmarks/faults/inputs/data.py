@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torchrl.envs import ParallelEnv, TransformedEnv, VecNorm, VecNormV2
+from torchrl.envs import (
+    ActionScaling,
+    BinarizeReward,
+    ExcludeTransform,
+    ParallelEnv,
+    RenameTransform,
+    Transform,
+    TransformedEnv,
+)
 
 from benchmarks.faults.inputs.made import (
     INF,
@@ -177,14 +185,19 @@ def wrapped() -> Iterator[Bad]:
         lambda: Rollout(TransformedEnv(several()), policy)(3),
         ("ParallelEnv", "process"),
     )
-    for transform in (VecNorm, VecNormV2):
-        call = functools.partial(_two_windows, transform)
-        yield Bad(f"a collector with {transform.__name__}", call, (transform.__name__, "freeze"))
+    u = [("action", "continuous")]
+    for transform, words in (
+        (RenameTransform(["reward"], ["r"]), ("'reward'", "'r'")),
+        (RenameTransform(["done"], ["over"]), ("'done'", "'over'")),
+        (RenameTransform([], [], [("action", "discrete")], ["k"]), ("'discrete'", "'k'")),
+        (BinarizeReward(), ("'reward'", "int8")),
+        (ActionScaling(loc=0.0, scale=2.0, in_keys_inv=u), ("ActionScaling",)),
+        (ExcludeTransform("inventory"), ("'inventory'", "ExcludeTransform")),
+    ):
+        call = functools.partial(_rolled, transform)
+        yield Bad(f"a rollout with {type(transform).__name__}, {words[0]}", call, words)
 
 
-def _two_windows(transform: Callable[..., Any]) -> None:
-    env = TransformedEnv(inventory(), transform(in_keys=["observation"]))
-    policy = HybridPolicy.for_env(env, hidden=(4,))
-    collector = DifferentiableCollector(env, policy, frames_per_batch=16)
-    for _ in range(2):
-        (-collector.collect()["next", "reward"].mean()).backward()
+def _rolled(transform: Transform) -> None:
+    env = TransformedEnv(inventory(), transform)
+    Rollout(env, HybridPolicy.for_env(env, hidden=(4,)))(3)

@@ -79,7 +79,8 @@ def networks() -> Iterator[Bad]:
     )
     yield from each("network", HybridPolicy, (None, 3, "x"))
     for name, values in {
-        "observation_key": ("seen", None, 3),
+        "observation_key": ("seen", 3),
+        "memory": (3, "x"),
         "mask_key": (3,),
         "return_log_prob": FLAG,
     }.items():
