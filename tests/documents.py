@@ -45,7 +45,8 @@ sys.path.insert(0, ".")
     "docs/gymnasium.md": """
 import hpo_torchrl
 from hpo_torchrl.envs.gym import GymHybridEnv
-TESTS = hpo_torchrl.Evaluation(GymHybridEnv("gym_worlds:Moving-v0", num_envs=2), num_steps=5, seed=1)
+world = GymHybridEnv("gym_worlds:Moving-v0", num_envs=2)
+TESTS = hpo_torchrl.Evaluation(world, num_steps=5, seed=1)
 """,
     "docs/variants.md": """
 import torch
