@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # Options for the command, for example: make train ARGS="env.num_items=3 seed=1"
 ARGS ?=
 
-.PHONY: help train test figure paper suite bench faults mutants lint format clean
+.PHONY: help train test figure paper suite bench faults mutants docs notebooks lint format clean
 
 help:
 	@echo "make train    train HPO on the single-item inventory problem (ARGS=... overrides)"
@@ -17,6 +17,8 @@ help:
 	@echo "make bench    compare the speed with hand-written PyTorch (ARGS=... for sizes)"
 	@echo "make faults   kill runs, spoil files and numbers, give bad input: what is not noticed? (1 hour)"
 	@echo "make mutants  plant faults in the method: which do the tests find? (20 minutes; ARGS=... for more)"
+	@echo "make docs     build the documentation into site/; a warning is an error"
+	@echo "make notebooks  run the notebooks of the documentation again, and keep what they print and draw"
 	@echo "make lint     check style, formatting and types"
 	@echo "make format   apply the formatting"
 
@@ -54,6 +56,14 @@ faults: $(INSTALLED)
 mutants: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults.mutants $(ARGS)
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo "site/index.html is the first page; python3 -m http.server -d site serves it with its search"
+
+notebooks: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace docs/notebooks/*.ipynb
+	rm -rf docs/notebooks/runs
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,4 +74,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis mutants

@@ -278,15 +278,27 @@ SHRUNK = {
 }
 
 
-def test_readme_commands_run_as_written(tmp_path, monkeypatch, undrawn):
-    """Every hpo- command of the README, in order, shrunk by further overrides."""
-    text = (ROOT / "README.md").read_text()
+# Pages whose commands are run, with the number that they have at least.
+COMMANDS = {
+    "README.md": 6,
+    "docs/quickstart.md": 6,
+    "docs/questions.md": 9,
+    "docs/variants.md": 2,
+    "docs/your_demand.md": 6,
+    "docs/your_problem.md": 1,
+}
+
+
+@pytest.mark.parametrize("page", COMMANDS)
+def test_commands_of_the_documents_run_as_written(page, tmp_path, monkeypatch, undrawn):
+    """Every hpo- command of a page, in order, shrunk by further overrides."""
+    text = (ROOT / page).read_text()
     lines = re.findall(
         r"^(hpo-(?:train|eval|data|order|gradients|report)[^#\n]*)", text, re.MULTILINE
     )
     # What an experiment runs is composed, not run, by other tests.
     lines = [line for line in lines if "experiment=" not in line]
-    assert len(lines) >= 6
+    assert len(lines) >= COMMANDS[page]
     # The commands are written for the top folder of a clone, and for a package of one's own.
     record = Path("examples", "data", "generated_demand.csv")
     (tmp_path / record).parent.mkdir(parents=True)
@@ -298,13 +310,16 @@ def test_readme_commands_run_as_written(tmp_path, monkeypatch, undrawn):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "my_package", raising=False)
     monkeypatch.chdir(tmp_path)
-    for line in lines:
+    for number, line in enumerate(lines):
         name, *arguments = shlex.split(line)
         further = []
         if name == "hpo-train" and "resume=" not in line:
             other = any(word in line for word in ("_target_", "switched_lqr", "from_file"))
             further = [*(TINY if other else SMALL), "trainer.num_updates=1"]
             further += [text for word in arguments for text in SHRUNK.get(word, [])]
+            if "output_dir=" not in line and "--multirun" not in line:
+                # A default folder has the second in its name: two small runs have the same.
+                further += [f"output_dir=runs/command-{number}"]
         if name == "hpo-gradients":
             further = ["--batches", "2", "--reference", "2"]
         CALLS[name]([*arguments, *further])

@@ -18,7 +18,6 @@ from shrunk import TINY
 import hpo_torchrl
 from hpo_torchrl.experiments.build import build_algorithm, build_tests
 from hpo_torchrl.experiments.config import choices, compose_config
-from hpo_torchrl.problems import InventoryEnv
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hpo_torchrl"
@@ -131,27 +130,6 @@ def test_every_config_line_is_explained(path):
         else:
             passed_on = re.search(r"\$\{|hydra|:$", text) or line.startswith("  ")
             assert explained or passed_on, f"{path.name}: {line!r} has no comment"
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/gradients.md"])
-def test_python_of_the_documents_runs(page, tmp_path, monkeypatch):
-    """Each block as it stands, but for the sizes of what it trains and samples."""
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert blocks
-    test = "hpo_torchrl.Evaluation(InventoryEnv(num_items=2), num_steps=9, seed=0)"
-    smaller = {
-        "num_updates=50": f"num_updates=2, tests={test}",
-        "1_000_000": "10_000",
-        "64 * 30": "64 * 5",
-        "horizon=8": "horizon=4",
-        "num_steps=8": "num_steps=4",
-        "num_batches=10, num_reference=20": "num_batches=3, num_reference=3",
-    }
-    for block in blocks:
-        for written, small in smaller.items():
-            block = block.replace(written, small)
-        exec(compile(block, page, "exec"), {"InventoryEnv": InventoryEnv})
 
 
 def test_gradients_page_names_what_there_is():

@@ -39,7 +39,7 @@ class HPOLoss(HybridLossModule):
         \nabla J = \mathbb E \Big[
         &\underbrace{\textstyle\sum_t \tfrac{dr_t}{d\psi}}_{\text{pathwise}}
         + \underbrace{\textstyle\sum_t A_t\,
-            \partial_\theta \log \pi_\theta(d_t | s_t)}_{\text{score function}} \
+            \partial_\theta \log \pi_\theta(d_t | s_t)}_{\text{score function}} \\
         + &\underbrace{\textstyle\sum_t A_t\,
             \partial_s \log \pi_\theta(d_t | s_t)\, \tfrac{ds_t}{d\psi}}_{\text{cross}} \Big]
 
