@@ -27,7 +27,7 @@ from hpo_torchrl.core.categorical import ACTION_MASK, unsqueeze_like
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int
 from hpo_torchrl.core.objective import choose_objective, endings
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.core.wrappers import plain
+from hpo_torchrl.core.wrappers import differentiable, plain
 from hpo_torchrl.envs import RankEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.scales import ObservationScale
@@ -78,7 +78,7 @@ class Learner(Algorithm):
         reset_fraction: fraction of env instances restarted at each rollout at the start of the run.
             An untrained policy drives instances out of bounds, many-dimensional ones fast; what is
             learned far out does not transfer to the normal operating range. ``None`` is all, and
-            none where episodes end by themselves: a restart would cut them at the rollout's length.
+            none of an environment that is not differentiable, whose episodes a restart would cut.
         reset_fraction_final: the same later on, so that rare states stay in the data; ``None`` is
             half of them, likewise.
         reset_until: fraction of the run by which the one has become the other.
@@ -126,7 +126,7 @@ class Learner(Algorithm):
 
     trains_many_seeds = False
     trains_in_ranks = False
-    restarts = (1.0, 0.5)  # reset_fraction and its final value where episodes do not end
+    restarts = (1.0, 0.5)  # reset_fraction and its final value, where they may be chosen
     last_batch: TensorDictBase | None = field(default=None, init=False)
 
     env: EnvBase = field(kw_only=False)
@@ -174,7 +174,7 @@ class Learner(Algorithm):
         self.objective, self.discount = choose_objective(env, self.objective, self.discount)
         if self.reset_at_each_iter is None:
             self.reset_at_each_iter = self.unroll_length == episode
-        first, final = self.restarts if episode or continuing else (0.0, 0.0)
+        first, final = self.restarts if differentiable(env) else (0.0, 0.0)
         if self.reset_fraction is None:
             self.reset_fraction = first
         if self.reset_fraction_final is None:
@@ -282,7 +282,7 @@ class Learner(Algorithm):
             sums = [ended.total[own].sum(), ended.steps[own].sum(), own.sum()]
             *sums, number = ranks.total(torch.stack([each.double() for each in sums])).tolist()
             if number:
-                row |= zip(("episode_return", "episode_length"), (x / number for x in sums))
+                row["episode_return"], row["episode_length"] = (each / number for each in sums)
         return found
 
     def scouting(self, num_updates: int) -> int:

@@ -71,7 +71,7 @@ def compose_config(
         if key_of(text) in COMMAND_KEYS:
             raise ValueError(
                 f"{text!r} is of hpo-train: in Python use folder=..., resume=True and "
-                "callbacks=[...], with hpo-gradients --output DIR, or give the folder of the run."
+                "callbacks=[...], with hpo-gradients use --output DIR, or give the run's folder."
             )
     return compose_command(overrides, config_dir, **settings)[0]
 

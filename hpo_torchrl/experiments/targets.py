@@ -281,11 +281,10 @@ def target_of(section: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
         if callable(found):
             return found
         cause = f"it is a {type(found).__name__}"
+    except MissingExtraError as error:
+        raise ValueError(f"{section}: {error}") from error
     except Exception as error:
-        origin = error.__cause__ or error
-        if isinstance(origin, MissingExtraError):
-            raise ValueError(f"{section}: {origin}") from error
-        cause = first_line(origin)
+        cause = first_line(error)
     raise ValueError(
         f"{section}._target_={path!r} cannot be imported or called ({cause}): give the full name "
         "of a class, my_package.MyClass, in an installed module or one of the current directory."
