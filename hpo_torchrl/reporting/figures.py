@@ -28,9 +28,11 @@ _WIDE = 20.0
 # No multiple of the number of colours, so that lines of the same colour differ.
 _STYLES = ("-", "--", ":")
 _MARKERS = ("o", "s", "^", "v", "D", "x")
-# What a figure calls an algorithm; others by their names.
+# What a figure calls algorithms, settings and tests; others by their names.
 _NAMES = {"hpo": "HPO", "ppo": "PPO", "ddpg": "DDPG", "s_S": "best (s, S) or (Q, S) rule"}
-_NAMES |= {"R_S": "best (R, S) rule", "da_ac": "DA-AC"}
+_NAMES |= {"R_S": "best (R, S) rule", "da_ac": "DA-AC", "dim": "dimension"}
+_NAMES |= {"num_items": "number of items", "num_modes": "number of modes"}
+_NAMES |= {"protocol": "periods 17 to 100, from an empty start", "long_run": "the long run"}
 Labels = Mapping[str, str]
 Names = Sequence[str]
 
@@ -157,7 +159,7 @@ def in_words(name: str) -> str:
     Examples:
         >>> from hpo_torchrl.reporting.figures import in_words
         >>> in_words("hpo cross_term=False"), in_words("num_items"), in_words("published PPO")
-        ('HPO cross term=False', 'num items', 'published PPO')
+        ('HPO cross term=False', 'number of items', 'published PPO')
     """
     first, space, rest = name.partition(" ")
     return (_NAMES.get(first, first) + space + rest).replace("_", " ")
