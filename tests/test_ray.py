@@ -176,6 +176,35 @@ def test_ray_is_missed_by_the_first_batch(monkeypatch):
         collector.collect()
 
 
+def make_ppo():
+    torch.manual_seed(0)
+    env = InventoryEnv(batch_size=3, initial_state="random", seed=0)
+    policy = HybridPolicy.for_env(env, scale=0.3, learn_scale=True)
+    settings = {"seed": 3, "unroll_length": STEPS, "ray_workers": WORKERS}
+    return PPO(env, policy, make_value_network(env), **settings)
+
+
+def check_training(ppo):
+    """Check in two updates that the newest policy collects, and that workers differ."""
+    for update in range(2):
+        ppo.anneal(update / 2)
+        older = copy.deepcopy(ppo.policy)
+        assert ppo.iterate()["kl"] != 0.0
+        batch = ppo.collector.collect()
+        written, close = batch["action_log_prob"], {"atol": 1e-4, "rtol": 1e-4}
+        torch.testing.assert_close(written, scored(ppo.policy, batch), **close)
+        assert not torch.allclose(written, scored(older, batch), **close)
+        assert not torch.equal(*batch["action", "continuous"].chunk(WORKERS))
+    ppo.release()
+
+
+def test_the_newest_policy_collects():
+    ppo = make_ppo()
+    within(ppo.collector)
+    check_training(ppo)
+    assert "_collector" not in vars(ppo.collector)
+
+
 def test_a_training_by_ray_itself():
     ray = pytest.importorskip("ray")
     collector = make_collector()
@@ -184,25 +213,9 @@ def test_a_training_by_ray_itself():
         collector.collect()
     assert not ray.is_initialized()
 
-    torch.manual_seed(0)
-    env = InventoryEnv(batch_size=3, initial_state="random", seed=0)
-    policy = HybridPolicy.for_env(env, scale=0.3, learn_scale=True)
-    settings = {"seed": 3, "unroll_length": STEPS, "ray_workers": WORKERS}
-    ppo = PPO(env, policy, make_value_network(env), **settings)
-    like = within(
-        RayCollector(env, policy, workers=2, frames_per_batch=30, randomness=Randomness(3))
-    )
-    assert torch.allclose(
-        ppo.collector.collect()["next", "reward"], like.collect()["next", "reward"]
-    )
-    for update in range(2):
-        ppo.anneal(update / 2)
-        older = copy.deepcopy(policy)
-        assert ppo.iterate()["kl"] != 0.0
-        batch = ppo.collector.collect()
-        written = batch["action_log_prob"]
-        torch.testing.assert_close(written, scored(policy, batch), atol=1e-4, rtol=1e-4)
-        assert not torch.allclose(written, scored(older, batch), atol=1e-4, rtol=1e-4)
-        assert not torch.equal(batch["action", "continuous"][:3], batch["action", "continuous"][3:])
-    ppo.release()
+    like, ppo = make_ppo(), make_ppo()
+    there, here = ppo.collector.collect(), within(like.collector).collect()
+    for key in ("observation", ("next", "reward")):
+        torch.testing.assert_close(there[key], here[key])
+    check_training(ppo)
     assert not ray.is_initialized()
