@@ -62,6 +62,9 @@ class Algorithm(abc.ABC):
     def gather_last_batch(self) -> None:  # noqa: B027
         """Let the last batch be that of all ranks, if ranks share it; optional."""
 
+    def release(self) -> None:  # noqa: B027
+        """End the processes that training began, if there are any; optional."""
+
     def starts(self, num_updates: int) -> tuple[int, int]:
         """Return from how many starts a run may choose, and after how many updates it does.
 

@@ -22,6 +22,7 @@ from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
 from hpo_torchrl.algorithms.diagnosis import check_lasting, explain
 from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, stop_unless_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
+from hpo_torchrl.collectors.collector import BatchCollector
 from hpo_torchrl.core import ranks
 from hpo_torchrl.core.categorical import ACTION_MASK, unsqueeze_like
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int
@@ -215,7 +216,7 @@ class Learner(Algorithm):
             network.load_state_dict(ranks.from_main(network.state_dict))
         return whole.batch_size[0]
 
-    def _make_collector(self) -> DifferentiableCollector | SampleCollector:
+    def _make_collector(self) -> BatchCollector:
         collecting: dict[str, Any] = {
             "frames_per_batch": self.unroll_length * self.env.batch_size.numel(),
             "reset_at_each_iter": self.reset_at_each_iter,
@@ -232,6 +233,10 @@ class Learner(Algorithm):
                 f"{type(self).__name__} rolls out without a graph: leave {asked} out, or choose an "
                 "algorithm that uses the simulator's gradients."
             )
+        return self._sample_collector(collecting)
+
+    def _sample_collector(self, collecting: dict[str, Any]) -> BatchCollector:
+        """Return the collector of an algorithm that uses no graph."""
         return SampleCollector(self.env, self.policy, **collecting)
 
     def anneal(self, progress: float) -> None:
@@ -276,7 +281,7 @@ class Learner(Algorithm):
         """Add the mean return and length of the episodes that ended in the batch, if any did."""
         ended: Any = self.collector.ended
         rows = [found] if isinstance(found, dict) else found
-        size = self.env.batch_size.numel() // len(rows)
+        size = self.collector.batch_size.numel() // len(rows)
         for at, row in enumerate(rows):
             own = ended.instance // size == at
             sums = [ended.total[own].sum(), ended.steps[own].sum(), own.sum()]

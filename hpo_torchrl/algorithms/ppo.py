@@ -14,11 +14,14 @@ from torchrl.objectives import ClipPPOLoss
 
 from hpo_torchrl.algorithms.base import Metrics
 from hpo_torchrl.algorithms.learner import Learner, setting
+from hpo_torchrl.collectors import RayCollector
+from hpo_torchrl.collectors.collector import BatchCollector
 from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import HybridLossModule
 
+_ONE = (int, type(None))  # what a seed is, where there are not several
 _FIRST_MULTIPLIER = 0.02  # of the learning rate of a policy's nets
 
 
@@ -126,7 +129,8 @@ class PPO(PassLearner):
     its own, in the same unit per dimension.
 
     Args:
-        env: the training environment: any ``EnvBase`` with hybrid actions.
+        env: the training environment: any ``EnvBase`` with hybrid actions; with ``ray_workers``
+            that of one worker.
         policy: the hybrid policy, with a stochastic u: ``policy.scale`` above 0.
         critic: the value network.
         critic_coeff: weight of the critic's loss.
@@ -144,11 +148,13 @@ class PPO(PassLearner):
         reset_fraction_final: fraction of env instances restarted at each rollout later in the run;
             ``None`` is all of them, because a choice that is still random lets instances run away,
             and none where episodes end by themselves.
+        ray_workers: number of processes of Ray that collect, each in a copy of the environment, see
+            :class:`~hpo_torchrl.collectors.RayCollector`; ``None`` collects in this process.
         learner: further arguments, of :class:`Learner`.
 
     Raises:
-        ValueError: an argument is out of range, u is deterministic, or the policy does not fit
-            the environment.
+        ValueError: an argument is out of range, u is deterministic, the policy does not fit the
+            environment, or workers of Ray are asked for in ranks or with several seeds.
 
     Examples:
         >>> from hpo_torchrl.algorithms import PPO
@@ -167,6 +173,7 @@ class PPO(PassLearner):
     scale_entropy_coeff: float = setting(0.0)
     learning_rate: float = setting(1e-3, strict=True)
     entropy_coeff: float = setting(0.1)
+    ray_workers: int = setting(None, check_int, minimum=1)
 
     def __post_init__(self) -> None:
         if not getattr(self.policy, "stochastic", True):
@@ -174,10 +181,27 @@ class PPO(PassLearner):
                 "algorithm=ppo needs a stochastic continuous action, got policy.scale=0: a score "
                 "function has nothing to score. Set policy.scale, for example to 0.3."
             )
+        if self.ray_workers is not None and (ranks.active() or not isinstance(self.seed, _ONE)):
+            shared = "ranks" if ranks.active() else f"num_seeds (seed={self.seed!r})"
+            raise ValueError(
+                f"ray_workers={self.ray_workers!r} cannot be combined with {shared}: train one "
+                "seed in one process, or leave ray_workers out."
+            )
         super().__post_init__()
         names = ("clip_epsilon", "critic_coeff", "entropy_coeff", "scale_entropy_coeff")
         chosen = {name: getattr(self, name) for name in names}
         self.loss = PPOLoss(self.policy, self.critic, **chosen)
+
+    def _sample_collector(self, collecting: dict[str, Any]) -> BatchCollector:
+        if self.ray_workers is None:
+            return super()._sample_collector(collecting)
+        collecting["frames_per_batch"] *= self.ray_workers
+        return RayCollector(self.env, self.policy, workers=self.ray_workers, **collecting)
+
+    def release(self) -> None:
+        """End the workers of Ray."""
+        if isinstance(self.collector, RayCollector):
+            self.collector.stop()
 
     def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Do one update; the batch's rewards are rescaled, and advantages are added to it."""

@@ -28,9 +28,25 @@ from hpo_torchrl.modules import HybridPolicy
 _HELD = ("carried", "explorers", "running")
 
 
+# What a policy writes beside the action, and a loss computes anew.
+LEFT_OUT = ("logits", "loc", "scale")
+
+
+def restart(env: EnvBase, carried: TensorDictBase, mask: Tensor) -> TensorDictBase:
+    """Return running instances, those of a mask ``(*B, 1)`` begun anew."""
+    return env.reset(carried.copy().set("_reset", mask), select_reset_only=True)
+
+
+def check_sampling(env: EnvBase, policy: Any) -> None:
+    """Raise an error unless a policy and an environment fit a collector without a graph."""
+    if not isinstance(policy, HybridPolicy):
+        raise TypeError(f"policy must be a HybridPolicy, got {shown(policy)}.")
+    check_outcome(env)
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
-class _BatchCollector:
-    """The arguments, restarts and state that both collectors share.
+class BatchCollector:
+    """The arguments, restarts and state that all collectors share.
 
     Attributes:
         frames: environment steps so far, of all ranks, to which an algorithm adds those that it
@@ -51,7 +67,7 @@ class _BatchCollector:
 
     def __post_init__(self) -> None:
         check_annotated(type(self), vars(self))
-        instances = self.env.batch_size.numel()
+        instances = self.batch_size.numel()
         if check_int("frames_per_batch", self.frames_per_batch, minimum=1) % instances:
             raise ValueError(
                 f"frames_per_batch must be a multiple of the {instances} instances of the "
@@ -73,10 +89,20 @@ class _BatchCollector:
         self.running: Any = None
         self.ended: Ended | None = None
 
+    @property
+    def batch_size(self) -> torch.Size:
+        """Shape of the instances of a batch."""
+        return self.env.batch_size
+
+    @property
+    def device(self) -> torch.device | None:
+        """Device of a batch."""
+        return self.env.device
+
     def _begin(self) -> TensorDictBase | None:
         """Return the instances that begin the next batch; ``None`` if all are to be reset."""
         if self.carried is None or self.reset_at_each_iter:
-            self.running = begun(self.env)
+            self.running = begun(self)
             return None
         return self.restarted(self.carried)
 
@@ -87,14 +113,19 @@ class _BatchCollector:
 
     def restarted(self, carried: TensorDictBase) -> TensorDictBase:
         """Return running instances, a share of them restarted."""
+        mask = self._restarts()
+        return carried if mask is None else restart(self.env, carried, mask)
+
+    def _restarts(self) -> Tensor | None:
+        """Draw which running instances begin anew, bool ``(*B, 1)``; ``None`` if none does."""
         if self.reset_fraction == 0.0:
-            return carried
-        drawn = self.randomness.draw("uniform", self.env.batch_size, device=self.env.device)
+            return None
+        drawn = self.randomness.draw("uniform", self.batch_size, device=self.device)
         mask = (drawn < self.reset_fraction).unsqueeze(-1)
         if not ranks.anywhere(mask):  # nothing is drawn then, for one seed as for many
-            return carried
-        self.running = begun(self.env).where(mask.squeeze(-1), self.running)
-        return self.env.reset(carried.copy().set("_reset", mask), select_reset_only=True)
+            return None
+        self.running = begun(self).where(mask.squeeze(-1), self.running)
+        return mask
 
     def state(self, index: int | None = None) -> Any:
         """Return what a checkpoint of one seed holds: an object with ``state_dict``.
@@ -167,7 +198,7 @@ class _BatchCollector:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class DifferentiableCollector(_BatchCollector):
+class DifferentiableCollector(BatchCollector):
     """Iterate over differentiable rollouts: tensordicts of shape ``(*B, T)`` with their graph.
 
     TorchRL's collectors run without gradients; this one has their vocabulary and keeps the graph.
@@ -301,7 +332,7 @@ class DifferentiableCollector(_BatchCollector):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class SampleCollector(_BatchCollector):
+class SampleCollector(BatchCollector):
     """Collect rollouts without a graph by TorchRL's ``Collector``.
 
     It has the vocabulary of :class:`DifferentiableCollector`, for algorithms that use no gradient
@@ -334,9 +365,7 @@ class SampleCollector(_BatchCollector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.policy, HybridPolicy):
-            raise TypeError(f"policy must be a HybridPolicy, got {shown(self.policy)}.")
-        check_outcome(self.env)
+        check_sampling(self.env, self.policy)
         self.policy.randomness = self.randomness
 
     @cached_property
@@ -367,7 +396,7 @@ class SampleCollector(_BatchCollector):
         self._follow(batch)
         self.frames += ranks.count(self.frames_per_batch)
         # A copy: TorchRL reuses the buffers of a batch for the next one.
-        return batch.exclude("logits", "loc", "scale").clone()
+        return batch.exclude(*LEFT_OUT).clone()
 
     def load_state_dict(self, state: dict[str, Any], index: int | None = None) -> None:
         """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all."""

@@ -167,7 +167,7 @@ def build_tests(
 
 def _build_parts(config: Mapping[str, Any], env: EnvBase | None = None) -> tuple[Any, Any, Any]:
     torch.manual_seed(check_int("seed", config["seed"], minimum=0))
-    env = build_env(config) if env is None else env
+    env = build_env(config, **_of_one_worker(config)) if env is None else env
     policy, critic = _build("policy", config["policy"], nn.Module, env=env), config["critic"]
     if critic.get("network") is None:
         return env, policy, _build("critic", critic, nn.Module, env=env)
@@ -175,6 +175,25 @@ def _build_parts(config: Mapping[str, Any], env: EnvBase | None = None) -> tuple
     make = instantiate("critic.network", critic["network"])
     net = make(spec.shape[-1], device=spec.device, dtype=spec.dtype)
     return env, policy, ValueOperator(net, in_keys=["observation"])
+
+
+def _of_one_worker(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the batch size of a worker of Ray, if workers collect and share one.
+
+    Raises:
+        ValueError: the workers cannot share the instances equally.
+    """
+    workers = config["collect"].get("ray_workers")
+    whole = config["env"].get("batch_size", config["collect"]["batch_size"])
+    if workers is None or whole is None:
+        return {}
+    number = check_int("collect.ray_workers", workers, minimum=1)
+    if check_int("collect.batch_size", whole, minimum=1) % number:
+        raise ValueError(
+            f"collect.batch_size must be a multiple of collect.ray_workers={number}, which share "
+            f"the instances, got {whole}."
+        )
+    return {"batch_size": whole // number}
 
 
 def _build(section: str, settings: Mapping[str, Any], kind: type, **given: Any) -> Any:

@@ -180,6 +180,8 @@ class Trainer:
                 with suppress(Exception):  # the error that came first is the one to show
                     run.logger.end(None)
             raise
+        finally:
+            self.algorithm.release()
         for run, summary in zip(self.runs, summaries, strict=True):
             self._keep_policy(run)
             run.folder.write_summary(summary)

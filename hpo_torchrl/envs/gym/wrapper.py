@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -241,17 +240,18 @@ class GymHybridEnv(EnvBase):
             seed = int(torch.randint(2**31 - 1, (), generator=self.rng))
         return seed
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> GymHybridEnv:
-        """Make the environments anew: processes cannot be copied."""
-        given = dict(self._given)
-        if isinstance(given["id"], gymnasium.vector.VectorEnv):
-            given["id"] = copy.deepcopy(given["id"], memo)
-        return type(self)(**given, seed=0)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let copies, here and in other processes, make the environments anew."""
+        return _anew, (type(self), self._given)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Close the environments."""
         self.envs.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _anew(kind: type[GymHybridEnv], given: dict[str, Any]) -> GymHybridEnv:
+    return kind(**given, seed=0)
 
 
 def _made(id: Any, number: int | None, arguments: dict[str, Any], asynchronous: bool) -> Any:
