@@ -147,7 +147,7 @@ class PPO(PassLearner):
             of the advantage.
         reset_fraction_final: fraction of env instances restarted at each rollout later in the run;
             ``None`` is all of them, because a choice that is still random lets instances run away,
-            and none where episodes end by themselves.
+            and none of an environment that is not differentiable.
         ray_workers: number of processes of Ray that collect, each in a copy of the environment, see
             :class:`~hpo_torchrl.collectors.RayCollector`; ``None`` collects in this process.
         learner: further arguments, of :class:`Learner`.
