@@ -105,6 +105,7 @@ def test_wandb_holds_configuration_name_group_and_figures(tmp_path, monkeypatch)
     for name in ("one", "two"):
         options = {"mode": "offline", "project": "stock", "tags": ["test"]}
         tracked(tmp_path / name, "wandb", options=options, summary=SUMMARY)
+    wandb.teardown()  # waits for the process of its own that writes the files
     for name in ("one", "two"):
         (path,) = (tmp_path / name).rglob("*.wandb")
         records = wandb_records(path.read_bytes())
