@@ -19,6 +19,42 @@ from hpo_torchrl.envs.contract import check_entries
 _HALF_OPEN_SPAN = 100.0
 
 
+def set_specs(
+    env: Any,
+    observation_dim: int,
+    continuous: Any,
+    heads: tuple[int, ...] = (),
+    state: Mapping[str, Any] | None = None,
+) -> None:
+    """Set the specs of an environment with hybrid actions, for its batch and device.
+
+    Args:
+        env: the environment, which has ``num_discrete``, ``has_action_mask`` and ``float_dtype``.
+        observation_dim: length of the observation.
+        continuous: spec of the continuous action of an instance.
+        heads: ``(H,)``, or ``()`` for a single choice.
+        state: specs of the state of an instance, which is observed too; ``None`` where it is the
+            environment's own.
+    """
+    real: dict[str, Any] = {"dtype": env.float_dtype}
+    observation = {**(state or {}), "observation": Unbounded((observation_dim,), **real)}
+    if env.has_action_mask:
+        observation[ACTION_MASK] = Binary(shape=(*heads, env.num_discrete), dtype=torch.bool)
+    discrete = Categorical(env.num_discrete, shape=heads, dtype=torch.int64)
+    end = Categorical(2, shape=(1,), dtype=torch.bool)
+    specs: dict[str, Mapping[str, Any]] = {
+        "observation": observation,
+        "action": {"action": Composite({"discrete": discrete, "continuous": continuous})},
+        "reward": {"reward": Unbounded((1,), **real)},
+        "done": {key: end.clone() for key in ("done", "terminated", "truncated")},
+    }
+    if state is not None:
+        specs = {"state": state, **specs}
+    for name, entries in specs.items():
+        spec = Composite(entries).expand(env.batch_size)
+        setattr(env, f"full_{name}_spec", spec.to(env.device) if env.device else spec)
+
+
 class Shell(EnvBase):
     """The TorchRL side of a :class:`DifferentiableEnv`, which has the functions that it calls."""
 
@@ -32,26 +68,9 @@ class Shell(EnvBase):
         heads = () if self.num_heads is None else (self.num_heads,)
         state = {key: Unbounded(tuple(shape), **real) for key, shape in self.state_shapes.items()}
         state["step"] = Unbounded((1,), dtype=torch.int64)
-        observation = {**state, "observation": Unbounded((self.observation_dim,), **real)}
-        if self.has_action_mask:
-            observation[ACTION_MASK] = Binary(shape=(*heads, self.num_discrete), dtype=torch.bool)
         batch = tuple(self.batch_size)
         self._shapes = {"discrete": batch + heads, "continuous": (*batch, self.continuous_dim)}
-        action = {
-            "discrete": Categorical(self.num_discrete, shape=heads, dtype=torch.int64),
-            "continuous": self._continuous_spec(),
-        }
-        end = Categorical(2, shape=(1,), dtype=torch.bool)
-        specs = {
-            "state": state,
-            "observation": observation,
-            "action": {"action": Composite(action)},
-            "reward": {"reward": Unbounded((1,), **real)},
-            "done": {key: end.clone() for key in ("done", "terminated", "truncated")},
-        }
-        for name, entries in specs.items():
-            spec = Composite(entries).expand(self.batch_size)
-            setattr(self, f"full_{name}_spec", spec.to(self.device) if self.device else spec)
+        set_specs(self, self.observation_dim, self._continuous_spec(), heads, state)
 
     def _continuous_spec(self) -> Any:
         span = _HALF_OPEN_SPAN * self.action_scale.cpu()

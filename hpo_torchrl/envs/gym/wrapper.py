@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
+from torchrl.data import Bounded, Unbounded
 from torchrl.envs import EnvBase
 
 from hpo_torchrl.core.categorical import ACTION_MASK
@@ -27,6 +27,7 @@ from hpo_torchrl.envs.gym.spaces import (
     gymnasium,
     observation_size,
 )
+from hpo_torchrl.envs.shell import set_specs
 
 _DISABLED, _SAME_STEP = "Disabled", "SameStep"
 
@@ -146,23 +147,7 @@ class GymHybridEnv(EnvBase):
         if bool((low.isfinite() | high.isfinite()).any()):
             most = torch.finfo(self.float_dtype).max
             continuous = Bounded(low.clamp_min(-most), high.clamp_max(most), low.shape, **real)
-        observation: dict[str, Any] = {"observation": Unbounded((self._size,), **real)}
-        if self.has_action_mask:
-            observation[ACTION_MASK] = Binary(shape=(self.num_discrete,), dtype=torch.bool)
-        action = {
-            "discrete": Categorical(self.num_discrete, shape=(), dtype=torch.int64),
-            "continuous": continuous,
-        }
-        end = Categorical(2, shape=(1,), dtype=torch.bool)
-        specs = {
-            "observation": observation,
-            "action": {"action": Composite(action)},
-            "reward": {"reward": Unbounded((1,), **real)},
-            "done": {key: end.clone() for key in ("done", "terminated", "truncated")},
-        }
-        for name, entries in specs.items():
-            spec = Composite(entries).expand(self.batch_size)
-            setattr(self, f"full_{name}_spec", spec.to(self.device) if self.device else spec)
+        set_specs(self, self._size, continuous)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = tensordict.get("action")
