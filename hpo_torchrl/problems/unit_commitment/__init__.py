@@ -1,0 +1,5 @@
+"""Unit commitment: which units run, and how much each gives."""
+
+from hpo_torchrl.problems.unit_commitment.units import Units
+
+__all__ = ["Units"]
