@@ -1,5 +1,6 @@
 """Unit commitment: which units run, and how much each gives."""
 
-from hpo_torchrl.problems.unit_commitment.units import Units
+from hpo_torchrl.problems.unit_commitment.milp import Schedule, solve
+from hpo_torchrl.problems.unit_commitment.units import Units, kazarlis_demand
 
-__all__ = ["Units"]
+__all__ = ["Schedule", "Units", "kazarlis_demand", "solve"]
