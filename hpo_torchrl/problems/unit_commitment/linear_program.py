@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -27,6 +28,13 @@ class LinearProgram:
         self._rows: list[tuple[np.ndarray, ...]] = []
         self._entries: list[tuple[np.ndarray, ...]] = []
         self.num_variables = self.num_rows = 0
+
+    def copy(self) -> LinearProgram:
+        """Return a program to which more can be added without changing this one."""
+        other = copy.copy(self)
+        for name in ("_columns", "_rows", "_entries"):
+            setattr(other, name, list(getattr(self, name)))
+        return other
 
     def variables(
         self,

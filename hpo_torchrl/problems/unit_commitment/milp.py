@@ -143,7 +143,7 @@ def solve(
         hourly = ("power", "unserved", "surplus", "shortfall")
         best = replace(best, **{name: getattr(best, name)[0] for name in hourly})
     seconds = time.perf_counter() - started
-    return replace(best, bound=min(bounds[-1], best.cost), seconds=seconds)
+    return replace(best, bound=bounds[-1], seconds=seconds)
 
 
 def fuel_cost(units: Units, on: np.ndarray, power: np.ndarray) -> float:
@@ -362,25 +362,21 @@ class _Model:
         quadratic, reach = self.of("quadratic_cost"), self.of("max_power") - self.of("min_power")
         weight = np.sqrt(quadratic) * reach
         number = np.ceil(segments * weight / max(weight.max(), 1e-12)).astype(int)
+        place = np.indices(self.above.shape).reshape(3, -1)
         for i in range(1, number.max() + 1):
-            k = np.flatnonzero(number >= i)
-            point = reach[k] * i / (number[k] + 0.5)
-            self._touch(self.extra[:, k], self.above[:, k], self.on[k, 1:], k, point[:, None])
+            s, k, t = place[:, number[place[1]] >= i]
+            self._touch(self.program, (s, k, t), reach[k] * i / (number[k] + 0.5))
 
     def _touch(
-        self,
-        extra: np.ndarray,
-        above: np.ndarray,
-        on: np.ndarray,
-        k: np.ndarray,
-        point: np.ndarray,
+        self, program: LinearProgram, place: tuple[np.ndarray, ...], point: np.ndarray
     ) -> None:
-        """Add tangents of the groups k at points, ``extra >= c (2 point above - point² on)``."""
-        slope = self.of("quadratic_cost")[k].reshape(-1, *[1] * (point.ndim - 1)) * point
-        rows = self.program.rows(extra.shape, low=0.0)
-        self.program.put(rows, extra, 1.0)
-        self.program.put(rows, above, -2 * slope)
-        self.program.put(rows, on, slope * point)
+        """Add tangents at points of scenarios, groups and hours: ``z >= c (2 q r - q² u)``."""
+        _, k, t = place
+        slope = self.of("quadratic_cost")[k] * point
+        rows = program.rows(point.shape, low=0.0)
+        program.put(rows, self.extra[place], 1.0)
+        program.put(rows, self.above[place], -2 * slope)
+        program.put(rows, self.on[k, t + 1], slope * point)
 
     def schedule(self, values: np.ndarray) -> Schedule:
         """Return the schedule of a solution, with the best powers for its commitment."""
@@ -402,24 +398,26 @@ class _Model:
     def _dispatched(self, values: np.ndarray) -> np.ndarray:
         """Return the values with the powers that are best for their commitment.
 
-        The powers are exact when tangents and fuel agree in all to 1e-9 of the cost.
+        The powers are exact when tangents and fuel agree to 1e-9 of the cost. The program keeps
+        the last tangents: those before them are all but parallel to them.
         """
         held = np.concatenate([part.ravel() for part in (self.on, self.start, self.stop)])
-        fixed = held, np.round(values[held])
+        fixed, program = (held, np.round(values[held])), self.program.copy()
+        touched = np.zeros(self.above.shape, dtype=bool)
         for _ in range(30):
-            result = self.program.solve(fixed=fixed)
+            result = program.solve(fixed=fixed)
             if result.x is None:
                 raise RuntimeError(f"HiGHS found no powers for its commitment: {result.message}")
             values = np.asarray(result.x)
-            on, above = np.round(values[self.on[:, 1:]]), values[self.above]
-            point = above / np.maximum(on, 1.0)
+            above, least = values[self.above], 1e-9 * abs(result.fun)
+            point = above / np.maximum(np.round(values[self.on[:, 1:]]), 1.0)
             missing = self.of("quadratic_cost")[:, None] * point * above - values[self.extra]
-            if missing.sum() / self.S <= 1e-9 * abs(result.fun):
+            if missing.sum() / self.S <= least:
                 break
-            s, k, t = np.nonzero(missing > 1e-10 * abs(result.fun) / missing.size)
-            self._touch(
-                self.extra[s, k, t], self.above[s, k, t], self.on[k, t + 1], k, point[s, k, t]
-            )
+            wrong = missing > 0.1 * least / missing.size
+            self._touch(program, np.nonzero(wrong), point[wrong])
+            touched |= wrong
+        self._touch(self.program, np.nonzero(touched), point[touched])
         return values
 
     def _each_unit(self, values: np.ndarray) -> np.ndarray:
