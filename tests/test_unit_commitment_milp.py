@@ -414,9 +414,11 @@ def test_alike_units_cost_what_they_cost_alone(monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"demand": [[[100.0]]]}, ValueError, r"demand must have the shape \(T,\) or \(S, T\)"),
-        ({"demand": [100.0, -1.0]}, ValueError, "demand must be finite and not negative"),
-        ({"wind": [1.0, 2.0, 3.0]}, ValueError, r"shapes \(1, 2\) and \(1, 3\)"),
+        ({"demand": [[[100.0]]]}, ValueError, r"demand, wind must have the shape \(T,\), or"),
+        ({"demand": 900.0}, ValueError, r"demand, wind must have the shape \(T,\), or"),
+        ({"demand": [100.0, -1.0]}, ValueError, "demand must hold finite powers of at least 0 MW"),
+        ({"wind": [1.0, 2.0, 3.0]}, ValueError, r"got \(2,\), \(3,\)"),
+        ({"need": [1.0, np.nan]}, ValueError, "need must hold finite powers"),
         ({"demand": [900.0, 9e9]}, ValueError, "Give unserved_cost"),
         ({"segments": 0}, ValueError, "segments must be an integer >= 1"),
         ({"power": [1.0]}, ValueError, "power must hold a finite number for each of the 10"),

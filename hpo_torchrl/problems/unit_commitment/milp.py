@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,6 +52,7 @@ def solve(
     wind: Any = 0.0,
     *,
     reserve: float = 0.0,
+    need: Any = None,
     unserved_cost: float | None = None,
     surplus_cost: float | None = None,
     reserve_cost: float | None = None,
@@ -82,8 +83,9 @@ def solve(
         units: the generating units; a cold start costs at least what a hot one does.
         demand: in MW, ``(T,)``, or ``(S, T)`` for S equally likely scenarios.
         wind: power that is there for nothing, in MW; what is not needed is lost.
-        reserve: the units that are on must be able to give this much more than the demand, less
-            the wind: ``sum max_power >= (1 + reserve) demand - wind``.
+        reserve: share of the demand by which capacity that is on must exceed it.
+        need: capacity that must be on, in MW, ``(T,)`` or ``(S, T)``; None for
+            ``(1 + reserve) demand - wind``.
         unserved_cost: of demand that is not met, in $/MWh; None forbids it.
         surplus_cost: of power that nothing takes, in $/MWh; None forbids it.
         reserve_cost: of reserve that lacks, in $/MW an hour; None forbids it.
@@ -109,9 +111,7 @@ def solve(
     check_float("time_limit", time_limit, minimum=0.0, strict=True)
     model = _Model(
         units,
-        _hourly("demand", demand),
-        _hourly("wind", wind),
-        reserve=check_float("reserve", reserve, minimum=-1.0),
+        _day(demand, wind, check_float("reserve", reserve, minimum=-1.0), need),
         costs=[
             math.inf if cost is None else check_float(name, cost, minimum=0.0)
             for name, cost in (
@@ -139,7 +139,7 @@ def solve(
             break
     if not found:
         raise _refusal(result, time_limit)
-    if np.ndim(demand) < 2 and np.ndim(wind) < 2:
+    if max(np.ndim(demand), np.ndim(wind), np.ndim(need)) < 2:
         hourly = ("power", "unserved", "surplus", "shortfall")
         best = replace(best, **{name: getattr(best, name)[0] for name in hourly})
     seconds = time.perf_counter() - started
@@ -165,6 +165,14 @@ def start_cost(units: Units, on: np.ndarray) -> float:
     return total
 
 
+class _Day(NamedTuple):
+    """Demand, wind and the capacity that must be on, in MW, ``(S, T)`` each."""
+
+    demand: np.ndarray
+    wind: np.ndarray
+    need: np.ndarray
+
+
 class _Model:
     """The linear program of K groups of alike units, T hours and S scenarios.
 
@@ -175,10 +183,8 @@ class _Model:
     def __init__(
         self,
         units: Units,
-        demand: np.ndarray,
-        wind: np.ndarray,
+        day: _Day,
         *,
-        reserve: float,
         costs: list[float],
         power: Any,
         segments: int,
@@ -188,22 +194,15 @@ class _Model:
             raise ValueError(
                 f"units: cold_start_cost must be at least hot_start_cost; of {place!r} it is less."
             )
-        try:
-            demand, wind = np.broadcast_arrays(demand, wind)
-        except ValueError:
-            raise ValueError(
-                "demand and wind must have as many hours and scenarios as one another, got the "
-                f"shapes {demand.shape} and {wind.shape}."
-            ) from None
         self.units, self.costs, self.program = units, costs, LinearProgram()
-        self.S, self.T = demand.shape
+        self.S, self.T = day.demand.shape
         self.group = _groups(units)
         self.first = np.unique(self.group, return_index=True)[1]
         self.size = np.bincount(self.group).astype(np.float64)
         self._commit()
         self._starts()
         self._give(power)
-        self._meet(demand, wind, reserve)
+        self._meet(day)
         self._tangents(segments)
 
     def of(self, name: str) -> np.ndarray:
@@ -331,23 +330,23 @@ class _Model:
         program.put(fall, start, down)
         program.put(fall, stop, -high)
 
-    def _meet(self, demand: np.ndarray, wind: np.ndarray, reserve: float) -> None:
+    def _meet(self, day: _Day) -> None:
         """Balance and reserve, with what they may lack."""
-        program, shape = self.program, demand.shape
+        program, shape = self.program, day.demand.shape
         self.violations = [
             program.variables(shape, cost=cost / self.S) if cost < math.inf else None
             for cost in self.costs
         ]
         unserved, surplus, shortfall = self.violations
         # Wind between none and all of it is what lies between the two ends.
-        rows = program.rows(shape, low=demand - wind, high=demand)
+        rows = program.rows(shape, low=day.demand - day.wind, high=day.demand)
         program.put(rows[:, None], self.above, 1.0)
         program.put(rows[:, None], self.on[:, 1:], self.of("min_power")[:, None])
         if unserved is not None:
             program.put(rows, unserved, 1.0)
         if surplus is not None:
             program.put(rows, surplus, -1.0)
-        rows = program.rows(shape, low=(1 + reserve) * demand - wind)
+        rows = program.rows(shape, low=day.need)
         program.put(rows[:, None], self.on[:, 1:], self.of("max_power")[:, None])
         if shortfall is not None:
             program.put(rows, shortfall, 1.0)
@@ -470,21 +469,34 @@ def _ramped(units: Units) -> np.ndarray:
     return np.isfinite(np.minimum(units.ramp_up, units.ramp_down))
 
 
-def _hourly(name: str, value: Any) -> np.ndarray:
-    """Return demand or wind as an array ``(S, T)``.
+def _day(demand: Any, wind: Any, reserve: float, need: Any) -> _Day:
+    """Return demand, wind and need of S scenarios and T hours.
 
     Raises:
-        ValueError: it has another number of axes, or a number is negative, NaN or infinite.
+        ValueError: shapes disagree, or a number is negative, NaN or infinite.
     """
-    array = np.asarray(value, dtype=np.float64)
-    if array.ndim > 2 or array.size == 0 or (array.ndim == 0 and name == "demand"):
+    demand, wind = np.asarray(demand, dtype=np.float64), np.asarray(wind, dtype=np.float64)
+    given = {"demand": demand, "wind": wind}
+    given |= {} if need is None else {"need": np.asarray(need, dtype=np.float64)}
+    for name, array in given.items():
+        if not (array.size and np.all(np.isfinite(array) & (array >= 0))):
+            raise ValueError(
+                f"{name} must hold finite powers of at least 0 MW, got {shown(array)}."
+            )
+    shapes = [array.shape for array in given.values()]
+    try:
+        shape = np.broadcast_shapes((1, 1), *shapes)
+        agree = len(shape) == 2 and demand.ndim > 0
+    except ValueError:
+        agree = False
+    if not agree:
         raise ValueError(
-            f"{name} must have the shape (T,) or (S, T), got {array.shape}: hours, or scenarios "
-            "and hours."
+            f"{', '.join(given)} must have the shape (T,), or (S, T) for S scenarios, got "
+            f"{', '.join(map(str, shapes))}."
         )
-    if not np.all(np.isfinite(array) & (array >= 0)):
-        raise ValueError(f"{name} must be finite and not negative in every hour, in MW.")
-    return np.atleast_2d(array)
+    demand, wind = np.broadcast_to(demand, shape), np.broadcast_to(wind, shape)
+    least = np.maximum(0.0, (1 + reserve) * demand - wind)
+    return _Day(demand, wind, np.broadcast_to(given.get("need", least), shape))
 
 
 def _refusal(result: Any, time_limit: float) -> Exception:
