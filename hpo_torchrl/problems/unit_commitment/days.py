@@ -148,7 +148,8 @@ class Days:
         """Return what is to be expected in the coming hours, given the last hour's errors.
 
         Args:
-            demand, wind: forecasts of the coming hours, ``(*B, T)``.
+            demand: forecasts of the coming hours, ``(*B, T)``.
+            wind: likewise.
             error: errors of the last hour, ``(*B, 2)``.
         """
         ahead = torch.arange(1, demand.shape[-1] + 1).to(demand)

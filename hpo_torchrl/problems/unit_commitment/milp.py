@@ -1,0 +1,500 @@
+"""The cheapest schedule of a day by mixed-integer programming, with a certified lower bound."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from hpo_torchrl.core.checks import check_float, check_int, shown
+from hpo_torchrl.problems.unit_commitment.linear_program import LinearProgram
+from hpo_torchrl.problems.unit_commitment.units import Units
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Which units run in each of T hours, what they give, what that costs, and the bound on it.
+
+    With S scenarios of demand and wind one commitment serves all of them: power and violations are
+    those of each, ``(S, T, ...)``, and costs are means over them.
+
+    Attributes:
+        on: whether a unit is on, ``(T, G)``.
+        power: in MW, ``(T, G)``.
+        cost: fuel at its true, quadratic cost, starts and violations, in $.
+        bound: no schedule costs less, in $ (up to the tolerances of HiGHS).
+        unserved, surplus: demand that is not met, and power that nothing takes, in MW, ``(T,)``.
+        shortfall: reserve that lacks, in MW, ``(T,)``.
+        seconds: time that it took.
+    """
+
+    on: np.ndarray
+    power: np.ndarray
+    cost: float
+    bound: float
+    unserved: np.ndarray
+    surplus: np.ndarray
+    shortfall: np.ndarray
+    seconds: float = math.nan
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of the cost to the bound."""
+        return max(0.0, self.cost - self.bound) / max(abs(self.cost), 1e-9)
+
+
+def solve(
+    units: Units,
+    demand: Any,
+    wind: Any = 0.0,
+    *,
+    reserve: float = 0.0,
+    unserved_cost: float | None = None,
+    surplus_cost: float | None = None,
+    reserve_cost: float | None = None,
+    power: Any = None,
+    segments: int = 12,
+    gap: float = 1e-4,
+    time_limit: float = 60.0,
+) -> Schedule:
+    r"""Return the cheapest schedule that HiGHS finds, and a lower bound on the cost of all.
+
+    Fuel :math:`c r^2` of the power r above the minimum is bounded from below by its tangents, made
+    homogeneous by the commitment u: :math:`z \ge c (2 q r - q^2 u)` (perspective cuts). The
+    model's bound is therefore one on the true cost, and the cost of the schedule is the true one:
+    with the commitment held, tangents are added where the powers fall until the two agree.
+
+    Units with the same numbers are one integer variable, whatever their states at the start, so
+    that no two of them can change roles: their minimum times, their starts matched with stops and
+    equal powers make a schedule of each. Units with ramps stand alone. Every hot start is matched
+    with the stop before it.
+
+    Sources: D. Rajan and S. Takriti (2005), IBM Research Report RC23628 (minimum times);
+    A. Frangioni and C. Gentile (2006), Mathematical Programming 106, 225-236 (perspective cuts);
+    B. Knueven, J. Ostrowski and J.-P. Watson (2020), Mathematical Programming Computation 12,
+    225-248 (matched starts); the same (2018), IEEE Transactions on Power Systems 33(4), 4496-4507
+    (identical units).
+
+    Args:
+        units: the generating units; a cold start costs at least what a hot one does.
+        demand: in MW, ``(T,)``, or ``(S, T)`` for S equally likely scenarios.
+        wind: power that is there for nothing, in MW; what is not needed is lost.
+        reserve: the units that are on must be able to give this much more than the demand, less
+            the wind: ``sum max_power >= (1 + reserve) demand - wind``.
+        unserved_cost: of demand that is not met, in $/MWh; None forbids it.
+        surplus_cost: of power that nothing takes, in $/MWh; None forbids it.
+        reserve_cost: of reserve that lacks, in $/MW an hour; None forbids it.
+        power: what the units gave in the hour before, in MW, ``(G,)``; ramps bind in the first
+            hour only if it is given.
+        segments: tangents of the unit for whose cost they matter most; others take fewer.
+        gap: relative distance of cost and bound at which the search ends; where the tangents leave
+            more, it goes on with those that were added.
+        time_limit: seconds after which it returns the best schedule that it has found.
+
+    Raises:
+        ValueError: shapes or numbers are wrong, or no schedule is allowed.
+        RuntimeError: the time was too short for any schedule.
+
+    Examples:
+        >>> from hpo_torchrl.problems.unit_commitment import Units, kazarlis_demand, solve
+        >>> found = solve(Units.kazarlis(), kazarlis_demand()[:6], reserve=0.1)
+        >>> found.on.sum(1).tolist(), round(found.cost), found.gap < 1e-4
+        ([2, 2, 3, 3, 4, 5], 107741, True)
+    """
+    started = time.perf_counter()
+    check_float("gap", gap, minimum=0.0)
+    check_float("time_limit", time_limit, minimum=0.0, strict=True)
+    model = _Model(
+        units,
+        _hourly("demand", demand),
+        _hourly("wind", wind),
+        reserve=check_float("reserve", reserve, minimum=-1.0),
+        costs=[
+            math.inf if cost is None else check_float(name, cost, minimum=0.0)
+            for name, cost in (
+                ("unserved_cost", unserved_cost),
+                ("surplus_cost", surplus_cost),
+                ("reserve_cost", reserve_cost),
+            )
+        ],
+        power=power,
+        segments=check_int("segments", segments, minimum=1),
+    )
+    found: list[Schedule] = []
+    bounds = [-math.inf]
+    while not found or time.perf_counter() - started < time_limit:
+        left = time_limit - (time.perf_counter() - started)
+        result = model.program.solve(gap=gap / 2, time_limit=max(left, 0.1))
+        if result.mip_dual_bound is not None:
+            bounds.append(max(bounds[-1], float(result.mip_dual_bound)))
+        if result.x is None:
+            break
+        found.append(model.schedule(np.asarray(result.x)))
+        best = min(found, key=lambda schedule: schedule.cost)
+        least = abs(best.cost) * gap, abs(best.cost) * 1e-9
+        if best.cost - bounds[-1] <= least[0] or bounds[-1] - bounds[-2] <= least[1]:
+            break
+    if not found:
+        raise _refusal(result, time_limit)
+    if np.ndim(demand) < 2 and np.ndim(wind) < 2:
+        hourly = ("power", "unserved", "surplus", "shortfall")
+        best = replace(best, **{name: getattr(best, name)[0] for name in hourly})
+    seconds = time.perf_counter() - started
+    return replace(best, bound=bounds[-1], seconds=seconds)
+
+
+def fuel_cost(units: Units, on: np.ndarray, power: np.ndarray) -> float:
+    """Return the cost of fuel in $: commitment ``(T, G)``, powers ``(S, T, G)``, mean over S."""
+    hourly = units.fixed_cost + (units.linear_cost + units.quadratic_cost * power) * power
+    return float((hourly * on).sum()) / len(power)
+
+
+def start_cost(units: Units, on: np.ndarray) -> float:
+    """Return the cost of the starts of a commitment ``(T, G)`` in $."""
+    hours, total = units.initial_hours.copy(), 0.0
+    hot = units.min_down + units.cold_hours
+    for now in on:
+        starts = now & (hours < 0)
+        costs = np.where(-hours <= hot, units.hot_start_cost, units.cold_start_cost)
+        total += float(costs[starts].sum())
+        changed = now != (hours > 0)
+        hours = np.where(changed, np.where(now, 1.0, -1.0), hours + np.sign(hours))
+    return total
+
+
+class _Model:
+    """The linear program of K groups of alike units, T hours and S scenarios.
+
+    Starts and stops of the hours before the first are variables with fixed values, so that no
+    equation knows of a beginning.
+    """
+
+    def __init__(
+        self,
+        units: Units,
+        demand: np.ndarray,
+        wind: np.ndarray,
+        *,
+        reserve: float,
+        costs: list[float],
+        power: Any,
+        segments: int,
+    ) -> None:
+        if np.any(units.cold_start_cost < units.hot_start_cost):
+            place = units.names[int(np.argmax(units.hot_start_cost - units.cold_start_cost))]
+            raise ValueError(
+                f"units: cold_start_cost must be at least hot_start_cost; of {place!r} it is less."
+            )
+        try:
+            demand, wind = np.broadcast_arrays(demand, wind)
+        except ValueError:
+            raise ValueError(
+                "demand and wind must have as many hours and scenarios as one another, got the "
+                f"shapes {demand.shape} and {wind.shape}."
+            ) from None
+        self.units, self.costs, self.program = units, costs, LinearProgram()
+        self.S, self.T = demand.shape
+        self.group = _groups(units)
+        self.first = np.unique(self.group, return_index=True)[1]
+        self.size = np.bincount(self.group).astype(np.float64)
+        self._commit()
+        self._starts()
+        self._give(power)
+        self._meet(demand, wind, reserve)
+        self._tangents(segments)
+
+    def of(self, name: str) -> np.ndarray:
+        """Return a number of the units for each group, ``(K,)``."""
+        return getattr(self.units, name)[self.first]
+
+    def _commit(self) -> None:
+        """Units on, starts and stops: minimum times up and down."""
+        units, program, K = self.units, self.program, len(self.size)
+        hours = units.initial_hours
+        past = int(max(units.min_up.max(), (units.min_down + units.cold_hours).max()))
+        self.hour = np.arange(-past, self.T)  # of the starts and stops
+        began = np.zeros((2, K, past))
+        for sign, table in zip((1, -1), began, strict=True):
+            seen = (hours * sign > 0) & (hours * sign <= past)
+            place = past - (hours * sign)[seen].astype(int)
+            np.add.at(table, (self.group[seen], place), 1.0)
+        on_before = np.bincount(self.group, hours > 0, minlength=K)[:, None]
+        size = np.broadcast_to(self.size[:, None], (K, self.T))
+        least = np.where(self.of("must_run"), self.size, 0.0)[:, None]
+        fuel = self.of("min_power") * (
+            self.of("linear_cost") + self.of("quadratic_cost") * self.of("min_power")
+        )
+        self.on = program.variables(
+            (K, self.T + 1),
+            low=np.hstack([on_before, np.broadcast_to(least, size.shape)]),
+            high=np.hstack([on_before, size]),
+            cost=np.hstack([np.zeros((K, 1)), size * 0 + (self.of("fixed_cost") + fuel)[:, None]]),
+            integer=True,
+        )
+        none = np.zeros_like(size)
+        cold = np.hstack([began[0] * 0, none + self.of("cold_start_cost")[:, None]])
+        self.start, self.stop = (
+            program.variables(
+                (K, past + self.T),
+                low=np.hstack([table, none]),
+                high=np.hstack([table, size]),
+                cost=cost,
+                integer=True,
+            )
+            for table, cost in zip(began, (cold, 0.0), strict=True)
+        )
+        change = program.rows((K, self.T), low=0.0, high=0.0)
+        program.put(change, self.on[:, 1:], 1.0)
+        program.put(change, self.on[:, :-1], -1.0)
+        program.put(change, self.start[:, past:], -1.0)
+        program.put(change, self.stop[:, past:], 1.0)
+        # Who started within the last min_up hours is on; who stopped within min_down is off.
+        stays_on = program.rows((K, self.T), high=0.0)
+        program.put(stays_on[..., None], self.start[:, None], self._within("min_up"))
+        program.put(stays_on, self.on[:, 1:], -1.0)
+        stays_off = program.rows((K, self.T), high=self.size[:, None])
+        program.put(stays_off[..., None], self.stop[:, None], self._within("min_down"))
+        program.put(stays_off, self.on[:, 1:], 1.0)
+
+    def _ago(self) -> np.ndarray:
+        """Return how many hours before an hour, ``(T, 1)``, another one is, ``(T, past + T)``."""
+        return np.arange(self.T)[:, None] - self.hour
+
+    def _within(self, name: str) -> np.ndarray:
+        """Return 1 for the hours of a minimum time that ends now, else 0, ``(K, T, past + T)``."""
+        ago = self._ago()
+        return ((ago >= 0) & (ago < self.of(name)[:, None, None])).astype(np.float64)
+
+    def _starts(self) -> None:
+        """Match hot starts with stops: each start and each stop at most once."""
+        program, ago = self.program, self._ago()
+        down = self.of("min_down")[:, None, None]
+        saved = self.of("cold_start_cost") - self.of("hot_start_cost")
+        hot = (ago >= down) & (ago <= down + self.of("cold_hours")[:, None, None])
+        k, t, s = np.nonzero(hot & (saved > 0)[:, None, None])
+        self.match = program.variables(k.shape, cost=-saved[k])
+        for at, variable in ((t - self.hour[0], self.start), (s, self.stop)):
+            rows = program.rows(variable.shape, high=0.0)
+            program.put(rows[k, at], self.match, 1.0)
+            program.put(rows, variable, -1.0)
+
+    def _give(self, before: Any) -> None:
+        """Power above the minimum, and its ramps."""
+        program, K, units = self.program, len(self.size), self.units
+        low, high = self.of("min_power"), self.of("max_power")
+        price = self.of("linear_cost") + 2 * self.of("quadratic_cost") * low
+        self.above = program.variables((self.S, K, self.T), cost=price[:, None] / self.S)
+        rows = program.rows(self.above.shape, high=0.0)
+        program.put(rows, self.above, 1.0)
+        program.put(rows, self.on[:, 1:], (low - high)[:, None])
+        if before is not None:
+            before = np.asarray(before, dtype=np.float64)
+            if before.shape != (len(units),) or not np.isfinite(before).all():
+                raise ValueError(
+                    f"power must hold a finite number for each of the {len(units)} units, got "
+                    f"{shown(before)}."
+                )
+            before = np.where(units.initial_hours > 0, before, 0.0)
+        for k in np.flatnonzero(_ramped(units)[self.first]):
+            unit = self.first[k]
+            known = before is not None or units.initial_hours[unit] < 0
+            given = 0.0 if before is None else float(before[unit])
+            self._ramp(int(k), (given, given) if known else (0.0, float(high[k])))
+
+    def _ramp(self, k: int, past_ends: tuple[float, float]) -> None:
+        """Limit the change of a unit's power; it may stop from any.
+
+        With u[t] - start[t] being 1 in an hour on after an hour on, the limits are::
+
+            p[t] - p[t-1] <= ramp_up (u[t] - start[t]) + max(min_power, ramp_up) start[t]
+            p[t-1] - p[t] <= ramp_down (u[t] - start[t]) + max_power stop[t]
+        """
+        program, unit = self.program, self.first[k]
+        low, high = float(self.units.min_power[unit]), float(self.units.max_power[unit])
+        up, down = (
+            min(float(part[unit]), high) for part in (self.units.ramp_up, self.units.ramp_down)
+        )
+        # The power of the hour before the first is one more variable.
+        past = program.variables((self.S, 1), low=past_ends[0], high=past_ends[1])
+        start, stop = (part[k, -self.T :] for part in (self.start, self.stop))
+        rise, fall = (program.rows((self.S, self.T), high=0.0) for _ in range(2))
+        for rows, sign, limit in ((rise, 1.0, up), (fall, -1.0, down)):
+            program.put(rows, self.above[:, k], sign)
+            program.put(rows, self.on[k, 1:], sign * low - limit)
+            program.put(rows[:, 1:], self.above[:, k, :-1], -sign)
+            program.put(rows[:, 1:], self.on[k, 1:-1], -sign * low)
+            program.put(rows[:, :1], past, -sign)
+        program.put(rise, start, up - max(low, up))
+        program.put(fall, start, down)
+        program.put(fall, stop, -high)
+
+    def _meet(self, demand: np.ndarray, wind: np.ndarray, reserve: float) -> None:
+        """Balance and reserve, with what they may lack."""
+        program, shape = self.program, demand.shape
+        self.violations = [
+            program.variables(shape, cost=cost / self.S) if cost < math.inf else None
+            for cost in self.costs
+        ]
+        unserved, surplus, shortfall = self.violations
+        # Wind between none and all of it is what lies between the two ends.
+        rows = program.rows(shape, low=demand - wind, high=demand)
+        program.put(rows[:, None], self.above, 1.0)
+        program.put(rows[:, None], self.on[:, 1:], self.of("min_power")[:, None])
+        if unserved is not None:
+            program.put(rows, unserved, 1.0)
+        if surplus is not None:
+            program.put(rows, surplus, -1.0)
+        rows = program.rows(shape, low=(1 + reserve) * demand - wind)
+        program.put(rows[:, None], self.on[:, 1:], self.of("max_power")[:, None])
+        if shortfall is not None:
+            program.put(rows, shortfall, 1.0)
+
+    def _tangents(self, segments: int) -> None:
+        """Quadratic cost of the power above the minimum: its tangents at even distances.
+
+        Tangents h apart, the first one flat, leave at most c h² / 4 of the cost out. A unit takes
+        as many as keep that below what ``segments`` leave of the worst one.
+        """
+        self.extra = self.program.variables(self.above.shape, cost=1.0 / self.S)
+        quadratic, reach = self.of("quadratic_cost"), self.of("max_power") - self.of("min_power")
+        weight = np.sqrt(quadratic) * reach
+        number = np.ceil(segments * weight / max(weight.max(), 1e-12)).astype(int)
+        place = np.indices(self.above.shape).reshape(3, -1)
+        for i in range(1, number.max() + 1):
+            s, k, t = place[:, number[place[1]] >= i]
+            self._touch(self.program, (s, k, t), reach[k] * i / (number[k] + 0.5))
+
+    def _touch(
+        self, program: LinearProgram, place: tuple[np.ndarray, ...], point: np.ndarray
+    ) -> None:
+        """Add tangents at points of scenarios, groups and hours: ``z >= c (2 q r - q² u)``."""
+        _, k, t = place
+        slope = self.of("quadratic_cost")[k] * point
+        rows = program.rows(point.shape, low=0.0)
+        program.put(rows, self.extra[place], 1.0)
+        program.put(rows, self.above[place], -2 * slope)
+        program.put(rows, self.on[k, t + 1], slope * point)
+
+    def schedule(self, values: np.ndarray) -> Schedule:
+        """Return the schedule of a solution, with the best powers for its commitment."""
+        values = self._dispatched(values)
+        on = self._each_unit(values)
+        power = self._powers(values, on)
+        none = np.zeros((self.S, self.T))
+        unserved, surplus, shortfall = violations = [
+            none if part is None else values[part] for part in self.violations
+        ]
+        penalty = sum(
+            cost * float(part.sum()) / self.S
+            for cost, part in zip(self.costs, violations, strict=True)
+            if cost < math.inf
+        )
+        cost = fuel_cost(self.units, on, power) + start_cost(self.units, on) + penalty
+        return Schedule(on, power, cost, -math.inf, unserved, surplus, shortfall)
+
+    def _dispatched(self, values: np.ndarray) -> np.ndarray:
+        """Return the values with the powers that are best for their commitment.
+
+        The powers are exact when tangents and fuel agree to 1e-9 of the cost. The program keeps
+        the last tangents: those before them are all but parallel to them.
+        """
+        held = np.concatenate([part.ravel() for part in (self.on, self.start, self.stop)])
+        fixed, program = (held, np.round(values[held])), self.program.copy()
+        touched = np.zeros(self.above.shape, dtype=bool)
+        for _ in range(30):
+            result = program.solve(fixed=fixed)
+            if result.x is None:
+                raise RuntimeError(f"HiGHS found no powers for its commitment: {result.message}")
+            values = np.asarray(result.x)
+            above, least = values[self.above], 1e-9 * abs(result.fun)
+            point = above / np.maximum(np.round(values[self.on[:, 1:]]), 1.0)
+            missing = self.of("quadratic_cost")[:, None] * point * above - values[self.extra]
+            if missing.sum() / self.S <= least:
+                break
+            wrong = missing > 0.1 * least / missing.size
+            self._touch(program, np.nonzero(wrong), point[wrong])
+            touched |= wrong
+        self._touch(self.program, np.nonzero(touched), point[touched])
+        return values
+
+    def _each_unit(self, values: np.ndarray) -> np.ndarray:
+        """Return which units are on, ``(T, G)``: those of a group take turns.
+
+        Of those that may stop, those that have run longest do. Of those that may start, the one
+        that is next to grow cold does.
+        """
+        units, past = self.units, -int(self.hour[0])
+        starts, stops = (
+            np.round(values[part[:, past:]]).astype(int) for part in (self.start, self.stop)
+        )
+        hours, on = units.initial_hours.copy(), np.zeros((self.T, len(units)), dtype=bool)
+        hot = units.min_down + units.cold_hours
+        for t in range(self.T):
+            changes = []
+            for k in range(len(self.size)):
+                members = np.flatnonzero(self.group == k)
+                run, off = members[hours[members] > 0], members[hours[members] < 0]
+                off = off[-hours[off] >= units.min_down[off]]
+                cold = -hours[off] > hot[off]
+                changes.append(run[np.argsort(-hours[run], kind="stable")][: stops[k, t]])
+                changes.append(off[np.lexsort((hours[off], cold))][: starts[k, t]])
+            change = np.concatenate(changes)
+            sign = np.sign(hours)
+            sign[change] *= -1
+            hours = hours + sign
+            hours[change] = sign[change]
+            on[t] = hours > 0
+        return on
+
+    def _powers(self, values: np.ndarray, on: np.ndarray) -> np.ndarray:
+        """Return the powers of all units, ``(S, T, G)``; those of a group give the same."""
+        number = np.maximum(np.round(values[self.on[:, 1:]]), 1.0)
+        share = np.clip(values[self.above] / number, 0.0, None)[:, self.group].swapaxes(1, 2)
+        reach = self.units.max_power - self.units.min_power
+        return np.where(on, self.units.min_power + np.minimum(share, reach), 0.0)
+
+
+def _groups(units: Units) -> np.ndarray:
+    """Return the group of each unit, ``(G,)``: alike in all but name, state and ramps."""
+    kinds = {field.name for field in fields(units)} - {"names", "initial_hours"}
+    table = np.stack([getattr(units, name) for name in sorted(kinds)], -1)
+    number = np.where(_ramped(units), np.arange(1, len(units) + 1), 0)
+    return np.unique(np.column_stack([table, number]), axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _ramped(units: Units) -> np.ndarray:
+    """Return which units have a ramp, ``(G,)``."""
+    return np.isfinite(np.minimum(units.ramp_up, units.ramp_down))
+
+
+def _hourly(name: str, value: Any) -> np.ndarray:
+    """Return demand or wind as an array ``(S, T)``.
+
+    Raises:
+        ValueError: it has another number of axes, or a number is negative, NaN or infinite.
+    """
+    array = np.asarray(value, dtype=np.float64)
+    if array.ndim > 2 or array.size == 0 or (array.ndim == 0 and name == "demand"):
+        raise ValueError(
+            f"{name} must have the shape (T,) or (S, T), got {array.shape}: hours, or scenarios "
+            "and hours."
+        )
+    if not np.all(np.isfinite(array) & (array >= 0)):
+        raise ValueError(f"{name} must be finite and not negative in every hour, in MW.")
+    return np.atleast_2d(array)
+
+
+def _refusal(result: Any, time_limit: float) -> Exception:
+    """Return the error of a program without a solution."""
+    if result.status == 2:
+        return ValueError(
+            "no schedule meets demand and reserve in every hour with these units. Give "
+            "unserved_cost, surplus_cost and reserve_cost, so that they may be missed at a cost."
+        )
+    return RuntimeError(
+        f"HiGHS found no schedule within time_limit={time_limit:g} seconds ({result.message}). "
+        "Give it more, or fewer segments."
+    )

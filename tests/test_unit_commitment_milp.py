@@ -1,0 +1,434 @@
+"""Unit commitment by mixed-integer programming: brute force, a recount and the known optimum.
+
+Brute force and recount share one slow reading of the rules, in plain Python. It knows nothing of
+the program: neither of groups of alike units, nor of matched starts, nor of tangents.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pytest
+from scipy.optimize import linprog
+
+from hpo_torchrl.problems.unit_commitment import Units, kazarlis_demand, milp, solve
+from hpo_torchrl.problems.unit_commitment.linear_program import LinearProgram
+
+FREE = {"unserved_cost": 400.0, "surplus_cost": 70.0, "reserve_cost": 30.0}
+HARD = dict.fromkeys(FREE)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A day: demand and wind ``(S, T)``."""
+
+    units: Units
+    demand: np.ndarray
+    wind: np.ndarray
+    reserve: float
+    costs: dict
+    power: list | None = None
+
+    def solve(self, **changed):
+        given = {"gap": 1e-6, "reserve": self.reserve, "power": self.power} | self.costs
+        given |= {"units": self.units, "demand": self.demand, "wind": self.wind} | changed
+        return solve(**given)
+
+
+def unit(units, g):
+    return {f.name: getattr(units, f.name)[g] for f in fields(units)}
+
+
+def run(row, pattern):
+    """Return the start cost of a unit's hours on and off, or None where they are not allowed."""
+    hours, total = row["initial_hours"], 0.0
+    for on in pattern:
+        if row["must_run"] and not on:
+            return None
+        if on and hours < 0:
+            if -hours < row["min_down"]:
+                return None
+            hot = -hours <= row["min_down"] + row["cold_hours"]
+            total += row["hot_start_cost"] if hot else row["cold_start_cost"]
+            hours = 1
+        elif not on and hours > 0:
+            if hours < row["min_up"]:
+                return None
+            hours = -1
+        else:
+            hours += 1 if hours > 0 else -1
+    return total
+
+
+def ramps(row, pattern, before):
+    """Yield for each hour the most and the least by which power may change, as far as limited."""
+    was_on = row["initial_hours"] > 0
+    for t, on in enumerate(pattern):
+        rise = fall = math.inf
+        if on and not was_on:
+            rise = max(row["min_power"], row["ramp_up"])
+        elif on and (t > 0 or before is not None):
+            rise, fall = row["ramp_up"], row["ramp_down"]
+        yield rise, fall
+        was_on = on
+
+
+def recount(problem, found):
+    """Return the cost of a schedule; every rule is asserted."""
+    units, total = problem.units, 0.0
+    S, T = problem.demand.shape
+    for g in range(len(units)):
+        row, pattern = unit(units, g), found.on[:, g]
+        starts = run(row, pattern)
+        assert starts is not None, "minimum time or must_run"
+        total += starts
+        for s in range(S):
+            p = found.power[s, :, g]
+            before = 0.0 if problem.power is None else problem.power[g]
+            for t, (rise, fall) in enumerate(ramps(row, pattern, problem.power)):
+                assert -fall - 1e-5 <= p[t] - before <= rise + 1e-5, "ramp"
+                before = p[t]
+                if pattern[t]:
+                    assert row["min_power"] - 1e-5 <= p[t] <= row["max_power"] + 1e-5, "limit"
+                    rate = row["linear_cost"] + row["quadratic_cost"] * p[t]
+                    total += (row["fixed_cost"] + rate * p[t]) / S
+                else:
+                    assert p[t] == 0.0, "power of a unit that is off"
+    for s, t in itertools.product(range(S), range(T)):
+        demand, wind = problem.demand[s, t], problem.wind[s, t]
+        given = found.power[s, t].sum() + found.unserved[s, t] - found.surplus[s, t]
+        assert demand - wind - 1e-5 <= given <= demand + 1e-5, "balance"
+        able = sum(units.max_power[g] for g in range(len(units)) if found.on[t, g])
+        short = max(0.0, (1 + problem.reserve) * demand - wind - able)
+        assert found.shortfall[s, t] == pytest.approx(short, abs=1e-5), "reserve"
+        lack = (found.unserved[s, t], found.surplus[s, t], short)
+        for cost, amount in zip(problem.costs.values(), lack, strict=True):
+            assert cost is not None or amount < 1e-5, "a violation that is forbidden"
+            total += (cost or 0.0) * amount / S
+    return total
+
+
+def patterns(units, T):
+    """Return the allowed hours of each unit with their start costs."""
+    tries = list(itertools.product((False, True), repeat=T))
+    rows = [unit(units, g) for g in range(len(units))]
+    return [
+        [(pattern, cost) for pattern in tries if (cost := run(row, pattern)) is not None]
+        for row in rows
+    ]
+
+
+def hour_cost(problem, on, s, t):
+    """Return the least cost of one hour without ramps: bisection for the marginal cost."""
+    units, demand, wind = problem.units, problem.demand[s, t], problem.wind[s, t]
+    on = np.array(on)
+    low, high, b, c = (
+        getattr(units, name)[on]
+        for name in ("min_power", "max_power", "linear_cost", "quadratic_cost")
+    )
+    load = min(max(demand - wind, low.sum()), high.sum())
+    ends = [0.0, 1000.0]
+    for _ in range(60):
+        price = sum(ends) / 2
+        p = np.clip((price - b) / (2 * c), low, high)
+        ends[int(p.sum() >= load)] = price
+    fuel = (units.fixed_cost[on] + b * p + c * p * p).sum()
+    lack = (
+        demand - wind - load,
+        low.sum() - demand,
+        (1 + problem.reserve) * demand - wind - high.sum(),
+    )
+    for amount, cost in zip(lack, problem.costs.values(), strict=True):
+        if amount > 1e-6:
+            fuel += math.inf if cost is None else cost * amount
+    return fuel
+
+
+def ramped_cost(problem, chosen):
+    """Return the least cost of powers under ramps, of linear fuel: one linear program."""
+    units, (S, T), G = problem.units, problem.demand.shape, len(problem.units)
+    assert S == 1
+    assert not units.quadratic_cost.any()
+    cost = 0.0
+    low, high = np.zeros((G + 3, T)), np.full((G + 3, T), math.inf)
+    price = np.array([*units.linear_cost, *problem.costs.values()])[:, None] * np.ones(T)
+    rows, limits = [], []
+
+    def add(limit, *terms):
+        row = np.zeros((G + 3, T))
+        for k, t, coefficient in terms:
+            row[k, t] += coefficient
+        rows.append(row.ravel())
+        limits.append(limit)
+
+    for g, pattern in enumerate(chosen):
+        row, before = unit(units, g), problem.power and problem.power[g]
+        on = np.array(pattern)
+        low[g], high[g] = row["min_power"] * on, row["max_power"] * on
+        cost += row["fixed_cost"] * on.sum()
+        for t, (rise, fall) in enumerate(ramps(row, pattern, before)):
+            past = (g, t - 1) if t else None
+            known = 0.0 if past or not before else before
+            if rise < math.inf:
+                add(rise + known, (g, t, 1), *([(*past, -1)] if past else []))
+            if fall < math.inf:
+                add(fall - known, (g, t, -1), *([(*past, 1)] if past else []))
+    for t in range(T):
+        demand, wind = problem.demand[0, t], problem.wind[0, t]
+        gives = [(g, t, 1) for g in range(G)] + [(G, t, 1), (G + 1, t, -1)]
+        add(demand, *gives)
+        add(wind - demand, *[(k, t, -sign) for k, t, sign in gives])
+        able = sum(units.max_power[g] for g in range(G) if chosen[g][t])
+        add(able - (1 + problem.reserve) * demand + wind, (G + 2, t, -1))
+    bounds = np.stack([low.ravel(), high.ravel()], -1)
+    result = linprog(price.ravel(), np.array(rows), limits, bounds=bounds)
+    return cost + result.fun if result.status == 0 else math.inf
+
+
+@functools.cache
+def brute_force(problem):
+    """Return the least cost over all commitments."""
+    S, T = problem.demand.shape
+    choices = patterns(problem.units, T)
+    if np.isfinite(problem.units.ramp_up).any():
+        return min(
+            sum(cost for _, cost in each) + ramped_cost(problem, [pattern for pattern, _ in each])
+            for each in itertools.product(*choices)
+        )
+    states = list(itertools.product((False, True), repeat=len(problem.units)))
+    mean = np.array(
+        [
+            [sum(hour_cost(problem, on, s, t) for s in range(S)) / S for on in states]
+            for t in range(T)
+        ]
+    )
+    place = 2 ** np.arange(len(problem.units))[::-1]
+    total = np.zeros(())
+    index = np.zeros((T,), dtype=int)
+    for choice, weight in zip(choices, place, strict=True):
+        total = total[..., None] + np.array([cost for _, cost in choice])
+        index = index[..., None, :] + weight * np.array([pattern for pattern, _ in choice])
+    for t in range(T):
+        total = total + mean[t][index[..., t]]
+    return float(total.min())
+
+
+def check(problem, found):
+    """Assert that a schedule keeps the rules, costs what it says, and is the best one."""
+    counted, best = recount(problem, found), brute_force(problem)
+    assert found.cost == pytest.approx(counted, rel=1e-7)
+    assert found.bound <= best * (1 + 1e-7)
+    assert best * (1 - 1e-7) <= found.cost <= best * (1 + 2e-6)
+
+
+def make(seed, *, ramped=False):
+    """Return a small day: two units with the same numbers and a third one."""
+    rng = np.random.default_rng(seed)
+    G, T, S = (2, 4, 1) if ramped else (3, 5, 1 + seed % 3 // 2)
+    kind = np.arange(2) if ramped else np.array([0, 0, 1])
+    draw = {
+        "min_power": rng.integers(10, 40, 2),
+        "max_power": rng.integers(60, 120, 2),
+        "fixed_cost": rng.integers(50, 300, 2),
+        "linear_cost": rng.uniform(10, 40, 2),
+        "quadratic_cost": rng.uniform(0.01, 0.3, 2) * (not ramped),
+        "min_up": rng.integers(1, 4, 2),
+        "min_down": rng.integers(1, 4, 2),
+        "hot_start_cost": (hot := rng.integers(50, 500, 2)),
+        "cold_start_cost": hot + rng.integers(100, 800, 2),
+        "cold_hours": rng.integers(0, 3, 2),
+    }
+    table = {name: row[kind] for name, row in draw.items()}
+    hours = rng.integers(1, 5, G) * rng.choice([-1, 1], G)
+    plenty = np.full(G, np.inf)
+    units = Units(
+        **table,
+        initial_hours=hours,
+        ramp_up=rng.integers(8, 35, G) if ramped else plenty,
+        ramp_down=rng.integers(8, 35, G) if ramped else plenty,
+        must_run=(hours > 0) & (rng.random() < 0.3) & (kind == 1),
+        names=tuple("abc"[:G]),
+    )
+    top = units.max_power.sum()
+    power = None
+    if ramped and seed % 2:
+        power = list(np.where(hours > 0, units.max_power, 0.0))
+    return Problem(
+        units,
+        demand=rng.uniform(0.05, 1.0, (S, T)) * top,
+        wind=rng.uniform(0.0, 0.3, (S, T)) * top,
+        reserve=float(rng.choice([0.0, 0.1, 0.2])),
+        costs=FREE,
+        power=power,
+    )
+
+
+@functools.cache
+def problems(*, ramped):
+    """Return the days on which faults are looked for."""
+    return [make(seed, ramped=ramped) for seed in range(7 if ramped else 18)]
+
+
+@pytest.mark.parametrize("ramped", [False, True])
+def test_the_schedule_is_the_best_of_all(ramped):
+    for problem in problems(ramped=ramped):
+        check(problem, problem.solve())
+
+
+def shifted(name, by, least):
+    return lambda units: {name: np.maximum(getattr(units, name) + by, least)}
+
+
+# What the program is told instead of the truth.
+WRONG_UNITS = {
+    "cold an hour later": shifted("cold_hours", 1, 0),
+    "cold an hour sooner": shifted("cold_hours", -1, 0),
+    "longer up": shifted("min_up", 1, 1),
+    "shorter up": shifted("min_up", -1, 1),
+    "longer down": shifted("min_down", 1, 1),
+    "shorter down": shifted("min_down", -1, 1),
+    "initial hours ignored": lambda units: {"initial_hours": 24 * np.sign(units.initial_hours)},
+    "initial hours one later": lambda units: {
+        "initial_hours": units.initial_hours + np.sign(units.initial_hours)
+    },
+    "all starts hot": lambda units: {"cold_start_cost": units.hot_start_cost},
+    "all starts cold": lambda units: {"hot_start_cost": units.cold_start_cost},
+    "starts charged twice": lambda units: {
+        "hot_start_cost": 2 * units.hot_start_cost,
+        "cold_start_cost": 2 * units.cold_start_cost,
+    },
+    "no-load cost forgotten": lambda units: {"fixed_cost": 0 * units.fixed_cost},
+    "fuel coefficient": lambda units: {"linear_cost": 1.01 * units.linear_cost},
+    "linear fuel": lambda units: {"quadratic_cost": 0 * units.quadratic_cost},
+    "half the quadratic cost": lambda units: {"quadratic_cost": units.quadratic_cost / 2},
+    "no minimum power": lambda units: {"min_power": 0 * units.min_power},
+    "more power": lambda units: {"max_power": 1.05 * units.max_power},
+    "units may stop": lambda units: {"must_run": 0 * units.must_run},
+}
+WRONG_RAMPS = {
+    "no ramps": lambda day: {
+        "units": day.units.changed(
+            ramp_up=day.units.ramp_up + np.inf, ramp_down=day.units.ramp_up + np.inf
+        )
+    },
+    "no ramp down": lambda day: {
+        "units": day.units.changed(ramp_down=day.units.ramp_down + np.inf)
+    },
+    "no ramp up": lambda day: {"units": day.units.changed(ramp_up=day.units.ramp_up + np.inf)},
+    "another power before": lambda day: {"power": day.power and [0.9 * p for p in day.power]},
+    "no power before": lambda day: {"power": None},
+}
+WRONG_DAYS = {
+    "reserve without demand": lambda day: {"reserve": day.reserve - 1},
+    "no reserve": lambda day: {"reserve": 0.0},
+    "no wind": lambda day: {"wind": 0 * day.wind},
+    "free shortfall": lambda day: {"reserve_cost": 0.0},
+    "free surplus": lambda day: {"surplus_cost": 0.0},
+    "dear demand": lambda day: {"unserved_cost": 1000.0},
+    "the first scenario alone": lambda day: {
+        "demand": day.demand[:1].repeat(len(day.demand), 0),
+        "wind": day.wind[:1].repeat(len(day.demand), 0),
+    },
+}
+
+
+def passes(problem, **changed):
+    """Say whether a schedule made with wrong numbers passes for one of the right ones."""
+    try:
+        check(problem, problem.solve(**changed))
+    except (AssertionError, RuntimeError, ValueError, IndexError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("fault", [*WRONG_UNITS, *WRONG_DAYS, *WRONG_RAMPS])
+def test_a_wrong_number_is_seen(fault):
+    def change(problem):
+        if fault in WRONG_UNITS:
+            return {"units": problem.units.changed(**WRONG_UNITS[fault](problem.units))}
+        return (WRONG_DAYS | WRONG_RAMPS)[fault](problem)
+
+    days = problems(ramped=fault in WRONG_RAMPS)
+    assert not all(passes(problem, **change(problem)) for problem in days)
+
+
+# The blocks of rows in the order in which the program adds them; tangents follow.
+ROWS = ["change", "up", "down", "matched starts", "matched stops", "limit", "balance", "reserve"]
+RAMPED = [*ROWS[:6], "rise", "fall", "second rise", "second fall", *ROWS[6:]]
+
+
+@pytest.mark.parametrize(
+    ("ramped", "block"), [*((False, row) for row in ROWS), *((True, row) for row in RAMPED[6:10])]
+)
+def test_every_constraint_is_needed(monkeypatch, ramped, block):
+    """Without a block of rows a schedule breaks a rule, or the bound is wrong."""
+    place, rows = (RAMPED if ramped else ROWS).index(block), LinearProgram.rows
+
+    def without(program, shape, **ends):
+        program.blocks = getattr(program, "blocks", -1) + 1
+        return rows(program, shape, **({} if program.blocks == place else ends))
+
+    monkeypatch.setattr(LinearProgram, "rows", without)
+    assert not all(passes(problem) for problem in problems(ramped=ramped))
+
+
+def test_tangents_that_cut_fuel_off_are_seen(monkeypatch):
+    touch = milp._Model._touch
+
+    def steeper(model, program, place, point):
+        touch(model, program, place, point)
+        program.put(program.rows(point.shape) - len(point), model.above[place], -0.01)
+
+    monkeypatch.setattr(milp._Model, "_touch", steeper)
+    assert not all(passes(problem) for problem in problems(ramped=False))
+
+
+def test_the_known_optimum_of_ten_units():
+    """563,937.7 is the best cost in the literature; here it is the optimum."""
+    found = solve(Units.kazarlis(), kazarlis_demand(), reserve=0.1, gap=1e-6)
+    assert found.bound == pytest.approx(563_937.69, rel=1e-6)
+    assert found.cost == pytest.approx(563_937.687, abs=0.01)
+    day = np.atleast_2d(kazarlis_demand())
+    problem = Problem(Units.kazarlis(), day, 0 * day, 0.1, HARD)
+    assert recount(problem, problem.solve(gap=1e-3)) >= found.bound - 1e-3
+    for by, cost in ((-1, 564_915.7), (1, 563_387.7)):  # a window of another hour has another one
+        hours = np.maximum(problem.units.cold_hours + by, 0)
+        wrong = problem.solve(units=problem.units.changed(cold_hours=hours), gap=1e-5)
+        assert wrong.cost == pytest.approx(cost, abs=0.1)
+
+
+def test_alike_units_cost_what_they_cost_alone(monkeypatch):
+    """One integer variable for alike units has the optimum of a binary for each of them."""
+    units = Units.kazarlis(20)
+    units = units.changed(initial_hours=units.initial_hours * np.repeat([1, 2], 10))
+    given = {"units": units, "demand": kazarlis_demand(20)[5:15], "reserve": 0.1, "gap": 1e-6}
+    together = solve(**given)
+    monkeypatch.setattr(milp, "_groups", lambda units: np.arange(len(units)))
+    assert solve(**given | {"gap": 1e-4}).cost == pytest.approx(together.cost, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"demand": [[[100.0]]]}, ValueError, r"demand must have the shape \(T,\) or \(S, T\)"),
+        ({"demand": [100.0, -1.0]}, ValueError, "demand must be finite and not negative"),
+        ({"wind": [1.0, 2.0, 3.0]}, ValueError, r"shapes \(1, 2\) and \(1, 3\)"),
+        ({"demand": [900.0, 9e9]}, ValueError, "Give unserved_cost"),
+        ({"segments": 0}, ValueError, "segments must be an integer >= 1"),
+        ({"power": [1.0]}, ValueError, "power must hold a finite number for each of the 10"),
+        ({"reserve_cost": -1}, ValueError, "reserve_cost must be a finite number >= 0"),
+        ({"time_limit": 0}, ValueError, "time_limit must be a finite number > 0"),
+        (
+            {"units": Units.kazarlis().changed(cold_start_cost=np.zeros(10))},
+            ValueError,
+            "cold_start_cost must be at least hot_start_cost; of 'unit 2'",
+        ),
+    ],
+)
+def test_bad_input_is_refused(changed, error, message):
+    with pytest.raises(error, match=message):
+        solve(**{"units": Units.kazarlis(), "demand": [900.0, 950.0]} | changed)
