@@ -2,5 +2,6 @@
 
 from hpo_torchrl.problems.inventory import InventoryEnv, InventoryFamily
 from hpo_torchrl.problems.switched_lqr import SwitchedLQREnv
+from hpo_torchrl.problems.unit_commitment import UnitCommitmentEnv
 
-__all__ = ["InventoryEnv", "InventoryFamily", "SwitchedLQREnv"]
+__all__ = ["InventoryEnv", "InventoryFamily", "SwitchedLQREnv", "UnitCommitmentEnv"]

@@ -33,7 +33,8 @@ def merit_order(low: Tensor, high: Tensor, linear: Tensor, quadratic: Tensor) ->
     control", 3rd edition, section 3.1 (lambda iteration, of which this is the exact end).
 
     Args:
-        low, high: limits of the powers, ``(*b, G)`` in MW.
+        low: lower limits of the powers, ``(*b, G)`` in MW.
+        high: upper limits, likewise.
         linear: b, ``(*b, G)`` in $/MWh.
         quadratic: c, ``(*b, G)`` in $/MW²h, not negative.
     """
@@ -50,9 +51,7 @@ def merit_order(low: Tensor, high: Tensor, linear: Tensor, quadratic: Tensor) ->
         price.unsqueeze(-1) - (linear + 2 * quadratic * low).unsqueeze(-2)
     )
     power = torch.where(at <= starts.unsqueeze(-2), low.unsqueeze(-2), inside)
-    return MeritOrder(
-        torch.where(at >= stops.unsqueeze(-2), high.unsqueeze(-2), power), price
-    )
+    return MeritOrder(torch.where(at >= stops.unsqueeze(-2), high.unsqueeze(-2), power), price)
 
 
 def economic_dispatch(load: Tensor, on: Tensor, order: MeritOrder) -> Tensor:
@@ -75,25 +74,22 @@ def economic_dispatch(load: Tensor, on: Tensor, order: MeritOrder) -> Tensor:
         >>> import torch
         >>> low, high = torch.tensor([10.0, 10.0]), torch.tensor([100.0, 50.0])
         >>> order = merit_order(low, high, torch.tensor([20.0, 22.0]), torch.tensor([0.05, 0.02]))
-        >>> economic_dispatch(torch.tensor(80.0), torch.ones(2), order)  # both at 25 $/MWh
-        tensor([42.8571, 37.1429])
+        >>> economic_dispatch(torch.tensor(80.0), torch.ones(2), order)  # both at 23.714 $/MWh
+        tensor([37.1429, 42.8571])
     """
     power = order.power
-    if power.ndim == 2:
-        total = on @ power.mT
-    else:
-        total = (power @ on.unsqueeze(-1)).squeeze(-1)
+    shared = power.ndim == 2
+    total = on @ power.mT if shared else (power @ on.unsqueeze(-1)).squeeze(-1)
     last = total.shape[-1] - 1
     with torch.no_grad():
         place = (total <= load.unsqueeze(-1)).sum(-1, keepdim=True).clamp(1, last)
     below, above = total.gather(-1, place - 1), total.gather(-1, place)
     share = (load.unsqueeze(-1) - below) / (above - below).clamp_min(1e-9)
     share = share.clamp(0.0, 1.0)
-    index = place.unsqueeze(-1)
-    if power.ndim == 2:
+    if shared:
         first, second = power[place.squeeze(-1) - 1], power[place.squeeze(-1)]
     else:
-        index = index.expand(*place.shape[:-1], 1, power.shape[-1])
+        index = place.unsqueeze(-1).expand(*place.shape[:-1], 1, power.shape[-1])
         first = power.gather(-2, index - 1).squeeze(-2)
         second = power.gather(-2, index).squeeze(-2)
     return on * (first + share * (second - first))

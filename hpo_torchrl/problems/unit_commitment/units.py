@@ -112,7 +112,10 @@ class Units:
             "start costs must be finite and not negative": np.isfinite(
                 self.hot_start_cost + self.cold_start_cost
             )
-            & (np.minimum(self.hot_start_cost, self.cold_start_cost) >= 0),
+            & (self.hot_start_cost >= 0),
+            "cold_start_cost must be at least hot_start_cost": (
+                self.cold_start_cost >= self.hot_start_cost
+            ),
             "min_up and min_down must be at least 1, cold_hours at least 0": (self.min_up >= 1)
             & (self.min_down >= 1)
             & (self.cold_hours >= 0),
@@ -194,7 +197,7 @@ class Units:
         off = -(numbers["min_down"] + numbers["cold_hours"] + 1)
         numbers.setdefault("initial_hours", np.where(numbers["must_run"] > 0, 24, off))
         plain = [f"unit {number + 1}" for number in range(rows)]
-        return cls(**numbers, names=tuple(table["name"] if "name" in table else plain))
+        return cls(**numbers, names=tuple(table.get("name", plain)))
 
     def write(self, path: str | Path) -> None:
         """Write the table that :meth:`read` reads."""
