@@ -17,7 +17,7 @@ from hpo_torchrl.problems.unit_commitment.dispatch import economic_dispatch, mer
 from hpo_torchrl.problems.unit_commitment.units import Units
 
 DISPATCHES = ("economic", "learned")
-# Hours on or off are counted up to so many; observed in units of so many.
+# Hours on or off are counted up to so many at least; observed in units of so many.
 _MOST_HOURS, _HOURS_UNIT = 48.0, 8.0
 
 
@@ -134,6 +134,9 @@ class UnitCommitmentEnv(DifferentiableEnv):
         self.learned_dispatch = check_choice("dispatch", dispatch, DISPATCHES) == "learned"
         self.ramped = bool(np.isfinite([self.units.ramp_up, self.units.ramp_down]).any())
         self.capacity = float(self.units.max_power.sum())
+        # Beyond these, no further hour changes what a unit may do and what its start costs.
+        cold = self.units.min_down + self.units.cold_hours + 1
+        self.most_hours = max(_MOST_HOURS, float(cold.max()), float(self.units.min_up.max()))
         self._check_capacity()
         zero = np.zeros(G)
         ends = (
@@ -180,7 +183,7 @@ class UnitCommitmentEnv(DifferentiableEnv):
             The next state and the reward ``(*B,)``, in $ an hour.
         """
         after, parts = self.hour(state, action, noise)
-        cost = parts["fuel"] + parts["starts"]
+        cost = (parts["fuel"] + parts["starts"]).sum(-1)
         for name, penalty in self.penalties.items():
             cost = cost + penalty * parts[name]
         return after, -cost
@@ -188,8 +191,9 @@ class UnitCommitmentEnv(DifferentiableEnv):
     def hour(self, state: State, action: Action, noise: Tensor) -> tuple[dict, dict[str, Tensor]]:
         """Return the next state, and what :meth:`dynamics` adds up, by name.
 
-        ``"fuel"`` and ``"starts"`` in $, ``"unserved"``, ``"surplus"`` and ``"reserve"`` (missing)
-        in MW, all ``(*B,)``; ``"power"`` of the units in MW, ``(*B, G)``.
+        Of the units, ``(*B, G)``: ``"on"``, bool; ``"power"`` in MW; ``"fuel"`` and ``"starts"``
+        in $. In all, ``(*B,)`` in MW: ``"demand"`` and ``"wind"`` as they came, the ``"need"`` of
+        capacity; ``"unserved"``, ``"surplus"`` and ``"reserve"`` (what lacks of it).
         """
         hours, units = state["hours"], self.units_table
         on = self.committed(hours, action["discrete"])
@@ -197,7 +201,7 @@ class UnitCommitmentEnv(DifferentiableEnv):
         off = -hours
         cold = off > units["min_down"] + units["cold_hours"]
         start = torch.where(cold, units["cold_start_cost"], units["hot_start_cost"])
-        starts = (start * (on & (hours < 0))).sum(-1)
+        starts = start * (on & (hours < 0))
 
         foreseen = self.days.expected(state["demand"], state["wind"], state["error"])
         need = self.need(*foreseen)[..., 0]
@@ -213,16 +217,20 @@ class UnitCommitmentEnv(DifferentiableEnv):
             units["linear_cost"] + units["quadratic_cost"] * power
         )
         parts = {
-            "fuel": fuel.sum(-1),
+            "on": on,
+            "power": power,
+            "fuel": fuel,
             "starts": starts,
+            "demand": demand,
+            "wind": wind,
+            "need": need,
             "unserved": (load - most).clamp_min(0.0),
             "surplus": (least - load).clamp_min(0.0),
             "reserve": short,
-            "power": power,
         }
         count = torch.where(on, hours.clamp_min(0.0) + 1, hours.clamp_max(0.0) - 1)
         after = {
-            "hours": count.clamp(-_MOST_HOURS, _MOST_HOURS),
+            "hours": count.clamp(-self.most_hours, self.most_hours),
             "demand": _shifted(state["demand"]),
             "wind": _shifted(state["wind"]),
             "error": error,
@@ -310,7 +318,7 @@ class UnitCommitmentEnv(DifferentiableEnv):
     def initial_state(self) -> dict[str, Tensor]:
         """Draw the forecasts of days; units are as they are at the start of each."""
         demand, wind = self.days.draw(self._draw, self.batch_size)
-        hours = self.units_table["initial_hours"].clamp(-_MOST_HOURS, _MOST_HOURS)
+        hours = self.units_table["initial_hours"].clamp(-self.most_hours, self.most_hours)
         hours = hours.expand(*self.batch_size, -1).clone()
         error = demand.new_zeros(*self.batch_size, 2)
         state = {"hours": hours, "demand": demand, "wind": wind, "error": error}
