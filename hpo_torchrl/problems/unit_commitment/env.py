@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import BranchBounds
 from hpo_torchrl.core.checks import check_choice, check_float, check_int
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.problems.unit_commitment.days import Days
 from hpo_torchrl.problems.unit_commitment.dispatch import economic_dispatch, merit_order
+from hpo_torchrl.problems.unit_commitment.rules import PriorityList
 from hpo_torchrl.problems.unit_commitment.units import Units
+from hpo_torchrl.problems.unit_commitment.views import UnitViews
 
 DISPATCHES = ("economic", "learned")
 # Hours on or off are counted up to so many at least; observed in units of so many.
@@ -250,28 +254,6 @@ class UnitCommitmentEnv(DifferentiableEnv):
         """Return the capacity that must be on, in MW."""
         return ((1 + self.reserve) * demand - wind).clamp_min(0.0)
 
-    def list_of(self, need: Tensor, hours: Tensor) -> Tensor:
-        """Return the units that a priority list takes for each coming hour, bool ``(*B, T, G)``.
-
-        Units that must stay on now count in all hours, those that may not start now in none
-        but the later ones.
-
-        Args:
-            need: capacity that must be on, ``(*B, T)``.
-            hours: of the state.
-        """
-        may_stop, may_start = self._may(hours)
-        stays = (hours > 0) & ~may_stop
-        rank = torch.as_tensor(self.units.priority.copy(), device=need.device).argsort()
-        first = (rank.unsqueeze(-1) > rank).to(need)  # (G, G): whether j comes before i
-        capacity = self.units_table["max_power"]
-        there = (~stays & ((hours > 0) | may_start)).to(need) * capacity
-        before = (stays * capacity).sum(-1, keepdim=True) + there @ first.mT
-        later = (stays * capacity).sum(-1, keepdim=True) + (~stays * capacity) @ first.mT
-        before = torch.stack([before, later], -2)
-        index = (torch.arange(need.shape[-1], device=need.device) > 0).long()
-        return (before[..., index, :] < need.unsqueeze(-1)) | stays.unsqueeze(-2)
-
     def _limits(self, state: State, running: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self.units_table["min_power"], self.units_table["max_power"]
         if not self.ramped:
@@ -314,6 +296,14 @@ class UnitCommitmentEnv(DifferentiableEnv):
         if self.ramped:
             parts.append(state["power"] / self.units_table["max_power"])
         return torch.cat(parts, -1)
+
+    def views(self) -> UnitViews:
+        """Return what reads an observation unit by unit."""
+        return UnitViews(self, _HOURS_UNIT)
+
+    def rules(self) -> dict[str, Callable[[], nn.Module]]:
+        """Return the priority list."""
+        return {"priority_list": partial(PriorityList.best, self)}
 
     def initial_state(self) -> dict[str, Tensor]:
         """Draw the forecasts of days; units are as they are at the start of each."""
