@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hpo_torchrl.core.checks import check_choice, check_float, check_int
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.problems.unit_commitment.days import Days
 from hpo_torchrl.problems.unit_commitment.dispatch import economic_dispatch, merit_order
+from hpo_torchrl.problems.unit_commitment.reference import unit_commitment_reference
 from hpo_torchrl.problems.unit_commitment.rules import PriorityList
 from hpo_torchrl.problems.unit_commitment.units import Units
 from hpo_torchrl.problems.unit_commitment.views import UnitViews
@@ -304,6 +305,26 @@ class UnitCommitmentEnv(DifferentiableEnv):
     def rules(self) -> dict[str, Callable[[], nn.Module]]:
         """Return the priority list."""
         return {"priority_list": partial(PriorityList.best, self)}
+
+    reference = unit_commitment_reference
+
+    def describe(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Say what a policy does on a mean day, and draw one; see :func:`describe_schedule`."""
+        from hpo_torchrl.problems.unit_commitment.details import describe_schedule  # pandas is slow
+
+        return describe_schedule(self, *args, **kwargs)
+
+    def decide(self, policy: Any, units: Any) -> Any:
+        """Return tomorrow's schedule, a table; see :func:`decide_schedule`."""
+        from hpo_torchrl.problems.unit_commitment.decision import decide_schedule  # pandas is slow
+
+        return decide_schedule(self, policy, units)
+
+    def details(self, test: Any, policies: Mapping[str, Any], folder: Any = None) -> Any:
+        """Return hours, starts, energy and costs by unit; see :func:`compare_details`."""
+        from hpo_torchrl.problems.unit_commitment.details import compare_details  # pandas is slow
+
+        return compare_details(test, policies, folder)
 
     def initial_state(self) -> dict[str, Tensor]:
         """Draw the forecasts of days; units are as they are at the start of each."""

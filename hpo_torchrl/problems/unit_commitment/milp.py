@@ -109,13 +109,15 @@ def solve(
     started = time.perf_counter()
     check_float("gap", gap, minimum=0.0)
     check_float("time_limit", time_limit, minimum=0.0, strict=True)
-    model = _Model.given(
+    model = _model(
         units,
         demand,
         wind,
         reserve=reserve,
         need=need,
-        costs=(unserved_cost, surplus_cost, reserve_cost),
+        unserved_cost=unserved_cost,
+        surplus_cost=surplus_cost,
+        reserve_cost=reserve_cost,
         power=power,
         segments=segments,
     )
@@ -147,27 +149,24 @@ def lower_bound(
     demand: Any,
     wind: Any = 0.0,
     *,
-    reserve: float = 0.0,
-    need: Any = None,
-    unserved_cost: float | None = None,
-    surplus_cost: float | None = None,
-    reserve_cost: float | None = None,
-    power: Any = None,
     segments: int = 4,
     gap: float = 1e-3,
     time_limit: float = 60.0,
+    **others: Any,
 ) -> float:
     """Return a cost in $ that no schedule goes below, sooner than a good schedule is found.
 
-    It is at least that of the program without whole numbers, which takes a fraction of a second,
-    and what HiGHS proves within the time.
+    It is at least that of the program without whole numbers, a fraction of a second's work, and
+    what HiGHS proves within the time.
 
     Args:
-        units, demand, wind: as for :func:`solve`, and so are all others.
-        reserve, need, unserved_cost, surplus_cost, reserve_cost, power: likewise.
+        units: as for :func:`solve`.
+        demand: likewise.
+        wind: likewise.
         segments: likewise.
         gap: relative gap at which the search ends.
         time_limit: seconds of the search.
+        others: further ones of :func:`solve`: reserve, need, power, and what violations cost.
 
     Raises:
         ValueError: shapes or numbers are wrong, or no schedule is allowed.
@@ -181,22 +180,43 @@ def lower_bound(
     """
     check_float("gap", gap, minimum=0.0)
     check_float("time_limit", time_limit, minimum=0.0, strict=True)
-    program = _Model.given(
-        units,
-        demand,
-        wind,
-        reserve=reserve,
-        need=need,
-        costs=(unserved_cost, surplus_cost, reserve_cost),
-        power=power,
-        segments=segments,
-    ).program
+    program = _model(units, demand, wind, segments=segments, **others).program
     nothing = np.zeros(0, dtype=int)
     relaxed = program.solve(fixed=(nothing, nothing))
     if relaxed.x is None:
         raise _refusal(relaxed, time_limit)
     proved = program.solve(gap=gap, time_limit=time_limit).mip_dual_bound
     return max(float(relaxed.fun), -math.inf if proved is None else float(proved))
+
+
+def _model(
+    units: Units,
+    demand: Any,
+    wind: Any,
+    *,
+    reserve: float = 0.0,
+    need: Any = None,
+    unserved_cost: float | None = None,
+    surplus_cost: float | None = None,
+    reserve_cost: float | None = None,
+    power: Any = None,
+    segments: int,
+) -> _Model:
+    """Return the program of what :func:`solve` is given."""
+    return _Model(
+        units,
+        _day(demand, wind, check_float("reserve", reserve, minimum=-1.0), need),
+        costs=[
+            math.inf if cost is None else check_float(name, cost, minimum=0.0)
+            for name, cost in (
+                ("unserved_cost", unserved_cost),
+                ("surplus_cost", surplus_cost),
+                ("reserve_cost", reserve_cost),
+            )
+        ],
+        power=power,
+        segments=check_int("segments", segments, minimum=1),
+    )
 
 
 def fuel_cost(units: Units, on: np.ndarray, power: np.ndarray) -> float:
@@ -249,7 +269,7 @@ class _Model:
             )
         self.units, self.costs, self.program = units, costs, LinearProgram()
         self.S, self.T = day.demand.shape
-        self.group = _groups(units)
+        self.group = alike(units)
         self.first = np.unique(self.group, return_index=True)[1]
         self.size = np.bincount(self.group).astype(np.float64)
         self._commit()
@@ -257,36 +277,6 @@ class _Model:
         self._give(power)
         self._meet(day)
         self._tangents(segments)
-
-    @classmethod
-    def given(
-        cls,
-        units: Units,
-        demand: Any,
-        wind: Any,
-        *,
-        reserve: float,
-        need: Any,
-        costs: tuple[float | None, ...],
-        power: Any,
-        segments: int,
-    ) -> _Model:
-        """Return the program of what :func:`solve` is given.
-
-        Args:
-            costs: of unserved demand, of surplus and of reserve that lacks; None forbids it.
-        """
-        names = ("unserved_cost", "surplus_cost", "reserve_cost")
-        return cls(
-            units,
-            _day(demand, wind, check_float("reserve", reserve, minimum=-1.0), need),
-            costs=[
-                math.inf if cost is None else check_float(name, cost, minimum=0.0)
-                for name, cost in zip(names, costs, strict=True)
-            ],
-            power=power,
-            segments=check_int("segments", segments, minimum=1),
-        )
 
     def of(self, name: str) -> np.ndarray:
         """Return a number of the units for each group, ``(K,)``."""
@@ -539,8 +529,8 @@ class _Model:
         return np.where(on, self.units.min_power + np.minimum(share, reach), 0.0)
 
 
-def _groups(units: Units) -> np.ndarray:
-    """Return the group of each unit, ``(G,)``: alike in all but name, state and ramps."""
+def alike(units: Units) -> np.ndarray:
+    """Return the group of each unit, ``(G,)``: alike in all but name and state, without ramps."""
     kinds = {field.name for field in fields(units)} - {"names", "initial_hours"}
     table = np.stack([getattr(units, name) for name in sorted(kinds)], -1)
     number = np.where(_ramped(units), np.arange(1, len(units) + 1), 0)

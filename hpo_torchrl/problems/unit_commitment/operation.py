@@ -14,10 +14,11 @@ VIOLATIONS = ("unserved", "surplus", "reserve")
 class Operation(NamedTuple):
     """N days of T hours, and what units did in them.
 
-    Of the units, ``(N, T, G)``: ``on`` and ``started``, bool; ``power`` in MW; ``fuel`` and ``starts``, costs in $.
-    In all, ``(N, T)`` in MW: ``demand`` and ``wind`` as they came, and the ``need`` of capacity;
-    ``unserved``, ``surplus`` and ``reserve`` (what lacks of it). Before the first hour, ``(N, G)``:
-    ``before``, the power of the units in MW (0 where there are no ramps).
+    Of the units, ``(N, T, G)``: ``on`` and ``started``, bool; ``power`` in MW; ``fuel`` and
+    ``starts``, costs in $. In all, ``(N, T)`` in MW: ``demand`` and ``wind`` as they came, and the
+    ``need`` of capacity; ``unserved``, ``surplus`` and ``reserve`` (what lacks of it); the
+    ``capacity`` that is on. Before the first hour, ``(N, G)``: ``before``, the power of the units
+    in MW (0 where there are no ramps).
     """
 
     on: np.ndarray
@@ -31,6 +32,7 @@ class Operation(NamedTuple):
     unserved: np.ndarray
     surplus: np.ndarray
     reserve: np.ndarray
+    capacity: np.ndarray
     before: np.ndarray
 
     @property
@@ -58,7 +60,9 @@ def operate(test: Any, policy: Any) -> Operation:
             _, parts = env.hour(state, actions[:, t].to_dict(), noise[:, t])
             none = torch.zeros_like(parts["power"])
             started = parts["on"] & (state["hours"] < 0)
-            hours.append({**parts, "started": started, "before": state.get("power", none)})
+            capacity = (parts["on"] * env.units_table["max_power"]).sum(-1)
+            more = {"started": started, "capacity": capacity, "before": state.get("power", none)}
+            hours.append(parts | more)
     length = min(env.horizon, len(hours))
     whole = {name: _days([hour[name] for hour in hours], length) for name in hours[0]}
     return Operation(**{**whole, "before": whole["before"][:, 0]})
