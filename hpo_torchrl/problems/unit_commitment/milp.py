@@ -80,7 +80,7 @@ def solve(
     (identical units).
 
     Args:
-        units: the generating units; a cold start costs at least what a hot one does.
+        units: the generating units.
         demand: in MW, ``(T,)``, or ``(S, T)`` for S equally likely scenarios.
         wind: power that is there for nothing, in MW; what is not needed is lost.
         reserve: share of the demand by which capacity that is on must exceed it.
@@ -189,11 +189,6 @@ class _Model:
         power: Any,
         segments: int,
     ) -> None:
-        if np.any(units.cold_start_cost < units.hot_start_cost):
-            place = units.names[int(np.argmax(units.hot_start_cost - units.cold_start_cost))]
-            raise ValueError(
-                f"units: cold_start_cost must be at least hot_start_cost; of {place!r} it is less."
-            )
         self.units, self.costs, self.program = units, costs, LinearProgram()
         self.S, self.T = day.demand.shape
         self.group = _groups(units)
