@@ -80,7 +80,7 @@ def solve(
     (identical units).
 
     Args:
-        units: the generating units; a cold start costs at least what a hot one does.
+        units: the generating units.
         demand: in MW, ``(T,)``, or ``(S, T)`` for S equally likely scenarios.
         wind: power that is there for nothing, in MW; what is not needed is lost.
         reserve: share of the demand by which capacity that is on must exceed it.
@@ -262,11 +262,6 @@ class _Model:
         power: Any,
         segments: int,
     ) -> None:
-        if np.any(units.cold_start_cost < units.hot_start_cost):
-            place = units.names[int(np.argmax(units.hot_start_cost - units.cold_start_cost))]
-            raise ValueError(
-                f"units: cold_start_cost must be at least hot_start_cost; of {place!r} it is less."
-            )
         self.units, self.costs, self.program = units, costs, LinearProgram()
         self.S, self.T = day.demand.shape
         self.group = alike(units)
@@ -287,37 +282,18 @@ class _Model:
         units, program, K = self.units, self.program, len(self.size)
         hours = units.initial_hours
         past = int(max(units.min_up.max(), (units.min_down + units.cold_hours).max()))
-        self.hour = np.arange(-past, self.T)  # of the starts and stops
+        self.past = past  # hours before the first that starts and stops have
         began = np.zeros((2, K, past))
         for sign, table in zip((1, -1), began, strict=True):
             seen = (hours * sign > 0) & (hours * sign <= past)
             place = past - (hours * sign)[seen].astype(int)
             np.add.at(table, (self.group[seen], place), 1.0)
-        on_before = np.bincount(self.group, hours > 0, minlength=K)[:, None]
-        size = np.broadcast_to(self.size[:, None], (K, self.T))
-        least = np.where(self.of("must_run"), self.size, 0.0)[:, None]
-        fuel = self.of("min_power") * (
-            self.of("linear_cost") + self.of("quadratic_cost") * self.of("min_power")
-        )
-        self.on = program.variables(
-            (K, self.T + 1),
-            low=np.hstack([on_before, np.broadcast_to(least, size.shape)]),
-            high=np.hstack([on_before, size]),
-            cost=np.hstack([np.zeros((K, 1)), size * 0 + (self.of("fixed_cost") + fuel)[:, None]]),
-            integer=True,
-        )
-        none = np.zeros_like(size)
-        cold = np.hstack([began[0] * 0, none + self.of("cold_start_cost")[:, None]])
-        self.start, self.stop = (
-            program.variables(
-                (K, past + self.T),
-                low=np.hstack([table, none]),
-                high=np.hstack([table, size]),
-                cost=cost,
-                integer=True,
-            )
-            for table, cost in zip(began, (cold, 0.0), strict=True)
-        )
+        was_on = np.bincount(self.group, hours > 0, minlength=K)[:, None]
+        low, quadratic = self.of("min_power"), self.of("quadratic_cost")
+        hourly = self.of("fixed_cost") + (self.of("linear_cost") + quadratic * low) * low
+        self.on = self._counts(was_on, self.of("must_run") * self.size, hourly)
+        self.start = self._counts(began[0], 0 * low, self.of("cold_start_cost"))
+        self.stop = self._counts(began[1], 0 * low, 0 * low)
         change = program.rows((K, self.T), low=0.0, high=0.0)
         program.put(change, self.on[:, 1:], 1.0)
         program.put(change, self.on[:, :-1], -1.0)
@@ -331,9 +307,21 @@ class _Model:
         program.put(stays_off[..., None], self.stop[:, None], self._within("min_down"))
         program.put(stays_off, self.on[:, 1:], 1.0)
 
+    def _counts(self, known: np.ndarray, least: np.ndarray, cost: np.ndarray) -> np.ndarray:
+        """Add numbers of units by group and hour: known ones, then at least so many, at a cost."""
+        shape = len(self.size), self.T
+        low, high, each = (np.broadcast_to(x[:, None], shape) for x in (least, self.size, cost))
+        return self.program.variables(
+            (shape[0], known.shape[1] + self.T),
+            low=np.hstack([known, low]),
+            high=np.hstack([known, high]),
+            cost=np.hstack([0 * known, each]),
+            integer=True,
+        )
+
     def _ago(self) -> np.ndarray:
         """Return how many hours before an hour, ``(T, 1)``, another one is, ``(T, past + T)``."""
-        return np.arange(self.T)[:, None] - self.hour
+        return np.arange(self.T)[:, None] - np.arange(-self.past, self.T)
 
     def _within(self, name: str) -> np.ndarray:
         """Return 1 for the hours of a minimum time that ends now, else 0, ``(K, T, past + T)``."""
@@ -347,10 +335,10 @@ class _Model:
         saved = self.of("cold_start_cost") - self.of("hot_start_cost")
         hot = (ago >= down) & (ago <= down + self.of("cold_hours")[:, None, None])
         k, t, s = np.nonzero(hot & (saved > 0)[:, None, None])
-        self.match = program.variables(k.shape, cost=-saved[k])
-        for at, variable in ((t - self.hour[0], self.start), (s, self.stop)):
+        match = program.variables(k.shape, cost=-saved[k])
+        for at, variable in ((self.past + t, self.start), (s, self.stop)):
             rows = program.rows(variable.shape, high=0.0)
-            program.put(rows[k, at], self.match, 1.0)
+            program.put(rows[k, at], match, 1.0)
             program.put(rows, variable, -1.0)
 
     def _give(self, before: Any) -> None:
@@ -498,9 +486,9 @@ class _Model:
         Of those that may stop, those that have run longest do. Of those that may start, the one
         that is next to grow cold does.
         """
-        units, past = self.units, -int(self.hour[0])
+        units = self.units
         starts, stops = (
-            np.round(values[part[:, past:]]).astype(int) for part in (self.start, self.stop)
+            np.round(values[part[:, self.past :]]).astype(int) for part in (self.start, self.stop)
         )
         hours, on = units.initial_hours.copy(), np.zeros((self.T, len(units)), dtype=bool)
         hot = units.min_down + units.cold_hours
