@@ -12,6 +12,7 @@ from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.problems.unit_commitment.operation import VIOLATIONS, Operation, operate
 from hpo_torchrl.problems.unit_commitment.picture import plot_schedules
+from hpo_torchrl.problems.unit_commitment.rules import PriorityList
 
 TOTAL = "all"
 
@@ -58,9 +59,9 @@ def describe_schedule(
 
 def _title(reference: Reference) -> str:
     """Return what the policy of a reference is called."""
-    if reference.optimal_cost is not None:
-        return "optimal"
-    return "best schedule found" if reference.upper_bound is not None else "priority list"
+    if isinstance(reference.policy, PriorityList):
+        return "priority list"
+    return "optimal" if reference.optimal_cost is not None else "best schedule found"
 
 
 def unit_details(env: Any, found: Operation) -> pd.DataFrame:

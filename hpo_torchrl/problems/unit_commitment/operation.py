@@ -17,8 +17,7 @@ class Operation(NamedTuple):
     Of the units, ``(N, T, G)``: ``on`` and ``started``, bool; ``power`` in MW; ``fuel`` and
     ``starts``, costs in $. In all, ``(N, T)`` in MW: ``demand`` and ``wind`` as they came, and the
     ``need`` of capacity; ``unserved``, ``surplus`` and ``reserve`` (what lacks of it); the
-    ``capacity`` that is on. Before the first hour, ``(N, G)``: ``before``, the power of the units
-    in MW (0 where there are no ramps).
+    ``capacity`` that is on.
     """
 
     on: np.ndarray
@@ -33,7 +32,6 @@ class Operation(NamedTuple):
     surplus: np.ndarray
     reserve: np.ndarray
     capacity: np.ndarray
-    before: np.ndarray
 
     @property
     def wind_used(self) -> np.ndarray:
@@ -58,14 +56,11 @@ def operate(test: Any, policy: Any) -> Operation:
         for t in range(steps):  # dispatch needs G² numbers of each instance and hour
             state = states[:, t].to_dict()
             _, parts = env.hour(state, actions[:, t].to_dict(), noise[:, t])
-            none = torch.zeros_like(parts["power"])
             started = parts["on"] & (state["hours"] < 0)
             capacity = (parts["on"] * env.units_table["max_power"]).sum(-1)
-            more = {"started": started, "capacity": capacity, "before": state.get("power", none)}
-            hours.append(parts | more)
+            hours.append(parts | {"started": started, "capacity": capacity})
     length = min(env.horizon, len(hours))
-    whole = {name: _days([hour[name] for hour in hours], length) for name in hours[0]}
-    return Operation(**{**whole, "before": whole["before"][:, 0]})
+    return Operation(**{name: _days([hour[name] for hour in hours], length) for name in hours[0]})
 
 
 def _days(hours: list[Tensor], length: int) -> np.ndarray:

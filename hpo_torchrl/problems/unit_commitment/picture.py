@@ -67,6 +67,7 @@ def plot_schedules(
         The path.
     """
     from matplotlib import colormaps
+    from matplotlib.ticker import MultipleLocator
 
     rows = rows_of(units)
     colors = colormaps["viridis"](np.linspace(0.0, 0.95, len(rows)))
@@ -81,6 +82,7 @@ def plot_schedules(
     top = max(axes.get_ylim()[1] for axes in loads)
     for axes in loads:
         axes.set(xlabel="hour of the day", ylim=(0.0, top))
+        axes.xaxis.set_major_locator(MultipleLocator(6))
     handles, labels = loads[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8

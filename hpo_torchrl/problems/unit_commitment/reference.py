@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.modules import RulePolicy
-from hpo_torchrl.problems.unit_commitment.milp import Schedule, lower_bound, solve
-from hpo_torchrl.problems.unit_commitment.operation import Operation, operate
+from hpo_torchrl.problems.unit_commitment.milp import Schedule, lower_bound
+from hpo_torchrl.problems.unit_commitment.rolling import foresight
 from hpo_torchrl.problems.unit_commitment.rules import PriorityList
 
-# Seconds for a reference in all, relative gap below which a schedule counts as the optimum, and at
-# which the bound of one day among many will do.
-_SECONDS, _EXACT, _FAIR = 60.0, 1e-5, 1e-3
+# Seconds that a reference may take; relative gap below which a schedule counts as the optimum, and
+# at which the bound of one day among many will do.
+_SECONDS, _EXACT, _FAIR = 45.0, 1e-5, 1e-3
 
 
 class DaySchedule(RulePolicy):
@@ -53,11 +53,11 @@ class DaySchedule(RulePolicy):
 
 
 def unit_commitment_reference(env: Any, test: Test) -> Reference:
-    """Return what is known of the best schedule for the days of a test, per hour.
+    """Return what is known of the best schedule for the days of a test, per hour, within a minute.
 
     Of a day that is certain: the schedule that the mixed-integer program finds, replayed in the
     simulator, and its certified bound. Where dispatch is economic and ramps bind, the simulator may
-    not follow it, and the cost of the replay is the upper bound.
+    not follow it; the upper bound is then the cost of the replay or of the priority list.
 
     Of days that are drawn: a lower bound by perfect information, the mean over the very days of the
     test of what no schedule goes below that knows the whole day at its beginning. Demand and wind
@@ -74,43 +74,25 @@ def unit_commitment_reference(env: Any, test: Test) -> Reference:
         known: dict[str, Any] = {"objective": test.objective, "discount": test.discount}
         return Reference(baselines=baselines, policy=rule, **known)
     of: dict[str, Any] = {"baselines": baselines, "objective": "return", "paired": True}
-    days = operate(test, rule)
+    days = _days(test, rule)
     if not env.days.certain:
-        bound = float(np.mean(perfect_information(env, days))) / env.horizon
-        return Reference(lower_bound=bound, policy=rule, **of)
-    best = solve(env.units, **_day(env, days, 0), gap=_EXACT / 2, time_limit=_SECONDS)
-    policy = DaySchedule(best, env)
+        share = _SECONDS / len(days)
+        bounds = foresight(env, days, lower_bound, gap=_FAIR, time_limit=share)
+        return Reference(lower_bound=float(np.mean(bounds)) / env.horizon, policy=rule, **of)
+    [best] = foresight(env, days[:1], gap=_EXACT / 2, time_limit=_SECONDS)
+    schedule = DaySchedule(best, env)
     bound, cost = best.bound / env.horizon, best.cost / env.horizon
-    replayed = test.run(policy).mean
+    replayed = test.run(schedule).mean
     if replayed > cost * (1 + _EXACT):  # more than rounding
         cost = replayed
     if cost - bound <= _EXACT * abs(cost):
-        return Reference(optimal_cost=cost, policy=policy, **of)
-    return Reference(lower_bound=bound, upper_bound=cost, policy=policy, **of)
+        return Reference(optimal_cost=cost, policy=schedule, **of)
+    listed = baselines["priority list"]
+    policy = schedule if cost <= listed else rule
+    return Reference(lower_bound=bound, upper_bound=min(cost, listed), policy=policy, **of)
 
 
-def perfect_information(env: Any, days: Operation, seconds: float = _SECONDS) -> np.ndarray:
-    """Return a cost in $ for each day, ``(N,)``, that no schedule goes below, though it knows all.
-
-    Args:
-        env: the environment.
-        days: the days.
-        seconds: time for all of them; a day whose share is short has a looser bound.
-    """
-    end, number = time.perf_counter() + seconds, len(days.demand)
-    bounds = np.empty(number)
-    for i in range(number):
-        left = max((end - time.perf_counter()) / (number - i), 0.01)
-        bounds[i] = lower_bound(env.units, **_day(env, days, i), gap=_FAIR, time_limit=left)
-    return bounds
-
-
-def _day(env: Any, days: Operation, i: int) -> dict[str, Any]:
-    """Return a day, and what the simulator charges, as the program takes them."""
-    return {
-        "demand": days.demand[i],
-        "wind": days.wind[i],
-        "need": days.need[i],
-        "power": days.before[i] if env.ramped else None,
-        **{f"{name}_cost": penalty for name, penalty in env.penalties.items()},
-    }
+def _days(test: Any, policy: Any) -> TensorDictBase:
+    """Return the days of a test, ``(N, T)``."""
+    whole = torch.cat([run for run, _ in test.rollouts(policy)], -1)
+    return whole.reshape(-1, test.env.horizon)

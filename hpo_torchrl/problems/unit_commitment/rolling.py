@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,9 @@ class RollingMILP(RulePolicy):
         return torch.stack(errors, 1)
 
 
-def foresight(env: Any, days: TensorDictBase, **limits: Any) -> list[Schedule]:
+def foresight(
+    env: Any, days: TensorDictBase, by: Callable[..., Any] = solve, **limits: Any
+) -> list[Any]:
     """Return the best schedules of days of which all is known beforehand.
 
     No policy can do better on these days, whatever it does not know: the mean of the bounds is a
@@ -119,7 +122,8 @@ def foresight(env: Any, days: TensorDictBase, **limits: Any) -> list[Schedule]:
     Args:
         env: the environment.
         days: a rollout of whole days, ``(*B, T)``, by any policy: what comes does not depend on it.
-        limits: ``gap``, ``segments`` and ``time_limit`` of :func:`solve`.
+        by: :func:`solve`; or :func:`lower_bound`, for the bounds alone.
+        limits: ``gap``, ``segments`` and ``time_limit`` of it.
     """
     flat = days.reshape(-1, days.shape[-1])
     found = []
@@ -127,7 +131,8 @@ def foresight(env: Any, days: TensorDictBase, **limits: Any) -> list[Schedule]:
         errors = torch.cat([day["error"][:1], day["next", "error"]]).double()
         demand, wind = (day[name][0].double() for name in ("demand", "wind"))
         power = day["power"][0] if env.ramped else None
-        found.append(_solve(env, day["hours"][0], _come(env, demand, wind, errors), power, limits))
+        come = _come(env, demand, wind, errors)
+        found.append(_solve(env, day["hours"][0], come, power, limits, by))
     return found
 
 
@@ -147,11 +152,16 @@ def _come(env: Any, demand: Tensor, wind: Tensor, errors: Tensor) -> tuple[Tenso
 
 
 def _solve(
-    env: Any, hours: Tensor, day: tuple[Tensor, ...], power: Tensor | None, limits: dict[str, Any]
-) -> Schedule:
+    env: Any,
+    hours: Tensor,
+    day: tuple[Tensor, ...],
+    power: Tensor | None,
+    limits: dict[str, Any],
+    by: Callable[..., Any] = solve,
+) -> Any:
     """Solve a day, or what is left of it, from a state on."""
     demand, wind, need = (part.numpy() for part in day)
-    return solve(
+    return by(
         env.units.changed(initial_hours=hours.double().numpy()),
         np.maximum(demand, 0.0),
         wind,
