@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -328,11 +328,15 @@ class UnitCommitmentEnv(DifferentiableEnv):
 
     def initial_state(self) -> dict[str, Tensor]:
         """Draw the forecasts of days; units are as they are at the start of each."""
-        demand, wind = self.days.draw(self._draw, self.batch_size)
+        return self.morning(self.batch_size)
+
+    def morning(self, batch: Sequence[int]) -> dict[str, Tensor]:
+        """Draw the states before so many days, of the shape ``batch``."""
+        demand, wind = self.days.draw(self._draw, batch)
         hours = self.units_table["initial_hours"].clamp(-self.most_hours, self.most_hours)
-        hours = hours.expand(*self.batch_size, -1).clone()
-        error = demand.new_zeros(*self.batch_size, 2)
-        state = {"hours": hours, "demand": demand, "wind": wind, "error": error}
+        hours = hours.expand(*batch, -1).clone()
+        state = {"hours": hours, "demand": demand, "wind": wind}
+        state["error"] = demand.new_zeros(*batch, 2)
         if self.ramped:
             # Units that are on share the first hour's load.
             on = (hours > 0).to(demand)

@@ -124,10 +124,14 @@ def _draw_dispatch(axes: Any, rows: list[Row], colors: np.ndarray, one: Operatio
         above = below + one.power[:, row.units].sum(-1)
         axes.fill_between(edges, _to_end(below), _to_end(above), color=color, **style)
         below = above
-    if one.wind.any():
-        above = below + one.wind_used
-        ends = _to_end(below), _to_end(above)
-        axes.fill_between(edges, *ends, color=_WIND, label="wind used", **style)
+    for label, amount, look in (
+        ("wind used", one.wind_used, {"color": _WIND}),
+        ("unserved", one.unserved, {"facecolor": "none", "edgecolor": ORANGE, "hatch": "xxx"}),
+    ):
+        if amount.any():
+            above = below + amount
+            axes.fill_between(edges, _to_end(below), _to_end(above), label=label, **look, **style)
+            below = above
     axes.stairs(one.demand, edges, color=BLACK, linewidth=1.4, label="demand", baseline=None)
     capacity = one.capacity
     axes.stairs(capacity, edges, color=GREY, linewidth=1.0, label="capacity on", baseline=None)

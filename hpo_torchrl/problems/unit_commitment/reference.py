@@ -76,9 +76,11 @@ def unit_commitment_reference(env: Any, test: Test) -> Reference:
     of: dict[str, Any] = {"baselines": baselines, "objective": "return", "paired": True}
     days = _days(test, rule)
     if not env.days.certain:
-        share = _SECONDS / len(days)
-        bounds = foresight(env, days, lower_bound, gap=_FAIR, time_limit=share)
-        return Reference(lower_bound=float(np.mean(bounds)) / env.horizon, policy=rule, **of)
+        different, number = _different(days)
+        limits = {"gap": _FAIR, "time_limit": _SECONDS / len(different)}
+        bounds = np.asarray(foresight(env, different, lower_bound, **limits))
+        bound = float(np.average(bounds, weights=number)) / env.horizon
+        return Reference(lower_bound=bound, policy=rule, **of)
     [best] = foresight(env, days[:1], gap=_EXACT / 2, time_limit=_SECONDS)
     schedule = DaySchedule(best, env)
     bound, cost = best.bound / env.horizon, best.cost / env.horizon
@@ -96,3 +98,11 @@ def _days(test: Any, policy: Any) -> TensorDictBase:
     """Return the days of a test, ``(N, T)``."""
     whole = torch.cat([run for run, _ in test.rollouts(policy)], -1)
     return whole.reshape(-1, test.env.horizon)
+
+
+def _different(days: TensorDictBase) -> tuple[TensorDictBase, np.ndarray]:
+    """Return days ``(N, T)`` that differ in what comes, each once, and how many there are of it."""
+    come = [days["demand"][:, 0], days["wind"][:, 0], days["next", "error"].flatten(1)]
+    table = torch.cat(come, -1).cpu().numpy()
+    _, first, number = np.unique(table, axis=0, return_index=True, return_counts=True)
+    return days[first.tolist()], number

@@ -96,7 +96,7 @@ class Units:
     def __post_init__(self) -> None:
         for field in fields(self):
             if field.name != "names":
-                value = np.asarray(getattr(self, field.name), dtype=np.float64)
+                value = np.array(getattr(self, field.name), dtype=np.float64)  # its own
                 object.__setattr__(self, field.name, value)
         object.__setattr__(self, "must_run", self.must_run > 0)
         ramped = np.maximum(self.min_power, self.ramp_up)
