@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from hpo_torchrl.core.checks import check_choice, check_float, check_int
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.problems.unit_commitment.days import Days
 from hpo_torchrl.problems.unit_commitment.dispatch import economic_dispatch, merit_order
+from hpo_torchrl.problems.unit_commitment.reference import unit_commitment_reference
 from hpo_torchrl.problems.unit_commitment.rules import PriorityList
 from hpo_torchrl.problems.unit_commitment.units import Units
 from hpo_torchrl.problems.unit_commitment.views import UnitViews
 
 DISPATCHES = ("economic", "learned")
-# Hours on or off are counted up to so many; observed in units of so many.
+# Hours on or off are counted up to so many at least; observed in units of so many.
 _MOST_HOURS, _HOURS_UNIT = 48.0, 8.0
 
 
@@ -138,6 +139,9 @@ class UnitCommitmentEnv(DifferentiableEnv):
         self.learned_dispatch = check_choice("dispatch", dispatch, DISPATCHES) == "learned"
         self.ramped = bool(np.isfinite([self.units.ramp_up, self.units.ramp_down]).any())
         self.capacity = float(self.units.max_power.sum())
+        # Beyond these, no further hour changes what a unit may do and what its start costs.
+        cold = self.units.min_down + self.units.cold_hours + 1
+        self.most_hours = max(_MOST_HOURS, float(cold.max()), float(self.units.min_up.max()))
         self._check_capacity()
         zero = np.zeros(G)
         ends = (
@@ -184,7 +188,7 @@ class UnitCommitmentEnv(DifferentiableEnv):
             The next state and the reward ``(*B,)``, in $ an hour.
         """
         after, parts = self.hour(state, action, noise)
-        cost = parts["fuel"] + parts["starts"]
+        cost = (parts["fuel"] + parts["starts"]).sum(-1)
         for name, penalty in self.penalties.items():
             cost = cost + penalty * parts[name]
         return after, -cost
@@ -192,8 +196,9 @@ class UnitCommitmentEnv(DifferentiableEnv):
     def hour(self, state: State, action: Action, noise: Tensor) -> tuple[dict, dict[str, Tensor]]:
         """Return the next state, and what :meth:`dynamics` adds up, by name.
 
-        ``"fuel"`` and ``"starts"`` in $, ``"unserved"``, ``"surplus"`` and ``"reserve"`` (missing)
-        in MW, all ``(*B,)``; ``"power"`` of the units in MW, ``(*B, G)``.
+        Of the units, ``(*B, G)``: ``"on"``, bool; ``"power"`` in MW; ``"fuel"`` and ``"starts"``
+        in $. In all, ``(*B,)`` in MW: ``"demand"`` and ``"wind"`` as they came, the ``"need"`` of
+        capacity; ``"unserved"``, ``"surplus"`` and ``"reserve"`` (what lacks of it).
         """
         hours, units = state["hours"], self.units_table
         on = self.committed(hours, action["discrete"])
@@ -201,7 +206,7 @@ class UnitCommitmentEnv(DifferentiableEnv):
         off = -hours
         cold = off > units["min_down"] + units["cold_hours"]
         start = torch.where(cold, units["cold_start_cost"], units["hot_start_cost"])
-        starts = (start * (on & (hours < 0))).sum(-1)
+        starts = start * (on & (hours < 0))
 
         foreseen = self.days.expected(state["demand"], state["wind"], state["error"])
         need = self.need(*foreseen)[..., 0]
@@ -217,16 +222,20 @@ class UnitCommitmentEnv(DifferentiableEnv):
             units["linear_cost"] + units["quadratic_cost"] * power
         )
         parts = {
-            "fuel": fuel.sum(-1),
+            "on": on,
+            "power": power,
+            "fuel": fuel,
             "starts": starts,
+            "demand": demand,
+            "wind": wind,
+            "need": need,
             "unserved": (load - most).clamp_min(0.0),
             "surplus": (least - load).clamp_min(0.0),
             "reserve": short,
-            "power": power,
         }
         count = torch.where(on, hours.clamp_min(0.0) + 1, hours.clamp_max(0.0) - 1)
         after = {
-            "hours": count.clamp(-_MOST_HOURS, _MOST_HOURS),
+            "hours": count.clamp(-self.most_hours, self.most_hours),
             "demand": _shifted(state["demand"]),
             "wind": _shifted(state["wind"]),
             "error": error,
@@ -297,10 +306,30 @@ class UnitCommitmentEnv(DifferentiableEnv):
         """Return the priority list."""
         return {"priority_list": partial(PriorityList.best, self)}
 
+    reference = unit_commitment_reference
+
+    def describe(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Say what a policy does on a mean day, and draw one; see :func:`describe_schedule`."""
+        from hpo_torchrl.problems.unit_commitment.details import describe_schedule  # pandas is slow
+
+        return describe_schedule(self, *args, **kwargs)
+
+    def decide(self, policy: Any, units: Any) -> Any:
+        """Return tomorrow's schedule, a table; see :func:`decide_schedule`."""
+        from hpo_torchrl.problems.unit_commitment.decision import decide_schedule  # pandas is slow
+
+        return decide_schedule(self, policy, units)
+
+    def details(self, test: Any, policies: Mapping[str, Any], folder: Any = None) -> Any:
+        """Return hours, starts, energy and costs by unit; see :func:`compare_details`."""
+        from hpo_torchrl.problems.unit_commitment.details import compare_details  # pandas is slow
+
+        return compare_details(test, policies, folder)
+
     def initial_state(self) -> dict[str, Tensor]:
         """Draw the forecasts of days; units are as they are at the start of each."""
         demand, wind = self.days.draw(self._draw, self.batch_size)
-        hours = self.units_table["initial_hours"].clamp(-_MOST_HOURS, _MOST_HOURS)
+        hours = self.units_table["initial_hours"].clamp(-self.most_hours, self.most_hours)
         hours = hours.expand(*self.batch_size, -1).clone()
         error = demand.new_zeros(*self.batch_size, 2)
         state = {"hours": hours, "demand": demand, "wind": wind, "error": error}

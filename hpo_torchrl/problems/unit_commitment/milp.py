@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,6 +52,7 @@ def solve(
     wind: Any = 0.0,
     *,
     reserve: float = 0.0,
+    need: Any = None,
     unserved_cost: float | None = None,
     surplus_cost: float | None = None,
     reserve_cost: float | None = None,
@@ -79,11 +80,12 @@ def solve(
     (identical units).
 
     Args:
-        units: the generating units; a cold start costs at least what a hot one does.
+        units: the generating units.
         demand: in MW, ``(T,)``, or ``(S, T)`` for S equally likely scenarios.
         wind: power that is there for nothing, in MW; what is not needed is lost.
-        reserve: the units that are on must be able to give this much more than the demand, less
-            the wind: ``sum max_power >= (1 + reserve) demand - wind``.
+        reserve: share of the demand by which capacity that is on must exceed it.
+        need: capacity that must be on, in MW, ``(T,)`` or ``(S, T)``; None for
+            ``(1 + reserve) demand - wind``.
         unserved_cost: of demand that is not met, in $/MWh; None forbids it.
         surplus_cost: of power that nothing takes, in $/MWh; None forbids it.
         reserve_cost: of reserve that lacks, in $/MW an hour; None forbids it.
@@ -107,21 +109,17 @@ def solve(
     started = time.perf_counter()
     check_float("gap", gap, minimum=0.0)
     check_float("time_limit", time_limit, minimum=0.0, strict=True)
-    model = _Model(
+    model = _model(
         units,
-        _hourly("demand", demand),
-        _hourly("wind", wind),
-        reserve=check_float("reserve", reserve, minimum=-1.0),
-        costs=[
-            math.inf if cost is None else check_float(name, cost, minimum=0.0)
-            for name, cost in (
-                ("unserved_cost", unserved_cost),
-                ("surplus_cost", surplus_cost),
-                ("reserve_cost", reserve_cost),
-            )
-        ],
+        demand,
+        wind,
+        reserve=reserve,
+        need=need,
+        unserved_cost=unserved_cost,
+        surplus_cost=surplus_cost,
+        reserve_cost=reserve_cost,
         power=power,
-        segments=check_int("segments", segments, minimum=1),
+        segments=segments,
     )
     found: list[Schedule] = []
     bounds = [-math.inf]
@@ -139,11 +137,86 @@ def solve(
             break
     if not found:
         raise _refusal(result, time_limit)
-    if np.ndim(demand) < 2 and np.ndim(wind) < 2:
+    if max(np.ndim(demand), np.ndim(wind), np.ndim(need)) < 2:
         hourly = ("power", "unserved", "surplus", "shortfall")
         best = replace(best, **{name: getattr(best, name)[0] for name in hourly})
     seconds = time.perf_counter() - started
     return replace(best, bound=bounds[-1], seconds=seconds)
+
+
+def lower_bound(
+    units: Units,
+    demand: Any,
+    wind: Any = 0.0,
+    *,
+    segments: int = 4,
+    gap: float = 1e-3,
+    time_limit: float = 60.0,
+    **others: Any,
+) -> float:
+    """Return a cost in $ that no schedule goes below, sooner than a good schedule is found.
+
+    It is at least that of the program without whole numbers, a fraction of a second's work, and
+    what HiGHS proves within the time.
+
+    Args:
+        units: as for :func:`solve`.
+        demand: likewise.
+        wind: likewise.
+        segments: likewise.
+        gap: relative gap at which the search ends.
+        time_limit: seconds of the search.
+        others: further ones of :func:`solve`: reserve, need, power, and what violations cost.
+
+    Raises:
+        ValueError: shapes or numbers are wrong, or no schedule is allowed.
+
+    Examples:
+        >>> from hpo_torchrl.problems.unit_commitment import Units, kazarlis_demand, solve
+        >>> from hpo_torchrl.problems.unit_commitment.milp import lower_bound
+        >>> day = {"units": Units.kazarlis(), "demand": kazarlis_demand()[:6], "reserve": 0.1}
+        >>> bool(0.99 < lower_bound(**day) / solve(**day).cost <= 1.0)
+        True
+    """
+    check_float("gap", gap, minimum=0.0)
+    check_float("time_limit", time_limit, minimum=0.0, strict=True)
+    program = _model(units, demand, wind, segments=segments, **others).program
+    nothing = np.zeros(0, dtype=int)
+    relaxed = program.solve(fixed=(nothing, nothing))
+    if relaxed.x is None:
+        raise _refusal(relaxed, time_limit)
+    proved = program.solve(gap=gap, time_limit=time_limit).mip_dual_bound
+    return max(float(relaxed.fun), -math.inf if proved is None else float(proved))
+
+
+def _model(
+    units: Units,
+    demand: Any,
+    wind: Any,
+    *,
+    reserve: float = 0.0,
+    need: Any = None,
+    unserved_cost: float | None = None,
+    surplus_cost: float | None = None,
+    reserve_cost: float | None = None,
+    power: Any = None,
+    segments: int,
+) -> _Model:
+    """Return the program of what :func:`solve` is given."""
+    return _Model(
+        units,
+        _day(demand, wind, check_float("reserve", reserve, minimum=-1.0), need),
+        costs=[
+            math.inf if cost is None else check_float(name, cost, minimum=0.0)
+            for name, cost in (
+                ("unserved_cost", unserved_cost),
+                ("surplus_cost", surplus_cost),
+                ("reserve_cost", reserve_cost),
+            )
+        ],
+        power=power,
+        segments=check_int("segments", segments, minimum=1),
+    )
 
 
 def fuel_cost(units: Units, on: np.ndarray, power: np.ndarray) -> float:
@@ -165,6 +238,14 @@ def start_cost(units: Units, on: np.ndarray) -> float:
     return total
 
 
+class _Day(NamedTuple):
+    """Demand, wind and the capacity that must be on, in MW, ``(S, T)`` each."""
+
+    demand: np.ndarray
+    wind: np.ndarray
+    need: np.ndarray
+
+
 class _Model:
     """The linear program of K groups of alike units, T hours and S scenarios.
 
@@ -175,35 +256,21 @@ class _Model:
     def __init__(
         self,
         units: Units,
-        demand: np.ndarray,
-        wind: np.ndarray,
+        day: _Day,
         *,
-        reserve: float,
         costs: list[float],
         power: Any,
         segments: int,
     ) -> None:
-        if np.any(units.cold_start_cost < units.hot_start_cost):
-            place = units.names[int(np.argmax(units.hot_start_cost - units.cold_start_cost))]
-            raise ValueError(
-                f"units: cold_start_cost must be at least hot_start_cost; of {place!r} it is less."
-            )
-        try:
-            demand, wind = np.broadcast_arrays(demand, wind)
-        except ValueError:
-            raise ValueError(
-                "demand and wind must have as many hours and scenarios as one another, got the "
-                f"shapes {demand.shape} and {wind.shape}."
-            ) from None
         self.units, self.costs, self.program = units, costs, LinearProgram()
-        self.S, self.T = demand.shape
-        self.group = _groups(units)
+        self.S, self.T = day.demand.shape
+        self.group = alike(units)
         self.first = np.unique(self.group, return_index=True)[1]
         self.size = np.bincount(self.group).astype(np.float64)
         self._commit()
         self._starts()
         self._give(power)
-        self._meet(demand, wind, reserve)
+        self._meet(day)
         self._tangents(segments)
 
     def of(self, name: str) -> np.ndarray:
@@ -215,37 +282,18 @@ class _Model:
         units, program, K = self.units, self.program, len(self.size)
         hours = units.initial_hours
         past = int(max(units.min_up.max(), (units.min_down + units.cold_hours).max()))
-        self.hour = np.arange(-past, self.T)  # of the starts and stops
+        self.past = past  # hours before the first that starts and stops have
         began = np.zeros((2, K, past))
         for sign, table in zip((1, -1), began, strict=True):
             seen = (hours * sign > 0) & (hours * sign <= past)
             place = past - (hours * sign)[seen].astype(int)
             np.add.at(table, (self.group[seen], place), 1.0)
-        on_before = np.bincount(self.group, hours > 0, minlength=K)[:, None]
-        size = np.broadcast_to(self.size[:, None], (K, self.T))
-        least = np.where(self.of("must_run"), self.size, 0.0)[:, None]
-        fuel = self.of("min_power") * (
-            self.of("linear_cost") + self.of("quadratic_cost") * self.of("min_power")
-        )
-        self.on = program.variables(
-            (K, self.T + 1),
-            low=np.hstack([on_before, np.broadcast_to(least, size.shape)]),
-            high=np.hstack([on_before, size]),
-            cost=np.hstack([np.zeros((K, 1)), size * 0 + (self.of("fixed_cost") + fuel)[:, None]]),
-            integer=True,
-        )
-        none = np.zeros_like(size)
-        cold = np.hstack([began[0] * 0, none + self.of("cold_start_cost")[:, None]])
-        self.start, self.stop = (
-            program.variables(
-                (K, past + self.T),
-                low=np.hstack([table, none]),
-                high=np.hstack([table, size]),
-                cost=cost,
-                integer=True,
-            )
-            for table, cost in zip(began, (cold, 0.0), strict=True)
-        )
+        was_on = np.bincount(self.group, hours > 0, minlength=K)[:, None]
+        low, quadratic = self.of("min_power"), self.of("quadratic_cost")
+        hourly = self.of("fixed_cost") + (self.of("linear_cost") + quadratic * low) * low
+        self.on = self._counts(was_on, self.of("must_run") * self.size, hourly)
+        self.start = self._counts(began[0], 0 * low, self.of("cold_start_cost"))
+        self.stop = self._counts(began[1], 0 * low, 0 * low)
         change = program.rows((K, self.T), low=0.0, high=0.0)
         program.put(change, self.on[:, 1:], 1.0)
         program.put(change, self.on[:, :-1], -1.0)
@@ -259,9 +307,21 @@ class _Model:
         program.put(stays_off[..., None], self.stop[:, None], self._within("min_down"))
         program.put(stays_off, self.on[:, 1:], 1.0)
 
+    def _counts(self, known: np.ndarray, least: np.ndarray, cost: np.ndarray) -> np.ndarray:
+        """Add numbers of units by group and hour: known ones, then at least so many, at a cost."""
+        shape = len(self.size), self.T
+        low, high, each = (np.broadcast_to(x[:, None], shape) for x in (least, self.size, cost))
+        return self.program.variables(
+            (shape[0], known.shape[1] + self.T),
+            low=np.hstack([known, low]),
+            high=np.hstack([known, high]),
+            cost=np.hstack([0 * known, each]),
+            integer=True,
+        )
+
     def _ago(self) -> np.ndarray:
         """Return how many hours before an hour, ``(T, 1)``, another one is, ``(T, past + T)``."""
-        return np.arange(self.T)[:, None] - self.hour
+        return np.arange(self.T)[:, None] - np.arange(-self.past, self.T)
 
     def _within(self, name: str) -> np.ndarray:
         """Return 1 for the hours of a minimum time that ends now, else 0, ``(K, T, past + T)``."""
@@ -275,10 +335,10 @@ class _Model:
         saved = self.of("cold_start_cost") - self.of("hot_start_cost")
         hot = (ago >= down) & (ago <= down + self.of("cold_hours")[:, None, None])
         k, t, s = np.nonzero(hot & (saved > 0)[:, None, None])
-        self.match = program.variables(k.shape, cost=-saved[k])
-        for at, variable in ((t - self.hour[0], self.start), (s, self.stop)):
+        match = program.variables(k.shape, cost=-saved[k])
+        for at, variable in ((self.past + t, self.start), (s, self.stop)):
             rows = program.rows(variable.shape, high=0.0)
-            program.put(rows[k, at], self.match, 1.0)
+            program.put(rows[k, at], match, 1.0)
             program.put(rows, variable, -1.0)
 
     def _give(self, before: Any) -> None:
@@ -331,23 +391,23 @@ class _Model:
         program.put(fall, start, down)
         program.put(fall, stop, -high)
 
-    def _meet(self, demand: np.ndarray, wind: np.ndarray, reserve: float) -> None:
+    def _meet(self, day: _Day) -> None:
         """Balance and reserve, with what they may lack."""
-        program, shape = self.program, demand.shape
+        program, shape = self.program, day.demand.shape
         self.violations = [
             program.variables(shape, cost=cost / self.S) if cost < math.inf else None
             for cost in self.costs
         ]
         unserved, surplus, shortfall = self.violations
         # Wind between none and all of it is what lies between the two ends.
-        rows = program.rows(shape, low=demand - wind, high=demand)
+        rows = program.rows(shape, low=day.demand - day.wind, high=day.demand)
         program.put(rows[:, None], self.above, 1.0)
         program.put(rows[:, None], self.on[:, 1:], self.of("min_power")[:, None])
         if unserved is not None:
             program.put(rows, unserved, 1.0)
         if surplus is not None:
             program.put(rows, surplus, -1.0)
-        rows = program.rows(shape, low=(1 + reserve) * demand - wind)
+        rows = program.rows(shape, low=day.need)
         program.put(rows[:, None], self.on[:, 1:], self.of("max_power")[:, None])
         if shortfall is not None:
             program.put(rows, shortfall, 1.0)
@@ -426,9 +486,9 @@ class _Model:
         Of those that may stop, those that have run longest do. Of those that may start, the one
         that is next to grow cold does.
         """
-        units, past = self.units, -int(self.hour[0])
+        units = self.units
         starts, stops = (
-            np.round(values[part[:, past:]]).astype(int) for part in (self.start, self.stop)
+            np.round(values[part[:, self.past :]]).astype(int) for part in (self.start, self.stop)
         )
         hours, on = units.initial_hours.copy(), np.zeros((self.T, len(units)), dtype=bool)
         hot = units.min_down + units.cold_hours
@@ -457,8 +517,8 @@ class _Model:
         return np.where(on, self.units.min_power + np.minimum(share, reach), 0.0)
 
 
-def _groups(units: Units) -> np.ndarray:
-    """Return the group of each unit, ``(G,)``: alike in all but name, state and ramps."""
+def alike(units: Units) -> np.ndarray:
+    """Return the group of each unit, ``(G,)``: alike in all but name and state, without ramps."""
     kinds = {field.name for field in fields(units)} - {"names", "initial_hours"}
     table = np.stack([getattr(units, name) for name in sorted(kinds)], -1)
     number = np.where(_ramped(units), np.arange(1, len(units) + 1), 0)
@@ -470,21 +530,34 @@ def _ramped(units: Units) -> np.ndarray:
     return np.isfinite(np.minimum(units.ramp_up, units.ramp_down))
 
 
-def _hourly(name: str, value: Any) -> np.ndarray:
-    """Return demand or wind as an array ``(S, T)``.
+def _day(demand: Any, wind: Any, reserve: float, need: Any) -> _Day:
+    """Return demand, wind and need of S scenarios and T hours.
 
     Raises:
-        ValueError: it has another number of axes, or a number is negative, NaN or infinite.
+        ValueError: shapes disagree, or a number is negative, NaN or infinite.
     """
-    array = np.asarray(value, dtype=np.float64)
-    if array.ndim > 2 or array.size == 0 or (array.ndim == 0 and name == "demand"):
+    demand, wind = np.asarray(demand, dtype=np.float64), np.asarray(wind, dtype=np.float64)
+    given = {"demand": demand, "wind": wind}
+    given |= {} if need is None else {"need": np.asarray(need, dtype=np.float64)}
+    for name, array in given.items():
+        if not (array.size and np.all(np.isfinite(array) & (array >= 0))):
+            raise ValueError(
+                f"{name} must hold finite powers of at least 0 MW, got {shown(array)}."
+            )
+    shapes = [array.shape for array in given.values()]
+    try:
+        shape = np.broadcast_shapes((1, 1), *shapes)
+        agree = len(shape) == 2 and demand.ndim > 0
+    except ValueError:
+        agree = False
+    if not agree:
         raise ValueError(
-            f"{name} must have the shape (T,) or (S, T), got {array.shape}: hours, or scenarios "
-            "and hours."
+            f"{', '.join(given)} must have the shape (T,), or (S, T) for S scenarios, got "
+            f"{', '.join(map(str, shapes))}."
         )
-    if not np.all(np.isfinite(array) & (array >= 0)):
-        raise ValueError(f"{name} must be finite and not negative in every hour, in MW.")
-    return np.atleast_2d(array)
+    demand, wind = np.broadcast_to(demand, shape), np.broadcast_to(wind, shape)
+    least = np.maximum(0.0, (1 + reserve) * demand - wind)
+    return _Day(demand, wind, np.broadcast_to(given.get("need", least), shape))
 
 
 def _refusal(result: Any, time_limit: float) -> Exception:
