@@ -172,7 +172,8 @@ def _evaluate(given: argparse.Namespace) -> None:
         summary = run.evaluate()
     print(reporting.format_summary(summary))
     if given.details is not None:
-        table = run.details(given.details)
+        with announced("writing the details"):
+            table = run.details(given.details)
         print(f"\n{table.to_string(index=False, float_format='{:.4g}'.format)}")
         print(f"\nwritten: a table and a picture to {Path(given.details)}")
 

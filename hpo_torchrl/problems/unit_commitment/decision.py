@@ -32,7 +32,8 @@ def decide_schedule(env: Any, policy: Policy, units: Any) -> pd.DataFrame:
 
     Returns:
         A row for each hour, from 1, and unit: ``hour``, ``unit``, ``on`` (1 or 0), ``MW``; and what
-        the priority list would do, ``list_on`` and ``list_MW``.
+        the priority list would do, ``list_on`` and ``list_MW``. Batteries have rows too, below 0
+        where they are charged; they begin with the content that the environment gives them.
 
     Raises:
         FileNotFoundError, ValueError: the table cannot be read, lacks a unit or a column, or has
@@ -73,19 +74,13 @@ def decide_schedule(env: Any, policy: Policy, units: Any) -> pd.DataFrame:
 def _present(env: Any, table: pd.DataFrame) -> dict[str, Tensor]:
     """Return the state of one instance before the day."""
     place: dict[str, Any] = {"dtype": env.float_dtype, "device": env.device}
-    hours = torch.tensor(table["hours"].to_numpy(), **place)
-    demand = env.days.demand[0].to(**place)
-    wind = torch.zeros_like(demand) if env.days.wind is None else env.days.wind[0].to(**place)
-    state = {
-        "hours": hours.clamp(-env.most_hours, env.most_hours),
-        "demand": demand,
-        "wind": wind,
-        "error": torch.zeros(2, **place),
-    }
-    if env.ramped:
-        state["power"] = torch.tensor(table["power"].to_numpy(), **place)
-    step = torch.zeros(1, dtype=torch.int64, device=env.device)
-    return {name: part.unsqueeze(0) for name, part in {**state, "step": step}.items()}
+    days, given = env.days, {name: table[name].to_numpy(copy=True) for name in ("hours", "power")}
+    given["hours"] = given["hours"].clip(-env.most_hours, env.most_hours)
+    given["demand"] = days.demand[0]
+    given["wind"] = 0.0 * days.demand[0] if days.wind is None else days.wind[0]
+    state = env.morning((1,))
+    state |= {name: torch.as_tensor(given[name], **place)[None] for name in given if name in state}
+    return {**state, "step": torch.zeros(1, 1, dtype=torch.int64, device=env.device)}
 
 
 @torch.no_grad()
@@ -94,9 +89,13 @@ def _planned(env: Any, policy: Policy, state: Mapping[str, Tensor]) -> pd.DataFr
     noise, tables = torch.zeros_like(state["error"]), []
     for hour in range(env.horizon):
         after, parts = env.hour(state, policy(state), noise)
-        on, power = (parts[name][0].double().cpu().numpy() for name in ("on", "power"))
-        rows = {"hour": hour + 1, "unit": env.units.names, "on": on.astype(int)}
-        tables.append(pd.DataFrame({**rows, "MW": power.round(3)}))
+        on, power, taken = (
+            parts[name][0].double().cpu().numpy() for name in ("on", "power", "taken")
+        )
+        stores = [f"battery {number + 1}" for number in range(len(taken))]
+        rows = {"hour": hour + 1, "unit": [*env.units.names, *stores]}
+        rows["on"] = np.append(on, taken != 0).astype(int)
+        tables.append(pd.DataFrame({**rows, "MW": np.append(power, 0.0 - taken).round(3)}))
         state = {**after, "step": state["step"] + 1}
     return pd.concat(tables, ignore_index=True)
 
@@ -149,4 +148,4 @@ def _checked(given: Any, names: list[str], ramped: bool) -> pd.DataFrame:
                 f"{name} of {names[at]} must be {words}, got {table[name].iloc[at]!r}."
             )
         table[name] = values
-    return table
+    return table.assign(power=table["power"] if ramped else 0.0)

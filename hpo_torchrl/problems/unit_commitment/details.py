@@ -34,8 +34,8 @@ def describe_schedule(
         folder: where ``policy.png`` goes, or ``None``.
 
     Returns:
-        ``cost_per_day``, of fuel and starts in $; apart from it, ``unserved``, ``surplus`` and
-        ``reserve_short``, in MWh a day; ``starts_per_day``; and ``hours_per_day`` of each unit.
+        ``cost_per_day``, of fuel, starts and wear in $; apart from it, in MWh a day, ``unserved``,
+        ``surplus`` and ``reserve_short``; ``starts_per_day``; and ``hours_per_day`` of each unit.
     """
     test = next((test for test in tests.values() if plain(test.env) is env), None)
     if test is None:
@@ -48,7 +48,7 @@ def describe_schedule(
     lacks = {name: float(getattr(found, name).sum(1).mean()) for name in VIOLATIONS}
     hours = found.on.sum(1).mean(0)
     return {
-        "cost_per_day": float((found.fuel + found.starts).sum((1, 2)).mean()),
+        "cost_per_day": float(found.cost.mean()),
         "unserved": lacks["unserved"],
         "surplus": lacks["surplus"],
         "reserve_short": lacks["reserve"],
@@ -72,9 +72,9 @@ def unit_details(env: Any, found: Operation) -> pd.DataFrame:
         found: what was done in a test.
 
     Returns:
-        A row for each unit, for what was ``unserved``, ``surplus`` and short of ``reserve``, and
-        for all together: ``hours`` on; ``starts``; ``energy`` in MWh; and, in $, ``fuel``,
-        ``start_cost`` and ``cost``, which is their sum, or the penalty.
+        A row for each unit, for the batteries, for what was ``unserved``, ``surplus`` and short of
+        ``reserve``, and for all together: ``hours`` on; ``starts``; ``energy`` in MWh; and, in $,
+        ``fuel``, ``start_cost`` and ``cost``, which is their sum, the wear or the penalty.
     """
     rows = pd.DataFrame(
         {
@@ -87,6 +87,10 @@ def unit_details(env: Any, found: Operation) -> pd.DataFrame:
         }
     )
     rows["cost"] = rows["fuel"] + rows["start_cost"]
+    if env.batteries is not None:
+        given, wear = -found.taken.sum((1, 2)).mean(), found.wear.sum(1).mean()
+        store = {"unit": "batteries", "energy": given, "cost": wear}
+        rows = pd.concat([rows, pd.DataFrame([store])], ignore_index=True)
     total = {"unit": TOTAL, **rows.drop(columns="unit").sum()}
     lacks = []
     for name, penalty in env.penalties.items():

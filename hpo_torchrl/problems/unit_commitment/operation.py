@@ -37,6 +37,11 @@ class Operation(NamedTuple):
     capacity: np.ndarray
 
     @property
+    def cost(self) -> np.ndarray:
+        """Cost of each day in $, ``(N,)``, without the penalties."""
+        return (self.fuel + self.starts).sum((-1, -2)) + self.wear.sum(-1)
+
+    @property
     def wind_used(self) -> np.ndarray:
         """Wind that is not curtailed, ``(N, T)`` in MW."""
         lacks = self.demand + self.taken.sum(-1) - self.unserved + self.surplus

@@ -16,7 +16,7 @@ from hpo_torchrl.problems.unit_commitment.units import Units
 
 # Rows of the chart that a reader can tell apart, and hours whose cells have room for a number.
 _ROWS, _HOURS = 24, 48
-_WIND = "#BFE3F5"
+_WIND, _STORE = "#BFE3F5", "#CC79A7"
 
 
 class Row(NamedTuple):
@@ -124,7 +124,9 @@ def _draw_dispatch(axes: Any, rows: list[Row], colors: np.ndarray, one: Operatio
         above = below + one.power[:, row.units].sum(-1)
         axes.fill_between(edges, _to_end(below), _to_end(above), color=color, **style)
         below = above
+    taken = one.taken.sum(-1)
     for label, amount, look in (
+        ("from batteries", np.maximum(-taken, 0.0), {"color": _STORE}),
         ("wind used", one.wind_used, {"color": _WIND}),
         ("unserved", one.unserved, {"facecolor": "none", "edgecolor": ORANGE, "hatch": "xxx"}),
     ):
@@ -132,18 +134,16 @@ def _draw_dispatch(axes: Any, rows: list[Row], colors: np.ndarray, one: Operatio
             above = below + amount
             axes.fill_between(edges, _to_end(below), _to_end(above), label=label, **look, **style)
             below = above
-    axes.stairs(one.demand, edges, color=BLACK, linewidth=1.4, label="demand", baseline=None)
-    capacity = one.capacity
-    axes.stairs(capacity, edges, color=GREY, linewidth=1.0, label="capacity on", baseline=None)
-    axes.stairs(
-        one.need,
-        edges,
-        color=ORANGE,
-        linewidth=1.0,
-        linestyle="--",
-        label="capacity needed",
-        baseline=None,
-    )
+    lines: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
+        "demand": (one.demand, {"color": BLACK, "linewidth": 1.4}),
+        "capacity on": (one.capacity, {"color": GREY}),
+        "capacity needed": (one.need, {"color": ORANGE, "linestyle": "--"}),
+    }
+    if (taken > 0).any():
+        charged = one.demand + np.maximum(taken, 0.0)
+        lines["demand and charging"] = (charged, {"color": BLACK, "linestyle": ":"})
+    for label, (values, look) in lines.items():
+        axes.stairs(values, edges, label=label, baseline=None, **look)
 
 
 def _to_end(values: np.ndarray) -> np.ndarray:
@@ -153,7 +153,7 @@ def _to_end(values: np.ndarray) -> np.ndarray:
 
 def _said(one: Operation) -> str:
     """Return the cost of a day and what it violates, in words."""
-    text = f"${float(one.fuel.sum() + one.starts.sum()):,.0f}"
+    text = f"${float(one.cost):,.0f}"
     lacks = {name: float(getattr(one, name).sum()) for name in VIOLATIONS}
     found = [f"{name} {amount:.3g} MWh" for name, amount in lacks.items() if amount >= 0.05]
     return ", ".join([text, *found])

@@ -56,21 +56,23 @@ def unit_commitment_reference(env: Any, test: Test) -> Reference:
     """Return what is known of the best schedule for the days of a test, per hour, within a minute.
 
     Of a day that is certain: the schedule that the mixed-integer program finds, replayed in the
-    simulator, and its certified bound. Where dispatch is economic and ramps bind, the simulator may
-    not follow it; the upper bound is then the cost of the replay or of the priority list.
+    simulator, and its certified bound. Where ramps bind, the simulator may not be able to follow it
+    (economic dispatch does not look ahead, and no wind is curtailed to keep a unit up); the upper
+    bound is then the cost of the replay or of the priority list.
 
     Of days that are drawn: a lower bound by perfect information, the mean over the very days of the
     test of what no schedule goes below that knows the whole day at its beginning. Demand and wind
     are those that came, and so is the need of capacity in each hour: it follows from forecasts and
     their errors, which no decision changes. Every run of the simulator, whatever it knows, is
-    therefore a solution of the program, at the same cost or, where the simulator's dispatch is not
-    the best, a lower one.
+    therefore a solution of the program, at its own cost.
 
-    Penalties are those of the simulator; the priority list is the baseline.
+    Penalties are those of the simulator; the priority list is the baseline. With batteries it is
+    all that is known.
     """
     rule = PriorityList.best(env)
     baselines = {"priority list": test.run(rule).mean}
-    if test.objective != "return":  # with which whole days are measured
+    # Whole days are measured with it; the program knows no batteries.
+    if test.objective != "return" or env.batteries is not None:
         known: dict[str, Any] = {"objective": test.objective, "discount": test.discount}
         return Reference(baselines=baselines, policy=rule, **known)
     of: dict[str, Any] = {"baselines": baselines, "objective": "return", "paired": True}
