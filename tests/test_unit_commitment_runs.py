@@ -14,12 +14,11 @@ from shrunk import TINY
 from test_unit_commitment import UNSURE, five, five_units
 
 from hpo_torchrl import load_run
-from hpo_torchrl.experiments.cli import evaluate, order, train
+from hpo_torchrl.experiments.cli import order, train
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import UnitCommitmentEnv
 from hpo_torchrl.problems.unit_commitment import Units, solve
 from hpo_torchrl.problems.unit_commitment import reference as reference_module
-from hpo_torchrl.problems.unit_commitment.details import unit_details
 from hpo_torchrl.problems.unit_commitment.env import DISPATCHES
 from hpo_torchrl.problems.unit_commitment.milp import lower_bound
 from hpo_torchrl.problems.unit_commitment.operation import VIOLATIONS, operate
@@ -86,7 +85,7 @@ def replayed(env, day, plan):
 
 @pytest.mark.parametrize("ramped", [False, True])
 def test_no_policy_goes_below_the_bound_by_perfect_information(ramped):
-    env = five(ramped, "learned", batch_size=5, **UNSURE)
+    env = five(ramped, "learned", batch_size=3, **UNSURE)
     test = evaluation(env, 1)
     known = test.reference()
     days = torch.cat([run for run, _ in test.rollouts(known.policy)], -1)
@@ -135,7 +134,7 @@ def test_a_bound_is_one_however_short_the_time():
 # -- what a policy does ----------------------------------------------------------------------------
 
 
-def test_what_is_told_adds_up_to_the_test():
+def test_what_is_told_adds_up_to_the_test(tmp_path):
     env = five(True, "learned", batch_size=4, batteries={"number": 2}, **UNSURE)
     env.penalties["surplus"] = 7.0
     test, policy = evaluation(env, 3), HybridPolicy.for_env(env, hidden=(8,))
@@ -150,9 +149,13 @@ def test_what_is_told_adds_up_to_the_test():
     started = found.on & ~before[:, :-1]
     assert facts["starts_per_day"] == pytest.approx(started.sum((1, 2)).mean())
     assert facts["hours_per_day"]["b"] == 12.0  # it must run
-    table = unit_details(env, found).set_index("unit")
-    assert table["cost"].drop("all").sum() == pytest.approx(12 * test.run(policy).mean, rel=1e-9)
-    assert table.loc["all", "cost"] == pytest.approx(12 * test.run(policy).mean, rel=1e-9)
+    env.details(test, {"policy": policy, "list": PriorityList(env)}, tmp_path)
+    table = pd.read_csv(tmp_path / "units.csv").set_index(["policy", "unit"])
+    costs = table.loc["policy", "cost"]
+    assert costs["all"] == pytest.approx(12 * test.run(policy).mean, rel=1e-9)
+    assert costs.drop("all").sum() == pytest.approx(costs["all"], rel=1e-9)
+    assert set(costs.index) >= {"a", "batteries", "unserved", "surplus", "reserve"}
+    assert imread(tmp_path / "schedule.png").shape[1] > 1400  # two beside one another
     # What is given, and what lacks, is what was asked for.
     asked = found.demand + found.taken.sum(-1)
     given = found.power.sum(-1) + found.wind_used + found.unserved - found.surplus
@@ -235,7 +238,7 @@ def test_a_forecast_is_of_one_day():
 
 
 def test_commands_train_on_own_files_and_decide_tomorrow(tmp_path, capsys):
-    run, out, details = (tmp_path / name for name in ("run", "schedule.csv", "details"))
+    run, out = (tmp_path / name for name in ("run", "schedule.csv"))
     files = [f"env.units={DATA / 'units.csv'}", f"env.demand={DATA / 'demand.csv'}"]
     small = ["evaluation.tests.days.batch_size=1", "algorithm.branch_steps=4", "reference=none"]
     small += ["trainer.num_updates=1", f"output_dir={run}"]
@@ -253,12 +256,6 @@ def test_commands_train_on_own_files_and_decide_tomorrow(tmp_path, capsys):
     with pytest.raises(SystemExit):  # fourteen days are no forecast
         order([str(run), "--stock", now])
     assert "env.demand=FILE" in capsys.readouterr().err
-    evaluate([str(run), "--details", str(details)])
-    table = pd.read_csv(details / "units.csv").set_index(["policy", "unit"])
-    assert table.loc[("policy", "all"), "cost"] == pytest.approx(
-        24 * summary["test_cost"], rel=1e-5
-    )
-    assert (details / "schedule.png").exists()
 
 
 def test_the_generator_reproduces_the_samples():
