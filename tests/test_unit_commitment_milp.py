@@ -84,12 +84,14 @@ def recount(problem, found):
     """Return the cost of a schedule; every rule is asserted."""
     units, total = problem.units, 0.0
     S, T = problem.demand.shape
+    commitment = np.broadcast_to(found.on, found.power.shape)
     for g in range(len(units)):
-        row, pattern = unit(units, g), found.on[:, g]
-        starts = run(row, pattern)
-        assert starts is not None, "minimum time or must_run"
-        total += starts
+        row = unit(units, g)
         for s in range(S):
+            pattern = commitment[s, :, g]
+            starts = run(row, pattern)
+            assert starts is not None, "minimum time or must_run"
+            total += starts / S
             p = found.power[s, :, g]
             before = 0.0 if problem.power is None else problem.power[g]
             for t, (rise, fall) in enumerate(ramps(row, pattern, problem.power)):
@@ -105,7 +107,7 @@ def recount(problem, found):
         demand, wind = problem.demand[s, t], problem.wind[s, t]
         given = found.power[s, t].sum() + found.unserved[s, t] - found.surplus[s, t]
         assert demand - wind - 1e-5 <= given <= demand + 1e-5, "balance"
-        able = sum(units.max_power[g] for g in range(len(units)) if found.on[t, g])
+        able = sum(units.max_power[g] for g in range(len(units)) if commitment[s, t, g])
         short = max(0.0, (1 + problem.reserve) * demand - wind - able)
         assert found.shortfall[s, t] == pytest.approx(short, abs=1e-5), "reserve"
         lack = (found.unserved[s, t], found.surplus[s, t], short)
@@ -193,8 +195,8 @@ def ramped_cost(problem, chosen):
 
 
 @functools.cache
-def brute_force(problem):
-    """Return the least cost over all commitments."""
+def brute_force(problem, common=None):
+    """Return the least cost over all commitments, which scenarios share for some hours."""
     S, T = problem.demand.shape
     choices = patterns(problem.units, T)
     if np.isfinite(problem.units.ramp_up).any():
@@ -203,26 +205,33 @@ def brute_force(problem):
             for each in itertools.product(*choices)
         )
     states = list(itertools.product((False, True), repeat=len(problem.units)))
-    mean = np.array(
+    place = 2 ** np.arange(len(problem.units))[::-1]
+    starts, number = np.zeros(1), np.zeros((1, T), dtype=int)  # of the units that are on
+    for choice, weight in zip(choices, place, strict=True):
+        cost, pattern = np.array([cost for _, cost in choice]), np.array([on for on, _ in choice])
+        starts = (starts[:, None] + cost).ravel()
+        number = (number[:, None] + weight * pattern).reshape(-1, T)
+    total = np.stack(
         [
-            [sum(hour_cost(problem, on, s, t) for s in range(S)) / S for on in states]
-            for t in range(T)
+            starts
+            + sum(
+                np.array([hour_cost(problem, on, s, t) for on in states])[number[:, t]]
+                for t in range(T)
+            )
+            for s in range(S)
         ]
     )
-    place = 2 ** np.arange(len(problem.units))[::-1]
-    total = np.zeros(())
-    index = np.zeros((T,), dtype=int)
-    for choice, weight in zip(choices, place, strict=True):
-        total = total[..., None] + np.array([cost for _, cost in choice])
-        index = index[..., None, :] + weight * np.array([pattern for pattern, _ in choice])
-    for t in range(T):
-        total = total + mean[t][index[..., t]]
-    return float(total.min())
+    # Commitments that begin alike are one decision, which each scenario goes on from as it likes.
+    begins = np.unique(number[:, :common], axis=0, return_inverse=True)[1].reshape(-1)
+    best = np.full((S, begins.max() + 1), math.inf)
+    for s in range(S):
+        np.minimum.at(best[s], begins, total[s])
+    return float(best.mean(0).min())
 
 
-def check(problem, found):
+def check(problem, found, common=None):
     """Assert that a schedule keeps the rules, costs what it says, and is the best one."""
-    counted, best = recount(problem, found), brute_force(problem)
+    counted, best = recount(problem, found), brute_force(problem, common)
     assert found.cost == pytest.approx(counted, rel=1e-7)
     assert found.bound <= best * (1 + 1e-7)
     assert best * (1 - 1e-7) <= found.cost <= best * (1 + 2e-6)
@@ -280,6 +289,15 @@ def problems(*, ramped):
 def test_the_schedule_is_the_best_of_all(ramped):
     for problem in problems(ramped=ramped):
         check(problem, problem.solve())
+
+
+@pytest.mark.parametrize("common", [0, 1, 3])
+def test_scenarios_share_the_first_hours(common):
+    for problem in problems(ramped=False):
+        if len(problem.demand) > 1:
+            found = problem.solve(common=common)
+            check(problem, found, common)
+            assert (found.on[0, :common] == found.on[1, :common]).all()
 
 
 def shifted(name, by, least):

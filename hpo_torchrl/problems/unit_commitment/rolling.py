@@ -19,9 +19,9 @@ class RollingMILP(RulePolicy):
     r"""Solve the rest of the day in every hour, and commit its first hour.
 
     Without scenarios demand and wind are what is to be expected, given the last errors of the
-    forecasts. With them it is a two-stage stochastic program: one commitment for the rest of the
-    day, the dispatch of each scenario for itself. Scenarios are drawn from the process of the
-    errors, each with its mirror image; reserve is that which each scenario would ask for.
+    forecasts. With them it is a two-stage stochastic program: scenarios share the commitment of
+    ``common`` hours; later commitments, and the dispatch of all hours, are their own. Scenarios are
+    drawn from the process of the errors, each with its mirror image; each asks for its own reserve.
 
     Source: S. Takriti, J. R. Birge and E. Long (1996), "A stochastic model for the unit commitment
     problem", IEEE Transactions on Power Systems 11(3), 1497-1508.
@@ -29,6 +29,7 @@ class RollingMILP(RulePolicy):
     Args:
         env: the environment.
         scenarios: number of scenarios, even; 0 for the conditional mean.
+        common: hours that all scenarios share, None for the rest of the day.
         gap: relative gap at which a program may stop.
         time_limit: seconds for one.
         segments: tangents of the fuel cost.
@@ -52,6 +53,7 @@ class RollingMILP(RulePolicy):
         env: Any,
         scenarios: int = 0,
         *,
+        common: int | None = None,
         gap: float = 1e-3,
         time_limit: float = 60.0,
         segments: int = 4,
@@ -64,7 +66,8 @@ class RollingMILP(RulePolicy):
             raise ValueError(
                 f"scenarios must be even, each with its mirror image, got {scenarios}."
             )
-        self.limits = {
+        self.limits: dict[str, Any] = {
+            "common": None if common is None else check_int("common", common, minimum=1),
             "gap": check_float("gap", gap, minimum=0.0),
             "time_limit": check_float("time_limit", time_limit, minimum=0.0, strict=True),
             "segments": check_int("segments", segments, minimum=1),
@@ -77,7 +80,7 @@ class RollingMILP(RulePolicy):
         batch = state[1].shape[:-1]
         flat = (part.reshape(-1, *part.shape[len(batch) :]).cpu() for part in state)
         plans = [self.plan(*instance) for instance in zip(*flat, strict=True)]
-        on = np.stack([plan.on[0] for plan in plans])
+        on = np.stack([plan.on[..., 0, :].reshape(-1, plan.on.shape[-1])[0] for plan in plans])
         power = np.stack(
             [plan.power[..., 0, :].reshape(-1, on.shape[-1]).mean(0) for plan in plans]
         )
