@@ -136,7 +136,7 @@ def test_a_policy_sees_the_same_of_models_and_of_the_record(path):
     assert not any(isinstance(env.demand, Fitted) for env in (replayed, test))
     for env in (fitted, replayed, test):
         assert env.observation_dim == 4 * 2 + 4 * 3 + 2
-        assert env.units == fitted.units
+        assert env.derived_units == fitted.derived_units
         assert torch.equal(env.action_scale, fitted.action_scale)
         check_env_specs(env)
         state = env.reset()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_objectives import perturb
 from torch.distributions import Categorical, Normal
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.collectors import branched_returns, differentiable_rollout
 from hpo_torchrl.core.categorical import BranchBounds
@@ -93,9 +94,26 @@ class TwoSwitches(DifferentiableEnv):
         return torch.zeros(*self.batch_size, num_steps, 1, dtype=DOUBLE)
 
 
+@torch.no_grad()
+def expected_return(env, policy, x, options, steps):
+    """Of so many steps from x ``(1, 2)`` that begin with these choices, by enumeration."""
+    dist, discrete = policy.distribution(x), torch.tensor([options])
+    action = {"discrete": discrete, "continuous": dist.mode_of(discrete)}
+    after, reward = env.dynamics({"x": x}, action, None)
+    later = policy.distribution(after["x"])
+    for choice in itertools.product([0, 1], repeat=2) if steps > 1 else ():
+        chance = later.log_prob_discrete(torch.tensor([choice])).exp()
+        reward = reward + chance * expected_return(env, policy, after["x"], choice, steps - 1)
+    return reward
+
+
+@pytest.mark.parametrize("valued", [False, True])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_the_loss_with_heads_has_the_exact_gradient(steps):
-    """Expectation over all choices of the loss's gradient against that of the enumerated return."""
+def test_the_loss_with_heads_has_the_exact_gradient(steps, valued):
+    """Expectation over all choices of the loss's gradient against that of the enumerated return.
+
+    Valued, each head's discrete actions have their value beside what the other one took.
+    """
     env = TwoSwitches(batch_size=2)
     policy = perturb(HybridPolicy.for_env(env, hidden=(4,), activation="tanh"), 0.5)
     parameters = list(policy.parameters())
@@ -131,6 +149,14 @@ def test_the_loss_with_heads_has_the_exact_gradient(steps):
             data["action", "continuous"], data["next", "observation"] = u, after
             data["next", "reward"] = reward.unsqueeze(-1)
             data = data.exclude("discrete_log_prob", "action_log_prob")
+            if valued:
+                data["action_value"] = torch.zeros(1, steps, 2, 2, dtype=DOUBLE)
+                for t, head, option in itertools.product(range(steps), (0, 1), (0, 1)):
+                    other = list(choice[t])
+                    other[head] = option
+                    x = observation[:, t].detach()
+                    value = expected_return(env, policy, x, other, steps - t)
+                    data["action_value"][0, t, head, option] = value.item()
             terms = loss(data)
             value = sum(term for key, term in terms.items() if key.startswith("loss_"))
             gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
@@ -144,14 +170,94 @@ def test_the_loss_with_heads_has_the_exact_gradient(steps):
         torch.testing.assert_close(entry, expected, rtol=1e-9, atol=1e-11)
 
 
+class ThreeWays(TwoSwitches):
+    """Two heads with three choices and two coordinates each, with noise and an end."""
+
+    def __init__(self, **arguments):
+        DifferentiableEnv.__init__(
+            self,
+            num_discrete=3,
+            num_heads=2,
+            continuous_dim=4,
+            state_shapes={"x": (2,)},
+            observation_dim=2,
+            noise_shape=(1,),
+            dtype=DOUBLE,
+            horizon=4,
+            **arguments,
+        )
+
+    def dynamics(self, state, action, noise):
+        d, u = action["discrete"].to(DOUBLE), action["continuous"].unflatten(-1, (2, 2))
+        x = 0.5 * state["x"] + (d - 1.2) * u.sum(-1) + 0.1 * noise
+        return {"x": x}, (x[..., 0] * x[..., 1]).sin() - 0.3 * d.prod(-1) + u[..., 0, 1]
+
+    def draw_noise(self, num_steps, state):
+        return self._draw(torch.randn, (*self.batch_size, num_steps, 1))
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_branches_by_head_are_those_of_one_simulation_each(short):
+    env = ThreeWays(batch_size=2, seed=0)
+    policy = perturb(HybridPolicy.for_env(env, hidden=(4,), activation="tanh"), 0.5)
+    length = 2 if short else 4
+    with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
+        noise = env.sample_noise(4)
+        rollout = differentiable_rollout(env, policy, 4, noise=noise)
+        given = {"gamma": 0.9}
+        if short:
+            given["num_steps"] = length
+            noise = torch.stack([env.sample_noise(length) for _ in range(4)], 1)
+        found = branched_returns(env, policy, rollout, noise, **given)
+        assert found.shape == (2, 4, 2, 3)
+        for row, t, head, option in itertools.product(range(2), range(4), range(2), range(3)):
+            state = {"x": rollout["x"][row, t], "step": rollout["step"][row, t]}
+            faced = noise[row, t] if short else noise[row, t:]
+            total = 0.0
+            for later, draw in enumerate(faced[: 4 - t]):
+                dist = policy.distribution(env.observe(state))
+                action = dist.deterministic_sample if later else rollout["action"][row, t].clone()
+                if later == 0:
+                    action["discrete"][head] = option
+                    action["continuous"] = dist.mode_of(action["discrete"])
+                state, reward, _ = env.advance(state, action, draw)
+                total += 0.9**later * reward.item()
+            assert found[row, t, head, option].item() == pytest.approx(total, rel=1e-10)
+
+
+def test_advantages_of_heads_are_limited_in_their_own_unit():
+    """The unit is the geometric mean of the gaps at the steps tried; beyond ten the slope stays."""
+    env = TwoSwitches(batch_size=2)
+    policy = perturb(HybridPolicy.for_env(env, hidden=(4,), activation="tanh"), 0.5)
+    loss = HPOLoss(policy, pathwise=False, cross_term=False, entropy_coeff=0.5, advantage_limit=3.0)
+    data = differentiable_rollout(env, policy, 2).detach()
+    data["advantage"] = torch.zeros(2, 2, 1, dtype=DOUBLE)
+    data["branched"] = torch.tensor([True, False]).expand(2, 2).unsqueeze(-1)
+    gaps = torch.tensor([[1.0, 4.0], [2.0, 5000.0]], dtype=DOUBLE)  # of the tried step
+    values = torch.zeros(2, 2, 2, 2, dtype=DOUBLE)
+    values[:, 0, :, 1], values[:, 1] = gaps, 77.0
+    data["action_value"] = values
+    unit = gaps.log().mean().exp()
+    torch.testing.assert_close(loss.advantage_unit(data), unit)
+    parameters = list(policy.network.discrete.parameters())
+
+    def gradient(objective):
+        return torch.autograd.grad(objective, parameters)
+
+    probability = policy.discrete_logits(data[:, :1]).exp().squeeze(1)[..., 1]
+    taken = probability.detach()
+    limit = 3.0 * 0.5 * unit
+    advantage = [(-taken * gaps).maximum(-limit), ((1 - taken) * gaps).minimum(limit)]
+    wanted = ((1 - probability) * advantage[0] + probability * advantage[1]).sum() / 2
+    found = gradient(-loss(data)["loss_objective"])
+    for one, other in zip(found, gradient(wanted), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_what_enumerates_options_refuses_heads():
     env = TwoSwitches(batch_size=2)
     policy = HybridPolicy.for_env(env, hidden=(4,))
-    noise = env.sample_noise(1)
-    rollout = differentiable_rollout(env, policy, 1, noise=noise)
     with pytest.raises(ValueError, match=r"single discrete choice.*2 heads"):
-        branched_returns(env, policy, rollout, noise, gamma=1.0)
-    with pytest.raises(ValueError, match="single discrete choice"):
         exact_gradient(env, policy, 1)
 
 

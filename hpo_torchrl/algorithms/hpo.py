@@ -18,9 +18,16 @@ from hpo_torchrl.algorithms.ppo import PassLearner
 from hpo_torchrl.collectors import branched_returns
 from hpo_torchrl.collectors.inputs import is_functional
 from hpo_torchrl.core import ranks
-from hpo_torchrl.core.categorical import ACTION_MASK, divergence_of, finite, insert_like
+from hpo_torchrl.core.categorical import (
+    ACTION_MASK,
+    all_fixed,
+    divergence_of,
+    finite,
+    insert_like,
+)
 from hpo_torchrl.core.checks import accepted, check_int
 from hpo_torchrl.core.objective import FEW_DIMENSIONS
+from hpo_torchrl.core.wrappers import plain
 
 # Steps of a branch, and discrete actions up to which all are simulated.
 _STEPS, _FEW_ACTIONS = 20, 8
@@ -47,6 +54,11 @@ class HPO(GraphLearner, PassLearner):
     (``score_function="regression"`` of :class:`HPOLoss`): steps 2 and 3 have no entropy, clipping
     and early stop. The policy is the softmax of these advantages, at a temperature that falls from
     the spread of the estimates.
+
+    With heads the discrete actions of each head are simulated beside those that the other heads
+    took, and the score function takes their expectation instead of the ones that were taken; the
+    entropy bonus falls by a geometric schedule, from ``entropy_coeff`` to ``temperature_final``
+    differences between a head's best discrete action and its second.
 
     With ``seed`` a sequence, the seeds are trained together; see :class:`Learner`.
 
@@ -75,7 +87,8 @@ class HPO(GraphLearner, PassLearner):
         branch_steps: steps of a simulation of a discrete action, after which the critic's value is
             added; 0 keeps the score function. ``None`` is 20 where the environment is functional
             and has 2 to 8 discrete actions, in one choice, and up to 4 continuous coordinates;
-            else 0.
+            else 0. With all steps of whole episodes of no more steps, branches go on to their end,
+            for half the work.
         branch_fraction: share of the steps of a batch from which all discrete actions are tried.
         temperature_final: temperature at the end, in units of the median difference between the
             advantages of the best discrete action and the second.
@@ -136,9 +149,9 @@ class HPO(GraphLearner, PassLearner):
                 f"turns={self.turns} needs parameters of the discrete action alone and others, but "
                 f"the policy has {sorted(self.policy.parameter_groups())}; leave turns at 0."
             )
-        if self.branches:
+        if self.regresses:
             self.collector.explore_fraction = self.explore_fraction
-        if self.branches and "discrete" in self.optimization.groups:
+        if self.regresses and "discrete" in self.optimization.groups:
             for group in self.optimization.param_groups("discrete"):
                 group["lr_multiplier"] = 1.0
 
@@ -147,22 +160,28 @@ class HPO(GraphLearner, PassLearner):
         """Whether every discrete action is simulated."""
         return self.branch_steps > 0
 
+    @property
+    def regresses(self) -> bool:
+        """Whether advantages are regressed on what was simulated: those of a single choice."""
+        return self.branches and getattr(self.env, "num_heads", None) is None
+
     def _choose_branch_steps(self) -> int:
         """Return the steps of a branch; 0 by default where the choice is rather scored."""
         env: Any = self.env
+        single = getattr(env, "num_heads", None) is None
         lacks = {
             "a functional environment and policy": is_functional(env, self.policy),
-            "a single discrete choice": getattr(env, "num_heads", None) is None,
             f"2 to {_FEW_ACTIONS} discrete actions": 1
             < getattr(env, "num_discrete", 0)
             <= _FEW_ACTIONS,
-            "a HybridNetwork, which has a temperature": hasattr(self.policy.network, "temperature"),
+            "a HybridNetwork, which has a temperature": not single
+            or hasattr(self.policy.network, "temperature"),
             "a loss that takes score_function='regression'": "score_function"
             in accepted(self.loss),
         }
         missing = [name for name, there in lacks.items() if not there]
         if self.branch_steps is None:
-            few = getattr(env, "continuous_dim", 0) <= FEW_DIMENSIONS
+            few = single and getattr(env, "continuous_dim", 0) <= FEW_DIMENSIONS
             return 0 if missing or not few else _STEPS
         if self.branch_steps > 0 and missing:
             raise ValueError(
@@ -175,9 +194,14 @@ class HPO(GraphLearner, PassLearner):
         """Build the loss of the differentiable step and that of the detached passes."""
         self.branch_steps = self._choose_branch_steps()
         names = ("clip_epsilon", "critic_coeff")
-        others = {"score_function": "regression" if self.branches else True}
-        self.detached_loss = self.build_loss(*names, pathwise=False, cross_term=False, **others)
-        self.loss = self.build_loss(*names, "cross_term", **others)
+        others = {"score_function": "regression" if self.regresses else True}
+        none = {"pathwise": False, "cross_term": False}
+        self.detached_loss = self.build_loss(*names, **none, **others)
+        # Nothing is differentiable in a choice that leaves no continuous action.
+        if all_fixed(getattr(plain(self.env), "branch_bounds", None)):
+            self.loss = self.build_loss(*names, **none, **others)
+        else:
+            self.loss = self.build_loss(*names, "cross_term", **others)
 
     def anneal(self, progress: float) -> None:
         """Anneal the temperature too, and the preference of a start, which is a run in little."""
@@ -187,6 +211,11 @@ class HPO(GraphLearner, PassLearner):
         if self.turns:
             self.resting = ("discrete", "continuous")[int(progress * self.turns) % 2]
         self.cooled = min(1.0, progress / self.temperature_until)
+        if self.branches and not self.regresses:
+            first, final = self.entropy_coeff, self.temperature_final
+            self.entropy_bonus = first ** (1.0 - self.cooled) * final**self.cooled
+            for loss in (self.loss, self.detached_loss):
+                loss.entropy_coeff = self.entropy_bonus
         if self.wish is not None:
             preference: Any = self.policy.network.preference
             preference.copy_(self.wish * max(0.0, 1.0 - progress / _WEARS_OFF))
@@ -194,7 +223,7 @@ class HPO(GraphLearner, PassLearner):
     def starts(self, num_updates: int) -> tuple[int, int]:
         """Return from how many starts a run may choose, and after how many updates it does."""
         updates = round(self.start_fraction * num_updates)
-        if not self.branches or updates < _SHORTEST_START:
+        if not self.regresses or updates < _SHORTEST_START:
             return 1, 0
         return 1 + min(self.env.num_discrete, _MOST_PREFERRED), updates
 
@@ -249,16 +278,16 @@ class HPO(GraphLearner, PassLearner):
 
         def moved(steps: Any = ()) -> Tensor:
             # A regression is no step of a policy, and does not stop early.
-            return metrics["cost"] * 0.0 if spread is not None else self._divergence(data, before)
+            return metrics["cost"] * 0.0 if self.regresses else self._divergence(data, before)
 
         metrics |= self.passes(data.exclude("next"), descend, metrics | {"kl": moved()}, moved)
-        if spread is not None:
+        if spread is not None and self.regresses:
             # Not before: a rollout that is computed again needs the one that it was drawn with.
             metrics["temperature"] = self._set_temperature(data, spread)
             metrics["kl"] = self._divergence(data, before)
         change = (self._mean_action(data) - mean) / self.action_scale
         metrics["action_change"] = self.mean(change.square()).sqrt()
-        if spread is None and self.resting != "discrete":
+        if not self.regresses and self.resting != "discrete":
             # A divergence grows with the square of a step.
             self.optimization.adapt_lr("discrete", (metrics["kl"] / self.target_kl).sqrt())
         if self.resting != "continuous":
@@ -280,48 +309,54 @@ class HPO(GraphLearner, PassLearner):
             advantages and their noise together.
         """
         env: Any = self.env
-        steps, number = data.shape[-1], env.num_discrete
+        steps, number, heads = data.shape[-1], env.num_discrete, env.num_heads
         chosen = max(1, round(self.branch_fraction * steps))
         times = self.randomness.permutation(steps, data.device)[..., :chosen].sort(-1).values
-        values = data["state_value"].new_zeros(*data.shape, number)
+        choices = (number,) if heads is None else (heads, number)
+        values = data["state_value"].new_zeros(*data.shape, *choices)
         branched = torch.zeros(*data.shape, 1, dtype=torch.bool, device=data.device)
+        to_end = self._branches_to_the_end(steps, chosen)
         # These are environment steps like any others.
-        simulated = chosen * number * self.branch_steps * data.shape[:-1].numel()
-        self.collector.frames += ranks.count(simulated)
+        simulated = number if heads is None else 1 + heads * (number - 1)
+        simulated *= steps * (steps + 1) // 2 if to_end else chosen * self.branch_steps
+        self.collector.frames += ranks.count(simulated * data.shape[:-1].numel())
         seeds: list[Any] = [None] if self.num_seeds is None else [*range(self.num_seeds)]
         worlds = cycle([env] if self.num_seeds is None else env.members)
         for seed, world, (policy, critic) in zip(seeds, worlds, self.members(), strict=False):
             own: Any = ... if seed is None else seed
             at: Any = (*(slice(None),) * len(world.batch_size), times[own])
             states = data[own][at]
-            noise = [
-                world.sample_noise(self.branch_steps, start.select(*world.state_names).to_dict())
-                for start in states.unbind(-1)
-            ]
+
+            def noise(start: TensorDictBase, number: int, world: Any = world) -> Tensor:
+                return world.sample_noise(number, start.select(*world.state_names).to_dict())
+
+            how: dict[str, Any] = {"gamma": self.discount}
             scale = self.scaler.scale[own].to(values.dtype)
-            values[own][at] = (
-                branched_returns(
-                    world,
-                    policy,
-                    states,
-                    torch.stack(noise, len(world.batch_size)),
-                    gamma=self.discount,
-                    critic=critic,
-                    num_steps=self.branch_steps,
-                    critic_unit=scale,
-                    randomness=self.randomness.of_seed(seed),
-                )
-                / scale
-            )
+            if to_end:
+                faced = noise(states[..., 0], steps)
+            else:
+                each = [noise(start, self.branch_steps) for start in states.unbind(-1)]
+                faced = torch.stack(each, len(world.batch_size))
+                how |= {"critic": critic, "num_steps": self.branch_steps, "critic_unit": scale}
+            randomness = self.randomness.of_seed(seed)
+            found = branched_returns(world, policy, states, faced, **how, randomness=randomness)
+            values[own][at] = found / scale
             branched[own][at] = True
         for place in (batch, data):
             place.update({"action_value": values, "branched": branched})
+        if not self.regresses:
+            return self.mean(values.new_zeros(data.shape))
         # What a masked action would lead to need not make sense.
         allowed = (branched & data.get(ACTION_MASK, branched)).expand_as(values)
         number = allowed.sum(-1, keepdim=True).clamp_min(1)
         mean = values.where(allowed, 0.0).sum(-1, keepdim=True) / number
         spread = (values - mean).where(allowed, 0.0)
         return (self.mean(spread.square()) / self.mean(allowed.to(values.dtype))).sqrt()
+
+    def _branches_to_the_end(self, steps: int, chosen: int) -> bool:
+        """Whether the branches of whole episodes go on to their end, all in one pass."""
+        whole = self.env.horizon == steps and bool(self.reset_at_each_iter)
+        return not self.regresses and whole and chosen == steps <= self.branch_steps
 
     @torch.no_grad()
     def _set_temperature(self, data: TensorDictBase, spread: Tensor) -> Tensor:

@@ -17,7 +17,9 @@ from hpo_torchrl.algorithms.learner import Learner, setting
 from hpo_torchrl.collectors import RayCollector
 from hpo_torchrl.collectors.collector import BatchCollector
 from hpo_torchrl.core import ranks
+from hpo_torchrl.core.categorical import all_fixed
 from hpo_torchrl.core.checks import check_int
+from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.objectives import HybridLossModule
 
@@ -176,7 +178,8 @@ class PPO(PassLearner):
     ray_workers: int = setting(None, check_int, minimum=1)
 
     def __post_init__(self) -> None:
-        if not getattr(self.policy, "stochastic", True):
+        fixed = all_fixed(getattr(plain(self.env), "branch_bounds", None))
+        if not fixed and not getattr(self.policy, "stochastic", True):
             raise ValueError(
                 "algorithm=ppo needs a stochastic continuous action, got policy.scale=0: a score "
                 "function has nothing to score. Set policy.scale, for example to 0.3."

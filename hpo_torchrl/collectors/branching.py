@@ -10,8 +10,8 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from hpo_torchrl.collectors.engine import Transition
-from hpo_torchrl.collectors.inputs import Entries, check_functional, check_single_choice
-from hpo_torchrl.core.categorical import unsqueeze_like
+from hpo_torchrl.collectors.inputs import Entries, check_functional
+from hpo_torchrl.core.categorical import ACTION_KEYS, unsqueeze_like
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
@@ -98,6 +98,10 @@ def branched_returns(
 ) -> Tensor:
     r"""Estimate Q(s_t, d) of every visited state and discrete action, by simulating each of them.
 
+    With heads the discrete actions of each head are tried in turn, beside those that the other
+    heads took: 1 + H (M - 1) branches a state, where one choice has M. The estimate is of
+    :math:`E[Q(s_t, d) | d_h]`, which is what the score of one head takes.
+
     From state :math:`s_t` action d is forced once, with the continuous action of its branch;
     then the policy acts for k steps in all, or until the episode or the rollout ends:
 
@@ -118,8 +122,9 @@ def branched_returns(
     Args:
         env: the environment, batch size ``*B``; neither its state nor its generator is touched.
         policy: a policy that reads ``"observation"``, and no mask but the environment's.
-        rollout: tensordict ``(*B, T)`` with the state entries and ``"observation"`` of each step,
-            as :func:`differentiable_rollout` returns it; with ``num_steps``, of any steps.
+        rollout: tensordict ``(*B, T)`` with the state entries and ``"observation"`` of each step
+            and, where there are heads, ``"action"``, as :func:`differentiable_rollout` returns it;
+            with ``num_steps``, of any steps.
         noise: the noise that the rollout was given, ``(*B, T, *noise_shape)``; with ``num_steps``
             that of each state's own branches, ``(*B, T, k, *noise_shape)``.
         gamma: discount factor, in [0, 1].
@@ -130,7 +135,7 @@ def branched_returns(
         randomness: where the policy's random numbers come from; ``None`` is its own source.
 
     Returns:
-        Tensor ``(*B, T, M)``, without a graph.
+        Tensor ``(*B, T, M)``, with heads ``(*B, T, H, M)``, without a graph.
 
     Raises:
         TypeError: the environment or policy has no functional core.
@@ -151,7 +156,6 @@ def branched_returns(
     check_functional(
         "branched_returns", env, policy, "it branches the simulator, which must be pure"
     )
-    check_single_choice("branched_returns", env)
     if policy.num_seeds is not None:
         raise ValueError(
             "branched_returns adds an axis of its own before the batch, where that of the "
@@ -160,22 +164,23 @@ def branched_returns(
     check_float("gamma", gamma, minimum=0.0, maximum=1.0)
     _check_critic(critic)
     batch, time = tuple(env.batch_size), len(env.batch_size)
-    names = (*env.state_names, *env.shown_names)
+    names: tuple[Any, ...] = (*env.state_names, *env.shown_names)
+    names += () if env.num_heads is None else ACTION_KEYS
     _check_data(env, rollout, noise, names, num_steps)
     randomness = policy.randomness if randomness is None else randomness
     visited = {key: rollout.get(key).movedim(time, 0) for key in names}
     here = policy.distribution(visited["observation"], policy.mask_of(visited))
     drawn = here.sample_noise((), randomness, 1) if policy.acts_randomly else None
-    forced = here.actions(None if drawn is None else drawn.continuous)
-    steps, number, sample = forced.shape[0], forced.shape[-2], policy.sampler()
-    every = torch.arange(number, device=forced.device).view(1, -1, *(1,) * time)
+    taken = [visited.pop(key) for key in ACTION_KEYS] if here.heads else []
+    forced = _forced(here.actions(None if drawn is None else drawn.continuous), *taken)
+    (steps, number), sample = forced[0].shape[:2], policy.sampler()
 
-    # Rows are (time of branching, discrete action, *B); one whose episode is over stays as it is.
+    # Rows are (time of branching, branch, *B); one whose episode is over stays as it is.
     rows: dict[str, Tensor] = {
         key: value.new_empty(0, number, *value.shape[1:]) for key, value in visited.items()
     }
-    returns = forced.new_zeros(steps, number, *batch, 1)
-    weight = forced.new_ones(returns.shape)
+    returns = forced[1].new_zeros(steps, number, *batch, 1)
+    weight = torch.ones_like(returns)
     running = torch.ones_like(returns, dtype=torch.bool)
     begun = 0
     for step_noise in noise.unbind(time if num_steps is None else time + 1):
@@ -185,13 +190,13 @@ def branched_returns(
             shared = _shared_noise(here, begun, randomness) if policy.acts_randomly else None
             later = sample(rows["observation"], policy.mask_of(rows), shared)
             chosen = [[later.discrete], [later.continuous]]
-        if len(branching := forced[new]):
-            chosen[0].append(every.expand(len(branching), number, *batch))
-            chosen[1].append(branching.movedim(-2, 1))
+        if fresh_rows := len(forced[0][new]):
+            for part, branches in zip(chosen, forced, strict=True):
+                part.append(branches[new])
             for key, value in visited.items():
                 fresh = value[new].unsqueeze(1).expand(-1, number, *value.shape[1:])
                 rows[key] = torch.cat([rows[key], fresh])
-            begun += len(branching)
+            begun += fresh_rows
         if num_steps is None:
             step_noise = step_noise.unsqueeze(time)
         faced = step_noise.movedim(time, 0).unsqueeze(1)
@@ -215,7 +220,50 @@ def branched_returns(
         final = TensorDict({"observation": rows["observation"]}, batch_size=returns.shape[:-1])
         value = weight * critic_unit * critic(final).get("state_value")
         returns += torch.where(running, value, 0.0) if env.horizon_terminates else value
-    return returns.squeeze(-1).movedim((0, 1), (time, time + 1))
+    found = returns.squeeze(-1).movedim((0, 1), (time, time + 1))
+    return _by_head(found, taken[0].movedim(0, time), here.num_discrete) if taken else found
+
+
+def _forced(actions: Tensor, *taken: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the discrete and the continuous actions of all branches, ``(T, N, *B, ...)``.
+
+    Args:
+        actions: the continuous action beside each discrete one, ``(T, *B, M, n)`` or
+            ``(T, *B, H, M, k)``.
+        taken: with heads, the discrete and continuous actions that the others keep. The first
+            branch is these; then each head in turn takes each of its others.
+    """
+    if not taken:
+        branches = actions.movedim(-2, 1)
+        every = torch.arange(branches.shape[1], device=actions.device)
+        return every.view(1, -1, *(1,) * (branches.ndim - 3)).expand(branches.shape[:-1]), branches
+    discrete, continuous = taken
+    heads, number, size = actions.shape[-3:]
+    other = _others(discrete, number)  # (T, *B, H, M - 1)
+    own = torch.eye(heads, dtype=torch.bool, device=actions.device).unsqueeze(-2)
+    choices = torch.where(own, other.unsqueeze(-1), discrete[..., None, None, :])
+    moved = actions.gather(-2, other.unsqueeze(-1).expand(*other.shape, size))
+    kept = continuous.unflatten(-1, (heads, size))[..., None, None, :, :]
+    powers = torch.where(own.unsqueeze(-1), moved.unsqueeze(-2), kept).flatten(-2)
+    parts = [
+        torch.cat([first.unsqueeze(-2), branches.flatten(-3, -2)], -2).movedim(-2, 1)
+        for first, branches in ((discrete, choices), (continuous, powers))
+    ]
+    return parts[0], parts[1]
+
+
+def _others(discrete: Tensor, number: int) -> Tensor:
+    """Return the discrete actions of each head that were not taken, ``(*B, H, M - 1)``."""
+    steps = torch.arange(1, number, device=discrete.device)
+    return (discrete.unsqueeze(-1) + steps) % number
+
+
+def _by_head(returns: Tensor, discrete: Tensor, number: int) -> Tensor:
+    """Lay returns of branches ``(*B, N)`` out by head and discrete action, ``(*B, H, M)``."""
+    heads = discrete.shape[-1]
+    values = returns[..., :1, None].expand(*discrete.shape, number).clone()
+    others = returns[..., 1:].unflatten(-1, (heads, number - 1))
+    return values.scatter(-1, _others(discrete, number), others)
 
 
 def _shared_noise(here: HybridDistribution, rows: int, randomness: Randomness) -> Noise:

@@ -31,6 +31,11 @@ class BranchBounds(NamedTuple):
     of_total: bool = False
 
 
+def all_fixed(bounds: BranchBounds | None) -> bool:
+    """Whether every discrete action leaves a single continuous one."""
+    return bounds is not None and not bounds.of_total and list(bounds.low) == list(bounds.high)
+
+
 def action_sizes(env: EnvBase) -> tuple[int, int, int | None]:
     """Return the numbers of discrete actions, of coordinates and, if there are any, of heads.
 

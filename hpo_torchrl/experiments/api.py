@@ -223,14 +223,16 @@ class Run:
         return export_policy(self.policy, format, folder or self.folder / "export")
 
     def decide(self, given: Any) -> Any:
-        """Return what to do now, as a table, where the problem is one of orders.
+        """Return what to do now, as a table: what to order, or the schedule of a day.
 
         Args:
-            given: the stock, see :func:`~hpo_torchrl.problems.inventory.decision.decide_orders`.
+            given: how things are: a stock, see
+                :func:`~hpo_torchrl.problems.inventory.decision.decide_orders`, or generating units,
+                see :func:`~hpo_torchrl.problems.unit_commitment.decision.decide_schedule`.
 
         Raises:
             TypeError: the environment has no such table.
-            ValueError: the stock is not one of this problem.
+            ValueError: what is given is not of this problem.
         """
         env = plain(self.policy.env)
         if not hasattr(env, "decide"):

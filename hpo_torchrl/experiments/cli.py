@@ -80,7 +80,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     """Evaluate a run: ``hpo-eval DIR [KEY=FILE ...]``; ``argv`` as for :func:`train`."""
     parser = _parser("hpo-eval", "Evaluate the newest checkpoint of a run on its tests.")
     _add_run(parser, "or other data to test on")
-    details = "write service, stock and costs by item, and a picture of the stock, to this folder"
+    details = "write what is done with each item or unit, a table and a picture, to this folder"
     parser.add_argument("--details", metavar="DIR", help=details)
     run_command(parser, argv, _evaluate)
 
@@ -106,12 +106,16 @@ def data(argv: Sequence[str] | None = None) -> None:
 
 
 def order(argv: Sequence[str] | None = None) -> None:
-    """Say what to order today: ``hpo-order DIR --stock FILE``; ``argv`` as for :func:`train`."""
-    parser = _parser("hpo-order", "Say what a trained policy orders, with the stock as it is now.")
-    _add_run(parser, "or one with newer demand")
-    columns = "a .csv or .xlsx file: item, on_hand, arriving_1, ... (by period), pack"
+    """Say what to do now: ``hpo-order DIR --stock FILE``; ``argv`` as for :func:`train`."""
+    about = "Say what a trained policy does as things are now: orders, or tomorrow's schedule."
+    parser = _parser("hpo-order", about)
+    _add_run(parser, "or one with newer demand, or the forecast of tomorrow")
+    columns = (
+        "a .csv or .xlsx file: item, on_hand, arriving_1, ... (by period), pack; "
+        "of generating units: unit, hours (on, or minus those off), power"
+    )
     parser.add_argument("--stock", metavar="FILE", required=True, help=columns)
-    parser.add_argument("--out", metavar="FILE", help="a .csv or .xlsx file to write the orders to")
+    parser.add_argument("--out", metavar="FILE", help="a .csv or .xlsx file to write the table to")
     run_command(parser, argv, _order)
 
 
@@ -170,7 +174,7 @@ def _evaluate(given: argparse.Namespace) -> None:
     if given.details is not None:
         table = run.details(given.details)
         print(f"\n{table.to_string(index=False, float_format='{:.4g}'.format)}")
-        print(f"\nwritten: {Path(given.details) / 'items.csv'} and a picture")
+        print(f"\nwritten: a table and a picture to {Path(given.details)}")
 
 
 def _data(given: argparse.Namespace) -> None:

@@ -176,7 +176,7 @@ def _bound(
     check_files({**config, "files": files}, folder.path, files if changed else ())
     units = own.get("units", {})
     if files and not units:
-        found = getattr(build_env(config), "units", {})
+        found = getattr(build_env(config), "derived_units", {})
         units = {f"env.{name}": unit for name, unit in found.items()}
     return {**pinned(config), **({"units": units} if units else {})}
 

@@ -9,6 +9,7 @@ from hpo_torchrl.modules.policy import HybridPolicy, RulePolicy
 from hpo_torchrl.modules.replicate import replicate
 from hpo_torchrl.modules.sampler import HybridSampler
 from hpo_torchrl.modules.sampling import HybridDistribution
+from hpo_torchrl.modules.set_net import SetNet
 
 __all__ = [
     "ActionRange",
@@ -19,6 +20,7 @@ __all__ = [
     "HybridPolicy",
     "HybridSampler",
     "RulePolicy",
+    "SetNet",
     "make_q_network",
     "make_value_network",
     "replicate",

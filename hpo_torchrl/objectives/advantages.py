@@ -58,8 +58,9 @@ class AdvantageLoss(LossModule):
             sample_log_prob: their log-probabilities when sampled, summed over heads; where absent,
                 today's are used.
             advantage: the advantage; where absent, the value estimator computes it.
-            action_value: estimates of Q for every discrete action, float ``(*B, T, M)``; optional.
-            branched: whether ``action_value`` was estimated at a step, bool; for the regression.
+            action_value: estimates of Q for every discrete action, float ``(*B, T, M)``, with heads
+                ``(*B, T, H, M)``; optional.
+            branched: whether ``action_value`` was estimated at a step, bool; where absent, it was.
             value_target: the critic's target.
             value: the critic's output.
             critic_value: the critic's values of these states, with a graph to its parameters alone,

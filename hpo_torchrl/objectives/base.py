@@ -188,9 +188,13 @@ class HybridLossModule(AdvantageLoss):
         if self.entropy_coeff is not None:
             unit: Tensor | float = 1.0
             if self.entropy_in_advantage_units:
-                unit = unsqueeze_like(self._variance(self.advantage(data), data).sqrt(), entropy)
+                unit = unsqueeze_like(self.advantage_unit(data), entropy)
             terms["loss_entropy"] = -self.entropy_coeff * unit * entropy
         return terms, metrics | {"entropy": self.mean(entropy, data)}
+
+    def advantage_unit(self, data: TensorDictBase) -> Tensor:
+        """Return the standard deviation of the advantages, a scalar or ``(S,)``."""
+        return self._variance(self.advantage(data), data).sqrt()
 
     def reduce(
         self, terms: Mapping[str, Tensor], metrics: Mapping[str, Tensor], data: TensorDictBase

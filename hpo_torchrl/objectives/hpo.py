@@ -9,8 +9,8 @@ from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
 
-from hpo_torchrl.core.categorical import insert_like, unsqueeze_like
-from hpo_torchrl.core.checks import check_bool
+from hpo_torchrl.core.categorical import insert_like, over_heads, unsqueeze_like
+from hpo_torchrl.core.checks import check_bool, check_float
 from hpo_torchrl.objectives.base import HybridLossModule, values_where
 from hpo_torchrl.objectives.cross_term import CrossTermWeight
 
@@ -56,9 +56,11 @@ class HPOLoss(HybridLossModule):
     either no critic (Monte-Carlo returns) or ``make_value_estimator(gamma=1, lmbda=1)``.
 
     Where the batch holds ``"action_value"``, an estimate of Q for every discrete action
-    ``(*B, T, M)`` (:func:`~hpo_torchrl.collectors.branched_returns`), score function and cross term
-    are expectations over the discrete actions instead of samples at the one taken; clipping does
-    not apply to them.
+    ``(*B, T, M)``, with heads ``(*B, T, H, M)`` beside what the other heads took
+    (:func:`~hpo_torchrl.collectors.branched_returns`), score function and cross term are
+    expectations over the discrete actions (of each head) instead of samples at the one taken;
+    clipping does not apply to them. With heads the unit of the entropy bonus is then the geometric
+    mean of the differences between a head's best discrete action and its second.
 
     ``HPOLoss(policy, critic, score_function=False)`` is plain backpropagation through the
     simulator. The rollout then decides what becomes of the discrete choice: in a
@@ -79,6 +81,9 @@ class HPOLoss(HybridLossModule):
             noise, see :class:`CrossTermWeight`; this backpropagates twice more through the rollout.
         clip_epsilon: clipping range of the ratio of discrete probabilities; ``None`` uses the
             log-probability itself.
+        advantage_limit: in entropy bonuses, what the advantages of the heads' discrete actions are
+            cut at in the score function: whatever is so much better or worse is certain to be
+            chosen or left, and would drown what is not.
         shared: further arguments, of :class:`HybridLossModule`: ``entropy_coeff``,
             ``entropy_in_advantage_units``, ``critic_coeff``, ``loss_critic_type``, ``baseline``,
             ``functional`` and ``reduction``.
@@ -121,9 +126,11 @@ class HPOLoss(HybridLossModule):
         score_function: bool | str = True,
         cross_term: bool | str = True,
         clip_epsilon: float | None = 0.2,
+        advantage_limit: float = 10.0,
         **shared: Any,
     ) -> None:
         super().__init__(actor_network, critic_network, **shared)
+        self.advantage_limit = check_float("advantage_limit", advantage_limit, strict=True)
         self.pathwise = check_bool("pathwise", pathwise)
         self.regression = score_function == "regression"
         self.score_function = self.regression or check_bool("score_function", score_function)
@@ -208,7 +215,9 @@ class HPOLoss(HybridLossModule):
             data: what :meth:`advantages` returns.
             logits: what :meth:`logits` returns of it.
         """
-        if self.clip_epsilon is None or data.get(self.tensor_keys.action_value, None) is not None:
+        if data.get(self.tensor_keys.action_value, None) is not None:
+            return self._credit(data, logits, limited=True) * self._branched(data)
+        if self.clip_epsilon is None:
             return self._credit(data, logits)
         advantage = self.advantage(data)
         ratio = self._log_ratio(data, logits).exp()
@@ -276,7 +285,28 @@ class HPOLoss(HybridLossModule):
             cross = unsqueeze_like(weight, cross) * cross
         return cross - cross.detach()
 
-    def _credit(self, data: TensorDictBase, logits: Tensor) -> Tensor:
+    def advantage_unit(self, data: TensorDictBase) -> Tensor:
+        """Return what the entropy bonus is measured in, a scalar or ``(S,)``; see the class."""
+        value = data.get(self.tensor_keys.action_value, None)
+        if value is None or value.ndim < data.ndim + 2:
+            return super().advantage_unit(data)
+        value = value.where(~self.logits(data).detach().isneginf(), -torch.inf)
+        gap = -value.topk(2).values.diff(dim=-1).squeeze(-1)
+        gap = gap.where(gap.isfinite(), 0.0)
+        counts = (gap > 0).to(gap.dtype) * self._branched(data).sign().unsqueeze(-1)
+        logs = gap.clamp_min(1e-30).log() * counts
+        sums = [self.mean(part.sum(-1), data) for part in (logs, counts)]
+        return (sums[0] / sums[1].clamp_min(1e-12)).exp()
+
+    def _branched(self, data: TensorDictBase) -> Tensor:
+        """Return the weights of steps whose discrete actions were tried, ``(*B, T)``, mean 1."""
+        known = data.get(self.tensor_keys.branched, None)
+        if known is None:
+            return self.entry(data, self.tensor_keys.action_value).new_ones(data.shape)
+        used = known.squeeze(-1).to(data[self.tensor_keys.action_value].dtype)
+        return used / unsqueeze_like(self.mean(used, data).clamp_min(1e-12), used)
+
+    def _credit(self, data: TensorDictBase, logits: Tensor, limited: bool = False) -> Tensor:
         """Advantage times log-probability, or the advantage expected over the discrete actions."""
         if self.regression:  # those that the policy stands for, which it has at every step
             action_value = self._own_advantages(logits.detach())
@@ -288,7 +318,12 @@ class HPOLoss(HybridLossModule):
         action_value = action_value.masked_fill(logits.isneginf(), 0.0)
         probability = logits.exp()
         value = (probability.detach() * action_value).sum(-1, keepdim=True)
-        return (probability * (action_value - value)).sum(-1)
+        advantage = action_value - value
+        if limited and advantage.ndim > data.ndim + 1 and self.entropy_coeff is not None:
+            limit = self.advantage_limit * self.entropy_coeff * self.advantage_unit(data)
+            limit = unsqueeze_like(limit, advantage)
+            advantage = advantage.minimum(limit).maximum(-limit)
+        return over_heads((probability * advantage).sum(-1), data.ndim)
 
     def _log_ratio(self, data: TensorDictBase, logits: Tensor) -> Tensor:
         log_prob = self.log_prob(data, logits)

@@ -253,6 +253,22 @@ class Evaluation:
         for start in range(0, self.num_steps, _PIECE):
             yield start, min(_PIECE, self.num_steps - start)
 
+    def rollouts(self, policy: Any) -> Iterator[tuple[TensorDictBase, Tensor]]:
+        """Yield the test of a policy piece by piece: its steps ``(*B, T)``, and their noise.
+
+        Args:
+            policy: the policy or rule; its actions are the most probable ones.
+        """
+        env = self.env
+        env.set_seed(self.seed)
+        state = env.reset()
+        for _, steps in self.pieces():
+            noise = env.sample_noise(steps, state.select(*env.state_names).to_dict())
+            with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+                run = differentiable_rollout(env, policy, steps, tensordict=state, noise=noise)
+                state = env.maybe_reset(env.step_mdp(run[..., -1].copy()))
+            yield run, noise
+
     def reference(self) -> Reference:
         """Return what the best policy costs here, where the environment knows it."""
         known = getattr(plain(self.env), "reference", None)

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from torch import Tensor
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.core.figures import BLUE, GREEN, ORANGE, new_figure, save_figure
 from hpo_torchrl.problems.inventory.features import ItemFixedCost
 
@@ -44,21 +42,16 @@ def flow_of(test: Any, policy: Any) -> Flow:
         policy: the policy or rule.
     """
     env, found = test.env, list[tuple[Tensor, ...]]()
-    env.set_seed(test.seed)
-    state, time = env.reset(), len(env.batch_size)
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        for _, steps in test.pieces():
-            noise = env.sample_noise(steps, state.select(*env.state_names).to_dict())
-            run = differentiable_rollout(env, policy, steps, tensordict=state, noise=noise)
-            stock = run["inventory"]
-            order, ordering, _ = env.ordering.placed(run["action"], stock)
-            available = stock[..., 0] + order * (env.lead_times == 0)
-            arriving = order * (env.lead_times <= 1)
-            if stock.shape[-1] > 1:
-                arriving = arriving + stock[..., 1]
-            demand = noise[..., : env.num_items]
-            found.append((demand, available, available - demand, order, arriving, ordering))
-            state = env.maybe_reset(env.step_mdp(run[..., -1].copy()))
+    time = len(env.batch_size)
+    for run, noise in test.rollouts(policy):
+        stock = run["inventory"]
+        order, ordering, _ = env.ordering.placed(run["action"], stock)
+        available = stock[..., 0] + order * (env.lead_times == 0)
+        arriving = order * (env.lead_times <= 1)
+        if stock.shape[-1] > 1:
+            arriving = arriving + stock[..., 1]
+        demand = noise[..., : env.num_items]
+        found.append((demand, available, available - demand, order, arriving, ordering))
     whole = (torch.cat(parts, time) for parts in zip(*found, strict=True))
     return Flow(*(part.narrow(time, test.skip, part.shape[time] - test.skip) for part in whole))
 

@@ -223,7 +223,7 @@ class InventoryEnv(DifferentiableEnv):
         self.recorded = isinstance(demand, Record) and demand.record.ndim == 2
         if isinstance(demand, Record):
             self.record, self.train_periods = demand.record, demand.train_periods
-            self.units = {"demand.mean": demand.given_mean}
+            self.derived_units = {"demand.mean": demand.given_mean}
         self.ordering, self.pieces, self.features = orders, pieces, orders.features
         self.breakpoints, self.gaps = orders.breakpoints, orders.gaps
         self.cut_per_item = orders.cut_per_item

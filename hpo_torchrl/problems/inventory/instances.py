@@ -227,7 +227,7 @@ def from_file(
     env = cls(made.num_items, lead_time, made, **given)
     # Beside its history, a part needs periods in which an order is placed and arrives.
     source.split(fractions, history=history, least=env.lead_time + 2)
-    env.units = {"mean": made.given_mean, "season": season or 0, "show_season": show_season}
+    env.derived_units = {"mean": made.given_mean, "season": season or 0, "show_season": show_season}
     if fitted:
         from hpo_torchrl.problems.inventory.demand_fit import fit_demand
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
-from hpo_torchrl.core.checks import check_bool, check_choice, check_sizes
+from hpo_torchrl.core.checks import check_bool
 from hpo_torchrl.core.wrappers import plain
-from hpo_torchrl.modules import HybridNetwork, HybridPolicy
+from hpo_torchrl.modules import HybridNetwork, HybridPolicy, SetNet
 from hpo_torchrl.modules.action_range import START, raw_of
-from hpo_torchrl.modules.layers import ACTIVATIONS
 from hpo_torchrl.problems.inventory.env import InventoryEnv
 
 # Nats by which an order becomes likelier with each period of demand that is missing beyond Q; what
@@ -72,45 +69,6 @@ class ItemViews(nn.Module):
         return torch.cat(parts, -1)
 
 
-class ItemNet(nn.Module):
-    r"""One net for all items, which sees each item and the average of all.
-
-    A hidden layer is :math:`h_i' = \sigma(A h_i + B \bar h + b)` with the average :math:`\bar h`
-    over items; the last layer, which starts at zero, is linear. It has as many weights for a
-    thousand items as for one, and what it learns of one item it knows of all.
-
-    Source: M. Zaheer et al. (2017), "Deep sets", NeurIPS, section 3.1, the equivariant layer.
-
-    Args:
-        inputs: numbers that show an item.
-        outputs: numbers to say of it.
-        hidden: width of each hidden layer.
-        activation: see :class:`HybridNetwork`.
-    """
-
-    def __init__(
-        self, inputs: int, outputs: int, hidden: int | Sequence[int], activation: str
-    ) -> None:
-        super().__init__()
-        widths = [inputs, *check_sizes("hidden", hidden)]
-        pairs = [*itertools.pairwise(widths)]
-        self.own = nn.ModuleList(nn.Linear(*pair) for pair in pairs)
-        self.shared = nn.ModuleList(nn.Linear(*pair, bias=False) for pair in pairs)
-        self.last = nn.Linear(widths[-1], outputs)
-        self.activation = ACTIVATIONS[check_choice("activation", activation, ACTIVATIONS)]()
-        for layer in (*self.own, *self.shared):
-            nn.init.orthogonal_(layer.weight, gain=math.sqrt(2))
-        for layer in (*self.own, self.last):
-            nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.last.weight)
-
-    def forward(self, items: Tensor) -> Tensor:
-        """Return ``(*B, n, outputs)`` of ``(*B, n, inputs)``."""
-        for own, shared in zip(self.own, self.shared, strict=True):
-            items = self.activation(own(items) + shared(items.mean(-2, keepdim=True)))
-        return self.last(items)
-
-
 class OrderNet(nn.Module):
     r"""Logits of ordering nothing and of ordering: those of a rule, and what a net of items adds.
 
@@ -129,7 +87,7 @@ class OrderNet(nn.Module):
     mean: Tensor
     quantity: Tensor
 
-    def __init__(self, rule: Any, views: ItemViews, mean: Tensor, net: ItemNet) -> None:
+    def __init__(self, rule: Any, views: ItemViews, mean: Tensor, net: SetNet) -> None:
         super().__init__()
         self.views, self.net = views, net
         self.register_buffer("levels", rule.S.to(mean).expand(len(mean)) / mean)
@@ -189,7 +147,7 @@ class LearnedLevels(nn.Module):
         mean: Tensor,
         views: ItemViews,
         num_discrete: int,
-        net: ItemNet | None = None,
+        net: SetNet | None = None,
     ) -> None:
         super().__init__()
         self.level = nn.Parameter(levels / unit)
@@ -241,7 +199,7 @@ class LearnedLevels(nn.Module):
         if from_rule is None or check_bool("from_rule", from_rule):
             rule: Any = inner.rules()["s_S"]()
             place: dict[str, Any] = {"device": inner.device, "dtype": inner.float_dtype}
-            net, other = (ItemNet(views.length, 1, **own).to(**place) for _ in range(2))
+            net, other = (SetNet(views.length, 1, **own).to(**place) for _ in range(2))
             levels = rule.S.to(levels).expand(inner.num_items)
             choice = OrderNet(rule, views, mean, other)
         control = cls(levels, inner.action_scale, mean, views, 2, net)

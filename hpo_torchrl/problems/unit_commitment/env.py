@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import BranchBounds
 from hpo_torchrl.core.checks import check_choice, check_float, check_int
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.problems.unit_commitment.days import Days
 from hpo_torchrl.problems.unit_commitment.dispatch import economic_dispatch, merit_order
+from hpo_torchrl.problems.unit_commitment.reference import unit_commitment_reference
+from hpo_torchrl.problems.unit_commitment.rules import PriorityList
 from hpo_torchrl.problems.unit_commitment.units import Units
+from hpo_torchrl.problems.unit_commitment.views import UnitViews
 
 DISPATCHES = ("economic", "learned")
-# Hours on or off are counted up to so many; observed in units of so many.
+# Hours on or off are counted up to so many at least; observed in units of so many.
 _MOST_HOURS, _HOURS_UNIT = 48.0, 8.0
 
 
@@ -134,6 +139,9 @@ class UnitCommitmentEnv(DifferentiableEnv):
         self.learned_dispatch = check_choice("dispatch", dispatch, DISPATCHES) == "learned"
         self.ramped = bool(np.isfinite([self.units.ramp_up, self.units.ramp_down]).any())
         self.capacity = float(self.units.max_power.sum())
+        # Beyond these, no further hour changes what a unit may do and what its start costs.
+        cold = self.units.min_down + self.units.cold_hours + 1
+        self.most_hours = max(_MOST_HOURS, float(cold.max()), float(self.units.min_up.max()))
         self._check_capacity()
         zero = np.zeros(G)
         ends = (
@@ -180,7 +188,7 @@ class UnitCommitmentEnv(DifferentiableEnv):
             The next state and the reward ``(*B,)``, in $ an hour.
         """
         after, parts = self.hour(state, action, noise)
-        cost = parts["fuel"] + parts["starts"]
+        cost = (parts["fuel"] + parts["starts"]).sum(-1)
         for name, penalty in self.penalties.items():
             cost = cost + penalty * parts[name]
         return after, -cost
@@ -188,8 +196,9 @@ class UnitCommitmentEnv(DifferentiableEnv):
     def hour(self, state: State, action: Action, noise: Tensor) -> tuple[dict, dict[str, Tensor]]:
         """Return the next state, and what :meth:`dynamics` adds up, by name.
 
-        ``"fuel"`` and ``"starts"`` in $, ``"unserved"``, ``"surplus"`` and ``"reserve"`` (missing)
-        in MW, all ``(*B,)``; ``"power"`` of the units in MW, ``(*B, G)``.
+        Of the units, ``(*B, G)``: ``"on"``, bool; ``"power"`` in MW; ``"fuel"`` and ``"starts"``
+        in $. In all, ``(*B,)`` in MW: ``"demand"`` and ``"wind"`` as they came, the ``"need"`` of
+        capacity; ``"unserved"``, ``"surplus"`` and ``"reserve"`` (what lacks of it).
         """
         hours, units = state["hours"], self.units_table
         on = self.committed(hours, action["discrete"])
@@ -197,7 +206,7 @@ class UnitCommitmentEnv(DifferentiableEnv):
         off = -hours
         cold = off > units["min_down"] + units["cold_hours"]
         start = torch.where(cold, units["cold_start_cost"], units["hot_start_cost"])
-        starts = (start * (on & (hours < 0))).sum(-1)
+        starts = start * (on & (hours < 0))
 
         foreseen = self.days.expected(state["demand"], state["wind"], state["error"])
         need = self.need(*foreseen)[..., 0]
@@ -213,16 +222,20 @@ class UnitCommitmentEnv(DifferentiableEnv):
             units["linear_cost"] + units["quadratic_cost"] * power
         )
         parts = {
-            "fuel": fuel.sum(-1),
+            "on": on,
+            "power": power,
+            "fuel": fuel,
             "starts": starts,
+            "demand": demand,
+            "wind": wind,
+            "need": need,
             "unserved": (load - most).clamp_min(0.0),
             "surplus": (least - load).clamp_min(0.0),
             "reserve": short,
-            "power": power,
         }
         count = torch.where(on, hours.clamp_min(0.0) + 1, hours.clamp_max(0.0) - 1)
         after = {
-            "hours": count.clamp(-_MOST_HOURS, _MOST_HOURS),
+            "hours": count.clamp(-self.most_hours, self.most_hours),
             "demand": _shifted(state["demand"]),
             "wind": _shifted(state["wind"]),
             "error": error,
@@ -241,28 +254,6 @@ class UnitCommitmentEnv(DifferentiableEnv):
     def need(self, demand: Tensor, wind: Tensor) -> Tensor:
         """Return the capacity that must be on, in MW."""
         return ((1 + self.reserve) * demand - wind).clamp_min(0.0)
-
-    def list_of(self, need: Tensor, hours: Tensor) -> Tensor:
-        """Return the units that a priority list takes for each coming hour, bool ``(*B, T, G)``.
-
-        Units that must stay on now count in all hours, those that may not start now in none
-        but the later ones.
-
-        Args:
-            need: capacity that must be on, ``(*B, T)``.
-            hours: of the state.
-        """
-        may_stop, may_start = self._may(hours)
-        stays = (hours > 0) & ~may_stop
-        rank = torch.as_tensor(self.units.priority.copy(), device=need.device).argsort()
-        first = (rank.unsqueeze(-1) > rank).to(need)  # (G, G): whether j comes before i
-        capacity = self.units_table["max_power"]
-        there = (~stays & ((hours > 0) | may_start)).to(need) * capacity
-        before = (stays * capacity).sum(-1, keepdim=True) + there @ first.mT
-        later = (stays * capacity).sum(-1, keepdim=True) + (~stays * capacity) @ first.mT
-        before = torch.stack([before, later], -2)
-        index = (torch.arange(need.shape[-1], device=need.device) > 0).long()
-        return (before[..., index, :] < need.unsqueeze(-1)) | stays.unsqueeze(-2)
 
     def _limits(self, state: State, running: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self.units_table["min_power"], self.units_table["max_power"]
@@ -307,10 +298,38 @@ class UnitCommitmentEnv(DifferentiableEnv):
             parts.append(state["power"] / self.units_table["max_power"])
         return torch.cat(parts, -1)
 
+    def views(self) -> UnitViews:
+        """Return what reads an observation unit by unit."""
+        return UnitViews(self, _HOURS_UNIT)
+
+    def rules(self) -> dict[str, Callable[[], nn.Module]]:
+        """Return the priority list."""
+        return {"priority_list": partial(PriorityList.best, self)}
+
+    reference = unit_commitment_reference
+
+    def describe(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Say what a policy does on a mean day, and draw one; see :func:`describe_schedule`."""
+        from hpo_torchrl.problems.unit_commitment.details import describe_schedule  # pandas is slow
+
+        return describe_schedule(self, *args, **kwargs)
+
+    def decide(self, policy: Any, units: Any) -> Any:
+        """Return tomorrow's schedule, a table; see :func:`decide_schedule`."""
+        from hpo_torchrl.problems.unit_commitment.decision import decide_schedule  # pandas is slow
+
+        return decide_schedule(self, policy, units)
+
+    def details(self, test: Any, policies: Mapping[str, Any], folder: Any = None) -> Any:
+        """Return hours, starts, energy and costs by unit; see :func:`compare_details`."""
+        from hpo_torchrl.problems.unit_commitment.details import compare_details  # pandas is slow
+
+        return compare_details(test, policies, folder)
+
     def initial_state(self) -> dict[str, Tensor]:
         """Draw the forecasts of days; units are as they are at the start of each."""
         demand, wind = self.days.draw(self._draw, self.batch_size)
-        hours = self.units_table["initial_hours"].clamp(-_MOST_HOURS, _MOST_HOURS)
+        hours = self.units_table["initial_hours"].clamp(-self.most_hours, self.most_hours)
         hours = hours.expand(*self.batch_size, -1).clone()
         error = demand.new_zeros(*self.batch_size, 2)
         state = {"hours": hours, "demand": demand, "wind": wind, "error": error}

@@ -1,4 +1,4 @@
-"""The mixed-integer program on an environment's days: a policy, and the best in hindsight."""
+"""The mixed-integer program as a policy: solved anew in every hour, for the rest of the day."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int
@@ -40,12 +39,12 @@ class RollingMILP(RulePolicy):
 
     Examples:
         >>> from hpo_torchrl.problems import UnitCommitmentEnv
-        >>> from hpo_torchrl.problems.unit_commitment.rolling import RollingMILP, foresight
+        >>> from hpo_torchrl.problems.unit_commitment.rolling import RollingMILP
         >>> env = UnitCommitmentEnv(horizon=3, demand_error=0.05, wind_capacity=300, batch_size=1)
-        >>> day = env.rollout(3, RollingMILP(env, scenarios=4))
-        >>> cost = -day["next", "reward"].sum()
-        >>> bool(cost >= foresight(env, day)[0].bound)
-        True
+        >>> policy = RollingMILP(env, scenarios=4)
+        >>> day = env.rollout(3, policy)
+        >>> day["action", "discrete"].shape, len(policy.seconds)
+        (torch.Size([1, 3, 10]), 3)
     """
 
     def __init__(
@@ -95,73 +94,36 @@ class RollingMILP(RulePolicy):
         env, left = self.env, self.env.horizon - int(step)
         demand, wind, error = (part.double() for part in state[:3])
         demand, wind = demand[:left], wind[:left]
-        if self.scenarios:
-            day = _come(env, demand, wind, self.draw(error, left))
-        else:
-            expected = env.days.expected(demand, wind, error)
-            day = *expected, env.need(*expected)
-        plan = _solve(env, hours, day, state[3] if env.ramped else None, self.limits)
+        foreseen = env.days.expected(demand, wind, error)
+        demand, wind, need = (
+            self.draw(demand, wind, error) if self.scenarios else (*foreseen, env.need(*foreseen))
+        )
+        plan = solve(
+            env.units.changed(initial_hours=hours.double().numpy()),
+            demand.clamp_min(0.0).numpy(),
+            wind.numpy(),
+            need=need.numpy(),
+            power=state[3].double().numpy() if env.ramped else None,
+            **{f"{name}_cost": penalty for name, penalty in env.penalties.items()},
+            **self.limits,
+        )
         self.seconds.append(time.perf_counter() - started)
         return plan
 
-    def draw(self, error: Tensor, hours: int) -> Tensor:
-        """Return errors of scenarios from the last hour's on, ``(S, hours + 1, 2)``."""
-        half = torch.randn(self.scenarios // 2, hours, 2, generator=self.rng, dtype=error.dtype)
+    def draw(self, demand: Tensor, wind: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return demand, wind and needed capacity of scenarios, ``(S, T)`` each.
+
+        Args:
+            demand: its forecasts for the coming hours, ``(T,)``.
+            wind: its forecasts, likewise.
+            error: by how much the last ones were missed, ``(2,)``.
+        """
+        days, shape = self.env.days, (self.scenarios // 2, len(demand), 2)
+        half = torch.randn(shape, generator=self.rng, dtype=error.dtype)
         errors = [error.expand(self.scenarios, 2)]
         for noise in torch.cat([half, -half]).unbind(1):
-            errors.append(self.env.days.next_error(errors[-1], noise))
-        return torch.stack(errors, 1)
-
-
-def foresight(env: Any, days: TensorDictBase, **limits: Any) -> list[Schedule]:
-    """Return the best schedules of days of which all is known beforehand.
-
-    No policy can do better on these days, whatever it does not know: the mean of the bounds is a
-    lower bound on its mean cost there.
-
-    Args:
-        env: the environment.
-        days: a rollout of whole days, ``(*B, T)``, by any policy: what comes does not depend on it.
-        limits: ``gap``, ``segments`` and ``time_limit`` of :func:`solve`.
-    """
-    flat = days.reshape(-1, days.shape[-1])
-    found = []
-    for day in flat.cpu().unbind(0):
-        errors = torch.cat([day["error"][:1], day["next", "error"]]).double()
-        demand, wind = (day[name][0].double() for name in ("demand", "wind"))
-        power = day["power"][0] if env.ramped else None
-        found.append(_solve(env, day["hours"][0], _come(env, demand, wind, errors), power, limits))
-    return found
-
-
-def _come(env: Any, demand: Tensor, wind: Tensor, errors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return demand, wind and needed capacity, ``(*S, T)``, where forecasts have these errors.
-
-    Args:
-        env: the environment.
-        demand: its forecasts, ``(T,)``.
-        wind: its forecasts, likewise.
-        errors: from the hour before the first on, ``(*S, T + 1, 2)``.
-    """
-    days = env.days
-    # The need of an hour is foreseen in the hour before.
-    foreseen = days.actual(demand, wind, days.error_kept * errors[..., :-1, :])
-    return *days.actual(demand, wind, errors[..., 1:, :]), env.need(*foreseen)
-
-
-def _solve(
-    env: Any, hours: Tensor, day: tuple[Tensor, ...], power: Tensor | None, limits: dict[str, Any]
-) -> Schedule:
-    """Solve a day, or what is left of it, from a state on."""
-    demand, wind, need = (part.numpy() for part in day)
-    return solve(
-        env.units.changed(initial_hours=hours.double().numpy()),
-        np.maximum(demand, 0.0),
-        wind,
-        need=need,
-        unserved_cost=env.penalties["unserved"],
-        surplus_cost=env.penalties["surplus"],
-        reserve_cost=env.penalties["reserve"],
-        power=None if power is None else power.double().numpy(),
-        **limits,
-    )
+            errors.append(days.next_error(errors[-1], noise))
+        path = torch.stack(errors, 1)
+        # The need of an hour is foreseen in the hour before.
+        foreseen = days.actual(demand, wind, days.error_kept * path[:, :-1])
+        return *days.actual(demand, wind, path[:, 1:]), self.env.need(*foreseen)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.modules import RulePolicy
+from hpo_torchrl.problems.unit_commitment.views import UnitViews
 
 # Hours beyond its minimum down time for which a unit may wait to be needed again; test days.
 _PATIENCE, _DAYS = range(7), 256
@@ -37,11 +38,11 @@ class PriorityList(RulePolicy):
         True
     """
 
-    in_keys = ["hours", "demand", "wind", "error"]  # noqa: RUF012
+    in_keys = ["observation"]  # noqa: RUF012
 
     def __init__(self, env: Any, patience: int = 0) -> None:
         super().__init__()
-        self.env, self.patience = env, check_int("patience", patience, minimum=0)
+        self.views, self.patience = env.views(), check_int("patience", patience, minimum=0)
 
     @classmethod
     def best(cls, env: Any) -> PriorityList:
@@ -58,11 +59,7 @@ class PriorityList(RulePolicy):
 
     def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
         """Commit the units."""
-        hours, *forecast = state
-        need = self.env.need(*self.env.days.expected(*forecast))
-        on = self.env.list_of(need, hours)
-        wanted = on[..., 0, :]
-        ahead = torch.arange(need.shape[-1], device=need.device).unsqueeze(-1)
-        again = (on & (ahead <= self.env.units_table["min_down"] + self.patience)).any(-2)
-        discrete = (wanted | ((hours > 0) & again)).long()
-        return discrete, self.env.units_table["max_power"] * discrete
+        views: UnitViews = self.views
+        hours, missing = views.hours(state[0]), views.missing(state[0])
+        discrete = views.listed(hours, missing, self.patience).long()
+        return discrete, views.capacity * discrete

@@ -1,0 +1,95 @@
+"""A structured policy: what a net of units makes of the priority list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrl.envs import EnvBase
+
+from hpo_torchrl.core.checks import check_bool
+from hpo_torchrl.core.wrappers import plain
+from hpo_torchrl.modules import HybridNetwork, HybridPolicy, SetNet
+from hpo_torchrl.problems.unit_commitment.env import UnitCommitmentEnv
+from hpo_torchrl.problems.unit_commitment.rules import PriorityList
+from hpo_torchrl.problems.unit_commitment.views import UnitViews
+
+# Log-odds of the rule's own choice at the start.
+_RULE = 4.0
+
+
+class LearnedList(nn.Module):
+    """Logits of off and on, or raw powers, of each unit from one net for all units.
+
+    The net sees each unit's numbers and hours, and what is missing to the need of this hour and
+    each later one when the priority list comes to it: what tells identical units apart.
+
+    Args:
+        views: of the environment.
+        net: one output for each unit.
+        patience: of the list whose choice the net corrects; ``None`` corrects none.
+    """
+
+    def __init__(self, views: UnitViews, net: SetNet, patience: int | None = None) -> None:
+        super().__init__()
+        self.views, self.net, self.patience = views, net, patience
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return ``(*B, 2 G)``: 0 and the output, for each unit."""
+        missing = self.views.missing(observation)
+        said = self.net(self.views(observation, missing)).squeeze(-1)
+        if self.patience is not None:
+            listed = self.views.listed(self.views.hours(observation), missing, self.patience)
+            said = said + _RULE * (2 * listed.to(said) - 1)
+        return torch.stack([torch.zeros_like(said), said], -1).flatten(-2)
+
+    @classmethod
+    def for_env(
+        cls,
+        env: EnvBase,
+        *,
+        from_rule: bool = True,
+        hidden: int | Sequence[int] = (64, 64),
+        activation: str = "relu",
+        **arguments: Any,
+    ) -> HybridPolicy:
+        """Build the policy of a unit commitment.
+
+        Args:
+            env: a :class:`UnitCommitmentEnv`.
+            from_rule: whether it begins as the best priority list, which the net corrects.
+            hidden: width of each hidden layer.
+            activation: see :class:`HybridNetwork`.
+            arguments: further ones of :meth:`HybridPolicy.for_env`.
+
+        Raises:
+            ValueError: it is another environment.
+
+        Examples:
+            >>> from hpo_torchrl.problems import UnitCommitmentEnv
+            >>> from hpo_torchrl.problems.unit_commitment.learned_list import LearnedList
+            >>> env = UnitCommitmentEnv(batch_size=2)
+            >>> policy = LearnedList.for_env(env)
+            >>> env.rollout(3, policy)["action", "discrete"].shape
+            torch.Size([2, 3, 10])
+        """
+        inner: Any = plain(env)
+        if not isinstance(inner, UnitCommitmentEnv):
+            raise ValueError(
+                "policy=priority_list needs a UnitCommitmentEnv, got "
+                f"{type(inner).__name__}; choose policy=mlp."
+            )
+        rule = PriorityList.best(inner).patience if check_bool("from_rule", from_rule) else None
+        place: dict[str, Any] = {"device": inner.device, "dtype": inner.float_dtype}
+        views = inner.views()
+
+        def net() -> SetNet:
+            return SetNet(views.length, 1, hidden, activation).to(**place)
+
+        choice = cls(views, net(), rule)
+        control = cls(views, net()) if inner.learned_dispatch else [8]
+        parts = {"choice": choice, "control": control, "find_scales": False}
+        own: dict[str, Any] = {"hidden": hidden, "activation": activation}
+        return HybridPolicy.for_env(env, network=HybridNetwork, **own | arguments | parts)
