@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hpo_torchrl.core.categorical import BranchBounds
 from hpo_torchrl.core.checks import check_choice, check_float, check_int
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
+from hpo_torchrl.problems.storage.batteries import Batteries
 from hpo_torchrl.problems.unit_commitment.days import Days
 from hpo_torchrl.problems.unit_commitment.dispatch import economic_dispatch, merit_order
 from hpo_torchrl.problems.unit_commitment.reference import unit_commitment_reference
@@ -47,6 +48,11 @@ class UnitCommitmentEnv(DifferentiableEnv):
     load are those of the least squared distance from them. Where ramps bind, the first is
     short-sighted.
 
+    Batteries, if there are any, have a head each behind those of the units: idle, charge or
+    discharge, and at what power (:class:`~hpo_torchrl.problems.storage.batteries.Batteries`). What
+    they take adds to the load. They count for no reserve, and what is left in them at the end of
+    the day is worth nothing.
+
     An episode is a day of ``horizon`` hours from ``initial_hours`` on; forecasts are made before
     it, see :class:`~hpo_torchrl.problems.unit_commitment.days.Days`. The commitment of an hour is
     decided before its demand and wind are known, the dispatch after. Nothing counts after the last
@@ -55,12 +61,13 @@ class UnitCommitmentEnv(DifferentiableEnv):
     The state is ``"hours"``, ``(*B, G)``: hours for which each unit has been on, negative if off;
     ``"demand"`` and ``"wind"``, ``(*B, T)``: the forecasts of the coming hours, 0 beyond the end of
     the day; ``"error"``, ``(*B, 2)``: by how much they were missed in the last hour; and with ramps
-    ``"power"``, ``(*B, G)``. The ``"observation"`` holds the hours, the need of capacity and the
-    load to be expected, in shares of the capacity of all units, and the time.
+    ``"power"``, ``(*B, G)``, with batteries ``"content"``, ``(*B, N)`` in MWh. The
+    ``"observation"`` holds the hours, the need of capacity and the load to be expected, in shares
+    of the capacity of all units, the time, and then power and content in shares of their limits.
 
-    Gradients flow through dispatch, and with ramps along the powers. Guards: a unit that is not
-    allowed to start or to stop stays as it is; powers stop at their limits, where no gradient
-    passes.
+    Gradients flow through dispatch, and with ramps and batteries along powers and contents.
+    Guards: a unit that is not allowed to start or to stop stays as it is; powers stop at their
+    limits, where no gradient passes.
 
     Args:
         units: :class:`~hpo_torchrl.problems.unit_commitment.Units`, the path of a table of them
@@ -73,6 +80,7 @@ class UnitCommitmentEnv(DifferentiableEnv):
         unserved_cost, surplus_cost: penalties in $/MWh.
         reserve_cost: penalty in $ for each MW that is missing in an hour.
         dispatch: ``"economic"`` or ``"learned"``.
+        batteries: arguments of ``Batteries.of``, with their ``number``; ``None`` has none.
         wind_capacity, day_spread, demand_error, wind_error, error_kept: see :class:`Days`.
         others: ``batch_size``, ``device``, ``dtype`` and ``seed`` of :class:`DifferentiableEnv`.
 
@@ -104,6 +112,7 @@ class UnitCommitmentEnv(DifferentiableEnv):
         surplus_cost: float = 1000.0,
         reserve_cost: float = 1000.0,
         dispatch: str = "economic",
+        batteries: Mapping[str, Any] | None = None,
         wind_capacity: float = 0.0,
         day_spread: float = 0.0,
         demand_error: float = 0.0,
@@ -143,26 +152,30 @@ class UnitCommitmentEnv(DifferentiableEnv):
         cold = self.units.min_down + self.units.cold_hours + 1
         self.most_hours = max(_MOST_HOURS, float(cold.max()), float(self.units.min_up.max()))
         self._check_capacity()
-        zero = np.zeros(G)
-        ends = (
-            (self.units.min_power, self.units.max_power) if self.learned_dispatch else (zero,) * 2
-        )
-        bounds = BranchBounds(*(np.stack([zero, end], -1)[..., None].tolist() for end in ends))
+        self.batteries = None if batteries is None else _batteries(**batteries)
+        N = 0 if self.batteries is None else len(self.batteries.capacity)
         states = {"hours": (G,), "demand": (horizon,), "wind": (horizon,), "error": (2,)}
+        states |= {"power": (G,)} if self.ramped else {}
+        states |= {"content": (N,)} if N else {}
+        scale = [*(self.units.max_power / 2)]
+        if self.batteries is not None:
+            scale += [*(self.batteries.charge_rating / 2).tolist()]
         super().__init__(
-            num_discrete=2,
-            num_heads=G,
-            continuous_dim=G,
-            branch_bounds=bounds,
-            action_scale=(self.units.max_power / 2).tolist(),
-            state_shapes=states | ({"power": (G,)} if self.ramped else {}),
-            observation_dim=G + 2 * horizon + 1 + G * self.ramped,
+            num_discrete=3 if N else 2,
+            num_heads=G + N,
+            continuous_dim=G + N,
+            branch_bounds=self._branch_bounds(),
+            action_scale=scale,
+            state_shapes=states,
+            observation_dim=G + 2 * horizon + 1 + G * self.ramped + N,
             noise_shape=(2,),
             horizon=horizon,
             horizon_terminates=True,
             **others,
         )
         place: dict[str, Any] = {"dtype": self.float_dtype, "device": self.device}
+        if self.batteries is not None:
+            self.batteries = Batteries(*(part.to(**place) for part in self.batteries))
         self.units_table = {
             name: torch.as_tensor(value, **place)
             for name, value in vars(self.units).items()
@@ -181,14 +194,15 @@ class UnitCommitmentEnv(DifferentiableEnv):
 
         Args:
             state: the entries of the class docstring.
-            action: ``"discrete"`` ``(*B, G)``, 1 is on; ``"continuous"`` ``(*B, G)``.
+            action: ``"discrete"`` ``(*B, G + N)``, of units 1 is on, of batteries 1 charges and 2
+                discharges; ``"continuous"`` ``(*B, G + N)`` in MW.
             noise: of the forecast errors, ``(*B, 2)``.
 
         Returns:
             The next state and the reward ``(*B,)``, in $ an hour.
         """
         after, parts = self.hour(state, action, noise)
-        cost = (parts["fuel"] + parts["starts"]).sum(-1)
+        cost = (parts["fuel"] + parts["starts"]).sum(-1) + parts["wear"]
         for name, penalty in self.penalties.items():
             cost = cost + penalty * parts[name]
         return after, -cost
@@ -197,11 +211,12 @@ class UnitCommitmentEnv(DifferentiableEnv):
         """Return the next state, and what :meth:`dynamics` adds up, by name.
 
         Of the units, ``(*B, G)``: ``"on"``, bool; ``"power"`` in MW; ``"fuel"`` and ``"starts"``
-        in $. In all, ``(*B,)`` in MW: ``"demand"`` and ``"wind"`` as they came, the ``"need"`` of
-        capacity; ``"unserved"``, ``"surplus"`` and ``"reserve"`` (what lacks of it).
+        in $. Of the batteries: ``"taken"`` from the grid in MW, ``(*B, N)``, and ``"wear"`` of all,
+        ``(*B,)`` in $. In all, ``(*B,)`` in MW: ``"demand"`` and ``"wind"`` as they came, the
+        ``"need"`` of capacity; ``"unserved"``, ``"surplus"`` and ``"reserve"`` (what lacks of it).
         """
-        hours, units = state["hours"], self.units_table
-        on = self.committed(hours, action["discrete"])
+        hours, units, G = state["hours"], self.units_table, len(self.units)
+        on = self.committed(hours, action["discrete"][..., :G])
         running = on.to(hours.dtype)
         off = -hours
         cold = off > units["min_down"] + units["cold_hours"]
@@ -214,10 +229,12 @@ class UnitCommitmentEnv(DifferentiableEnv):
         error = self.days.next_error(state["error"], noise)
         demand, wind = self.days.actual(state["demand"][..., 0], state["wind"][..., 0], error)
 
+        taken, wear, kept = self._store(state, action)
         low, high = self._limits(state, running)
         least, most = (running * low).sum(-1), (running * high).sum(-1)
-        load = (demand - wind).maximum(least.minimum(demand))  # wind is curtailed for nothing
-        power = self._dispatch(load, running, low, high, action["continuous"])
+        asked = demand + taken.sum(-1)
+        load = (asked - wind).maximum(least.minimum(asked))  # wind is curtailed for nothing
+        power = self._dispatch(load, running, low, high, action["continuous"][..., :G])
         fuel = running * units["fixed_cost"] + power * (
             units["linear_cost"] + units["quadratic_cost"] * power
         )
@@ -226,6 +243,8 @@ class UnitCommitmentEnv(DifferentiableEnv):
             "power": power,
             "fuel": fuel,
             "starts": starts,
+            "taken": taken,
+            "wear": wear,
             "demand": demand,
             "wind": wind,
             "need": need,
@@ -240,7 +259,30 @@ class UnitCommitmentEnv(DifferentiableEnv):
             "wind": _shifted(state["wind"]),
             "error": error,
         }
-        return after | ({"power": power} if self.ramped else {}), parts
+        return after | ({"power": power} if self.ramped else {}) | kept, parts
+
+    def _store(self, state: State, action: Action) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return what batteries take and their wear, and their content after the hour."""
+        if self.batteries is None:
+            none = state["hours"][..., :0]
+            return none, none.sum(-1), {}
+        mode, power = (action[key][..., len(self.units) :] for key in ("discrete", "continuous"))
+        flow = self.batteries.step(state["content"], mode, power, 1.0)
+        return flow.power, flow.wear.sum(-1), {"content": flow.content}
+
+    def _branch_bounds(self) -> BranchBounds:
+        """Powers of units that are on, where they are learned, and of batteries by their mode."""
+        units, stores = self.units, self.batteries
+        G, choices = len(units), 2 if stores is None else 3
+        low, high = np.zeros((2, G, choices))
+        if self.learned_dispatch:
+            low[:, 1], high[:, 1] = units.min_power, units.max_power
+        if stores is not None:
+            none = np.zeros(len(stores.capacity))
+            ends = (none, stores.charge_rating.numpy(), stores.discharge_rating.numpy())
+            low = np.concatenate([low, np.stack([none] * 3, -1)])
+            high = np.concatenate([high, np.stack(ends, -1)])
+        return BranchBounds(low[..., None].tolist(), high[..., None].tolist())
 
     def committed(self, hours: Tensor, wish: Tensor) -> Tensor:
         """Return which units are on, bool ``(*B, G)``, where some may not start or stop."""
@@ -280,10 +322,15 @@ class UnitCommitmentEnv(DifferentiableEnv):
         return economic_dispatch(load, running, order)
 
     def allowed(self, state: State) -> Tensor:
-        """Say which units may be off and which on, bool ``(*B, G, 2)``."""
+        """Say which units may be off and which on, bool ``(*B, G, 2)``; batteries may do all."""
         hours = state["hours"]
         may_stop, may_start = self._may(hours)
-        return torch.stack([(hours < 0) | may_stop, (hours > 0) | may_start], -1)
+        units = torch.stack([(hours < 0) | may_stop, (hours > 0) | may_start], -1)
+        if self.batteries is None:
+            return units
+        units = torch.cat([units, torch.zeros_like(units[..., :1])], -1)
+        stores = torch.ones_like(state["content"], dtype=torch.bool)
+        return torch.cat([units, stores.unsqueeze(-1).expand(*stores.shape, 3)], -2)
 
     def observe(self, state: State) -> Tensor:
         """Return hours, need and load in shares of all capacity, and time, ``(*B, k)``."""
@@ -296,6 +343,8 @@ class UnitCommitmentEnv(DifferentiableEnv):
         ]
         if self.ramped:
             parts.append(state["power"] / self.units_table["max_power"])
+        if self.batteries is not None:
+            parts.append(state["content"] / self.batteries.capacity)
         return torch.cat(parts, -1)
 
     def views(self) -> UnitViews:
@@ -337,6 +386,9 @@ class UnitCommitmentEnv(DifferentiableEnv):
             # Units that are on share the first hour's load.
             on = (hours > 0).to(demand)
             state["power"] = economic_dispatch(demand[..., 0] - wind[..., 0], on, self._order)
+        if self.batteries is not None:
+            full = self.batteries.initial_content * self.batteries.capacity
+            state["content"] = full.expand(*self.batch_size, -1).clone()
         return state
 
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
@@ -351,6 +403,11 @@ class UnitCommitmentEnv(DifferentiableEnv):
                 f"{self.reserve:.0%}, got units of {self.capacity:g} MW in all; add units or lower "
                 "the demand or reserve."
             )
+
+
+def _batteries(number: int = 1, **numbers: Any) -> Batteries:
+    """Return batteries on the CPU, of a precision that the environment then changes."""
+    return Batteries.of(number, **numbers, dtype=torch.float64)
 
 
 def _shifted(forecast: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
+from hpo_torchrl.core.categorical import all_fixed
 from hpo_torchrl.core.checks import check_bool
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, SetNet
@@ -21,29 +22,46 @@ _RULE = 4.0
 
 
 class LearnedList(nn.Module):
-    """Logits of off and on, or raw powers, of each unit from one net for all units.
+    """Outputs for each discrete action of each unit from one net for all units.
 
     The net sees each unit's numbers and hours, and what is missing to the need of this hour and
-    each later one when the priority list comes to it: what tells identical units apart.
+    each later one when the priority list comes to it: what tells identical units apart. It says the
+    logit, or the raw power, of a unit that is on; that of one that is off is 0. Batteries have a
+    net of their own, which says one output for each of their three actions.
 
     Args:
         views: of the environment.
-        net: one output for each unit.
+        hidden: width of each hidden layer of the nets.
+        activation: see :class:`HybridNetwork`.
         patience: of the list whose choice the net corrects; ``None`` corrects none.
     """
 
-    def __init__(self, views: UnitViews, net: SetNet, patience: int | None = None) -> None:
+    def __init__(
+        self,
+        views: UnitViews,
+        hidden: int | Sequence[int] = (64, 64),
+        activation: str = "relu",
+        patience: int | None = None,
+    ) -> None:
         super().__init__()
-        self.views, self.net, self.patience = views, net, patience
+        self.views, self.patience = views, patience
+        self.net = SetNet(views.length, 1, hidden, activation)
+        self.stores: nn.Module | None = None
+        if views.num_batteries:
+            self.stores = SetNet(views.store_length, 3, hidden, activation)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Return ``(*B, 2 G)``: 0 and the output, for each unit."""
+        """Return the outputs of all heads in a row, ``(*B, H M)``."""
         missing = self.views.missing(observation)
         said = self.net(self.views(observation, missing)).squeeze(-1)
         if self.patience is not None:
             listed = self.views.listed(self.views.hours(observation), missing, self.patience)
             said = said + _RULE * (2 * listed.to(said) - 1)
-        return torch.stack([torch.zeros_like(said), said], -1).flatten(-2)
+        none = torch.zeros_like(said)
+        if self.stores is None:
+            return torch.stack([none, said], -1).flatten(-2)
+        others = self.stores(self.views.stores(observation))
+        return torch.cat([torch.stack([none, said, none], -1), others], -2).flatten(-2)
 
     @classmethod
     def for_env(
@@ -83,13 +101,10 @@ class LearnedList(nn.Module):
             )
         rule = PriorityList.best(inner).patience if check_bool("from_rule", from_rule) else None
         place: dict[str, Any] = {"device": inner.device, "dtype": inner.float_dtype}
-        views = inner.views()
-
-        def net() -> SetNet:
-            return SetNet(views.length, 1, hidden, activation).to(**place)
-
-        choice = cls(views, net(), rule)
-        control = cls(views, net()) if inner.learned_dispatch else [8]
-        parts = {"choice": choice, "control": control, "find_scales": False}
         own: dict[str, Any] = {"hidden": hidden, "activation": activation}
+        choice = cls(inner.views(), **own, patience=rule).to(**place)
+        control: Any = []
+        if not all_fixed(inner.branch_bounds):
+            control = cls(inner.views(), **own).to(**place)
+        parts = {"choice": choice, "control": control, "find_scales": False}
         return HybridPolicy.for_env(env, network=HybridNetwork, **own | arguments | parts)

@@ -15,10 +15,11 @@ class Operation(NamedTuple):
     """N days of T hours, and what units did in them.
 
     Of the units, ``(N, T, G)``: ``on`` and ``started``, bool; ``power`` in MW; ``fuel`` and
-    ``starts``, costs in $. In all, ``(N, T)`` in MW: ``demand`` and ``wind`` as they came, and the
-    ``need`` of capacity; ``unserved``, ``surplus`` and ``reserve`` (what lacks of it); the
-    ``capacity`` that is on. Before the first hour, ``(N, G)``: ``before``, the power of the units
-    in MW (0 where there are no ramps).
+    ``starts``, costs in $. Of batteries, ``(N, T, S)``: what is ``taken`` from the grid, in MW; and
+    the ``wear`` of all, ``(N, T)`` in $. In all, ``(N, T)`` in MW: ``demand`` and ``wind`` as they
+    came, and the ``need`` of capacity; ``unserved``, ``surplus`` and ``reserve`` (what lacks of
+    it); the ``capacity`` that is on. Before the first hour, ``(N, G)``: ``before``, the power of
+    the units in MW (0 where there are no ramps).
     """
 
     on: np.ndarray
@@ -26,6 +27,8 @@ class Operation(NamedTuple):
     power: np.ndarray
     fuel: np.ndarray
     starts: np.ndarray
+    taken: np.ndarray
+    wear: np.ndarray
     demand: np.ndarray
     wind: np.ndarray
     need: np.ndarray
@@ -38,7 +41,8 @@ class Operation(NamedTuple):
     @property
     def wind_used(self) -> np.ndarray:
         """Wind that is not curtailed, ``(N, T)`` in MW."""
-        lacks = self.demand - self.unserved + self.surplus - self.power.sum(-1)
+        lacks = self.demand + self.taken.sum(-1) - self.unserved + self.surplus
+        lacks = lacks - self.power.sum(-1)
         return np.clip(lacks, 0.0, self.wind)
 
 

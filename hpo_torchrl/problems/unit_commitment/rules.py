@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hpo_torchrl.core.checks import check_int
 from hpo_torchrl.modules import RulePolicy
@@ -20,7 +21,7 @@ class PriorityList(RulePolicy):
     """Commit units in the order of their cost at full power, until need is covered.
 
     Units that must stay on come first. A unit that is on stays on if the list would need it again
-    within its minimum down time and ``patience`` more hours.
+    within its minimum down time and ``patience`` more hours. Batteries stay idle.
 
     Source: A. J. Wood, B. F. Wollenberg and G. B. Sheblé (2013), "Power generation, operation, and
     control", 3rd edition, section 4.3.1.
@@ -62,4 +63,6 @@ class PriorityList(RulePolicy):
         views: UnitViews = self.views
         hours, missing = views.hours(state[0]), views.missing(state[0])
         discrete = views.listed(hours, missing, self.patience).long()
-        return discrete, views.capacity * discrete
+        power = views.capacity * discrete
+        idle = (0, views.num_batteries)
+        return F.pad(discrete, idle), F.pad(power, idle)

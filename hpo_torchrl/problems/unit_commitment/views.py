@@ -27,11 +27,14 @@ class UnitViews(nn.Module):
     must_run: Tensor
     first: Tensor
     facts: Tensor
+    store_facts: Tensor
 
     def __init__(self, env: Any, hours_unit: float) -> None:
         super().__init__()
         units, self.hours_unit, self.total = env.units, hours_unit, env.capacity
         self.num_units, self.horizon, self.ramped = len(units), env.horizon, env.ramped
+        stores = env.batteries
+        self.num_batteries = 0 if stores is None else len(stores.capacity)
         place: dict[str, Any] = {"device": env.device, "dtype": env.float_dtype}
 
         def keep(name: str, value: Any, **place: Any) -> None:
@@ -52,6 +55,10 @@ class UnitViews(nn.Module):
         facts = np.stack(columns, -1)
         keep("facts", (facts - facts.mean(0)) / (facts.std(0) + 1e-6), **place)
         self.length = len(columns) + self.horizon + 6 + self.ramped
+        # Of batteries: what tells one from another, in shares of the load.
+        known = torch.zeros(0, 3) if stores is None else torch.stack([*stores][:3], -1)
+        keep("store_facts", known / self.total, **place)
+        self.store_length = 3 + 1 + 2 * self.horizon + 1
 
     def hours(self, observation: Tensor) -> Tensor:
         """Return the hours on, negative if off, ``(*B, G)``."""
@@ -95,6 +102,17 @@ class UnitViews(nn.Module):
         again = (hours > 0) & (needed & soon).any(-1)
         return needed[..., 0] | again | self.stays(hours)
 
+    def stores(self, observation: Tensor) -> Tensor:
+        """Return what a net of batteries sees: content, sizes and all that is common to units."""
+        G, T, N = self.num_units, self.horizon, self.num_batteries
+        content, common = observation[..., -N:], observation[..., G : G + 2 * T + 1]
+        parts = [
+            content.unsqueeze(-1),
+            self.store_facts.expand(*content.shape, -1),
+            common.unsqueeze(-2).expand(*content.shape, -1),
+        ]
+        return torch.cat(parts, -1)
+
     def forward(self, observation: Tensor, missing: Tensor) -> Tensor:
         """Return what a net of units sees, ``(*B, G, k)``.
 
@@ -110,7 +128,7 @@ class UnitViews(nn.Module):
             ((-hours - self.cold_after) / self.hours_unit).clamp(-2.0, 2.0),
         ]
         if self.ramped:
-            columns.append(observation[..., -G:])
+            columns.append(observation[..., G + 2 * T + 1 : 2 * G + 2 * T + 1])
         parts = [
             self.facts.expand(*hours.shape, -1),
             missing.tanh(),
