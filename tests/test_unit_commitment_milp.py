@@ -17,12 +17,22 @@ import torch
 from scipy.optimize import linprog
 
 from hpo_torchrl.problems import UnitCommitmentEnv
+from hpo_torchrl.problems.storage.batteries import Batteries
 from hpo_torchrl.problems.unit_commitment import Units, kazarlis_demand, milp, solve
 from hpo_torchrl.problems.unit_commitment.linear_program import LinearProgram
 from hpo_torchrl.problems.unit_commitment.rolling import RollingMILP
 
 FREE = {"unserved_cost": 400.0, "surplus_cost": 70.0, "reserve_cost": 30.0}
 HARD = dict.fromkeys(FREE)
+BATTERY = {
+    "capacity": 40.0,
+    "charge_rating": 9.0,
+    "discharge_rating": 12.0,
+    "charge_efficiency": 0.8,
+    "discharge_efficiency": 0.9,
+    "wear_cost": 1.5,
+    "self_discharge": 0.05,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +45,11 @@ class Problem:
     reserve: float
     costs: dict
     power: list | None = None
+    batteries: Batteries | None = None
 
     def solve(self, **changed):
         given = {"gap": 1e-6, "reserve": self.reserve, "power": self.power} | self.costs
+        given["batteries"] = self.batteries
         given |= {"units": self.units, "demand": self.demand, "wind": self.wind} | changed
         return solve(**given)
 
@@ -103,12 +115,23 @@ def recount(problem, found):
                     total += (row["fixed_cost"] + rate * p[t]) / S
                 else:
                     assert p[t] == 0.0, "power of a unit that is off"
+    taken = np.broadcast_to(found.taken, (S, *found.taken.shape[-2:]))
+    for n, s in itertools.product(range(taken.shape[-1]), range(S)):
+        row = {name: float(values[n]) for name, values in problem.batteries._asdict().items()}
+        content = row["initial_content"] * row["capacity"]
+        for p in taken[s, :, n]:
+            assert -row["discharge_rating"] - 1e-6 <= p <= row["charge_rating"] + 1e-6, "rating"
+            gain = p * row["charge_efficiency"] if p > 0 else p / row["discharge_efficiency"]
+            content = (1 - row["self_discharge"]) * content + gain
+            assert -1e-6 <= content <= row["capacity"] + 1e-6, "content"
+            total += row["wear_cost"] * abs(p) / S
     for s, t in itertools.product(range(S), range(T)):
-        demand, wind = problem.demand[s, t], problem.wind[s, t]
+        demand, wind = problem.demand[s, t] + taken[s, t].sum(), problem.wind[s, t]
+        need = (1 + problem.reserve) * problem.demand[s, t] - wind
         given = found.power[s, t].sum() + found.unserved[s, t] - found.surplus[s, t]
         assert demand - wind - 1e-5 <= given <= demand + 1e-5, "balance"
         able = sum(units.max_power[g] for g in range(len(units)) if commitment[s, t, g])
-        short = max(0.0, (1 + problem.reserve) * demand - wind - able)
+        short = max(0.0, need - able)
         assert found.shortfall[s, t] == pytest.approx(short, abs=1e-5), "reserve"
         lack = (found.unserved[s, t], found.surplus[s, t], short)
         for cost, amount in zip(problem.costs.values(), lack, strict=True):
@@ -153,18 +176,26 @@ def hour_cost(problem, on, s, t):
     return fuel
 
 
-def ramped_cost(problem, chosen):
-    """Return the least cost of powers under ramps, of linear fuel: one linear program."""
+def ramped_cost(problem, chosen, charging):
+    """Return the least cost of powers under ramps, of linear fuel: one linear program.
+
+    ``charging`` says for each hour whether the battery may charge; else it may discharge.
+    """
     units, (S, T), G = problem.units, problem.demand.shape, len(problem.units)
     assert S == 1
     assert not units.quadratic_cost.any()
     cost = 0.0
-    low, high = np.zeros((G + 3, T)), np.full((G + 3, T), math.inf)
-    price = np.array([*units.linear_cost, *problem.costs.values()])[:, None] * np.ones(T)
+    low, high = np.zeros((G + 5, T)), np.full((G + 5, T), math.inf)
+    store = problem.batteries or Batteries.of(1, capacity=1e-9)
+    store = {name: float(value) for name, value in store._asdict().items()}
+    wear = [store["wear_cost"]] * 2
+    price = np.array([*units.linear_cost, *problem.costs.values(), *wear])[:, None] * np.ones(T)
+    high[G + 3] = store["charge_rating"] * np.array(charging)
+    high[G + 4] = store["discharge_rating"] * (1.0 - np.array(charging))
     rows, limits = [], []
 
     def add(limit, *terms):
-        row = np.zeros((G + 3, T))
+        row = np.zeros((G + 5, T))
         for k, t, coefficient in terms:
             row[k, t] += coefficient
         rows.append(row.ravel())
@@ -185,6 +216,15 @@ def ramped_cost(problem, chosen):
     for t in range(T):
         demand, wind = problem.demand[0, t], problem.wind[0, t]
         gives = [(g, t, 1) for g in range(G)] + [(G, t, 1), (G + 1, t, -1)]
+        gives += [(G + 3, t, -1), (G + 4, t, 1)]
+        kept = (1 - store["self_discharge"]) ** np.arange(t + 1)[::-1]
+        moved = [(G + 3, i, kept[i] * store["charge_efficiency"]) for i in range(t + 1)]
+        moved += [(G + 4, i, -kept[i] / store["discharge_efficiency"]) for i in range(t + 1)]
+        first = (
+            kept[0] * (1 - store["self_discharge"]) * store["initial_content"] * store["capacity"]
+        )
+        add(store["capacity"] - first, *moved)
+        add(first, *[(k, i, -x) for k, i, x in moved])
         add(demand, *gives)
         add(wind - demand, *[(k, t, -sign) for k, t, sign in gives])
         able = sum(units.max_power[g] for g in range(G) if chosen[g][t])
@@ -200,9 +240,12 @@ def brute_force(problem, common=None):
     S, T = problem.demand.shape
     choices = patterns(problem.units, T)
     if np.isfinite(problem.units.ramp_up).any():
+        modes = list(itertools.product((False, True), repeat=T))
         return min(
-            sum(cost for _, cost in each) + ramped_cost(problem, [pattern for pattern, _ in each])
+            sum(cost for _, cost in each)
+            + ramped_cost(problem, [pattern for pattern, _ in each], charging)
             for each in itertools.product(*choices)
+            for charging in (modes if problem.batteries else modes[:1])
         )
     states = list(itertools.product((False, True), repeat=len(problem.units)))
     place = 2 ** np.arange(len(problem.units))[::-1]
@@ -237,10 +280,11 @@ def check(problem, found, common=None):
     assert best * (1 - 1e-7) <= found.cost <= best * (1 + 2e-6)
 
 
-def make(seed, *, ramped=False):
+@functools.cache
+def make(seed, *, ramped=False, stored=False):
     """Return a small day: two units with the same numbers and a third one."""
     rng = np.random.default_rng(seed)
-    G, T, S = (2, 4, 1) if ramped else (3, 5, 1 + seed % 3 // 2)
+    G, T, S = (2, 4 - stored, 1) if ramped else (3, 5, 1 + seed % 3 // 2)
     kind = np.arange(2) if ramped else np.array([0, 0, 1])
     draw = {
         "min_power": rng.integers(10, 40, 2),
@@ -276,19 +320,32 @@ def make(seed, *, ramped=False):
         reserve=float(rng.choice([0.0, 0.1, 0.2])),
         costs=FREE,
         power=power,
+        batteries=Batteries.of(1, **BATTERY, dtype=torch.float64) if stored else None,
     )
 
 
 @functools.cache
 def problems(*, ramped):
     """Return the days on which faults are looked for."""
-    return [make(seed, ramped=ramped) for seed in range(7 if ramped else 18)]
+    return [make(seed, ramped=ramped) for seed in range(4 if ramped else 18)]
 
 
 @pytest.mark.parametrize("ramped", [False, True])
 def test_the_schedule_is_the_best_of_all(ramped):
     for problem in problems(ramped=ramped):
         check(problem, problem.solve())
+
+
+def test_a_battery_is_used_for_the_best():
+    problem = make(4, ramped=True, stored=True)
+    check(problem, found := problem.solve())
+    assert (found.taken != 0).any()
+
+
+@pytest.mark.parametrize("name", BATTERY)
+def test_a_wrong_number_of_a_battery_is_seen(name):
+    wrong = Batteries.of(1, **{**BATTERY, name: 0.9 * BATTERY[name]}, dtype=torch.float64)
+    assert not passes(make(4, ramped=True, stored=True), batteries=wrong)
 
 
 def test_scenarios_share_the_first_hours():
@@ -377,12 +434,14 @@ def test_a_wrong_number_is_seen(fault):
 
 
 # The blocks of rows in the order in which the program adds them; tangents follow.
-ROWS = ["change", "up", "down", "matched starts", "matched stops", "limit", "balance", "reserve"]
-RAMPED = [*ROWS[:6], "rise", "fall", "second rise", "second fall", *ROWS[6:]]
+ROWS = ["change", "up", "down", "same on", "same starts", "matched starts", "matched stops"]
+ROWS += ["limit", "balance", "reserve"]
+RAMPED = [*ROWS[:-2], "rise", "fall", "second rise", "second fall", *ROWS[-2:]]
 
 
 @pytest.mark.parametrize(
-    ("ramped", "block"), [*((False, row) for row in ROWS), *((True, row) for row in RAMPED[6:10])]
+    ("ramped", "block"),
+    [*((False, row) for row in ROWS if "same" not in row), *((True, row) for row in RAMPED[8:12])],
 )
 def test_every_constraint_is_needed(monkeypatch, ramped, block):
     """Without a block of rows a schedule breaks a rule, or the bound is wrong."""
@@ -442,6 +501,7 @@ def test_alike_units_cost_what_they_cost_alone(monkeypatch):
         ({"demand": [900.0, 9e9]}, ValueError, "Give unserved_cost"),
         ({"segments": 0}, ValueError, "segments must be an integer >= 1"),
         ({"power": [1.0]}, ValueError, "power must hold a finite number for each of the 10"),
+        ({"batteries": Batteries.of(2), "content": [9.0, 0.0]}, ValueError, "content must hold an"),
         ({"reserve_cost": -1}, ValueError, "reserve_cost must be a finite number >= 0"),
         ({"time_limit": 0}, ValueError, "time_limit must be a finite number > 0"),
     ],
@@ -488,6 +548,7 @@ def hindsight(env, days):
             np.clip(wind + top * error[:, 1], 0, top),
             need=np.maximum(0.0, needed),
             power=day["power"][0].numpy() if env.ramped else None,
+            batteries=env.batteries,
             gap=1e-7,
             **{f"{name}_cost": penalty for name, penalty in env.penalties.items()},
         )
@@ -495,10 +556,10 @@ def hindsight(env, days):
     return found
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_the_simulator_costs_what_the_schedule_does(seed):
+@pytest.mark.parametrize(("seed", "number"), [(0, 0), (1, 0), (2, 0), (3, 1), (4, 2), (5, 2)])
+def test_the_simulator_costs_what_the_schedule_does(seed, number):
     """The schedule that knows all costs the same in the simulator; rules cost no less."""
-    env = random_env(make(seed))
+    env = random_env(make(seed), batteries={"number": number, **BATTERY} if number else None)
     with torch.no_grad():
         day = env.rollout(env.horizon)
         found = hindsight(env, day)
@@ -510,8 +571,10 @@ def test_the_simulator_costs_what_the_schedule_does(seed):
         state = {name: day[name][:, 0] for name in env.state_names}
         cost = 0.0
         for t in range(env.horizon):
-            on = torch.as_tensor(np.stack([schedule.on[t] for schedule in found])).long()
-            action = {"discrete": on, "continuous": torch.zeros(on.shape, dtype=torch.float64)}
+            parts = ([plan.actions[i][t] for plan in found] for i in range(2))
+            discrete, continuous = (torch.as_tensor(np.stack(part)) for part in parts)
+            action = {"discrete": discrete, "continuous": continuous}
+            on = discrete[:, : len(env.units)]
             assert (env.committed(state["hours"], on) == on.bool()).all()
             after, reward = env.dynamics(state, action, noise[:, t])
             state, cost = after | {"step": state["step"] + 1}, cost - reward

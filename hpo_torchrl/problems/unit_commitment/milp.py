@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpo_torchrl.core.checks import check_float, check_int, shown
+from hpo_torchrl.problems.storage.batteries import CHARGE, DISCHARGE, IDLE, Batteries
 from hpo_torchrl.problems.unit_commitment.linear_program import LinearProgram
 from hpo_torchrl.problems.unit_commitment.units import Units
 
@@ -26,6 +27,7 @@ class Schedule:
         power: in MW, ``(T, G)``.
         cost: fuel at its true, quadratic cost, starts and violations, in $.
         bound: no schedule costs less, in $ (up to the tolerances of HiGHS).
+        taken: power that batteries take, negative where they give it, in MW, ``(T, N)``.
         unserved, surplus: demand that is not met, and power that nothing takes, in MW, ``(T,)``.
         shortfall: reserve that lacks, in MW, ``(T,)``.
         seconds: time that it took.
@@ -33,6 +35,7 @@ class Schedule:
 
     on: np.ndarray
     power: np.ndarray
+    taken: np.ndarray
     cost: float
     bound: float
     unserved: np.ndarray
@@ -44,6 +47,14 @@ class Schedule:
     def gap(self) -> float:
         """Relative distance of the cost to the bound."""
         return max(0.0, self.cost - self.bound) / max(abs(self.cost), 1e-9)
+
+    @property
+    def actions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Discrete and continuous actions of an environment, ``(T, G + N)``, or of scenarios."""
+        taken = np.broadcast_to(self.taken, (*self.power.shape[:-1], self.taken.shape[-1]))
+        mode = np.select([taken > 1e-9, taken < -1e-9], [CHARGE, DISCHARGE], IDLE)
+        discrete = np.concatenate([np.broadcast_to(self.on, self.power.shape), mode], -1)
+        return discrete, np.concatenate([self.power, np.abs(taken)], -1)
 
 
 def solve(
@@ -57,6 +68,8 @@ def solve(
     surplus_cost: float | None = None,
     reserve_cost: float | None = None,
     power: Any = None,
+    batteries: Batteries | None = None,
+    content: Any = None,
     common: int | None = None,
     segments: int = 12,
     gap: float = 1e-4,
@@ -92,6 +105,9 @@ def solve(
         reserve_cost: of reserve that lacks, in $/MW an hour; None forbids it.
         power: what the units gave in the hour before, in MW, ``(G,)``; ramps bind in the first
             hour only if it is given.
+        batteries: they charge or discharge, as is decided with the commitment; they count for no
+            reserve, and what is left in them is worth nothing.
+        content: energy in the batteries at the start, in MWh, ``(N,)``; None for the initial one.
         common: hours for which all scenarios share one commitment; later each has its own. None:
             to the end.
         segments: tangents of the unit for whose cost they matter most; others take fewer.
@@ -122,6 +138,8 @@ def solve(
         surplus_cost=surplus_cost,
         reserve_cost=reserve_cost,
         power=power,
+        batteries=batteries,
+        content=content,
         common=common,
         segments=segments,
     )
@@ -145,7 +163,7 @@ def solve(
         hourly = ("power", "unserved", "surplus", "shortfall")
         best = replace(best, **{name: getattr(best, name)[0] for name in hourly})
     if len(best.on) == 1:
-        best = replace(best, on=best.on[0])
+        best = replace(best, on=best.on[0], taken=best.taken[0])
     seconds = time.perf_counter() - started
     return replace(best, bound=bounds[-1], seconds=seconds)
 
@@ -172,7 +190,8 @@ def lower_bound(
         segments: likewise.
         gap: relative gap at which the search ends.
         time_limit: seconds of the search.
-        others: further ones of :func:`solve`: reserve, need, power, and what violations cost.
+        others: further ones of :func:`solve`: reserve, need, power, batteries, and what
+            violations cost.
 
     Raises:
         ValueError: shapes or numbers are wrong, or no schedule is allowed.
@@ -206,6 +225,8 @@ def _model(
     surplus_cost: float | None = None,
     reserve_cost: float | None = None,
     power: Any = None,
+    batteries: Batteries | None = None,
+    content: Any = None,
     common: int | None = None,
     segments: int,
 ) -> _Model:
@@ -222,6 +243,7 @@ def _model(
             )
         ],
         power=power,
+        stores=None if batteries is None else _stores(batteries, content),
         common=None if common is None else check_int("common", common, minimum=0),
         segments=check_int("segments", segments, minimum=1),
     )
@@ -269,6 +291,7 @@ class _Model:
         *,
         costs: list[float],
         power: Any,
+        stores: dict[str, np.ndarray] | None,
         common: int | None,
         segments: int,
     ) -> None:
@@ -279,10 +302,15 @@ class _Model:
         self.size = np.bincount(self.group).astype(np.float64)
         self.C = 1 if common is None or common >= self.T else self.S
         self._commit()
-        if self.C > 1:
-            self._share(common or 0)
+        self.shared = common or 0
+        self._share(self.on[..., 1:])
+        self._share(self.start[..., self.past :])
         self._starts()
         self._give(power)
+        self.taken: list[np.ndarray] = []
+        self.charges: list[np.ndarray] = []
+        if stores is not None:
+            self._store(stores)
         self._meet(day)
         self._tangents(segments)
 
@@ -333,13 +361,12 @@ class _Model:
             integer=True,
         )
 
-    def _share(self, hours: int) -> None:
-        """Let all scenarios have the same commitment in the first hours."""
-        for variable, past in ((self.on, 1), (self.start, self.past)):
-            shared = variable[..., past : past + hours]
-            rows = self.program.rows((self.C - 1, *shared.shape[1:]), low=0.0, high=0.0)
-            self.program.put(rows, shared[1:], 1.0)
-            self.program.put(rows, shared[:1], -1.0)
+    def _share(self, variable: np.ndarray) -> None:
+        """Let all scenarios decide the same, ``(C, ..., T)``, in the first hours."""
+        first = variable[..., : self.shared]
+        rows = self.program.rows((self.C - 1, *first.shape[1:]), low=0.0, high=0.0)
+        self.program.put(rows, first[1:], 1.0)
+        self.program.put(rows, first[:1], -1.0)
 
     def _ago(self) -> np.ndarray:
         """Return how many hours before an hour, ``(T, 1)``, another one is, ``(T, past + T)``."""
@@ -413,6 +440,33 @@ class _Model:
         program.put(fall, start, down)
         program.put(fall, stop, -high)
 
+    def _store(self, stores: dict[str, np.ndarray]) -> None:
+        """Batteries: content from hour to hour, and either charging or discharging."""
+        program, shape = self.program, (self.C, len(stores["capacity"]), self.T)
+        of = {name: value[:, None] for name, value in stores.items()}
+        self.wear = stores["wear_cost"]
+        cost = of["wear_cost"] / self.C
+        charge, discharge = self.taken = [program.variables(shape, cost=cost) for _ in range(2)]
+        charges = program.variables(shape, high=1.0, integer=True)
+        self.charges = [charges]
+        rows = program.rows(shape, high=0.0)
+        program.put(rows, charge, 1.0)
+        program.put(rows, charges, -of["charge_rating"])
+        rows = program.rows(shape, high=of["discharge_rating"])
+        program.put(rows, discharge, 1.0)
+        program.put(rows, charges, of["discharge_rating"])
+        kept = 1 - of["self_discharge"]
+        known = np.zeros(shape[1:])
+        known[:, 0] = (kept * of["content"])[:, 0]
+        content = program.variables(shape, high=of["capacity"])
+        rows = program.rows(shape, low=known, high=known)
+        program.put(rows, content, 1.0)
+        program.put(rows[..., 1:], content[..., :-1], -kept)
+        program.put(rows, charge, -of["charge_efficiency"])
+        program.put(rows, discharge, 1 / of["discharge_efficiency"])
+        for variable in (charge, discharge):
+            self._share(variable)
+
     def _meet(self, day: _Day) -> None:
         """Balance and reserve, with what they may lack."""
         program, shape = self.program, day.demand.shape
@@ -425,6 +479,8 @@ class _Model:
         rows = program.rows(shape, low=day.demand - day.wind, high=day.demand)
         program.put(rows[:, None], self.above, 1.0)
         program.put(rows[:, None], self.on[..., 1:], self.of("min_power")[:, None])
+        for sign, taken in zip((-1.0, 1.0), self.taken, strict=False):
+            program.put(rows[:, None], taken, sign)
         if unserved is not None:
             program.put(rows, unserved, 1.0)
         if surplus is not None:
@@ -474,8 +530,13 @@ class _Model:
             for cost, part in zip(self.costs, violations, strict=True)
             if cost < math.inf
         )
+        taken = np.zeros((self.C, self.T, 0))
+        if self.taken:
+            charge, discharge = (values[part].swapaxes(1, 2) for part in self.taken)
+            taken = charge - discharge
+            penalty += float((self.wear * (charge + discharge)).sum()) / self.C
         cost = fuel_cost(self.units, on, power) + start_cost(self.units, on) + penalty
-        return Schedule(on, power, cost, -math.inf, unserved, surplus, shortfall)
+        return Schedule(on, power, taken, cost, -math.inf, unserved, surplus, shortfall)
 
     def _dispatched(self, values: np.ndarray) -> np.ndarray:
         """Return the values with the powers that are best for their commitment.
@@ -483,7 +544,8 @@ class _Model:
         The powers are exact when tangents and fuel agree to 1e-9 of the cost. The program keeps
         the last tangents: those before them are all but parallel to them.
         """
-        held = np.concatenate([part.ravel() for part in (self.on, self.start, self.stop)])
+        whole = (self.on, self.start, self.stop, *self.charges)
+        held = np.concatenate([part.ravel() for part in whole])
         fixed, program = (held, np.round(values[held])), self.program.copy()
         touched = np.zeros(self.above.shape, dtype=bool)
         for _ in range(30):
@@ -576,6 +638,25 @@ def _day(demand: Any, wind: Any, reserve: float, need: Any) -> _Day:
     demand, wind = np.broadcast_to(demand, shape), np.broadcast_to(wind, shape)
     least = np.maximum(0.0, (1 + reserve) * demand - wind)
     return _Day(demand, wind, np.broadcast_to(given.get("need", least), shape))
+
+
+def _stores(batteries: Batteries, content: Any) -> dict[str, np.ndarray]:
+    """Return the numbers of batteries, and the energy in them at the start, ``(N,)`` each."""
+    stores = {
+        name: value.detach().cpu().double().numpy() for name, value in batteries._asdict().items()
+    }
+    capacity = stores["capacity"]
+    initial = stores["initial_content"] * capacity
+    stores["content"] = initial if content is None else np.asarray(content, dtype=np.float64)
+    inside = stores["content"].shape == capacity.shape
+    if not (
+        inside and np.all((stores["content"] >= -1e-6) & (stores["content"] <= capacity + 1e-6))
+    ):
+        raise ValueError(
+            f"content must hold an energy from 0 to the capacity for each of the {len(capacity)} "
+            f"batteries, in MWh, got {shown(stores['content'])}."
+        )
+    return stores
 
 
 def _refusal(result: Any, time_limit: float) -> Exception:

@@ -43,13 +43,14 @@ class DaySchedule(RulePolicy):
 
     def __init__(self, schedule: Schedule, env: Any) -> None:
         super().__init__()
-        self.on = torch.as_tensor(schedule.on, device=env.device).long()
-        self.power = torch.as_tensor(schedule.power, device=env.device, dtype=env.float_dtype)
+        discrete, continuous = schedule.actions
+        self.discrete = torch.as_tensor(discrete, device=env.device).long()
+        self.continuous = torch.as_tensor(continuous, device=env.device, dtype=env.float_dtype)
 
     def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
         """Take the hour's row of the schedule."""
-        hour = state[0].squeeze(-1).clamp_max(len(self.on) - 1)
-        return self.on[hour], self.power[hour]
+        hour = state[0].squeeze(-1).clamp_max(len(self.discrete) - 1)
+        return self.discrete[hour], self.continuous[hour]
 
 
 def unit_commitment_reference(env: Any, test: Test) -> Reference:
@@ -112,5 +113,6 @@ def _day(env: Any, days: Operation, i: int) -> dict[str, Any]:
         "wind": days.wind[i],
         "need": days.need[i],
         "power": days.before[i] if env.ramped else None,
+        "batteries": env.batteries,
         **{f"{name}_cost": penalty for name, penalty in env.penalties.items()},
     }

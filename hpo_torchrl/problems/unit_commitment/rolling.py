@@ -59,7 +59,8 @@ class RollingMILP(RulePolicy):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.in_keys = ["step", "hours", "demand", "wind", "error"] + ["power"] * env.ramped
+        self.more = ["power"] * env.ramped + ["content"] * (env.batteries is not None)
+        self.in_keys = ["step", "hours", "demand", "wind", "error", *self.more]
         self.env, self.scenarios = env, check_int("scenarios", scenarios, minimum=0)
         if scenarios % 2:
             raise ValueError(
@@ -79,14 +80,16 @@ class RollingMILP(RulePolicy):
         batch = state[1].shape[:-1]
         flat = (part.reshape(-1, *part.shape[len(batch) :]).cpu() for part in state)
         plans = [self.plan(*instance) for instance in zip(*flat, strict=True)]
-        on = np.stack([plan.on[..., 0, :].reshape(-1, plan.on.shape[-1])[0] for plan in plans])
-        power = np.stack(
-            [plan.power[..., 0, :].reshape(-1, on.shape[-1]).mean(0) for plan in plans]
+        first = [
+            [part[..., 0, :].reshape(-1, part.shape[-1]) for part in plan.actions] for plan in plans
+        ]
+        # Scenarios share what is decided now; the powers of units are only then their own.
+        discrete = torch.as_tensor(np.stack([part[0] for part, _ in first]))
+        continuous = torch.as_tensor(np.stack([part.mean(0) for _, part in first]))
+        return (
+            discrete.reshape(*batch, -1).to(state[1].device, torch.int64),
+            continuous.reshape(*batch, -1).to(state[1]),
         )
-        hours = state[1]
-        discrete = torch.as_tensor(on, dtype=torch.int64, device=hours.device)
-        continuous = torch.as_tensor(power, dtype=hours.dtype, device=hours.device)
-        return discrete.reshape(*batch, -1), continuous.reshape(*batch, -1)
 
     def plan(self, step: Tensor, hours: Tensor, *state: Tensor) -> Schedule:
         """Return the schedule of the rest of one day; the arguments are its state."""
@@ -98,13 +101,16 @@ class RollingMILP(RulePolicy):
         demand, wind, need = (
             self.draw(demand, wind, error) if self.scenarios else (*foreseen, env.need(*foreseen))
         )
+        given: dict[str, Any] = {f"{name}_cost": cost for name, cost in env.penalties.items()}
+        for name, part in zip(self.more, state[3:], strict=True):
+            given[name] = part.double().numpy()
         plan = solve(
             env.units.changed(initial_hours=hours.double().numpy()),
             demand.clamp_min(0.0).numpy(),
             wind.numpy(),
             need=need.numpy(),
-            power=state[3].double().numpy() if env.ramped else None,
-            **{f"{name}_cost": penalty for name, penalty in env.penalties.items()},
+            batteries=env.batteries,
+            **given,
             **self.limits,
         )
         self.seconds.append(time.perf_counter() - started)
