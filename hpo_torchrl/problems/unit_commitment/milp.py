@@ -25,9 +25,9 @@ class Schedule:
     Attributes:
         on: whether a unit is on, ``(T, G)``.
         power: in MW, ``(T, G)``.
-        cost: fuel at its true, quadratic cost, starts and violations, in $.
-        bound: no schedule costs less, in $ (up to the tolerances of HiGHS).
         taken: power that batteries take, negative where they give it, in MW, ``(T, N)``.
+        cost: fuel at its true, quadratic cost, starts, wear and violations, in $.
+        bound: no schedule costs less, in $ (up to the tolerances of HiGHS).
         unserved, surplus: demand that is not met, and power that nothing takes, in MW, ``(T,)``.
         shortfall: reserve that lacks, in MW, ``(T,)``.
         seconds: time that it took.
