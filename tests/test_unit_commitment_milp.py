@@ -17,12 +17,22 @@ import torch
 from scipy.optimize import linprog
 
 from hpo_torchrl.problems import UnitCommitmentEnv
+from hpo_torchrl.problems.storage.batteries import Batteries
 from hpo_torchrl.problems.unit_commitment import Units, kazarlis_demand, milp, solve
 from hpo_torchrl.problems.unit_commitment.linear_program import LinearProgram
-from hpo_torchrl.problems.unit_commitment.rolling import RollingMILP, foresight
+from hpo_torchrl.problems.unit_commitment.rolling import RollingMILP
 
 FREE = {"unserved_cost": 400.0, "surplus_cost": 70.0, "reserve_cost": 30.0}
 HARD = dict.fromkeys(FREE)
+BATTERY = {
+    "capacity": 40.0,
+    "charge_rating": 9.0,
+    "discharge_rating": 12.0,
+    "charge_efficiency": 0.8,
+    "discharge_efficiency": 0.9,
+    "wear_cost": 1.5,
+    "self_discharge": 0.05,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +45,11 @@ class Problem:
     reserve: float
     costs: dict
     power: list | None = None
+    batteries: Batteries | None = None
 
     def solve(self, **changed):
         given = {"gap": 1e-6, "reserve": self.reserve, "power": self.power} | self.costs
+        given["batteries"] = self.batteries
         given |= {"units": self.units, "demand": self.demand, "wind": self.wind} | changed
         return solve(**given)
 
@@ -84,12 +96,14 @@ def recount(problem, found):
     """Return the cost of a schedule; every rule is asserted."""
     units, total = problem.units, 0.0
     S, T = problem.demand.shape
+    commitment = np.broadcast_to(found.on, found.power.shape)
     for g in range(len(units)):
-        row, pattern = unit(units, g), found.on[:, g]
-        starts = run(row, pattern)
-        assert starts is not None, "minimum time or must_run"
-        total += starts
+        row = unit(units, g)
         for s in range(S):
+            pattern = commitment[s, :, g]
+            starts = run(row, pattern)
+            assert starts is not None, "minimum time or must_run"
+            total += starts / S
             p = found.power[s, :, g]
             before = 0.0 if problem.power is None else problem.power[g]
             for t, (rise, fall) in enumerate(ramps(row, pattern, problem.power)):
@@ -101,12 +115,23 @@ def recount(problem, found):
                     total += (row["fixed_cost"] + rate * p[t]) / S
                 else:
                     assert p[t] == 0.0, "power of a unit that is off"
+    taken = np.broadcast_to(found.taken, (S, *found.taken.shape[-2:]))
+    for n, s in itertools.product(range(taken.shape[-1]), range(S)):
+        row = {name: float(values[n]) for name, values in problem.batteries._asdict().items()}
+        content = row["initial_content"] * row["capacity"]
+        for p in taken[s, :, n]:
+            assert -row["discharge_rating"] - 1e-6 <= p <= row["charge_rating"] + 1e-6, "rating"
+            gain = p * row["charge_efficiency"] if p > 0 else p / row["discharge_efficiency"]
+            content = (1 - row["self_discharge"]) * content + gain
+            assert -1e-6 <= content <= row["capacity"] + 1e-6, "content"
+            total += row["wear_cost"] * abs(p) / S
     for s, t in itertools.product(range(S), range(T)):
-        demand, wind = problem.demand[s, t], problem.wind[s, t]
+        demand, wind = problem.demand[s, t] + taken[s, t].sum(), problem.wind[s, t]
+        need = (1 + problem.reserve) * problem.demand[s, t] - wind
         given = found.power[s, t].sum() + found.unserved[s, t] - found.surplus[s, t]
         assert demand - wind - 1e-5 <= given <= demand + 1e-5, "balance"
-        able = sum(units.max_power[g] for g in range(len(units)) if found.on[t, g])
-        short = max(0.0, (1 + problem.reserve) * demand - wind - able)
+        able = sum(units.max_power[g] for g in range(len(units)) if commitment[s, t, g])
+        short = max(0.0, need - able)
         assert found.shortfall[s, t] == pytest.approx(short, abs=1e-5), "reserve"
         lack = (found.unserved[s, t], found.surplus[s, t], short)
         for cost, amount in zip(problem.costs.values(), lack, strict=True):
@@ -151,18 +176,26 @@ def hour_cost(problem, on, s, t):
     return fuel
 
 
-def ramped_cost(problem, chosen):
-    """Return the least cost of powers under ramps, of linear fuel: one linear program."""
+def ramped_cost(problem, chosen, charging):
+    """Return the least cost of powers under ramps, of linear fuel: one linear program.
+
+    ``charging`` says for each hour whether the battery may charge; else it may discharge.
+    """
     units, (S, T), G = problem.units, problem.demand.shape, len(problem.units)
     assert S == 1
     assert not units.quadratic_cost.any()
     cost = 0.0
-    low, high = np.zeros((G + 3, T)), np.full((G + 3, T), math.inf)
-    price = np.array([*units.linear_cost, *problem.costs.values()])[:, None] * np.ones(T)
+    low, high = np.zeros((G + 5, T)), np.full((G + 5, T), math.inf)
+    store = problem.batteries or Batteries.of(1, capacity=1e-9)
+    store = {name: float(value) for name, value in store._asdict().items()}
+    wear = [store["wear_cost"]] * 2
+    price = np.array([*units.linear_cost, *problem.costs.values(), *wear])[:, None] * np.ones(T)
+    high[G + 3] = store["charge_rating"] * np.array(charging)
+    high[G + 4] = store["discharge_rating"] * (1.0 - np.array(charging))
     rows, limits = [], []
 
     def add(limit, *terms):
-        row = np.zeros((G + 3, T))
+        row = np.zeros((G + 5, T))
         for k, t, coefficient in terms:
             row[k, t] += coefficient
         rows.append(row.ravel())
@@ -183,6 +216,15 @@ def ramped_cost(problem, chosen):
     for t in range(T):
         demand, wind = problem.demand[0, t], problem.wind[0, t]
         gives = [(g, t, 1) for g in range(G)] + [(G, t, 1), (G + 1, t, -1)]
+        gives += [(G + 3, t, -1), (G + 4, t, 1)]
+        kept = (1 - store["self_discharge"]) ** np.arange(t + 1)[::-1]
+        moved = [(G + 3, i, kept[i] * store["charge_efficiency"]) for i in range(t + 1)]
+        moved += [(G + 4, i, -kept[i] / store["discharge_efficiency"]) for i in range(t + 1)]
+        first = (
+            kept[0] * (1 - store["self_discharge"]) * store["initial_content"] * store["capacity"]
+        )
+        add(store["capacity"] - first, *moved)
+        add(first, *[(k, i, -x) for k, i, x in moved])
         add(demand, *gives)
         add(wind - demand, *[(k, t, -sign) for k, t, sign in gives])
         able = sum(units.max_power[g] for g in range(G) if chosen[g][t])
@@ -193,45 +235,56 @@ def ramped_cost(problem, chosen):
 
 
 @functools.cache
-def brute_force(problem):
-    """Return the least cost over all commitments."""
+def brute_force(problem, common=None):
+    """Return the least cost over all commitments, which scenarios share for some hours."""
     S, T = problem.demand.shape
     choices = patterns(problem.units, T)
     if np.isfinite(problem.units.ramp_up).any():
+        modes = list(itertools.product((False, True), repeat=T))
         return min(
-            sum(cost for _, cost in each) + ramped_cost(problem, [pattern for pattern, _ in each])
+            sum(cost for _, cost in each)
+            + ramped_cost(problem, [pattern for pattern, _ in each], charging)
             for each in itertools.product(*choices)
+            for charging in (modes if problem.batteries else modes[:1])
         )
     states = list(itertools.product((False, True), repeat=len(problem.units)))
-    mean = np.array(
+    place = 2 ** np.arange(len(problem.units))[::-1]
+    starts, number = np.zeros(1), np.zeros((1, T), dtype=int)  # of the units that are on
+    for choice, weight in zip(choices, place, strict=True):
+        cost, pattern = np.array([cost for _, cost in choice]), np.array([on for on, _ in choice])
+        starts = (starts[:, None] + cost).ravel()
+        number = (number[:, None] + weight * pattern).reshape(-1, T)
+    total = np.stack(
         [
-            [sum(hour_cost(problem, on, s, t) for s in range(S)) / S for on in states]
-            for t in range(T)
+            starts
+            + sum(
+                np.array([hour_cost(problem, on, s, t) for on in states])[number[:, t]]
+                for t in range(T)
+            )
+            for s in range(S)
         ]
     )
-    place = 2 ** np.arange(len(problem.units))[::-1]
-    total = np.zeros(())
-    index = np.zeros((T,), dtype=int)
-    for choice, weight in zip(choices, place, strict=True):
-        total = total[..., None] + np.array([cost for _, cost in choice])
-        index = index[..., None, :] + weight * np.array([pattern for pattern, _ in choice])
-    for t in range(T):
-        total = total + mean[t][index[..., t]]
-    return float(total.min())
+    # Commitments that begin alike are one decision, which each scenario goes on from as it likes.
+    begins = np.unique(number[:, :common], axis=0, return_inverse=True)[1].reshape(-1)
+    best = np.full((S, begins.max() + 1), math.inf)
+    for s in range(S):
+        np.minimum.at(best[s], begins, total[s])
+    return float(best.mean(0).min())
 
 
-def check(problem, found):
+def check(problem, found, common=None):
     """Assert that a schedule keeps the rules, costs what it says, and is the best one."""
-    counted, best = recount(problem, found), brute_force(problem)
+    counted, best = recount(problem, found), brute_force(problem, common)
     assert found.cost == pytest.approx(counted, rel=1e-7)
     assert found.bound <= best * (1 + 1e-7)
     assert best * (1 - 1e-7) <= found.cost <= best * (1 + 2e-6)
 
 
-def make(seed, *, ramped=False):
+@functools.cache
+def make(seed, *, ramped=False, stored=False):
     """Return a small day: two units with the same numbers and a third one."""
     rng = np.random.default_rng(seed)
-    G, T, S = (2, 4, 1) if ramped else (3, 5, 1 + seed % 3 // 2)
+    G, T, S = (2, 4 - stored, 1) if ramped else (3, 5, 1 + seed % 3 // 2)
     kind = np.arange(2) if ramped else np.array([0, 0, 1])
     draw = {
         "min_power": rng.integers(10, 40, 2),
@@ -267,19 +320,40 @@ def make(seed, *, ramped=False):
         reserve=float(rng.choice([0.0, 0.1, 0.2])),
         costs=FREE,
         power=power,
+        batteries=Batteries.of(1, **BATTERY, dtype=torch.float64) if stored else None,
     )
 
 
 @functools.cache
 def problems(*, ramped):
     """Return the days on which faults are looked for."""
-    return [make(seed, ramped=ramped) for seed in range(7 if ramped else 18)]
+    return [make(seed, ramped=ramped) for seed in range(4 if ramped else 18)]
 
 
 @pytest.mark.parametrize("ramped", [False, True])
 def test_the_schedule_is_the_best_of_all(ramped):
     for problem in problems(ramped=ramped):
         check(problem, problem.solve())
+
+
+def test_a_battery_is_used_for_the_best():
+    problem = make(4, ramped=True, stored=True)
+    check(problem, found := problem.solve())
+    assert (found.taken != 0).any()
+
+
+@pytest.mark.parametrize("name", BATTERY)
+def test_a_wrong_number_of_a_battery_is_seen(name):
+    wrong = Batteries.of(1, **{**BATTERY, name: 0.9 * BATTERY[name]}, dtype=torch.float64)
+    assert not passes(make(4, ramped=True, stored=True), batteries=wrong)
+
+
+def test_scenarios_share_the_first_hours():
+    several = [problem for problem in problems(ramped=False) if len(problem.demand) > 1]
+    for problem, common in zip(several, (0, 1, 1, 2, 3, 4), strict=True):
+        found = problem.solve(common=common)
+        check(problem, found, common)
+        assert (found.on[0, :common] == found.on[1, :common]).all()
 
 
 def shifted(name, by, least):
@@ -360,12 +434,14 @@ def test_a_wrong_number_is_seen(fault):
 
 
 # The blocks of rows in the order in which the program adds them; tangents follow.
-ROWS = ["change", "up", "down", "matched starts", "matched stops", "limit", "balance", "reserve"]
-RAMPED = [*ROWS[:6], "rise", "fall", "second rise", "second fall", *ROWS[6:]]
+ROWS = ["change", "up", "down", "same on", "same starts", "matched starts", "matched stops"]
+ROWS += ["limit", "balance", "reserve"]
+RAMPED = [*ROWS[:-2], "rise", "fall", "second rise", "second fall", *ROWS[-2:]]
 
 
 @pytest.mark.parametrize(
-    ("ramped", "block"), [*((False, row) for row in ROWS), *((True, row) for row in RAMPED[6:10])]
+    ("ramped", "block"),
+    [*((False, row) for row in ROWS if "same" not in row), *((True, row) for row in RAMPED[8:12])],
 )
 def test_every_constraint_is_needed(monkeypatch, ramped, block):
     """Without a block of rows a schedule breaks a rule, or the bound is wrong."""
@@ -410,7 +486,7 @@ def test_alike_units_cost_what_they_cost_alone(monkeypatch):
     units = units.changed(initial_hours=units.initial_hours * np.repeat([1, 2], 10))
     given = {"units": units, "demand": kazarlis_demand(20)[5:15], "reserve": 0.1, "gap": 1e-6}
     together = solve(**given)
-    monkeypatch.setattr(milp, "_groups", lambda units: np.arange(len(units)))
+    monkeypatch.setattr(milp, "alike", lambda units: np.arange(len(units)))
     assert solve(**given | {"gap": 1e-4}).cost == pytest.approx(together.cost, rel=1e-4)
 
 
@@ -425,6 +501,7 @@ def test_alike_units_cost_what_they_cost_alone(monkeypatch):
         ({"demand": [900.0, 9e9]}, ValueError, "Give unserved_cost"),
         ({"segments": 0}, ValueError, "segments must be an integer >= 1"),
         ({"power": [1.0]}, ValueError, "power must hold a finite number for each of the 10"),
+        ({"batteries": Batteries.of(2), "content": [9.0, 0.0]}, ValueError, "content must hold an"),
         ({"reserve_cost": -1}, ValueError, "reserve_cost must be a finite number >= 0"),
         ({"time_limit": 0}, ValueError, "time_limit must be a finite number > 0"),
     ],
@@ -454,13 +531,38 @@ def random_env(problem, **changed):
     return UnitCommitmentEnv(problem.units, **given | changed)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_the_simulator_costs_what_the_schedule_does(seed):
+def hindsight(env, days):
+    """Solve days of a rollout ``(B, T)`` whose forecasts and errors are known beforehand."""
+    found = []
+    for day in days:
+        error = day["next", "error"].numpy()
+        last = env.days.error_kept * day["error"].numpy()
+        demand, wind = day["demand"][0].numpy(), day["wind"][0].numpy()
+        top = env.days.wind_capacity
+        needed = (1 + env.reserve) * demand * (1 + last[:, 0]) - np.clip(
+            wind + top * last[:, 1], 0, top
+        )
+        schedule = solve(
+            env.units,
+            demand * (1 + error[:, 0]),
+            np.clip(wind + top * error[:, 1], 0, top),
+            need=np.maximum(0.0, needed),
+            power=day["power"][0].numpy() if env.ramped else None,
+            batteries=env.batteries,
+            gap=1e-7,
+            **{f"{name}_cost": penalty for name, penalty in env.penalties.items()},
+        )
+        found.append(schedule)
+    return found
+
+
+@pytest.mark.parametrize(("seed", "number"), [(0, 0), (1, 0), (2, 0), (3, 1), (4, 2), (5, 2)])
+def test_the_simulator_costs_what_the_schedule_does(seed, number):
     """The schedule that knows all costs the same in the simulator; rules cost no less."""
-    env = random_env(make(seed))
+    env = random_env(make(seed), batteries={"number": number, **BATTERY} if number else None)
     with torch.no_grad():
         day = env.rollout(env.horizon)
-        found = foresight(env, day, gap=1e-7)
+        found = hindsight(env, day)
         costs = -day["next", "reward"].sum((1, 2))
         assert all(best.bound <= cost for best, cost in zip(found, costs, strict=True))
         noise = (day["next", "error"] - env.days.error_kept * day["error"]) / (
@@ -469,8 +571,10 @@ def test_the_simulator_costs_what_the_schedule_does(seed):
         state = {name: day[name][:, 0] for name in env.state_names}
         cost = 0.0
         for t in range(env.horizon):
-            on = torch.as_tensor(np.stack([schedule.on[t] for schedule in found])).long()
-            action = {"discrete": on, "continuous": torch.zeros(on.shape, dtype=torch.float64)}
+            parts = ([plan.actions[i][t] for plan in found] for i in range(2))
+            discrete, continuous = (torch.as_tensor(np.stack(part)) for part in parts)
+            action = {"discrete": discrete, "continuous": continuous}
+            on = discrete[:, : len(env.units)]
             assert (env.committed(state["hours"], on) == on.bool()).all()
             after, reward = env.dynamics(state, action, noise[:, t])
             state, cost = after | {"step": state["step"] + 1}, cost - reward
@@ -486,7 +590,7 @@ def test_solving_anew_does_not_change_a_plan_that_nothing_upsets(ramped):
     policy = RollingMILP(env, gap=1e-7)
     with torch.no_grad():
         day = env.rollout(env.horizon, policy)
-    best = foresight(env, day, gap=1e-7)[0]
+    best = hindsight(env, day)[0]
     if not ramped:  # with ramps the simulator's dispatch does not look ahead
         assert -day["next", "reward"].sum() == pytest.approx(best.cost, rel=1e-6)
     assert len(policy.seconds) == env.horizon
@@ -496,15 +600,23 @@ def test_solving_anew_does_not_change_a_plan_that_nothing_upsets(ramped):
 
 
 def test_scenarios_follow_the_process_of_the_errors():
-    env = random_env(make(0))
-    last = torch.tensor([0.05, -0.1], dtype=torch.float64)
-    errors = RollingMILP(env, 4000).draw(last, 3)
-    assert (errors[:, 0] == last).all()
-    for ahead in (1, 2, 3):
-        kept = env.days.error_kept**ahead
-        size = torch.tensor([0.1, 0.2], dtype=torch.float64) * (1 - kept**2) ** 0.5
-        assert torch.allclose(errors[:, ahead].mean(0), kept * last)  # exact: mirror images
-        assert torch.allclose(errors[:, ahead].std(0), size, rtol=0.06)
+    env, load = random_env(make(0), reserve=0.1), 100.0 * torch.ones(3, dtype=torch.float64)
+    env.days.wind_capacity, last = 1000.0, torch.tensor([0.05, -0.1], dtype=torch.float64)
+    demand, wind, need = RollingMILP(env, 4000).draw(load, 5 * load, last)
+    for t in range(3):
+        kept = env.days.error_kept ** (t + 1)
+        size = (1 - kept**2) ** 0.5
+        # Exact, but for the ends of wind: each scenario has its mirror image.
+        assert demand[:, t].mean() == pytest.approx(100 * (1 + 0.05 * kept))
+        assert wind[:, t].mean() == pytest.approx(500 - 100 * kept, rel=1e-3)
+        assert demand[:, t].std() == pytest.approx(100 * 0.1 * size, rel=0.05)
+        assert wind[:, t].std() == pytest.approx(1000 * 0.2 * size, rel=0.05)
+    kept = env.days.error_kept
+    assert need[:, 0].tolist() == pytest.approx(
+        [max(0.0, 110 * (1 + 0.05 * kept) - 500 + 100 * kept)] * 4000
+    )
+    foreseen = 100 + kept * (demand[:, 0] - 100), 500 + kept * (wind[:, 0] - 500)
+    assert torch.allclose(need[:, 1], (1.1 * foreseen[0] - foreseen[1]).clamp_min(0.0))
 
 
 def test_an_odd_number_of_scenarios_is_refused():

@@ -23,8 +23,7 @@ from hpo_torchrl.problems.unit_commitment.env import DISPATCHES
 from hpo_torchrl.problems.unit_commitment.milp import lower_bound
 from hpo_torchrl.problems.unit_commitment.operation import VIOLATIONS, operate
 from hpo_torchrl.problems.unit_commitment.picture import rows_of
-from hpo_torchrl.problems.unit_commitment.reference import DaySchedule
-from hpo_torchrl.problems.unit_commitment.rolling import foresight
+from hpo_torchrl.problems.unit_commitment.reference import DaySchedule, program_of
 from hpo_torchrl.problems.unit_commitment.rules import PriorityList
 from hpo_torchrl.training import Evaluation
 
@@ -65,16 +64,13 @@ def test_a_schedule_that_the_simulator_cannot_follow_is_an_upper_bound():
     assert tests[0].run(greedy.policy).mean == pytest.approx(greedy.upper_bound, rel=1e-6)
 
 
-def replayed(env, day, plan):
+def replayed(env, run, plan):
     """Return what the simulator charges for a plan on a day that came, ``(T,)``."""
-    errors = torch.cat([day["error"][:1], day["next", "error"]])
+    errors = torch.cat([run["error"][:1], run["next", "error"]])
     kept, sizes = UNSURE["error_kept"], [UNSURE["demand_error"], UNSURE["wind_error"]]
     noise = (errors[1:] - kept * errors[:-1]) / ((1 - kept**2) ** 0.5 * errors.new_tensor(sizes))
-    rule, total, state = (
-        DaySchedule(plan, env),
-        0.0,
-        {name: day[name][0] for name in env.state_names},
-    )
+    rule, total = DaySchedule(plan, env), 0.0
+    state = {name: run[name][0] for name in env.state_names}
     for t in range(env.horizon):
         discrete, continuous = rule.decide(state["step"])
         action = {"discrete": discrete, "continuous": continuous}
@@ -85,12 +81,14 @@ def replayed(env, day, plan):
 
 @pytest.mark.parametrize("ramped", [False, True])
 def test_no_policy_goes_below_the_bound_by_perfect_information(ramped):
-    env = five(ramped, "learned", batch_size=3, **UNSURE)
+    stores = {"number": 1, "capacity": 60.0, "charge_rating": 20.0, "discharge_rating": 20.0}
+    env = five(ramped, "learned", batch_size=3, batteries=None if ramped else stores, **UNSURE)
     test = evaluation(env, 1)
     known = test.reference()
-    days = torch.cat([run for run, _ in test.rollouts(known.policy)], -1)
-    plans = foresight(env, days, gap=1e-4)
-    costs = [replayed(env, day, plan) for day, plan in zip(days, plans, strict=True)]
+    days = operate(test, known.policy)
+    plans = [solve(env.units, **program_of(env, days, i), gap=1e-4) for i in range(3)]
+    runs = torch.cat([run for run, _ in test.rollouts(known.policy)], -1)
+    costs = [replayed(env, run, plan) for run, plan in zip(runs, plans, strict=True)]
     if ramped:  # the simulator never curtails wind to keep a unit up
         assert all(cost > plan.bound for cost, plan in zip(costs, plans, strict=True))
     else:  # who knows the day pays what the program says
@@ -116,10 +114,9 @@ def test_a_day_that_comes_again_is_solved_once(tmp_path, monkeypatch):
     monkeypatch.setattr(reference_module, "lower_bound", counted)
     known = test.reference()
     assert len(calls) == 3
-    days = torch.cat([run for run, _ in test.rollouts(known.policy)], -1).reshape(-1, 6)
-    assert len(days) == 16
-    bounds = foresight(env, days, lower_bound, gap=1e-3)
-    assert known.lower_bound == pytest.approx(np.mean(bounds) / 6, rel=1e-6)
+    days = operate(test, known.policy)
+    each = [lower_bound(env.units, **program_of(env, days, i)) for i in range(16)]
+    assert known.lower_bound == pytest.approx(np.mean(each) / 6, rel=1e-6)
 
 
 def test_a_bound_is_one_however_short_the_time():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpo_torchrl.core.checks import check_float, check_int, shown
+from hpo_torchrl.problems.storage.batteries import CHARGE, DISCHARGE, IDLE, Batteries
 from hpo_torchrl.problems.unit_commitment.linear_program import LinearProgram
 from hpo_torchrl.problems.unit_commitment.units import Units
 
@@ -18,13 +19,14 @@ from hpo_torchrl.problems.unit_commitment.units import Units
 class Schedule:
     """Which units run in each of T hours, what they give, what that costs, and the bound on it.
 
-    With S scenarios of demand and wind one commitment serves all of them: power and violations are
-    those of each, ``(S, T, ...)``, and costs are means over them.
+    With S scenarios of demand and wind, power and violations are those of each, ``(S, T, ...)``,
+    and so is the commitment where they do not share it to the end; costs are means over them.
 
     Attributes:
         on: whether a unit is on, ``(T, G)``.
         power: in MW, ``(T, G)``.
-        cost: fuel at its true, quadratic cost, starts and violations, in $.
+        taken: power that batteries take, negative where they give it, in MW, ``(T, N)``.
+        cost: fuel at its true, quadratic cost, starts, wear and violations, in $.
         bound: no schedule costs less, in $ (up to the tolerances of HiGHS).
         unserved, surplus: demand that is not met, and power that nothing takes, in MW, ``(T,)``.
         shortfall: reserve that lacks, in MW, ``(T,)``.
@@ -33,6 +35,7 @@ class Schedule:
 
     on: np.ndarray
     power: np.ndarray
+    taken: np.ndarray
     cost: float
     bound: float
     unserved: np.ndarray
@@ -44,6 +47,14 @@ class Schedule:
     def gap(self) -> float:
         """Relative distance of the cost to the bound."""
         return max(0.0, self.cost - self.bound) / max(abs(self.cost), 1e-9)
+
+    @property
+    def actions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Discrete and continuous actions of an environment, ``(T, G + N)``, or of scenarios."""
+        taken = np.broadcast_to(self.taken, (*self.power.shape[:-1], self.taken.shape[-1]))
+        mode = np.select([taken > 1e-9, taken < -1e-9], [CHARGE, DISCHARGE], IDLE)
+        discrete = np.concatenate([np.broadcast_to(self.on, self.power.shape), mode], -1)
+        return discrete, np.concatenate([self.power, np.abs(taken)], -1)
 
 
 def solve(
@@ -57,6 +68,9 @@ def solve(
     surplus_cost: float | None = None,
     reserve_cost: float | None = None,
     power: Any = None,
+    batteries: Batteries | None = None,
+    content: Any = None,
+    common: int | None = None,
     segments: int = 12,
     gap: float = 1e-4,
     time_limit: float = 60.0,
@@ -91,6 +105,11 @@ def solve(
         reserve_cost: of reserve that lacks, in $/MW an hour; None forbids it.
         power: what the units gave in the hour before, in MW, ``(G,)``; ramps bind in the first
             hour only if it is given.
+        batteries: they charge or discharge, as is decided with the commitment; they count for no
+            reserve, and what is left in them is worth nothing.
+        content: energy in the batteries at the start, in MWh, ``(N,)``; None for the initial one.
+        common: hours for which all scenarios share one commitment; later each has its own. None:
+            to the end.
         segments: tangents of the unit for whose cost they matter most; others take fewer.
         gap: relative distance of cost and bound at which the search ends; where the tangents leave
             more, it goes on with those that were added.
@@ -119,6 +138,9 @@ def solve(
         surplus_cost=surplus_cost,
         reserve_cost=reserve_cost,
         power=power,
+        batteries=batteries,
+        content=content,
+        common=common,
         segments=segments,
     )
     found: list[Schedule] = []
@@ -140,6 +162,8 @@ def solve(
     if max(np.ndim(demand), np.ndim(wind), np.ndim(need)) < 2:
         hourly = ("power", "unserved", "surplus", "shortfall")
         best = replace(best, **{name: getattr(best, name)[0] for name in hourly})
+    if len(best.on) == 1:
+        best = replace(best, on=best.on[0], taken=best.taken[0])
     seconds = time.perf_counter() - started
     return replace(best, bound=bounds[-1], seconds=seconds)
 
@@ -166,7 +190,8 @@ def lower_bound(
         segments: likewise.
         gap: relative gap at which the search ends.
         time_limit: seconds of the search.
-        others: further ones of :func:`solve`: reserve, need, power, and what violations cost.
+        others: further ones of :func:`solve`: reserve, need, power, batteries, and what
+            violations cost.
 
     Raises:
         ValueError: shapes or numbers are wrong, or no schedule is allowed.
@@ -200,6 +225,9 @@ def _model(
     surplus_cost: float | None = None,
     reserve_cost: float | None = None,
     power: Any = None,
+    batteries: Batteries | None = None,
+    content: Any = None,
+    common: int | None = None,
     segments: int,
 ) -> _Model:
     """Return the program of what :func:`solve` is given."""
@@ -215,27 +243,28 @@ def _model(
             )
         ],
         power=power,
+        stores=None if batteries is None else _stores(batteries, content),
+        common=None if common is None else check_int("common", common, minimum=0),
         segments=check_int("segments", segments, minimum=1),
     )
 
 
 def fuel_cost(units: Units, on: np.ndarray, power: np.ndarray) -> float:
-    """Return the cost of fuel in $: commitment ``(T, G)``, powers ``(S, T, G)``, mean over S."""
+    """Return the mean cost of fuel in $: commitment ``(C, T, G)``, powers ``(S, T, G)``."""
     hourly = units.fixed_cost + (units.linear_cost + units.quadratic_cost * power) * power
     return float((hourly * on).sum()) / len(power)
 
 
 def start_cost(units: Units, on: np.ndarray) -> float:
-    """Return the cost of the starts of a commitment ``(T, G)`` in $."""
-    hours, total = units.initial_hours.copy(), 0.0
+    """Return the mean cost in $ of the starts of commitments ``(C, T, G)``."""
+    hours, total = np.broadcast_to(units.initial_hours, on[:, 0].shape), 0.0
     hot = units.min_down + units.cold_hours
-    for now in on:
+    for now in on.swapaxes(0, 1):
         starts = now & (hours < 0)
-        costs = np.where(-hours <= hot, units.hot_start_cost, units.cold_start_cost)
-        total += float(costs[starts].sum())
+        total += np.where(-hours <= hot, units.hot_start_cost, units.cold_start_cost)[starts].sum()
         changed = now != (hours > 0)
         hours = np.where(changed, np.where(now, 1.0, -1.0), hours + np.sign(hours))
-    return total
+    return float(total) / len(on)
 
 
 class _Day(NamedTuple):
@@ -249,6 +278,8 @@ class _Day(NamedTuple):
 class _Model:
     """The linear program of K groups of alike units, T hours and S scenarios.
 
+    There are C commitments: one, or one for each scenario. Arrays of one broadcast with those of S.
+
     Starts and stops of the hours before the first are variables with fixed values, so that no
     equation knows of a beginning.
     """
@@ -260,6 +291,8 @@ class _Model:
         *,
         costs: list[float],
         power: Any,
+        stores: dict[str, np.ndarray] | None,
+        common: int | None,
         segments: int,
     ) -> None:
         self.units, self.costs, self.program = units, costs, LinearProgram()
@@ -267,9 +300,17 @@ class _Model:
         self.group = alike(units)
         self.first = np.unique(self.group, return_index=True)[1]
         self.size = np.bincount(self.group).astype(np.float64)
+        self.C = 1 if common is None or common >= self.T else self.S
         self._commit()
+        self.shared = common or 0
+        self._share(self.on[..., 1:])
+        self._share(self.start[..., self.past :])
         self._starts()
         self._give(power)
+        self.taken: list[np.ndarray] = []
+        self.charges: list[np.ndarray] = []
+        if stores is not None:
+            self._store(stores)
         self._meet(day)
         self._tangents(segments)
 
@@ -294,30 +335,38 @@ class _Model:
         self.on = self._counts(was_on, self.of("must_run") * self.size, hourly)
         self.start = self._counts(began[0], 0 * low, self.of("cold_start_cost"))
         self.stop = self._counts(began[1], 0 * low, 0 * low)
-        change = program.rows((K, self.T), low=0.0, high=0.0)
-        program.put(change, self.on[:, 1:], 1.0)
-        program.put(change, self.on[:, :-1], -1.0)
-        program.put(change, self.start[:, past:], -1.0)
-        program.put(change, self.stop[:, past:], 1.0)
+        shape = self.C, K, self.T
+        change = program.rows(shape, low=0.0, high=0.0)
+        program.put(change, self.on[..., 1:], 1.0)
+        program.put(change, self.on[..., :-1], -1.0)
+        program.put(change, self.start[..., past:], -1.0)
+        program.put(change, self.stop[..., past:], 1.0)
         # Who started within the last min_up hours is on; who stopped within min_down is off.
-        stays_on = program.rows((K, self.T), high=0.0)
-        program.put(stays_on[..., None], self.start[:, None], self._within("min_up"))
-        program.put(stays_on, self.on[:, 1:], -1.0)
-        stays_off = program.rows((K, self.T), high=self.size[:, None])
-        program.put(stays_off[..., None], self.stop[:, None], self._within("min_down"))
-        program.put(stays_off, self.on[:, 1:], 1.0)
+        stays_on = program.rows(shape, high=0.0)
+        program.put(stays_on[..., None], self.start[..., None, :], self._within("min_up"))
+        program.put(stays_on, self.on[..., 1:], -1.0)
+        stays_off = program.rows(shape, high=self.size[:, None])
+        program.put(stays_off[..., None], self.stop[..., None, :], self._within("min_down"))
+        program.put(stays_off, self.on[..., 1:], 1.0)
 
     def _counts(self, known: np.ndarray, least: np.ndarray, cost: np.ndarray) -> np.ndarray:
         """Add numbers of units by group and hour: known ones, then at least so many, at a cost."""
         shape = len(self.size), self.T
         low, high, each = (np.broadcast_to(x[:, None], shape) for x in (least, self.size, cost))
         return self.program.variables(
-            (shape[0], known.shape[1] + self.T),
+            (self.C, shape[0], known.shape[1] + self.T),
             low=np.hstack([known, low]),
             high=np.hstack([known, high]),
-            cost=np.hstack([0 * known, each]),
+            cost=np.hstack([0 * known, each]) / self.C,
             integer=True,
         )
+
+    def _share(self, variable: np.ndarray) -> None:
+        """Let all scenarios decide the same, ``(C, ..., T)``, in the first hours."""
+        first = variable[..., : self.shared]
+        rows = self.program.rows((self.C - 1, *first.shape[1:]), low=0.0, high=0.0)
+        self.program.put(rows, first[1:], 1.0)
+        self.program.put(rows, first[:1], -1.0)
 
     def _ago(self) -> np.ndarray:
         """Return how many hours before an hour, ``(T, 1)``, another one is, ``(T, past + T)``."""
@@ -335,10 +384,10 @@ class _Model:
         saved = self.of("cold_start_cost") - self.of("hot_start_cost")
         hot = (ago >= down) & (ago <= down + self.of("cold_hours")[:, None, None])
         k, t, s = np.nonzero(hot & (saved > 0)[:, None, None])
-        match = program.variables(k.shape, cost=-saved[k])
+        match = program.variables((self.C, len(k)), cost=-saved[k] / self.C)
         for at, variable in ((self.past + t, self.start), (s, self.stop)):
             rows = program.rows(variable.shape, high=0.0)
-            program.put(rows[k, at], match, 1.0)
+            program.put(rows[:, k, at], match, 1.0)
             program.put(rows, variable, -1.0)
 
     def _give(self, before: Any) -> None:
@@ -349,7 +398,7 @@ class _Model:
         self.above = program.variables((self.S, K, self.T), cost=price[:, None] / self.S)
         rows = program.rows(self.above.shape, high=0.0)
         program.put(rows, self.above, 1.0)
-        program.put(rows, self.on[:, 1:], (low - high)[:, None])
+        program.put(rows, self.on[..., 1:], (low - high)[:, None])
         if before is not None:
             before = np.asarray(before, dtype=np.float64)
             if before.shape != (len(units),) or not np.isfinite(before).all():
@@ -379,17 +428,44 @@ class _Model:
         )
         # The power of the hour before the first is one more variable.
         past = program.variables((self.S, 1), low=past_ends[0], high=past_ends[1])
-        start, stop = (part[k, -self.T :] for part in (self.start, self.stop))
+        start, stop = (part[:, k, -self.T :] for part in (self.start, self.stop))
         rise, fall = (program.rows((self.S, self.T), high=0.0) for _ in range(2))
         for rows, sign, limit in ((rise, 1.0, up), (fall, -1.0, down)):
             program.put(rows, self.above[:, k], sign)
-            program.put(rows, self.on[k, 1:], sign * low - limit)
+            program.put(rows, self.on[:, k, 1:], sign * low - limit)
             program.put(rows[:, 1:], self.above[:, k, :-1], -sign)
-            program.put(rows[:, 1:], self.on[k, 1:-1], -sign * low)
+            program.put(rows[:, 1:], self.on[:, k, 1:-1], -sign * low)
             program.put(rows[:, :1], past, -sign)
         program.put(rise, start, up - max(low, up))
         program.put(fall, start, down)
         program.put(fall, stop, -high)
+
+    def _store(self, stores: dict[str, np.ndarray]) -> None:
+        """Batteries: content from hour to hour, and either charging or discharging."""
+        program, shape = self.program, (self.C, len(stores["capacity"]), self.T)
+        of = {name: value[:, None] for name, value in stores.items()}
+        self.wear = stores["wear_cost"]
+        cost = of["wear_cost"] / self.C
+        charge, discharge = self.taken = [program.variables(shape, cost=cost) for _ in range(2)]
+        charges = program.variables(shape, high=1.0, integer=True)
+        self.charges = [charges]
+        rows = program.rows(shape, high=0.0)
+        program.put(rows, charge, 1.0)
+        program.put(rows, charges, -of["charge_rating"])
+        rows = program.rows(shape, high=of["discharge_rating"])
+        program.put(rows, discharge, 1.0)
+        program.put(rows, charges, of["discharge_rating"])
+        kept = 1 - of["self_discharge"]
+        known = np.zeros(shape[1:])
+        known[:, 0] = (kept * of["content"])[:, 0]
+        content = program.variables(shape, high=of["capacity"])
+        rows = program.rows(shape, low=known, high=known)
+        program.put(rows, content, 1.0)
+        program.put(rows[..., 1:], content[..., :-1], -kept)
+        program.put(rows, charge, -of["charge_efficiency"])
+        program.put(rows, discharge, 1 / of["discharge_efficiency"])
+        for variable in (charge, discharge):
+            self._share(variable)
 
     def _meet(self, day: _Day) -> None:
         """Balance and reserve, with what they may lack."""
@@ -402,13 +478,15 @@ class _Model:
         # Wind between none and all of it is what lies between the two ends.
         rows = program.rows(shape, low=day.demand - day.wind, high=day.demand)
         program.put(rows[:, None], self.above, 1.0)
-        program.put(rows[:, None], self.on[:, 1:], self.of("min_power")[:, None])
+        program.put(rows[:, None], self.on[..., 1:], self.of("min_power")[:, None])
+        for sign, taken in zip((-1.0, 1.0), self.taken, strict=False):
+            program.put(rows[:, None], taken, sign)
         if unserved is not None:
             program.put(rows, unserved, 1.0)
         if surplus is not None:
             program.put(rows, surplus, -1.0)
         rows = program.rows(shape, low=day.need)
-        program.put(rows[:, None], self.on[:, 1:], self.of("max_power")[:, None])
+        program.put(rows[:, None], self.on[..., 1:], self.of("max_power")[:, None])
         if shortfall is not None:
             program.put(rows, shortfall, 1.0)
 
@@ -431,12 +509,12 @@ class _Model:
         self, program: LinearProgram, place: tuple[np.ndarray, ...], point: np.ndarray
     ) -> None:
         """Add tangents at points of scenarios, groups and hours: ``z >= c (2 q r - q² u)``."""
-        _, k, t = place
+        s, k, t = place
         slope = self.of("quadratic_cost")[k] * point
         rows = program.rows(point.shape, low=0.0)
         program.put(rows, self.extra[place], 1.0)
         program.put(rows, self.above[place], -2 * slope)
-        program.put(rows, self.on[k, t + 1], slope * point)
+        program.put(rows, self.on[s % self.C, k, t + 1], slope * point)
 
     def schedule(self, values: np.ndarray) -> Schedule:
         """Return the schedule of a solution, with the best powers for its commitment."""
@@ -452,8 +530,13 @@ class _Model:
             for cost, part in zip(self.costs, violations, strict=True)
             if cost < math.inf
         )
+        taken = np.zeros((self.C, self.T, 0))
+        if self.taken:
+            charge, discharge = (values[part].swapaxes(1, 2) for part in self.taken)
+            taken = charge - discharge
+            penalty += float((self.wear * (charge + discharge)).sum()) / self.C
         cost = fuel_cost(self.units, on, power) + start_cost(self.units, on) + penalty
-        return Schedule(on, power, cost, -math.inf, unserved, surplus, shortfall)
+        return Schedule(on, power, taken, cost, -math.inf, unserved, surplus, shortfall)
 
     def _dispatched(self, values: np.ndarray) -> np.ndarray:
         """Return the values with the powers that are best for their commitment.
@@ -461,7 +544,8 @@ class _Model:
         The powers are exact when tangents and fuel agree to 1e-9 of the cost. The program keeps
         the last tangents: those before them are all but parallel to them.
         """
-        held = np.concatenate([part.ravel() for part in (self.on, self.start, self.stop)])
+        whole = (self.on, self.start, self.stop, *self.charges)
+        held = np.concatenate([part.ravel() for part in whole])
         fixed, program = (held, np.round(values[held])), self.program.copy()
         touched = np.zeros(self.above.shape, dtype=bool)
         for _ in range(30):
@@ -470,7 +554,7 @@ class _Model:
                 raise RuntimeError(f"HiGHS found no powers for its commitment: {result.message}")
             values = np.asarray(result.x)
             above, least = values[self.above], 1e-9 * abs(result.fun)
-            point = above / np.maximum(np.round(values[self.on[:, 1:]]), 1.0)
+            point = above / np.maximum(np.round(values[self.on[..., 1:]]), 1.0)
             missing = self.of("quadratic_cost")[:, None] * point * above - values[self.extra]
             if missing.sum() / self.S <= least:
                 break
@@ -481,37 +565,33 @@ class _Model:
         return values
 
     def _each_unit(self, values: np.ndarray) -> np.ndarray:
-        """Return which units are on, ``(T, G)``: those of a group take turns.
+        """Return which units are on, ``(C, T, G)``: those of a group take turns.
 
         Of those that may stop, those that have run longest do. Of those that may start, the one
         that is next to grow cold does.
         """
-        units = self.units
+        units, hot = self.units, self.units.min_down + self.units.cold_hours
         starts, stops = (
-            np.round(values[part[:, self.past :]]).astype(int) for part in (self.start, self.stop)
+            np.round(values[part[..., self.past :]]).astype(int) for part in (self.start, self.stop)
         )
-        hours, on = units.initial_hours.copy(), np.zeros((self.T, len(units)), dtype=bool)
-        hot = units.min_down + units.cold_hours
-        for t in range(self.T):
-            changes = []
-            for k in range(len(self.size)):
-                members = np.flatnonzero(self.group == k)
-                run, off = members[hours[members] > 0], members[hours[members] < 0]
-                off = off[-hours[off] >= units.min_down[off]]
-                cold = -hours[off] > hot[off]
-                changes.append(run[np.argsort(-hours[run], kind="stable")][: stops[k, t]])
-                changes.append(off[np.lexsort((hours[off], cold))][: starts[k, t]])
-            change = np.concatenate(changes)
-            sign = np.sign(hours)
-            sign[change] *= -1
-            hours = hours + sign
-            hours[change] = sign[change]
-            on[t] = hours > 0
+        on = np.zeros((self.C, self.T, len(units)), dtype=bool)
+        for c, k in np.ndindex(self.C, len(self.size)):
+            members = np.flatnonzero(self.group == k)
+            hours = units.initial_hours[members].copy()
+            for t in range(self.T):
+                run, off = np.flatnonzero(hours > 0), np.flatnonzero(hours < 0)
+                off = off[-hours[off] >= units.min_down[members[off]]]
+                cold = -hours[off] > hot[members[off]]
+                stop = run[np.argsort(-hours[run], kind="stable")][: stops[c, k, t]]
+                start = off[np.lexsort((hours[off], cold))][: starts[c, k, t]]
+                hours += np.sign(hours)
+                hours[stop], hours[start] = -1, 1
+                on[c, t, members] = hours > 0
         return on
 
     def _powers(self, values: np.ndarray, on: np.ndarray) -> np.ndarray:
         """Return the powers of all units, ``(S, T, G)``; those of a group give the same."""
-        number = np.maximum(np.round(values[self.on[:, 1:]]), 1.0)
+        number = np.maximum(np.round(values[self.on[..., 1:]]), 1.0)
         share = np.clip(values[self.above] / number, 0.0, None)[:, self.group].swapaxes(1, 2)
         reach = self.units.max_power - self.units.min_power
         return np.where(on, self.units.min_power + np.minimum(share, reach), 0.0)
@@ -558,6 +638,25 @@ def _day(demand: Any, wind: Any, reserve: float, need: Any) -> _Day:
     demand, wind = np.broadcast_to(demand, shape), np.broadcast_to(wind, shape)
     least = np.maximum(0.0, (1 + reserve) * demand - wind)
     return _Day(demand, wind, np.broadcast_to(given.get("need", least), shape))
+
+
+def _stores(batteries: Batteries, content: Any) -> dict[str, np.ndarray]:
+    """Return the numbers of batteries, and the energy in them at the start, ``(N,)`` each."""
+    stores = {
+        name: value.detach().cpu().double().numpy() for name, value in batteries._asdict().items()
+    }
+    capacity = stores["capacity"]
+    initial = stores["initial_content"] * capacity
+    stores["content"] = initial if content is None else np.asarray(content, dtype=np.float64)
+    inside = stores["content"].shape == capacity.shape
+    if not (
+        inside and np.all((stores["content"] >= -1e-6) & (stores["content"] <= capacity + 1e-6))
+    ):
+        raise ValueError(
+            f"content must hold an energy from 0 to the capacity for each of the {len(capacity)} "
+            f"batteries, in MWh, got {shown(stores['content'])}."
+        )
+    return stores
 
 
 def _refusal(result: Any, time_limit: float) -> Exception:

@@ -18,7 +18,8 @@ class Operation(NamedTuple):
     ``starts``, costs in $. Of batteries, ``(N, T, S)``: what is ``taken`` from the grid, in MW; and
     the ``wear`` of all, ``(N, T)`` in $. In all, ``(N, T)`` in MW: ``demand`` and ``wind`` as they
     came, and the ``need`` of capacity; ``unserved``, ``surplus`` and ``reserve`` (what lacks of
-    it); the ``capacity`` that is on.
+    it); the ``capacity`` that is on. Before the first hour, ``(N, G)``: ``before``, the power of
+    the units in MW (0 where there are no ramps).
     """
 
     on: np.ndarray
@@ -35,6 +36,7 @@ class Operation(NamedTuple):
     surplus: np.ndarray
     reserve: np.ndarray
     capacity: np.ndarray
+    before: np.ndarray
 
     @property
     def cost(self) -> np.ndarray:
@@ -67,9 +69,11 @@ def operate(test: Any, policy: Any) -> Operation:
             _, parts = env.hour(state, actions[:, t].to_dict(), noise[:, t])
             started = parts["on"] & (state["hours"] < 0)
             capacity = (parts["on"] * env.units_table["max_power"]).sum(-1)
-            hours.append(parts | {"started": started, "capacity": capacity})
+            before = state.get("power", torch.zeros_like(parts["power"]))
+            hours.append(parts | {"started": started, "capacity": capacity, "before": before})
     length = min(env.horizon, len(hours))
-    return Operation(**{name: _days([hour[name] for hour in hours], length) for name in hours[0]})
+    whole = {name: _days([hour[name] for hour in hours], length) for name in hours[0]}
+    return Operation(**{**whole, "before": whole["before"][:, 0]})
 
 
 def _days(hours: list[Tensor], length: int) -> np.ndarray:

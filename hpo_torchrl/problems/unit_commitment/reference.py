@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.modules import RulePolicy
-from hpo_torchrl.problems.unit_commitment.milp import Schedule, lower_bound
-from hpo_torchrl.problems.unit_commitment.rolling import foresight
+from hpo_torchrl.problems.unit_commitment.milp import Schedule, lower_bound, solve
+from hpo_torchrl.problems.unit_commitment.operation import Operation, operate
 from hpo_torchrl.problems.unit_commitment.rules import PriorityList
 
 # Seconds that a reference may take; relative gap below which a schedule counts as the optimum, and
@@ -43,13 +43,14 @@ class DaySchedule(RulePolicy):
 
     def __init__(self, schedule: Schedule, env: Any) -> None:
         super().__init__()
-        self.on = torch.as_tensor(schedule.on, device=env.device).long()
-        self.power = torch.as_tensor(schedule.power, device=env.device, dtype=env.float_dtype)
+        discrete, continuous = schedule.actions
+        self.discrete = torch.as_tensor(discrete, device=env.device).long()
+        self.continuous = torch.as_tensor(continuous, device=env.device, dtype=env.float_dtype)
 
     def decide(self, *state: Tensor) -> tuple[Tensor, Tensor]:
         """Take the hour's row of the schedule."""
-        hour = state[0].squeeze(-1).clamp_max(len(self.on) - 1)
-        return self.on[hour], self.power[hour]
+        hour = state[0].squeeze(-1).clamp_max(len(self.discrete) - 1)
+        return self.discrete[hour], self.continuous[hour]
 
 
 def unit_commitment_reference(env: Any, test: Test) -> Reference:
@@ -66,24 +67,19 @@ def unit_commitment_reference(env: Any, test: Test) -> Reference:
     their errors, which no decision changes. Every run of the simulator, whatever it knows, is
     therefore a solution of the program, at its own cost.
 
-    Penalties are those of the simulator; the priority list is the baseline. With batteries it is
-    all that is known.
+    Penalties are those of the simulator; the priority list is the baseline.
     """
     rule = PriorityList.best(env)
     baselines = {"priority list": test.run(rule).mean}
-    # Whole days are measured with it; the program knows no batteries.
-    if test.objective != "return" or env.batteries is not None:
+    if test.objective != "return":  # with which whole days are measured
         known: dict[str, Any] = {"objective": test.objective, "discount": test.discount}
         return Reference(baselines=baselines, policy=rule, **known)
     of: dict[str, Any] = {"baselines": baselines, "objective": "return", "paired": True}
-    days = _days(test, rule)
+    days = operate(test, rule)
     if not env.days.certain:
-        different, number = _different(days)
-        limits = {"gap": _FAIR, "time_limit": _SECONDS / len(different)}
-        bounds = np.asarray(foresight(env, different, lower_bound, **limits))
-        bound = float(np.average(bounds, weights=number)) / env.horizon
+        bound = float(perfect_information(env, days).mean()) / env.horizon
         return Reference(lower_bound=bound, policy=rule, **of)
-    [best] = foresight(env, days[:1], gap=_EXACT / 2, time_limit=_SECONDS)
+    best = solve(env.units, **program_of(env, days, 0), gap=_EXACT / 2, time_limit=_SECONDS)
     schedule = DaySchedule(best, env)
     bound, cost = best.bound / env.horizon, best.cost / env.horizon
     replayed = test.run(schedule).mean
@@ -96,15 +92,32 @@ def unit_commitment_reference(env: Any, test: Test) -> Reference:
     return Reference(lower_bound=bound, upper_bound=min(cost, listed), policy=policy, **of)
 
 
-def _days(test: Any, policy: Any) -> TensorDictBase:
-    """Return the days of a test, ``(N, T)``."""
-    whole = torch.cat([run for run, _ in test.rollouts(policy)], -1)
-    return whole.reshape(-1, test.env.horizon)
+def perfect_information(env: Any, days: Operation, seconds: float = _SECONDS) -> np.ndarray:
+    """Return a cost in $ for each day, ``(N,)``, that no schedule goes below, though it knows all.
+
+    Args:
+        env: the environment.
+        days: the days; those that are alike are solved once.
+        seconds: time for all of them; a day whose share is short has a looser bound.
+    """
+    table = np.concatenate([days.demand, days.wind, days.need, days.before], -1)
+    _, first, kind = np.unique(table, axis=0, return_index=True, return_inverse=True)
+    end, bounds = time.perf_counter() + seconds, np.empty(len(first))
+    for at, day in enumerate(first):
+        left = max((end - time.perf_counter()) / (len(first) - at), 0.01)
+        bounds[at] = lower_bound(
+            env.units, **program_of(env, days, day), gap=_FAIR, time_limit=left
+        )
+    return bounds[kind.reshape(-1)]
 
 
-def _different(days: TensorDictBase) -> tuple[TensorDictBase, np.ndarray]:
-    """Return days ``(N, T)`` that differ in what comes, each once, and how many there are of it."""
-    come = [days["demand"][:, 0], days["wind"][:, 0], days["next", "error"].flatten(1)]
-    table = torch.cat(come, -1).cpu().numpy()
-    _, first, number = np.unique(table, axis=0, return_index=True, return_counts=True)
-    return days[first.tolist()], number
+def program_of(env: Any, days: Operation, i: int) -> dict[str, Any]:
+    """Return a day, and what the simulator charges, as :func:`solve` takes them."""
+    return {
+        "demand": days.demand[i],
+        "wind": days.wind[i],
+        "need": days.need[i],
+        "power": days.before[i] if env.ramped else None,
+        "batteries": env.batteries,
+        **{f"{name}_cost": penalty for name, penalty in env.penalties.items()},
+    }

@@ -1,14 +1,12 @@
-"""The mixed-integer program on an environment's days: a policy, and the best in hindsight."""
+"""The mixed-integer program as a policy: solved anew in every hour, for the rest of the day."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int
@@ -20,9 +18,9 @@ class RollingMILP(RulePolicy):
     r"""Solve the rest of the day in every hour, and commit its first hour.
 
     Without scenarios demand and wind are what is to be expected, given the last errors of the
-    forecasts. With them it is a two-stage stochastic program: one commitment for the rest of the
-    day, the dispatch of each scenario for itself. Scenarios are drawn from the process of the
-    errors, each with its mirror image; reserve is that which each scenario would ask for.
+    forecasts. With them it is a two-stage stochastic program: scenarios share the commitment of
+    ``common`` hours; later commitments, and the dispatch of all hours, are their own. Scenarios are
+    drawn from the process of the errors, each with its mirror image; each asks for its own reserve.
 
     Source: S. Takriti, J. R. Birge and E. Long (1996), "A stochastic model for the unit commitment
     problem", IEEE Transactions on Power Systems 11(3), 1497-1508.
@@ -30,6 +28,7 @@ class RollingMILP(RulePolicy):
     Args:
         env: the environment.
         scenarios: number of scenarios, even; 0 for the conditional mean.
+        common: hours that all scenarios share, None for the rest of the day.
         gap: relative gap at which a program may stop.
         time_limit: seconds for one.
         segments: tangents of the fuel cost.
@@ -40,12 +39,12 @@ class RollingMILP(RulePolicy):
 
     Examples:
         >>> from hpo_torchrl.problems import UnitCommitmentEnv
-        >>> from hpo_torchrl.problems.unit_commitment.rolling import RollingMILP, foresight
+        >>> from hpo_torchrl.problems.unit_commitment.rolling import RollingMILP
         >>> env = UnitCommitmentEnv(horizon=3, demand_error=0.05, wind_capacity=300, batch_size=1)
-        >>> day = env.rollout(3, RollingMILP(env, scenarios=4))
-        >>> cost = -day["next", "reward"].sum()
-        >>> bool(cost >= foresight(env, day)[0].bound)
-        True
+        >>> policy = RollingMILP(env, scenarios=4)
+        >>> day = env.rollout(3, policy)
+        >>> day["action", "discrete"].shape, len(policy.seconds)
+        (torch.Size([1, 3, 10]), 3)
     """
 
     def __init__(
@@ -53,19 +52,22 @@ class RollingMILP(RulePolicy):
         env: Any,
         scenarios: int = 0,
         *,
+        common: int | None = None,
         gap: float = 1e-3,
         time_limit: float = 60.0,
         segments: int = 4,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.in_keys = ["step", "hours", "demand", "wind", "error"] + ["power"] * env.ramped
+        self.more = ["power"] * env.ramped + ["content"] * (env.batteries is not None)
+        self.in_keys = ["step", "hours", "demand", "wind", "error", *self.more]
         self.env, self.scenarios = env, check_int("scenarios", scenarios, minimum=0)
         if scenarios % 2:
             raise ValueError(
                 f"scenarios must be even, each with its mirror image, got {scenarios}."
             )
-        self.limits = {
+        self.limits: dict[str, Any] = {
+            "common": None if common is None else check_int("common", common, minimum=1),
             "gap": check_float("gap", gap, minimum=0.0),
             "time_limit": check_float("time_limit", time_limit, minimum=0.0, strict=True),
             "segments": check_int("segments", segments, minimum=1),
@@ -78,14 +80,16 @@ class RollingMILP(RulePolicy):
         batch = state[1].shape[:-1]
         flat = (part.reshape(-1, *part.shape[len(batch) :]).cpu() for part in state)
         plans = [self.plan(*instance) for instance in zip(*flat, strict=True)]
-        on = np.stack([plan.on[0] for plan in plans])
-        power = np.stack(
-            [plan.power[..., 0, :].reshape(-1, on.shape[-1]).mean(0) for plan in plans]
+        first = [
+            [part[..., 0, :].reshape(-1, part.shape[-1]) for part in plan.actions] for plan in plans
+        ]
+        # Scenarios share what is decided now; the powers of units are only then their own.
+        discrete = torch.as_tensor(np.stack([part[0] for part, _ in first]))
+        continuous = torch.as_tensor(np.stack([part.mean(0) for _, part in first]))
+        return (
+            discrete.reshape(*batch, -1).to(state[1].device, torch.int64),
+            continuous.reshape(*batch, -1).to(state[1]),
         )
-        hours = state[1]
-        discrete = torch.as_tensor(on, dtype=torch.int64, device=hours.device)
-        continuous = torch.as_tensor(power, dtype=hours.dtype, device=hours.device)
-        return discrete.reshape(*batch, -1), continuous.reshape(*batch, -1)
 
     def plan(self, step: Tensor, hours: Tensor, *state: Tensor) -> Schedule:
         """Return the schedule of the rest of one day; the arguments are its state."""
@@ -93,82 +97,39 @@ class RollingMILP(RulePolicy):
         env, left = self.env, self.env.horizon - int(step)
         demand, wind, error = (part.double() for part in state[:3])
         demand, wind = demand[:left], wind[:left]
-        if self.scenarios:
-            day = _come(env, demand, wind, self.draw(error, left))
-        else:
-            expected = env.days.expected(demand, wind, error)
-            day = *expected, env.need(*expected)
-        plan = _solve(env, hours, day, state[3] if env.ramped else None, self.limits)
+        foreseen = env.days.expected(demand, wind, error)
+        demand, wind, need = (
+            self.draw(demand, wind, error) if self.scenarios else (*foreseen, env.need(*foreseen))
+        )
+        given: dict[str, Any] = {f"{name}_cost": cost for name, cost in env.penalties.items()}
+        for name, part in zip(self.more, state[3:], strict=True):
+            given[name] = part.double().numpy()
+        plan = solve(
+            env.units.changed(initial_hours=hours.double().numpy()),
+            demand.clamp_min(0.0).numpy(),
+            wind.numpy(),
+            need=need.numpy(),
+            batteries=env.batteries,
+            **given,
+            **self.limits,
+        )
         self.seconds.append(time.perf_counter() - started)
         return plan
 
-    def draw(self, error: Tensor, hours: int) -> Tensor:
-        """Return errors of scenarios from the last hour's on, ``(S, hours + 1, 2)``."""
-        half = torch.randn(self.scenarios // 2, hours, 2, generator=self.rng, dtype=error.dtype)
+    def draw(self, demand: Tensor, wind: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return demand, wind and needed capacity of scenarios, ``(S, T)`` each.
+
+        Args:
+            demand: its forecasts for the coming hours, ``(T,)``.
+            wind: its forecasts, likewise.
+            error: by how much the last ones were missed, ``(2,)``.
+        """
+        days, shape = self.env.days, (self.scenarios // 2, len(demand), 2)
+        half = torch.randn(shape, generator=self.rng, dtype=error.dtype)
         errors = [error.expand(self.scenarios, 2)]
         for noise in torch.cat([half, -half]).unbind(1):
-            errors.append(self.env.days.next_error(errors[-1], noise))
-        return torch.stack(errors, 1)
-
-
-def foresight(
-    env: Any, days: TensorDictBase, by: Callable[..., Any] = solve, **limits: Any
-) -> list[Any]:
-    """Return the best schedules of days of which all is known beforehand.
-
-    No policy can do better on these days, whatever it does not know: the mean of the bounds is a
-    lower bound on its mean cost there.
-
-    Args:
-        env: the environment.
-        days: a rollout of whole days, ``(*B, T)``, by any policy: what comes does not depend on it.
-        by: :func:`solve`; or :func:`lower_bound`, for the bounds alone.
-        limits: ``gap``, ``segments`` and ``time_limit`` of it.
-    """
-    flat = days.reshape(-1, days.shape[-1])
-    found = []
-    for day in flat.cpu().unbind(0):
-        errors = torch.cat([day["error"][:1], day["next", "error"]]).double()
-        demand, wind = (day[name][0].double() for name in ("demand", "wind"))
-        power = day["power"][0] if env.ramped else None
-        come = _come(env, demand, wind, errors)
-        found.append(_solve(env, day["hours"][0], come, power, limits, by))
-    return found
-
-
-def _come(env: Any, demand: Tensor, wind: Tensor, errors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return demand, wind and needed capacity, ``(*S, T)``, where forecasts have these errors.
-
-    Args:
-        env: the environment.
-        demand: its forecasts, ``(T,)``.
-        wind: its forecasts, likewise.
-        errors: from the hour before the first on, ``(*S, T + 1, 2)``.
-    """
-    days = env.days
-    # The need of an hour is foreseen in the hour before.
-    foreseen = days.actual(demand, wind, days.error_kept * errors[..., :-1, :])
-    return *days.actual(demand, wind, errors[..., 1:, :]), env.need(*foreseen)
-
-
-def _solve(
-    env: Any,
-    hours: Tensor,
-    day: tuple[Tensor, ...],
-    power: Tensor | None,
-    limits: dict[str, Any],
-    by: Callable[..., Any] = solve,
-) -> Any:
-    """Solve a day, or what is left of it, from a state on."""
-    demand, wind, need = (part.numpy() for part in day)
-    return by(
-        env.units.changed(initial_hours=hours.double().numpy()),
-        np.maximum(demand, 0.0),
-        wind,
-        need=need,
-        unserved_cost=env.penalties["unserved"],
-        surplus_cost=env.penalties["surplus"],
-        reserve_cost=env.penalties["reserve"],
-        power=None if power is None else power.double().numpy(),
-        **limits,
-    )
+            errors.append(days.next_error(errors[-1], noise))
+        path = torch.stack(errors, 1)
+        # The need of an hour is foreseen in the hour before.
+        foreseen = days.actual(demand, wind, days.error_kept * path[:, :-1])
+        return *days.actual(demand, wind, path[:, 1:]), self.env.need(*foreseen)
