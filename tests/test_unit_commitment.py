@@ -437,6 +437,10 @@ def test_the_list_covers_the_need_and_its_patience_is_the_best():
     for day in days:
         capacity = (day["next", "hours"][0] > 0).float() @ env.units_table["max_power"]
         assert (capacity >= 1.1 * torch.as_tensor(kazarlis_demand()).float() - 1e-3).all()
+    # Where powers are learned the list gives the same ones.
+    learned = UnitCommitmentEnv(batch_size=1, dispatch="learned")
+    day = differentiable_rollout(learned, PriorityList(learned, 0), 24)
+    assert -float(day["next", "reward"].sum()) == pytest.approx(costs[0], rel=1e-6)
     # Drawn days: the same ones, whatever the environment's seed and size.
     unsure = {"wind_capacity": 300.0, "wind_error": 0.1}
     envs = [UnitCommitmentEnv(batch_size=b, seed=b, **unsure) for b in (2, 64)]
@@ -529,6 +533,8 @@ def test_a_table_of_units_comes_back_as_it_was(tmp_path):
         ("min_power,max_power,lineal_cost\n10,50,20", "'lineal_cost' is unknown.*'linear_cost'"),
         ("min_power,linear_cost\n10,20", "lacks the columns max_power"),
         ("name,min_power,max_power,linear_cost\na,10,50,20\nb,60,50,20", "min_power must be.*'b'"),
+        ("name,min_power,max_power,linear_cost\na,10,50,20\na,10,50,20", "different names"),
+        ("name,min_power,max_power,linear_cost", "one or more"),
         ("min_power,max_power,linear_cost,min_up\n10,50,20,1.5", "hours must be whole"),
         ("min_power,max_power,linear_cost,must_run,initial_hours\n10,50,20,1,-3", "must run must"),
         ("min_power,max_power,linear_cost,initial_hours\n10,50,20,0", "must not be 0"),
@@ -550,6 +556,7 @@ def test_a_bad_table_of_units_is_refused(tmp_path, text, words):
         ("demand\n" + "5\n" * 11, "whole days of 12 rows, got 11"),
         ("demand\n" + "5\n" * 11 + "-5\n", "line 13.*demand must be a power of at least 0 MW"),
         ("demand,wind\n" + "5,1\n" * 11 + "5,\n", "line 13.*wind must be a power"),
+        ("demand\n" + "5\n" * 11 + "inf\n", "line 13.*demand must be a power"),
         ("load\n" + "5\n" * 12, "'load' is unknown"),
         ("wind\n" + "5\n" * 12, "lacks the column demand"),
     ],

@@ -67,10 +67,11 @@ class Days:
         for name, value in {"demand": self.demand, "wind": self.wind}.items():
             if value is None:
                 continue
-            if value.shape != self.demand.shape or not bool((value >= 0).all()):
+            good = (value >= 0) & value.isfinite()
+            if value.shape != self.demand.shape or not bool(good.all()):
                 raise ValueError(
-                    f"{name} must hold {tuple(self.demand.shape)} powers of at least 0 MW, got "
-                    f"{tuple(value.shape)} with a least one of {value.min():g}."
+                    f"{name} must hold {tuple(self.demand.shape)} finite powers of at least 0 MW, "
+                    f"got {tuple(value.shape)} from {value.min():g} to {value.max():g}."
                 )
         if self.wind is not None and self.wind_capacity < float(self.wind.max()):
             self.wind_capacity = float(self.wind.max())
@@ -180,7 +181,9 @@ def read_days(path: str | Path, hours: int) -> tuple[np.ndarray, np.ndarray | No
             )
         if column != "time":
             numbers = pd.to_numeric(table[column], errors="coerce")
-            wrong = table[~(numbers >= 0)][[column]].rename(columns={column: "cell"})
+            wrong = table[~((numbers >= 0) & np.isfinite(numbers))][[column]].rename(
+                columns={column: "cell"}
+            )
             problems.say(wrong, f"{column} must be a power of at least 0 MW, got {{cell!r}}")
             found[column] = numbers.to_numpy(dtype=np.float64)
     problems.refuse()

@@ -47,7 +47,7 @@ def decide_schedule(env: Any, policy: Policy, units: Any) -> pd.DataFrame:
         ...     return {"discrete": state["hours"].ge(-1).long(), "continuous": state["hours"]}
         >>> found = decide_schedule(env, act, {"hours": [8, 8, 5, -5, -6, -3, -3, -1, -1, -1]})
         >>> found[["hour", "unit", "on", "MW"]].values.tolist()[2]
-        [1, 'unit 3', 1, 20.0]
+        [1, 'unit 3', 1, 65.0]
         >>> found.columns[4:].tolist()
         ['list_on', 'list_MW']
     """

@@ -183,7 +183,7 @@ class UnitCommitmentEnv(DifferentiableEnv):
         }
         self._must_run = torch.as_tensor(self.units.must_run, device=self.device)
         costs = (self.units_table["linear_cost"], self.units_table["quadratic_cost"])
-        self._order = merit_order(
+        self.order = merit_order(
             self.units_table["min_power"], self.units_table["max_power"], *costs
         )
 
@@ -310,7 +310,7 @@ class UnitCommitmentEnv(DifferentiableEnv):
     def _dispatch(
         self, load: Tensor, running: Tensor, low: Tensor, high: Tensor, wish: Tensor
     ) -> Tensor:
-        order = self._order
+        order = self.order
         if self.learned_dispatch:
             # The least sum of (p - wish)^2 / 2 has marginal costs p - wish.
             order = merit_order(
@@ -389,7 +389,7 @@ class UnitCommitmentEnv(DifferentiableEnv):
         if self.ramped:
             # Units that are on share the first hour's load.
             on = (hours > 0).to(demand)
-            state["power"] = economic_dispatch(demand[..., 0] - wind[..., 0], on, self._order)
+            state["power"] = economic_dispatch(demand[..., 0] - wind[..., 0], on, self.order)
         if self.batteries is not None:
             full = self.batteries.initial_content * self.batteries.capacity
             state["content"] = full.expand(*batch, -1).clone()

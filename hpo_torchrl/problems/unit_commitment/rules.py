@@ -57,7 +57,7 @@ class PriorityList(RulePolicy):
         views: UnitViews = self.views
         hours, missing = views.hours(state[0]), views.missing(state[0])
         discrete = views.listed(hours, missing, self.patience).long()
-        power = views.capacity * discrete
+        power = views.cheapest(state[0], discrete)
         idle = (0, views.num_batteries)
         return F.pad(discrete, idle), F.pad(power, idle)
 

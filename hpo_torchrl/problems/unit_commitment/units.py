@@ -98,6 +98,15 @@ class Units:
             if field.name != "names":
                 value = np.array(getattr(self, field.name), dtype=np.float64)  # its own
                 object.__setattr__(self, field.name, value)
+        number = len(self.names)
+        if len({*self.names}) != number or number == 0:
+            raise ValueError(f"units must be one or more, with different names, got {self.names}.")
+        for field in fields(self):
+            if field.name != "names" and getattr(self, field.name).shape != (number,):
+                raise ValueError(
+                    f"{field.name} of units must hold {number} numbers, as there are names, got "
+                    f"the shape {getattr(self, field.name).shape}."
+                )
         object.__setattr__(self, "must_run", self.must_run > 0)
         ramped = np.maximum(self.min_power, self.ramp_up)
         rules = {

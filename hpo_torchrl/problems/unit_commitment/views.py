@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpo_torchrl.problems.unit_commitment.dispatch import MeritOrder, economic_dispatch
+
 # Shares of a unit's capacity that are no need, for rounding.
 _ROUNDING = 1e-5
 
@@ -59,6 +61,7 @@ class UnitViews(nn.Module):
         known = torch.zeros(0, 3) if stores is None else torch.stack([*stores][:3], -1)
         keep("store_facts", known / self.total, **place)
         self.store_length = 3 + 1 + 2 * self.horizon + 1
+        self.order = env.order
 
     def hours(self, observation: Tensor) -> Tensor:
         """Return the hours on, negative if off, ``(*B, G)``."""
@@ -83,6 +86,17 @@ class UnitViews(nn.Module):
         before, later = (fixed + part @ self.first.mT for part in (now, free))
         each = [before.unsqueeze(-1), later.unsqueeze(-1).expand(*later.shape, T - 1)]
         return (need.unsqueeze(-2) - torch.cat(each, -1)) / self.capacity.unsqueeze(-1)
+
+    def cheapest(self, observation: Tensor, on: Tensor) -> Tensor:
+        """Return the cheapest powers of units for the load to be expected now, ``(*B, G)`` in MW.
+
+        Args:
+            observation: ``(*B, m)``.
+            on: which units are on, ``(*B, G)``.
+        """
+        load = observation[..., self.num_units + self.horizon] * self.total
+        order = MeritOrder(*(part.to(observation) for part in self.order))
+        return economic_dispatch(load, on.to(observation), order)
 
     def stays(self, hours: Tensor) -> Tensor:
         """Return which units must stay on, bool ``(*B, G)``."""
