@@ -242,7 +242,7 @@ class Run:
         return env.decide(self.policy, given)
 
     def details(self, folder: str | Path | None = None) -> Any:
-        """Return what the policy, and the rule beside it, do in the primary test, as a table.
+        """Return what the policy does in the primary test, as a table beside a rule or optimum.
 
         Args:
             folder: where the table and a picture go; ``None`` writes none.
@@ -257,8 +257,10 @@ class Run:
             raise TypeError(f"{type(env).__name__} has no details.")
         with threads(self.config):
             policies = {"policy": self.policy.module}
-            if (rule := tests[primary].reference().policy) is not None:
-                policies["rule"] = rule
+            known = tests[primary].reference()
+            if known.policy is not None:
+                name = "rule" if known.optimal_cost is None else "optimal"
+                policies[name] = known.policy
             return env.details(tests[primary], policies, folder)
 
     def __repr__(self) -> str:
