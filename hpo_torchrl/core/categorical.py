@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torchrl.data import Bounded, Categorical
 from torchrl.envs import EnvBase
@@ -33,7 +34,9 @@ class BranchBounds(NamedTuple):
 
 def all_fixed(bounds: BranchBounds | None) -> bool:
     """Whether every discrete action leaves a single continuous one."""
-    return bounds is not None and not bounds.of_total and list(bounds.low) == list(bounds.high)
+    if bounds is None or bounds.of_total:
+        return False
+    return torch.equal(torch.as_tensor(bounds.low), torch.as_tensor(bounds.high))
 
 
 def action_sizes(env: EnvBase) -> tuple[int, int, int | None]:
