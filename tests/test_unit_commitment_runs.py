@@ -14,6 +14,7 @@ from shrunk import TINY
 from test_unit_commitment import UNSURE, five, five_units
 
 from hpo_torchrl import load_run
+from hpo_torchrl.core.reference import Reference
 from hpo_torchrl.experiments.cli import order, train
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import UnitCommitmentEnv
@@ -139,7 +140,7 @@ def test_what_is_told_adds_up_to_the_test(tmp_path):
     assert found.on.shape == (12, 12, 5)
     penalty = sum(env.penalties[name] * getattr(found, name).sum(1) for name in VIOLATIONS)
     assert (found.cost + penalty).mean() / 12 == pytest.approx(test.run(policy).mean, rel=1e-9)
-    facts = env.describe(policy, {"days": test}, test.reference())
+    facts = env.describe(policy, {"days": test}, Reference())
     assert facts["cost_per_day"] == pytest.approx(found.cost.mean())
     assert facts["unserved"] == pytest.approx(found.unserved.sum(1).mean())
     before = np.concatenate([np.tile([True, True, False, False, False], (12, 1, 1)), found.on], 1)
