@@ -268,6 +268,7 @@ SHRUNK = {
     "env.num_items=3": ["env.demand=2"],
     "env=inventory_heterogeneous": ["env.demand_range=[1,2]"],
     "env=switched_lqr": LQR,
+    "env=storage": ["evaluation.tests.test={batch_size: 8, num_steps: 20}", "reference=none"],
     "env._target_=my_package.MyEnv": ["evaluation.tests.test={batch_size: 8, num_steps: 20}"],
     "env=inventory_from_file": [
         f"evaluation.tests.{part}.batch_size=4" for part in ("train", "dev", "test")
@@ -283,6 +284,7 @@ COMMANDS = {
     "README.md": 6,
     "docs/quickstart.md": 6,
     "docs/questions.md": 9,
+    "docs/storage.md": 3,
     "docs/variants.md": 2,
     "docs/your_demand.md": 6,
     "docs/your_problem.md": 1,
@@ -314,7 +316,9 @@ def test_commands_of_the_documents_run_as_written(page, tmp_path, monkeypatch, u
         name, *arguments = shlex.split(line)
         further = []
         if name == "hpo-train" and "resume=" not in line:
-            other = any(word in line for word in ("_target_", "switched_lqr", "from_file"))
+            other = any(
+                word in line for word in ("_target_", "switched_lqr", "from_file", "storage")
+            )
             further = [*(TINY if other else SMALL), "trainer.num_updates=1"]
             further += [text for word in arguments for text in SHRUNK.get(word, [])]
             if "output_dir=" not in line and "--multirun" not in line:
