@@ -100,6 +100,7 @@ def slow_play(given, N, content, y, modes, powers, noise, a=5.0, r=1.0, kept=0.9
 @settings(deadline=None, max_examples=12)
 @given(
     number=st.integers(1, 3),
+    shared=st.booleans(),
     batch=st.lists(st.integers(1, 3), max_size=2),
     horizon=st.sampled_from([None, 1, 4]),
     charge=st.sampled_from([0.0, 5.0]),
@@ -109,10 +110,11 @@ def slow_play(given, N, content, y, modes, powers, noise, a=5.0, r=1.0, kept=0.9
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_any_arguments_make_a_sound_environment(
-    number, batch, horizon, charge, load, shock, hours, dtype
+    number, shared, batch, horizon, charge, load, shock, hours, dtype
 ):
     env = StorageEnv(
         number,
+        shared_mode=shared,
         batch_size=batch,
         horizon=horizon,
         demand_charge=charge if horizon else 0.0,
@@ -124,7 +126,7 @@ def test_any_arguments_make_a_sound_environment(
     )
     check_env_specs(env, break_when_any_done="both")
     rollout = env.rollout(6, break_when_any_done=False)
-    heads = () if number == 1 else (number,)
+    heads = () if number == 1 or shared else (number,)
     assert rollout["action", "discrete"].shape == (*batch, 6, *heads)
     assert rollout["content"].min() >= 0
     assert (rollout["next", "content"] <= env.batteries.capacity).all()
@@ -340,7 +342,8 @@ def test_finer_lattices_bound_more_closely_from_below():
 
 
 def test_one_battery_against_the_general_grid(monkeypatch):
-    monkeypatch.setattr("hpo_torchrl.diagnostics.grid._LEVELS", {2: [(21, 7), (41, 9)]})
+    monkeypatch.setattr("hpo_torchrl.diagnostics.grid._LEVELS", {2: [(21, 7), (31, 9)]})
+    monkeypatch.setattr("hpo_torchrl.diagnostics.grid._RANGES", 2)
     monkeypatch.setattr("hpo_torchrl.diagnostics.grid._CHECKS", 2**16)
     env = make(price=50.0, batch_size=256, price_impact=3.0, capacity=2.0)
     plan = PlanPolicy.best(env)
@@ -471,6 +474,25 @@ def test_the_network_treats_batteries_alike():
     for found, expected in zip(network(swapped)[:2], network(seen)[:2], strict=True):
         torch.testing.assert_close(found, expected.unflatten(1, (4, -1))[:, order].flatten(1, 2))
     assert network(seen)[0].std(1).min() > 1e-3
+
+
+def test_one_mode_for_all_makes_alike_batteries_one():
+    """Then their bound is that of one, what a rule earns too, and a choice counts for each."""
+    how = {"price": 50.0, "initial_content": 0.5, "batch_size": 8}
+    one, three = make(**how), make(3, shared_mode=True, **how)
+    assert (
+        solve(fleet_of(three), market_of(three)).cost == solve(fleet_of(one), market_of(one)).cost
+    )
+    found = [
+        Evaluation(env, num_steps=60, skip=5, seed=0).run(PriceThresholds(env, 45.0, 56.0))
+        for env in (one, three)
+    ]
+    assert found[0].mean == pytest.approx(found[1].mean)
+    policy = HybridPolicy.for_env(three, network=FleetNetwork, hidden=[8])
+    run = three.rollout(3, policy)
+    assert run["action", "discrete"].shape == (8, 3)
+    assert run["action", "continuous"].shape == (8, 3, 3)
+    assert fleet_of(make(2, shared_mode=True, capacity=[1.0, 2.0])).fleet
 
 
 def test_a_plan_says_that_it_is_of_the_long_run():

@@ -41,7 +41,7 @@ def describe_storage(env: Any, policy: Any, folder: Path | None = None) -> dict[
 def _draw_days(env: Any, run: Any, path: Path) -> None:
     """Draw price, content and power of one instance against the hour."""
     mode, content = run["action", "discrete"], run["content"]
-    mode = mode.reshape(content.shape)
+    mode = mode if env.num_heads else mode.unsqueeze(-1).expand_as(content)
     rows = [row.cpu() for row in env.batteries]
     flow = type(env.batteries)(*rows).step(
         content, mode, run["action", "continuous"], env.step_hours

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import BranchBounds
-from hpo_torchrl.core.checks import check_float, check_floats, check_int, in_dtype
+from hpo_torchrl.core.checks import check_bool, check_float, check_floats, check_int, in_dtype
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.problems.storage.batteries import CHARGE, DISCHARGE, IDLE, Batteries
@@ -55,6 +55,7 @@ class StorageEnv(DifferentiableEnv):
 
     Args:
         num_batteries: number N of batteries; with more than one, each is a head.
+        shared_mode: whether all have one mode, as behind one converter: a single choice.
         price: f, prices per MWh step by step of a cycle that comes again (a day, or a record): a
             number, a sequence, or a CSV file with a column ``price``; ``None`` is a typical day.
         price_kept: :math:`\kappa`, share of the deviation left after a step.
@@ -98,6 +99,7 @@ class StorageEnv(DifferentiableEnv):
         self,
         num_batteries: int = 1,
         *,
+        shared_mode: bool = False,
         price: Any = None,
         price_kept: float = 0.9,
         price_shock: float = 8.0,
@@ -146,15 +148,15 @@ class StorageEnv(DifferentiableEnv):
         )
         rating = torch.stack([batteries.charge_rating, batteries.discharge_rating], -1)
         top = torch.cat([torch.zeros(N, 1, dtype=rating.dtype), rating], -1).unsqueeze(-1)
+        heads = None if N == 1 or check_bool("shared_mode", shared_mode) else N
+        top = top if heads else top.squeeze(-1).mT
         bounds = BranchBounds(torch.zeros_like(top), top)
-        if N == 1:
-            bounds = BranchBounds(bounds.low[0], bounds.high[0])
         most = rating.amax(-1)
         shown = [prices.shock > 0, charge > 0, bool(site.any()), horizon is not None]
         super().__init__(
             num_discrete=3,
             continuous_dim=N,
-            num_heads=None if N == 1 else N,
+            num_heads=heads,
             branch_bounds=bounds,
             continuous_bounds=(0.0, most.tolist()),
             action_scale=most,
@@ -193,15 +195,15 @@ class StorageEnv(DifferentiableEnv):
 
         Args:
             state: ``"content"``, ``"deviation"``, ``"hour"`` and perhaps ``"peak"``.
-            action: ``"discrete"`` ``(*B, N)``, of one battery ``(*B,)``; ``"continuous"``
-                ``(*B, N)``.
+            action: ``"discrete"`` ``(*B, N)``, or ``(*B,)`` of one mode for all;
+                ``"continuous"`` ``(*B, N)``.
             noise: :math:`\epsilon`, ``(*B, 1)``.
 
         Returns:
             The next state and the reward ``(*B,)``.
         """
         hour, deviation, mode = state["hour"], state["deviation"], action["discrete"]
-        mode = mode if self.num_heads else mode.unsqueeze(-1)
+        mode = mode if self.num_heads else mode.unsqueeze(-1).expand_as(state["content"])
         flow = self.batteries.step(state["content"], mode, action["continuous"], self.step_hours)
         total = flow.power.sum(-1, keepdim=True)
         net = total + self.of_hour(self.load_by_step, hour)

@@ -83,7 +83,7 @@ class _Watcher(RulePolicy):
         self.contents.append(content)
         self.prices.append(self.env.of_hour(self.env.price_by_step, hour) + deviation)
         discrete = torch.zeros(content.shape, dtype=torch.int64, device=content.device)
-        return discrete if self.env.num_heads else discrete.squeeze(-1), torch.zeros_like(content)
+        return discrete if self.env.num_heads else discrete.amax(-1), torch.zeros_like(content)
 
 
 def _hindsight(env: Any, test: Test) -> tuple[float | None, bool]:
@@ -96,7 +96,8 @@ def _hindsight(env: Any, test: Test) -> tuple[float | None, bool]:
     contents = watcher.contents[0].reshape(-1, env.num_batteries)
     rows = torch.cat([prices, contents], -1).double().cpu().numpy()
     episodes, count = np.unique(rows, axis=0, return_counts=True)
-    exact = not env.prices.shock and not env.price_impact and len(episodes) == 1
+    alone = env.num_heads == env.num_batteries or env.num_batteries == 1
+    exact = alone and not env.prices.shock and not env.price_impact and len(episodes) == 1
     stores, copies = (stores_of(env), 1) if exact else ([fleet_of(env)], env.num_batteries)
     costs = []
     for row in episodes:

@@ -65,7 +65,7 @@ class PriceThresholds(RulePolicy):
         mode = mode.expand(content.shape)
         rows = env.batteries
         power = torch.where(mode == CHARGE, rows.charge_rating, rows.discharge_rating)
-        return mode if env.num_heads else mode.squeeze(-1), power
+        return mode if env.num_heads else mode.amax(-1), power
 
     def __repr__(self) -> str:
         return f"PriceThresholds(buy={self.buy:.4g}, sell={self.sell:.4g})"
@@ -130,7 +130,7 @@ class PlanPolicy(RulePolicy):
         total = self._total(content.mean(-1, keepdim=True), deviation, hour.long() % self.env.cycle)
         mode, power = self._shared(content, total * self.env.num_batteries)
         power = power.to(state[0].dtype)
-        return mode if self.env.num_heads else mode.squeeze(-1), power
+        return mode if self.env.num_heads else mode.amax(-1), power
 
     def _total(self, content: Tensor, deviation: Tensor, hour: Tensor) -> Tensor:
         """Return the best power of the mean battery, ``(*B, 1)``."""
@@ -155,6 +155,7 @@ class PlanPolicy(RulePolicy):
         rating = torch.where(power > 0, store.charge_rating, store.discharge_rating)
         # Of a fleet as many run as the power needs, each but one at its rating.
         runs = (env.num_batteries * power.abs() / rating - 1e-6).ceil() / env.num_batteries
+        runs = runs if env.num_heads else (moved != 0).double()
         earned = self._read(after, deviation, hour)
         best = (earned - hours * (rate + store.running_cost * runs)).argmax(-1, keepdim=True)
         return power.gather(-1, best)

@@ -40,7 +40,8 @@ def fleet_of(env: Any) -> Store:
         wear_cost=rows[:, 5].min() * wasted,
         self_discharge=rows[:, 6].max(),
         running_cost=env.running_cost * wasted * share,
-        fleet=True,
+        # Alike and with one mode for all they are one: all run, and none undoes another's work.
+        fleet=env.num_heads is not None or bool((rows != rows[0]).any()),
     )
 
 
