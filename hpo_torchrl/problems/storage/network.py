@@ -117,7 +117,7 @@ def fleet_network(
 
     def net(widths: Any, gain: float, layout: str) -> EachBattery:
         how: Any = {"layout": "battery" if num_heads else layout, "activation": activation}
-        sizes = (continuous_dim, observation_dim, num_discrete)
+        sizes: Any = (continuous_dim, observation_dim, num_discrete)
         return EachBattery(*sizes, widths, gain=gain, **how, **place)
 
     return HybridNetwork(
