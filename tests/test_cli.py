@@ -269,6 +269,7 @@ SHRUNK = {
     "env=inventory_heterogeneous": ["env.demand_range=[1,2]"],
     "env=switched_lqr": LQR,
     "env=unit_commitment": ["reference=none", "evaluation.tests.days.batch_size=2"],
+    "env=storage": ["evaluation.tests.test={batch_size: 8, num_steps: 20}", "reference=none"],
     "env._target_=my_package.MyEnv": ["evaluation.tests.test={batch_size: 8, num_steps: 20}"],
     "env=inventory_from_file": [
         f"evaluation.tests.{part}.batch_size=4" for part in ("train", "dev", "test")
@@ -284,6 +285,7 @@ COMMANDS = {
     "README.md": 6,
     "docs/quickstart.md": 6,
     "docs/questions.md": 9,
+    "docs/storage.md": 3,
     "docs/variants.md": 2,
     "docs/your_demand.md": 6,
     "docs/your_problem.md": 1,
@@ -315,7 +317,7 @@ def test_commands_of_the_documents_run_as_written(page, tmp_path, monkeypatch, u
         name, *arguments = shlex.split(line)
         further = []
         if name == "hpo-train" and "resume=" not in line:
-            kinds = ("_target_", "switched_lqr", "unit_commitment", "from_file")
+            kinds = ("_target_", "switched_lqr", "unit_commitment", "from_file", "storage")
             other = any(word in line for word in kinds)
             further = [*(TINY if other else SMALL), "trainer.num_updates=1"]
             further += [text for word in arguments for text in SHRUNK.get(word, [])]

@@ -32,7 +32,8 @@ def replicate(modules: Sequence[nn.Module]) -> Any:
     network of your own, which is evaluated by ``torch.func.vmap``, below ``network``). The members'
     own parameters become views of the stacks, so that each of them stays an ordinary module that is
     always current. Buffers are those of the first member, but for those named in a module's
-    ``seed_buffers``, which are stacked too.
+    ``seed_buffers``, which are stacked too. A module of your own whose ``forward`` is at home with
+    any leading axes says so by ``takes_leading_axes = True``; its parts alone are then stacked.
 
     Args:
         modules: the members: policies, critics (``TensorDictModule``), or any modules.
@@ -89,7 +90,8 @@ def _vectorised(module: Any) -> Any:
     if type(module) is nn.Linear:
         module.__class__ = _Linear  # the same parameters, applied side by side
         return module
-    if type(module) in _TRANSPARENT or isinstance(module, (TensorDictModuleBase, nn.ModuleList)):
+    transparent = type(module) in _TRANSPARENT or getattr(module, "takes_leading_axes", False)
+    if transparent or isinstance(module, (TensorDictModuleBase, nn.ModuleList)):
         for name, child in list(module.named_children()):
             setattr(module, name, _vectorised(child))
         return module
