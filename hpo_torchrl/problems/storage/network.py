@@ -116,9 +116,9 @@ def fleet_network(
     place: dict[str, Any] = {"device": device, "dtype": dtype}
 
     def net(widths: Any, gain: float, layout: str) -> EachBattery:
-        how: Any = {"layout": "battery" if num_heads else layout, "activation": activation}
-        sizes: Any = (continuous_dim, observation_dim, num_discrete)
-        return EachBattery(*sizes, widths, gain=gain, **how, **place)
+        how: dict[str, Any] = {"gain": gain, "activation": activation, **place}
+        how["layout"] = "battery" if num_heads else layout
+        return EachBattery(continuous_dim, observation_dim, num_discrete, widths, **how)
 
     return HybridNetwork(
         observation_dim,
