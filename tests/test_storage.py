@@ -22,7 +22,7 @@ from hpo_torchrl.diagnostics import grid_optimum
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import StorageEnv
 from hpo_torchrl.problems.storage.hindsight import Site, hindsight_cost
-from hpo_torchrl.problems.storage.network import fleet_network
+from hpo_torchrl.problems.storage.network import EachBattery
 from hpo_torchrl.problems.storage.optimum import Market, Store, solve
 from hpo_torchrl.problems.storage.relaxation import _Dual, relaxed_cost
 from hpo_torchrl.problems.storage.rules import PlanPolicy, PriceThresholds
@@ -463,7 +463,7 @@ def test_the_best_thresholds_cost_less_than_others():
 
 def test_the_network_treats_batteries_alike():
     env = make(4, batch_size=6)
-    policy = HybridPolicy.for_env(env, network=fleet_network, hidden=[8])
+    policy = HybridPolicy.for_env(env, network=EachBattery.network, hidden=[8])
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter)
     network, seen = policy.network, env.reset()["observation"]
@@ -490,7 +490,7 @@ def test_one_mode_for_all_makes_alike_batteries_one():
         for env in (one, three)
     ]
     assert found[0].mean == pytest.approx(found[1].mean)
-    policy = HybridPolicy.for_env(three, network=fleet_network, hidden=[8])
+    policy = HybridPolicy.for_env(three, network=EachBattery.network, hidden=[8])
     run = three.rollout(3, policy)
     assert run["action", "discrete"].shape == (8, 3)
     assert run["action", "continuous"].shape == (8, 3, 3)

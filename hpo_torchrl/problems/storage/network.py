@@ -59,79 +59,80 @@ class EachBattery(nn.Module):
             return found.mean(-2)
         return (found.mT if self.layout == "output" else found).flatten(-2)
 
+    @classmethod
+    def network(
+        cls,
+        observation_dim: int,
+        num_discrete: int,
+        continuous_dim: int,
+        *,
+        hidden: int | Sequence[int] = (64, 64),
+        control: int | Sequence[int] | None = None,
+        num_heads: int | None = None,
+        activation: str = "relu",
+        scale: float = 0.0,
+        learn_scale: bool = False,
+        shared_trunk: bool = False,
+        linear_skip: bool = True,
+        products: int = 0,
+        continuous_bounds: Any = (None, None),
+        branch_bounds: BranchBounds | None = None,
+        action_scale: Tensor | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> HybridNetwork:
+        """Make a policy network whose two nets are the same for each battery.
 
-def fleet_network(
-    observation_dim: int,
-    num_discrete: int,
-    continuous_dim: int,
-    *,
-    hidden: int | Sequence[int] = (64, 64),
-    control: int | Sequence[int] | None = None,
-    num_heads: int | None = None,
-    activation: str = "relu",
-    scale: float = 0.0,
-    learn_scale: bool = False,
-    shared_trunk: bool = False,
-    linear_skip: bool = True,
-    products: int = 0,
-    continuous_bounds: Any = (None, None),
-    branch_bounds: BranchBounds | None = None,
-    action_scale: Tensor | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> HybridNetwork:
-    """Make a :class:`~hpo_torchrl.modules.HybridNetwork` whose nets are the same for each battery.
+        Args:
+            observation_dim: length of the observation of a :class:`StorageEnv`.
+            num_discrete: number M of modes.
+            continuous_dim: number N of batteries.
+            hidden: width of each hidden layer.
+            control: the same of the continuous net, where it is another.
+            num_heads: N, or ``None`` for one choice, whose logits are the mean over the batteries.
+            activation: of the hidden layers.
+            scale: as of :class:`~hpo_torchrl.modules.HybridNetwork`, as those below.
+            learn_scale: likewise.
+            shared_trunk: not offered: the nets are apart.
+            linear_skip: not used, nor are products: the nets have no such parts.
+            products: see above.
+            continuous_bounds: of the environment.
+            branch_bounds: of the environment.
+            action_scale: of the environment.
+            device: where the weights live.
+            dtype: of the weights.
 
-    Args:
-        observation_dim: length of the observation of a :class:`StorageEnv`.
-        num_discrete: number M of modes.
-        continuous_dim: number N of batteries.
-        hidden: width of each hidden layer.
-        control: the same of the continuous net, where it is another.
-        num_heads: N, or ``None`` for one choice, whose logits are the mean over the batteries.
-        activation: of the hidden layers.
-        scale: as of :class:`~hpo_torchrl.modules.HybridNetwork`, as those below.
-        learn_scale: likewise.
-        shared_trunk: not offered: the nets are apart.
-        linear_skip: not used, nor are products: the nets have no such parts.
-        products: see above.
-        continuous_bounds: of the environment.
-        branch_bounds: of the environment.
-        action_scale: of the environment.
-        device: where the weights live.
-        dtype: of the weights.
+        Raises:
+            ValueError: ``shared_trunk`` is true, or an argument is out of range.
 
-    Raises:
-        ValueError: ``shared_trunk`` is true, or an argument is out of range.
+        Examples:
+            >>> from hpo_torchrl import HybridPolicy
+            >>> from hpo_torchrl.problems import StorageEnv
+            >>> from hpo_torchrl.problems.storage.network import EachBattery
+            >>> env = StorageEnv(num_batteries=5, batch_size=3, seed=0)
+            >>> policy = HybridPolicy.for_env(env, network=EachBattery.network, hidden=[16])
+            >>> env.rollout(2, policy)["action", "discrete"].shape
+            torch.Size([3, 2, 5])
+        """
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
 
-    Examples:
-        >>> from hpo_torchrl import HybridPolicy
-        >>> from hpo_torchrl.problems import StorageEnv
-        >>> from hpo_torchrl.problems.storage.network import fleet_network
-        >>> env = StorageEnv(num_batteries=5, batch_size=3, seed=0)
-        >>> policy = HybridPolicy.for_env(env, network=fleet_network, hidden=[16])
-        >>> env.rollout(2, policy)["action", "discrete"].shape
-        torch.Size([3, 2, 5])
-    """
-    place: dict[str, Any] = {"device": device, "dtype": dtype}
+        def net(widths: Any, gain: float, layout: str) -> EachBattery:
+            how: Any = {"layout": "battery" if num_heads else layout, "activation": activation}
+            how |= {"gain": gain, **place}
+            return cls(continuous_dim, observation_dim, num_discrete, widths, **how)
 
-    def net(widths: Any, gain: float, layout: str) -> EachBattery:
-        how: dict[str, Any] = {"gain": gain, "activation": activation, **place}
-        how["layout"] = "battery" if num_heads else layout
-        return EachBattery(continuous_dim, observation_dim, num_discrete, widths, **how)
-
-    return HybridNetwork(
-        observation_dim,
-        num_discrete,
-        continuous_dim,
-        control=net(hidden if control is None else control, 0.01, "output"),
-        choice=net(hidden, 0.0, "mean"),
-        num_heads=num_heads,
-        scale=scale,
-        learn_scale=learn_scale,
-        shared_trunk=shared_trunk,
-        continuous_bounds=continuous_bounds,
-        branch_bounds=branch_bounds,
-        action_scale=action_scale,
-        **place,
-    )
+        return HybridNetwork(
+            observation_dim,
+            num_discrete,
+            continuous_dim,
+            control=net(hidden if control is None else control, 0.01, "output"),
+            choice=net(hidden, 0.0, "mean"),
+            num_heads=num_heads,
+            scale=scale,
+            learn_scale=learn_scale,
+            shared_trunk=shared_trunk,
+            continuous_bounds=continuous_bounds,
+            branch_bounds=branch_bounds,
+            action_scale=action_scale,
+            **place,
+        )

@@ -15,6 +15,7 @@ from hpo_torchrl.problems.storage.sites import fleet_of, market_of
 
 # The search for thresholds: instances, days, those not counted, and thresholds tried on a side.
 _INSTANCES, _DAYS, _SKIP, _TRIED, _ROUNDS = 48, 16, 2, 9, 3
+_LEAST = 1e-5  # power below which a battery rather idles, MW, of a plan
 
 
 class PriceThresholds(RulePolicy):
@@ -192,7 +193,8 @@ class PlanPolicy(RulePolicy):
         before = torch.zeros_like(before).scatter(-1, order, before)
         power = torch.minimum((total.abs() - before).clamp_min(0.0), able)
         mode = torch.where(charging, CHARGE, DISCHARGE).expand(power.shape)
-        return torch.where(power > 1e-9, mode, IDLE), power
+        # What rounding leaves over is not worth running for.
+        return torch.where(power > _LEAST, mode, IDLE), power
 
     def __repr__(self) -> str:
         return f"PlanPolicy(cost={self.plan.cost:.4g})"
