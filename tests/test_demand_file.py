@@ -22,7 +22,7 @@ from hpo_torchrl.experiments.cli import evaluate, train
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Record
-from hpo_torchrl.problems.inventory.demand_file import DemandFileError, read_demand
+from hpo_torchrl.problems.inventory.demand_file import TableFileError, read_demand
 from hpo_torchrl.problems.inventory.optima.recorded_demand import RecordedItems
 from hpo_torchrl.problems.inventory.rules import TotalDemandPolicy
 from hpo_torchrl.training import Evaluation
@@ -61,18 +61,18 @@ def test_bad_files_say_where(tmp_path):
     ]:
         path = tmp_path / f"{hash(text)}.csv"
         path.write_text(text)
-        with pytest.raises(DemandFileError, match=f"(?s){words}"):
+        with pytest.raises(TableFileError, match=f"(?s){words}"):
             read_demand(path)
     # Files of another kind.
-    with pytest.raises((DemandFileError, FileNotFoundError), match=r"nothing\.csv"):
+    with pytest.raises((TableFileError, FileNotFoundError), match=r"nothing\.csv"):
         read_demand(tmp_path / "nothing.csv")
     other = tmp_path / "demand.doc"
     other.write_text("period,item,demand\n1,a,1\n")
-    with pytest.raises(DemandFileError, match=r"must end in \.csv, .*\.parquet"):
+    with pytest.raises(TableFileError, match=r"must end in \.csv, .*\.parquet"):
         read_demand(other)
     folder = tmp_path / "sales.csv"
     folder.mkdir()
-    with pytest.raises(DemandFileError, match="is a folder"):
+    with pytest.raises(TableFileError, match="is a folder"):
         read_demand(folder)
 
 
@@ -133,7 +133,7 @@ def test_parquet_is_read_as_csv_is(tmp_path):
     table = arrow_csv.read_csv(SAMPLE)
     bad = table.set_column(2, "demand", pyarrow.array([-1, *table["demand"].to_pylist()[1:]]))
     parquet.write_table(bad, path)
-    with pytest.raises(DemandFileError, match="row 1"):
+    with pytest.raises(TableFileError, match="row 1"):
         read_demand(path)
 
 

@@ -12,7 +12,7 @@ from shrunk import TINY
 
 from hpo_torchrl import load_run
 from hpo_torchrl.experiments.cli import data, train
-from hpo_torchrl.problems.inventory.demand_file import DemandFileError, FileFormat, read_demand
+from hpo_torchrl.problems.inventory.demand_file import FileFormat, TableFileError, read_demand
 
 NAMES = {"period": "Date", "item": "SKU", "demand": "Qty"}
 DAYS = [date(2024, 1, 1) + timedelta(days=k) for k in range(40)]  # the first is a Monday
@@ -240,7 +240,7 @@ def test_a_shape_is_read(name, tmp_path):
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_shape_is_refused_with_the_option_that_helps(name, tmp_path):
     content, options, words = REFUSED[name]
-    with pytest.raises(DemandFileError, match=f"(?s){words}") as error:
+    with pytest.raises(TableFileError, match=f"(?s){words}") as error:
         read_demand(write(tmp_path, content), **options)
     assert len(str(error.value)) < 2500
 
@@ -248,7 +248,7 @@ def test_a_shape_is_refused_with_the_option_that_helps(name, tmp_path):
 def test_no_hint_spoils_the_data(tmp_path):
     """1,482 has no decimal point to be written, and a closed day no demand of 0."""
     for content in (REFUSED["thousands"][0], REFUSED["Monday to Friday"][0]):
-        with pytest.raises(DemandFileError) as error:
+        with pytest.raises(TableFileError) as error:
             read_demand(write(tmp_path, content), columns=NAMES)
         assert "decimal point" not in str(error.value)
         assert "write 0" not in str(error.value)
@@ -271,10 +271,10 @@ def test_packed_files_and_sheets_are_read_like_text(tmp_path):
     table = table.astype(object)
     table.iloc[3, 2] = "many"
     table.to_excel(sheet, index=False)
-    with pytest.raises(DemandFileError, match=r"line 5.*many"):
+    with pytest.raises(TableFileError, match=r"line 5.*many"):
         read_demand(sheet, columns=NAMES)
     packed.write_bytes(packed.read_bytes()[:40])
-    with pytest.raises(DemandFileError, match="no whole gzip file"):
+    with pytest.raises(TableFileError, match="no whole gzip file"):
         read_demand(packed, columns=NAMES)
 
 

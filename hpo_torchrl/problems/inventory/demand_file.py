@@ -16,9 +16,9 @@ from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.problems.inventory.demand_format import COSTS, FORMAT_NAMES, FileFormat
 from hpo_torchrl.problems.inventory.demand_rows import complete, named, parsed
 from hpo_torchrl.problems.inventory.periods import label_of, usual_season
-from hpo_torchrl.problems.inventory.table_file import DemandFileError, Problems, read_table
+from hpo_torchrl.problems.table_file import Problems, TableFileError, read_table
 
-__all__ = ["FORMAT_NAMES", "DemandFile", "DemandFileError", "FileFormat", "read_demand"]
+__all__ = ["FORMAT_NAMES", "DemandFile", "FileFormat", "TableFileError", "read_demand"]
 
 
 @dataclass(frozen=True, eq=False)  # of arrays, equality is no yes or no
@@ -129,7 +129,7 @@ def read_demand(path: str | Path, **how: Any) -> DemandFile:
         FileNotFoundError: there is no such file.
         TypeError: an argument has the wrong type.
         ValueError: an argument is unknown.
-        DemandFileError: something in it is not as it should be; the message lists the lines of the
+        TableFileError: something in it is not as it should be; the message lists the lines of the
             file (for Parquet its rows, from 1), the first ten of them, counts the others, and names
             options that help.
 
@@ -162,7 +162,7 @@ def _read_version(path: Path, how: FileFormat, modified: int, size: int) -> Dema
     texts = read_table(path, how.encoding, how.sheet)
     texts, notes = named(path, texts, how)
     if texts.empty:
-        raise DemandFileError(f"{path} holds no rows below its header.")
+        raise TableFileError(f"{path} holds no rows below its header.")
     report = Problems(path)
     values = parsed(texts, how, report, notes)
     report.refuse()

@@ -21,7 +21,7 @@ from hpo_torchrl.problems.inventory.periods import (
     rounded,
     spacing,
 )
-from hpo_torchrl.problems.inventory.table_file import ABSENT, DemandFileError, Problems
+from hpo_torchrl.problems.table_file import ABSENT, Problems, TableFileError
 
 # What people call the columns, by parts of their names.
 _NAMES = {
@@ -39,7 +39,7 @@ def named(path: Path, texts: pd.DataFrame, how: FileFormat) -> tuple[pd.DataFram
     """Return the columns that are used, by their names here, and notes on the others.
 
     Raises:
-        DemandFileError: one is missing, twice there or, where none are named, unknown.
+        TableFileError: one is missing, twice there or, where none are named, unknown.
     """
     found = [str(name).strip() for name in texts.columns]
     known, small = (*REQUIRED, *COSTS), [name.lower() for name in found]
@@ -61,7 +61,7 @@ def named(path: Path, texts: pd.DataFrame, how: FileFormat) -> tuple[pd.DataFram
     if not own and not how.wide:
         wrong += [f"the column {name!r} is unknown{did_you_mean(name, known)}" for name in rest]
     if wrong:
-        raise DemandFileError(_say_columns(path, texts, found, wrong))
+        raise TableFileError(_say_columns(path, texts, found, wrong))
     named = {
         name: texts[first].str.cat([texts[part] for part in others], sep="/")
         if others
@@ -74,7 +74,7 @@ def named(path: Path, texts: pd.DataFrame, how: FileFormat) -> tuple[pd.DataFram
         readable = read_periods(names, how.dates).values.notna()
         whens, rest = list(names[readable]), list(names[~readable])
         if not whens:
-            raise DemandFileError(f"{path}: none of its columns reads as a period: {rest}.")
+            raise TableFileError(f"{path}: none of its columns reads as a period: {rest}.")
         notes.append(f"{len(whens)} columns are periods, {whens[0]} to {whens[-1]}")
         cells = texts[whens].assign(line=texts.index).melt("line", None, "period", "demand")
         table = table.drop(columns=["period", "demand"], errors="ignore")
@@ -129,7 +129,7 @@ def parsed(texts: pd.DataFrame, how: FileFormat, report: Problems, notes: list) 
     if how.per is not None and values["period"].dtype.kind == "M":
         values["period"] = rounded(values["period"], how.per)
     elif how.per is not None:
-        raise DemandFileError(f"per={how.per} needs periods that are dates; these are numbers.")
+        raise TableFileError(f"per={how.per} needs periods that are dates; these are numbers.")
     for name in texts.columns.intersection(COSTS):
         known = values.groupby("item")[name].transform("first")
         changed = texts.assign(known=known)[values[name].notna() & (values[name] != known)]

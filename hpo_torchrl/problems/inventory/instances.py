@@ -185,7 +185,7 @@ def from_file(
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: an argument has the wrong type.
-        ValueError: the file cannot be read as it stands (``DemandFileError``: the message lists
+        ValueError: the file cannot be read as it stands (``TableFileError``: the message lists
             the lines), an argument is out of range, or a part of the record is too short.
     """
     arguments = locals()

@@ -14,10 +14,10 @@ from hpo_torchrl.problems.inventory.demand import Demand
 from hpo_torchrl.problems.inventory.features import Feature, ItemFixedCost, MinimumOrder, Packs
 from hpo_torchrl.problems.inventory.ordering import make_features
 from hpo_torchrl.problems.inventory.record import Record
-from hpo_torchrl.problems.inventory.table_file import (
+from hpo_torchrl.problems.table_file import (
     ABSENT,
-    DemandFileError,
     Problems,
+    TableFileError,
     read_table,
 )
 
@@ -60,7 +60,7 @@ def with_items(path: str | Path, arguments: Mapping[str, Any]) -> dict[str, Any]
 
     Raises:
         FileNotFoundError: there is no such file.
-        DemandFileError: a column or an item is unknown or missing, or a cell is no number; the
+        TableFileError: a column or an item is unknown or missing, or a cell is no number; the
             message lists the lines.
         ValueError: a column and an argument say two things of the same.
 
@@ -103,7 +103,7 @@ def _read(path: Path, items: Sequence[str] | None) -> pd.DataFrame:
     texts = texts.set_axis([str(name).strip().lower() for name in texts.columns], axis=1)
     _check_columns(path, [*texts.columns])
     if texts.empty:
-        raise DemandFileError(f"{path} holds no rows below its header.")
+        raise TableFileError(f"{path} holds no rows below its header.")
     report = Problems(path)
     report.say(texts[texts["item"] == ""], "item is empty")
     first = pd.Series(texts.index, texts.index).groupby(texts["item"]).transform("first")
@@ -123,7 +123,7 @@ def _read(path: Path, items: Sequence[str] | None) -> pd.DataFrame:
     if absent:
         near = "".join(did_you_mean(name, table.index) for name in absent[:1])
         more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        raise DemandFileError(
+        raise TableFileError(
             f"{path} lacks items of the demand: {', '.join(absent[:5])}{more}.{near} Add a row for "
             "each; its cells may be empty."
         )
@@ -141,7 +141,7 @@ def _check_columns(path: Path, names: list[str]) -> None:
         if name not in known
     ]
     if wrong:
-        raise DemandFileError(
+        raise TableFileError(
             f"{path}: {'; '.join(wrong)}. A file of items has item and any of "
             f"{', '.join(_COLUMNS)}."
         )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hpo_torchrl.problems.inventory.table_file import DemandFileError
+from hpo_torchrl.problems.table_file import TableFileError
 
 CALENDARS = ("all", "weekdays", "present")
 # Formats by what they look like, with the texts that they are tried on. The first of equals counts.
@@ -70,12 +70,12 @@ def read_periods(texts: pd.Series, dates: str | None) -> Periods:
         dates: the format, such as ``"%d/%m/%Y"``; ``None`` finds it.
 
     Raises:
-        DemandFileError: it is not clear which of two formats is meant, or the declared one is none.
+        TableFileError: it is not clear which of two formats is meant, or the declared one is none.
     """
     known = texts[texts != ""].drop_duplicates()
     if dates is not None:
         if "%" not in str(dates):
-            raise DemandFileError(
+            raise TableFileError(
                 f"dates={dates!r} must be a format such as %d/%m/%Y: %Y year, %m month, %d day, %b "
                 "Jan, %G-W%V a week."
             )
@@ -96,7 +96,7 @@ def read_periods(texts: pd.Series, dates: str | None) -> Periods:
     ]
     if rivals and most == len(known):
         first, other = (_FORMATS[name][0] for name in (best, rivals[0]))
-        raise DemandFileError(
+        raise TableFileError(
             f"Dates like {known.iloc[0]!r} can be read as {best} and as {rivals[0]}; say which: "
             f"dates={first} or dates={other}."
         )
@@ -121,7 +121,7 @@ def _parse(texts: pd.Series, how: str, pattern: str = ".+") -> pd.Series:
     try:
         return pd.to_datetime(fits, format=how, errors="coerce")
     except ValueError as error:
-        raise DemandFileError(f"dates={how!r} is no format of dates: {error}.") from error
+        raise TableFileError(f"dates={how!r} is no format of dates: {error}.") from error
 
 
 def _holes(values: Any) -> float:
@@ -159,7 +159,7 @@ def expected_periods(index: pd.Index, calendar: str) -> pd.Index:
         return index
     if calendar == "weekdays":
         if index.dtype.kind != "M" or (index != index.normalize()).any():
-            raise DemandFileError("calendar=weekdays is of days; these periods are none.")
+            raise TableFileError("calendar=weekdays is of days; these periods are none.")
         days = pd.date_range(index[0], index[-1], freq="D")
         return days[days.day_of_week.isin(index.day_of_week.unique())]
     apart, step, unit = spacing(index)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int, did_you_mean
-from hpo_torchrl.problems.inventory.table_file import Problems, read_table
+from hpo_torchrl.problems.table_file import Problems, read_table
 from hpo_torchrl.problems.unit_commitment.units import Units, kazarlis_demand
 
 # Of a drawn day: mean level of the wind and its swing over the day, as shares of the capacity, and

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hpo_torchrl.core.checks import did_you_mean
-from hpo_torchrl.problems.inventory.table_file import read_table
+from hpo_torchrl.problems.table_file import read_table
 from hpo_torchrl.problems.unit_commitment.rules import PriorityList
 
 Policy = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hpo_torchrl.core.checks import check_int, did_you_mean
-from hpo_torchrl.problems.inventory.table_file import Problems, read_table
+from hpo_torchrl.problems.table_file import Problems, read_table
 
 # The ten units of Kazarlis, Bakirtzis and Petridis (1996), table I.
 _TEN: dict[str, list[float]] = {

@@ -14,7 +14,7 @@ import pandas as pd
 
 from hpo_torchrl.core.checks import first_line
 
-__all__ = ["DemandFileError", "Problems", "read_table"]
+__all__ = ["Problems", "TableFileError", "read_table"]
 
 # What stands for no number.
 ABSENT = ("", "na", "n/a", "nan", "null", "none", "-")
@@ -25,8 +25,8 @@ _DELIMITERS = ",;\t|"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-class DemandFileError(ValueError):
-    """A file of demand that cannot be read as it stands; the message lists the lines."""
+class TableFileError(ValueError):
+    """A file that cannot be read as it stands; the message lists the lines."""
 
 
 def read_table(path: Path, encoding: str, sheet: str | int | None) -> pd.DataFrame:
@@ -39,15 +39,15 @@ def read_table(path: Path, encoding: str, sheet: str | int | None) -> pd.DataFra
 
     Raises:
         FileNotFoundError: there is no such file.
-        DemandFileError: it is of another kind, or cannot be read.
+        TableFileError: it is of another kind, or cannot be read.
     """
     suffix = kind_of(path)
     if suffix not in READERS:
-        raise DemandFileError(
+        raise TableFileError(
             f"{str(path)!r} must end in {', '.join(READERS)}, or one of these and .gz."
         )
     if path.is_dir():
-        raise DemandFileError(f"{str(path)!r} is a folder; name a file in it.")
+        raise TableFileError(f"{str(path)!r} is a folder; name a file in it.")
     if not path.is_file():
         raise FileNotFoundError(f"{str(path)!r} is not a file.")
     data = path.read_bytes()
@@ -55,7 +55,7 @@ def read_table(path: Path, encoding: str, sheet: str | int | None) -> pd.DataFra
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError) as error:
-            raise DemandFileError(f"{path} is no whole gzip file: {first_line(error)}.") from error
+            raise TableFileError(f"{path} is no whole gzip file: {first_line(error)}.") from error
     table = READERS[suffix](path, data, encoding, sheet)
     return table.apply(lambda column: column.str.strip()) if len(table) else table
 
@@ -94,7 +94,7 @@ class Problems:
             text.append(f"  and {len(found) - _SHOWN} more")
         text.append("Nothing was left out or filled in.")
         text += [f"  {option}" for option in self.help]
-        raise DemandFileError("\n".join(text))
+        raise TableFileError("\n".join(text))
 
 
 def _read_csv(path: Path, data: bytes, encoding: str, sheet: Any) -> pd.DataFrame:
@@ -104,10 +104,10 @@ def _read_csv(path: Path, data: bytes, encoding: str, sheet: Any) -> pd.DataFram
     try:
         text = data.decode(name)
     except LookupError as error:
-        raise DemandFileError(f"encoding={encoding!r} is unknown; try utf-8 or cp1252.") from error
+        raise TableFileError(f"encoding={encoding!r} is unknown; try utf-8 or cp1252.") from error
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DemandFileError(
+        raise TableFileError(
             f"{path}, line {line}: not {encoding.upper()}; save the file as UTF-8, or say what it "
             "is: encoding=cp1252 (Windows in the West), latin-1, utf-16, shift_jis, ..."
         ) from error
@@ -127,7 +127,7 @@ def _read_csv(path: Path, data: bytes, encoding: str, sheet: Any) -> pd.DataFram
                 rows[line] = values
             line = reader.line_num + 1 + offset  # a quoted name may run over several
     except csv.Error as error:
-        raise DemandFileError(f"{path}, line {line}: {error}.") from error
+        raise TableFileError(f"{path}, line {line}: {error}.") from error
     table = pd.DataFrame.from_dict(rows, orient="index", dtype=str)
     return table.iloc[1:].set_axis(next(iter(rows.values()), []), axis=1)
 
@@ -139,7 +139,7 @@ def _read_parquet(path: Path, data: bytes, encoding: str, sheet: Any) -> pd.Data
         table = parquet.ParquetFile(io.BytesIO(data)).read().to_pandas(ignore_metadata=True)
         table = table.convert_dtypes()
     except Exception as error:
-        raise DemandFileError(
+        raise TableFileError(
             f"{path} cannot be read as Parquet: {first_line(error)}; it takes pyarrow: "
             'pip install "hpo_torchrl[parquet]". Or save it as CSV.'
         ) from error
@@ -152,7 +152,7 @@ def _read_excel(path: Path, data: bytes, encoding: str, sheet: Any) -> pd.DataFr
         given = {"sheet_name": 0 if sheet is None else sheet, "header": None, "dtype": object}
         cells = pd.read_excel(io.BytesIO(data), engine="openpyxl", **given)
     except Exception as error:
-        raise DemandFileError(
+        raise TableFileError(
             f"{path} cannot be read as Excel: {first_line(error)}; it takes openpyxl: "
             'pip install "hpo_torchrl[excel]". Or save the sheet as CSV.'
         ) from error
