@@ -269,6 +269,11 @@ SHRUNK = {
     "env=inventory_heterogeneous": ["env.demand_range=[1,2]"],
     "env=switched_lqr": LQR,
     "env=unit_commitment": ["reference=none", "evaluation.tests.days.batch_size=2"],
+    "env=storage_fleet": [
+        "evaluation.tests.test={batch_size: 8, num_steps: 20}",
+        "reference=none",
+        "algorithm.branch_steps=2",
+    ],
     "env=storage": ["evaluation.tests.test={batch_size: 8, num_steps: 20}", "reference=none"],
     "env._target_=my_package.MyEnv": ["evaluation.tests.test={batch_size: 8, num_steps: 20}"],
     "env=inventory_from_file": [
