@@ -281,7 +281,7 @@ class HPO(GraphLearner, PassLearner):
             return metrics["cost"] * 0.0 if self.regresses else self._divergence(data, before)
 
         metrics |= self.passes(data.exclude("next"), descend, metrics | {"kl": moved()}, moved)
-        if spread is not None and self.regresses:
+        if spread is not None:
             # Not before: a rollout that is computed again needs the one that it was drawn with.
             metrics["temperature"] = self._set_temperature(data, spread)
             metrics["kl"] = self._divergence(data, before)
@@ -298,15 +298,15 @@ class HPO(GraphLearner, PassLearner):
         return self.numbers(metrics)
 
     @torch.no_grad()
-    def _branch(self, batch: TensorDictBase, data: TensorDictBase) -> Tensor:
+    def _branch(self, batch: TensorDictBase, data: TensorDictBase) -> Tensor | None:
         """Simulate every discrete action from some of the states.
 
         Added to both tensordicts are ``"action_value"``, in the unit of the scaled rewards, and
         ``"branched"``.
 
         Returns:
-            The standard deviation of the estimates around their mean over the discrete actions:
-            advantages and their noise together.
+            The standard deviation of the estimates around their mean over the discrete actions,
+            advantages and their noise together; ``None`` where they are not regressed on.
         """
         env: Any = self.env
         steps, number, heads = data.shape[-1], env.num_discrete, env.num_heads
@@ -345,7 +345,7 @@ class HPO(GraphLearner, PassLearner):
         for place in (batch, data):
             place.update({"action_value": values, "branched": branched})
         if not self.regresses:
-            return self.mean(values.new_zeros(data.shape))
+            return None
         # What a masked action would lead to need not make sense.
         allowed = (branched & data.get(ACTION_MASK, branched)).expand_as(values)
         number = allowed.sum(-1, keepdim=True).clamp_min(1)
