@@ -238,7 +238,7 @@ def test_advantages_of_heads_are_limited_in_their_own_unit():
     values[:, 0, :, 1], values[:, 1] = gaps, 77.0
     data["action_value"] = values
     unit = gaps.log().mean().exp()
-    torch.testing.assert_close(loss.advantage_unit(data), unit)
+    torch.testing.assert_close(loss.advantage_unit(data, loss.logits(data)), unit)
     parameters = list(policy.network.discrete.parameters())
 
     def gradient(objective):

@@ -188,12 +188,17 @@ class HybridLossModule(AdvantageLoss):
         if self.entropy_coeff is not None:
             unit: Tensor | float = 1.0
             if self.entropy_in_advantage_units:
-                unit = unsqueeze_like(self.advantage_unit(data), entropy)
+                unit = unsqueeze_like(self.advantage_unit(data, logits), entropy)
             terms["loss_entropy"] = -self.entropy_coeff * unit * entropy
         return terms, metrics | {"entropy": self.mean(entropy, data)}
 
-    def advantage_unit(self, data: TensorDictBase) -> Tensor:
-        """Return the standard deviation of the advantages, a scalar or ``(S,)``."""
+    def advantage_unit(self, data: TensorDictBase, logits: Tensor) -> Tensor:
+        """Return the standard deviation of the advantages, a scalar or ``(S,)``.
+
+        Args:
+            data: what :meth:`advantages` returns.
+            logits: what :meth:`logits` returns of it; a subclass may need them.
+        """
         return self._variance(self.advantage(data), data).sqrt()
 
     def reduce(

@@ -285,12 +285,12 @@ class HPOLoss(HybridLossModule):
             cross = unsqueeze_like(weight, cross) * cross
         return cross - cross.detach()
 
-    def advantage_unit(self, data: TensorDictBase) -> Tensor:
+    def advantage_unit(self, data: TensorDictBase, logits: Tensor) -> Tensor:
         """Return what the entropy bonus is measured in, a scalar or ``(S,)``; see the class."""
         value = data.get(self.tensor_keys.action_value, None)
         if value is None or value.ndim < data.ndim + 2:
-            return super().advantage_unit(data)
-        value = value.where(~self.logits(data).detach().isneginf(), -torch.inf)
+            return super().advantage_unit(data, logits)
+        value = value.where(~logits.isneginf(), -torch.inf)
         gap = -value.topk(2).values.diff(dim=-1).squeeze(-1)
         gap = gap.where(gap.isfinite(), 0.0)
         counts = (gap > 0).to(gap.dtype) * self._branched(data).sign().unsqueeze(-1)
@@ -320,7 +320,7 @@ class HPOLoss(HybridLossModule):
         value = (probability.detach() * action_value).sum(-1, keepdim=True)
         advantage = action_value - value
         if limited and advantage.ndim > data.ndim + 1 and self.entropy_coeff is not None:
-            limit = self.advantage_limit * self.entropy_coeff * self.advantage_unit(data)
+            limit = self.advantage_limit * self.entropy_coeff * self.advantage_unit(data, logits)
             limit = unsqueeze_like(limit, advantage)
             advantage = advantage.minimum(limit).maximum(-limit)
         return over_heads((probability * advantage).sum(-1), data.ndim)
