@@ -14,6 +14,7 @@ from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Gamma, Intermittent, NegativeBinomial, Normal, Poisson
+from hpo_torchrl.problems.inventory.counts import CountTable
 
 PLACE = {"dtype": torch.float32, "device": None}
 WEEK = {"length": 7, "amplitude": 0.4, "peak": 2}
@@ -53,6 +54,32 @@ def test_independent_demand_is_that_of_scipy(kind):
         assert own.var() == pytest.approx(known.var(), rel=0.03)
         for level in known.ppf([0.1, 0.5, 0.9]):
             assert (own <= level).double().mean() == pytest.approx(known.cdf(level), abs=0.01)
+
+
+@settings(max_examples=50, deadline=None)
+@given(weights=st.lists(st.lists(st.floats(0, 1), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_a_table_stands_for_its_probabilities(weights):
+    exact = np.add(weights, [0, 1e-3, 0, 0, 0])  # no row is all zeros
+    exact /= exact.sum(1, keepdims=True)
+    table = CountTable(exact, dtype=torch.float64)
+    assert table.size == 8  # a power of two
+    for row, first in zip(exact, table.first.tolist(), strict=True):
+        cells = slice(first, first + table.size)
+        own = (table.thresholds[cells].numpy() - np.arange(8)) / 8
+        found = np.bincount(table.others[cells].numpy().astype(int), 1 / 8 - own, 8) + own
+        assert found == pytest.approx(np.pad(row, (0, 3)), abs=1e-12)
+
+
+def test_demand_without_a_table_is_drawn_one_by_one():
+    """Wide supports and moving levels: the same distribution, from another sampler."""
+    table = InventoryEnv(demand=40.0, batch_size=1).demand.table
+    assert InventoryEnv(demand=400.0, batch_size=1).demand.table is None
+    assert (
+        InventoryEnv(demand={"name": "poisson", "season": WEEK}, batch_size=1).demand.table is None
+    )
+    one_by_one = torch.poisson(torch.full((200_000,), 40.0), generator=torch.manual_seed(0))
+    found = table.draw((200_000, 1), torch.Generator().manual_seed(0)).flatten()
+    assert stats.ks_2samp(found, one_by_one).pvalue > 0.01
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,9 +2,10 @@
 
 Plain PyTorch for this one problem, as somebody would write it who needs nothing else and cares for
 speed: no tensordicts, no checks, no options, no graph that nobody differentiates, and nothing
-computed twice that could be kept. What it learns is what the library learns: it draws the same
-random numbers in the same order, so that tests can hold rewards, log-probabilities, losses,
-gradients and trained parameters of the two against each other.
+computed twice that could be kept; only the table that demand is drawn from is the library's. What
+it learns is what the library learns: it draws the same random numbers in the same order, so that
+tests can hold rewards, log-probabilities, losses, gradients and trained parameters of the two
+against each other.
 
 Shapes: B instances, T steps, n items, lead time 2, so that a state is ``(B, n, 2)``: on hand, and
 what arrives next.
@@ -16,9 +17,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hpo_torchrl.problems.inventory.counts import CountTable
 
 DEMAND, HOLDING, SHORTAGE, PROCUREMENT, FIXED = 10.0, 1.0, 9.0, 0.0, 64.0  # per item
 DISCOUNT, LAMBDA, CLIP, MAX_NORM = 0.99, 0.95, 0.2, 0.5
@@ -96,6 +100,9 @@ class HandWritten:
         self.reset_fraction, self.max_norm = reset_fraction, max_norm
         self.device, self.dtype = torch.device(device), dtype
         self.rng = torch.Generator(device=self.device).manual_seed(seed)
+        counts = np.arange(64)
+        pmf = np.exp(counts * math.log(DEMAND) - DEMAND - [math.lgamma(k + 1) for k in counts])
+        self.demand = CountTable(np.tile(pmf, (num_items, 1)), dtype=dtype, device=self.device)
         fixed = FIXED * num_items
         interval = max(2, round((2 * fixed / (HOLDING * DEMAND * num_items)) ** 0.5))
         self.unit, self.fixed = interval * DEMAND, fixed
@@ -136,8 +143,7 @@ class HandWritten:
         """Roll the policy out from ``start``; gradients shrink by the discount at every step."""
         inventory = self.empty() if start is None else start
         shape = (self.batch, self.horizon, self.num_items)
-        mean = torch.full(shape, DEMAND, dtype=self.dtype, device=self.device)
-        demand = torch.poisson(mean, generator=self.rng)
+        demand = self.demand.draw(shape, self.rng)
         kept: list[tuple[Tensor, ...]] = []
         seen = (inventory / DEMAND).flatten(1)
         observations = [seen]

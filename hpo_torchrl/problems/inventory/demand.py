@@ -22,6 +22,7 @@ from hpo_torchrl.core.checks import (
     per_item,
 )
 from hpo_torchrl.envs.differentiable import DifferentiableEnv, State
+from hpo_torchrl.problems.inventory.counts import CountTable
 
 Made = TypeVar("Made")
 
@@ -179,7 +180,7 @@ class Demand(abc.ABC):
     def to(self, device: torch.device) -> None:
         """Move the tensors."""
         for name, value in vars(self).items():
-            if isinstance(value, Tensor):
+            if isinstance(value, (Tensor, CountTable)):
                 setattr(self, name, value.to(device))
 
     def __repr__(self) -> str:

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from hpo_torchrl.core.checks import check_bool, per_item
 from hpo_torchrl.envs.differentiable import DifferentiableEnv, State
+from hpo_torchrl.problems.inventory.counts import CountTable
 from hpo_torchrl.problems.inventory.demand import Demand
 from hpo_torchrl.problems.inventory.season import make_season
 
@@ -32,7 +33,9 @@ class Simulated(Demand):
 
     a conditional linear autoregression: the mean is :math:`\mu f_t`, and the autocorrelation of
     :math:`D_t / f_t` is :math:`\phi^k` at lag k. What the next period depends on is thus seen. The
-    parameters of a distribution are those at level 1. A subclass has :meth:`sample`.
+    parameters of a distribution are those at level 1. A subclass has :meth:`sample`. Where the
+    level does not move and there are probabilities (:meth:`pmf`), a table of them is drawn from
+    instead, :class:`~hpo_torchrl.problems.inventory.counts.CountTable`.
 
     Without a horizon, episodes begin anywhere in the season; with one, at its first place.
 
@@ -60,6 +63,7 @@ class Simulated(Demand):
 
     factors: Tensor | None = None
     coefficient: Tensor | None = None
+    table: CountTable | None = None
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class Simulated(Demand):
                     f"is infinite, got {found.tolist()}."
                 )
             bound.coefficient = found
+        bound.table = None if self.moves else CountTable.of(bound.pmf, **place)
         return bound
 
     def shape_up(self, num_items: int, **place: Any) -> None:
@@ -126,6 +131,8 @@ class Simulated(Demand):
         """
         steps = torch.arange(num_steps, device=self.mean.device).unsqueeze(-1)
         place = torch.zeros_like(self.mean) if self.factors is None else state["period"]
+        if self.table is not None:
+            return self.table.draw((*batch, num_steps, len(self.mean)), rng)
         level = self._season_at(place.unsqueeze(-2) + steps).expand(*batch, num_steps, -1)
         if self.coefficient is None:
             return self.sample(level, rng)
@@ -141,8 +148,10 @@ class Simulated(Demand):
 
     def draw_any(self, env: DifferentiableEnv) -> Tensor:
         """Draw the demand of some period of the season, ``(*B, n)``."""
-        level = self._season_at(self._place(env)).expand(*env.batch_size, len(self.mean))
-        return self.sample(level, env.rng)
+        shape = (*env.batch_size, len(self.mean))
+        if self.table is not None:
+            return self.table.draw(shape, env.rng)
+        return self.sample(self._season_at(self._place(env)).expand(shape), env.rng)
 
     def start(self, env: DifferentiableEnv) -> dict[str, Tensor]:
         """Draw a place in the season, the same for all items, and the demand before it."""
@@ -210,11 +219,11 @@ class Poisson(Simulated, name="poisson"):
 
     def pmf(self, number: int) -> NDArray[np.float64] | None:
         """Return the probabilities of 0, ..., ``number - 1`` units."""
-        from scipy.stats import poisson  # slow to load
-
         if self.moves:
             return None
-        return poisson.pmf(np.arange(number), self.mean.double().cpu().numpy()[:, None])
+        mean = self.mean.double().cpu().unsqueeze(-1)
+        counts = torch.arange(number, dtype=torch.float64)
+        return (torch.xlogy(counts, mean) - mean - torch.lgamma(counts + 1)).exp().numpy()
 
     def sample(self, level: Tensor, rng: torch.Generator) -> Tensor:
         """Draw counts with the mean, ``(..., n)``."""
