@@ -18,7 +18,6 @@ from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.problems.storage.batteries import CHARGE, DISCHARGE, IDLE, Batteries
 from hpo_torchrl.problems.storage.describe import describe_storage
 from hpo_torchrl.problems.storage.prices import Prices, series, steps_of_day
-from hpo_torchrl.problems.storage.reference import storage_reference
 from hpo_torchrl.problems.storage.rules import PlanPolicy, PriceThresholds
 
 
@@ -299,7 +298,13 @@ class StorageEnv(DifferentiableEnv):
             "plan": partial(PlanPolicy.best, self),
         }
 
-    reference = storage_reference
+    def reference(self, test: Test) -> Reference:
+        """Return the optimum, or bounds on it, and what the rules cost."""
+        from hpo_torchrl.problems.storage.reference import (
+            storage_reference,
+        )  # scipy is slow to load
+
+        return storage_reference(self, test)
 
     def describe(
         self,

@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 # Steps of the lattice from empty to full, at least and at most, and nodes of the deviation: those
 # within three standard deviations, and those in either tail, out to so many.
@@ -199,14 +199,18 @@ def _deviations(
     y = y * market.shock / np.sqrt(1 - market.kept**2)
     # E[(Y - x)+] at each node x, given each deviation before: hats are its second differences.
     mean = market.kept * y[:, None] - y
-    z = mean / market.shock
-    over = market.shock * norm.pdf(z) + mean * norm.cdf(z)
+    over = market.shock * normal_loss(-mean / market.shock)
     slopes = np.diff(over, axis=1) / np.diff(y)  # -P(Y > x), averaged over a cell
     slopes = np.concatenate([-np.ones((len(y), 1)), slopes, np.zeros((len(y), 1))], 1)
     # What lies beyond the last nodes counts as at them, and as much more as it can earn there.
     under = over[:, 0] - mean[:, 0]
     steepest = market.hours * most * abs(market.slope).max() / (1 - market.kept)
     return y, np.diff(slopes, axis=1), steepest * (over[:, -1] + under)
+
+
+def normal_loss(z: np.ndarray) -> np.ndarray:
+    """Return E[(Z - z)+] of a standard normal Z."""
+    return np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi) - z * ndtr(-z)
 
 
 def _rewards(store: Store, market: Market, power: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from hpo_torchrl.core.checks import check_float, entries_of
 
@@ -100,6 +99,8 @@ def series(name: str, values: Any) -> np.ndarray:
 
 
 def _column(name: str, path: Path) -> list[float]:
+    import pandas as pd  # slow to load
+
     table = pd.read_csv(path)
     numeric = table.select_dtypes("number").columns
     if name in table:

@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.stats import norm
 
-from hpo_torchrl.problems.storage.optimum import COARSE, Market, Plan, Store, solve
+from hpo_torchrl.problems.storage.optimum import COARSE, Market, Plan, Store, normal_loss, solve
 from hpo_torchrl.problems.storage.sites import market_of, stores_of
 
 _ROUNDS = 30  # of the search for multipliers
@@ -136,7 +135,7 @@ class _Dual:
         if self.spread == 0:
             return np.zeros(1), np.ones(1), 0.0
         z = np.linspace(-8.0, 8.0, 801)
-        over = norm.pdf(z) - z * norm.sf(z)
+        over = normal_loss(z)
         slopes = np.concatenate([[-1.0], np.diff(over) / np.diff(z), [0.0]])
         return self.spread * z, np.diff(slopes), 2 * self.spread * over[-1]
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int, did_you_mean
-from hpo_torchrl.problems.table_file import Problems, read_table
 from hpo_torchrl.problems.unit_commitment.units import Units, kazarlis_demand
 
 # Of a drawn day: mean level of the wind and its swing over the day, as shares of the capacity, and
@@ -167,11 +166,13 @@ def read_days(path: str | Path, hours: int) -> tuple[np.ndarray, np.ndarray | No
         ValueError: a column is unknown or missing, a cell is no power, or the last day is not
             whole; the message lists the lines.
     """
+    import pandas as pd  # slow to load
+
+    from hpo_torchrl.problems.table_file import Problems, read_table
+
     path = Path(path).absolute()
     table = read_table(path, "utf-8", None)
     problems, found = Problems(path), dict[str, np.ndarray]()
-    import pandas as pd
-
     for column in table:
         if column not in ("demand", "wind", "time"):
             raise ValueError(

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from hpo_torchrl.core.categorical import BranchBounds
 from hpo_torchrl.core.checks import check_choice, check_float, check_int
+from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.problems.storage.batteries import Batteries
 from hpo_torchrl.problems.unit_commitment.days import Days
 from hpo_torchrl.problems.unit_commitment.dispatch import economic_dispatch, merit_order
-from hpo_torchrl.problems.unit_commitment.reference import unit_commitment_reference
 from hpo_torchrl.problems.unit_commitment.rules import PriorityList
 from hpo_torchrl.problems.unit_commitment.units import Units
 from hpo_torchrl.problems.unit_commitment.views import UnitViews
@@ -355,7 +355,13 @@ class UnitCommitmentEnv(DifferentiableEnv):
         """Return the priority list."""
         return {"priority_list": partial(PriorityList.best, self)}
 
-    reference = unit_commitment_reference
+    def reference(self, test: Test) -> Reference:
+        """Return the best schedule that a mixed-integer program finds, or bounds on its cost."""
+        from hpo_torchrl.problems.unit_commitment.reference import (  # scipy is slow to load
+            unit_commitment_reference,
+        )
+
+        return unit_commitment_reference(self, test)
 
     def describe(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Say what a policy does on a mean day, and draw one; see :func:`describe_schedule`."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hpo_torchrl.core.checks import check_int, did_you_mean
-from hpo_torchrl.problems.table_file import Problems, read_table
+
+if TYPE_CHECKING:
+    from hpo_torchrl.problems.table_file import Problems
 
 # The ten units of Kazarlis, Bakirtzis and Petridis (1996), table I.
 _TEN: dict[str, list[float]] = {
@@ -182,6 +184,8 @@ class Units:
             ValueError: a column is unknown or missing, or a cell is no number; the message lists
                 the lines.
         """
+        from hpo_torchrl.problems.table_file import Problems, read_table  # pandas is slow to load
+
         path = Path(path).absolute()
         table = read_table(path, "utf-8", None)
         known = [field.name for field in fields(cls) if field.name != "names"]
