@@ -23,11 +23,11 @@ def bench():
     """A workbench in double precision, away from the parameters that start at zero."""
     torch.manual_seed(0)
     found = Workbench(SMALL, torch.device("cpu"), torch.float64)
-    own = [*found.policy.network.parameters(), *found.critic.parameters()]
+    own = found.parameters()
     with torch.no_grad():
-        for copy, parameter in zip(found.hand.nets.parameters(), own, strict=True):
+        for parameter in own:
             parameter += 0.1 * torch.randn_like(parameter)
-            copy.copy_(parameter)
+    found.copy_parameters()
     return found, own
 
 
@@ -93,7 +93,29 @@ def test_the_tool_prints_a_table_and_writes_every_row(tmp_path, capsys):
     assert len(found["rows"]) == len(MEASURES) * len(VARIANTS)
     for row in found["rows"]:
         assert row["rounds"] == 1
-        assert row["over_hand"]["lower"] <= row["over_hand"]["median"] <= row["over_hand"]["upper"]
+        assert row["over_base"]["lower"] <= row["over_base"]["median"] <= row["over_base"]["upper"]
+
+
+CASES = [
+    Case(items=2, batch=1, width=8, horizon=1),
+    Case(items=4, batch=1, width=8, horizon=1, problem="switched_lqr"),
+    Case(items=1, batch=1, width=8, horizon=1, problem="car"),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "discount"), [*((case, 0.99) for case in CASES), (CASES[0], 0.98)]
+)
+def test_jax_computes_the_numbers_of_pytorch(case, discount):
+    """The same rollout, gradient and update; and another discount is noticed."""
+    pytest.importorskip("jax")
+    from benchmarks.speed.bridge import check
+
+    if discount != 0.99:
+        with pytest.raises(RuntimeError, match="'rollout forward \\+ backward'"):
+            check(case, torch.float64, discount)
+        return
+    assert check(case, torch.float64).keys() == {*case.measures}
 
 
 def test_the_clock_of_one_thread_is_refused_elsewhere(capsys):
