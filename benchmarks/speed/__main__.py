@@ -251,7 +251,10 @@ def check_jax(chosen: Sequence[Case]) -> None:
         for dtype in (torch.float64, torch.float32):
             found = check(case, dtype)
             parts = ", ".join(f"{measure} {gap:.0e}" for measure, gap in found.items())
-            print(f"{case.problem}, {case.items}: JAX and PyTorch differ by {parts} ({dtype})")
+            print(
+                f"{case.problem}, {case.items}: JAX and PyTorch differ by {parts} ({dtype})",
+                flush=True,
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
