@@ -15,7 +15,7 @@ help:
 	@echo "make paper    the paper's two tables, a part of them, with the paper's figures beside ours (40 minutes)"
 	@echo "make suite    small problems of many fields, each beside its optimum (40 minutes; ARGS=... for some)"
 	@echo "make bench    compare the speed with hand-written PyTorch (ARGS=... for sizes)"
-	@echo "make bench-jax  compare the speed with JAX, which it installs (10 minutes; ARGS=... for sizes)"
+	@echo "make bench-jax  compare the speed with JAX, which it installs (15 minutes; ARGS=... for sizes)"
 	@echo "make faults   kill runs, spoil files and numbers, give bad input: what is not noticed? (1 hour)"
 	@echo "make mutants  plant faults in the method: which do the tests find? (20 minutes; ARGS=... for more)"
 	@echo "make docs     build the documentation into site/; a warning is an error"

@@ -117,7 +117,10 @@ def test_a_wrong_discount_in_jax_is_noticed():
         check(LQR, torch.float64, discount=0.98)
 
 
-def test_the_clock_of_one_thread_is_refused_elsewhere(capsys):
+@pytest.mark.parametrize(
+    ("words", "told"), [(["--clock", "cpu"], "--threads 1"), (["--jax"], "one core")]
+)
+def test_what_is_measured_on_one_thread_is_refused_elsewhere(words, told, capsys):
     with pytest.raises(SystemExit):
-        main(["--clock", "cpu", "--threads", "2"])
-    assert "--threads 1" in capsys.readouterr().err
+        main([*words, "--threads", "2"])
+    assert told in capsys.readouterr().err

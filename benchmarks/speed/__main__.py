@@ -3,7 +3,7 @@
     make bench                                     a few sizes, three minutes
     make bench ARGS="--items 5 --batch 128 1024"   a grid of these sizes
     make bench ARGS="--full --out speed.json"      all sizes, hours
-    make bench-jax                                 beside JAX, four problems, ten minutes
+    make bench-jax                                 beside JAX, four problems
     python -m benchmarks.speed --help
 
 All variants take turns in rounds, so that a noisy machine disturbs them alike; what counts is the

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from benchmarks.speed.cases import (
@@ -123,66 +124,35 @@ def check(case: Case, dtype: torch.dtype, discount: float = DISCOUNT) -> dict[st
         return _check(case._replace(batch=BATCH, horizon=HORIZON), dtype, discount)
 
 
+class Given(NamedTuple):
+    """What both computations start from, in PyTorch and in JAX.
+
+    Attributes:
+        start: where the rollout starts.
+        noise: the environment's noise of a rollout, ``(B, T, ...)``.
+        state: ``start`` in JAX.
+        draws: all random numbers of the rollout.
+        orders: those of the update.
+    """
+
+    start: TensorDictBase
+    noise: Tensor
+    state: State
+    draws: Draws
+    orders: jax.Array
+
+
 def _check(case: Case, dtype: torch.dtype, discount: float) -> dict[str, float]:
     torch.manual_seed(0)
     bench = Workbench(case, torch.device("cpu"), dtype)
     with torch.no_grad():  # away from the parameters that start at zero
         for parameter in bench.parameters():
             parameter += 0.1 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.5
-    if bench.hand is not None:
-        bench.copy_parameters()
-    env, horizon = bench.env, case.horizon
-    start = env.reset()
-    if bench.hand is not None:
-        bench.hand.rng.set_state(env.rng.get_state())
-    noise = env.sample_noise(horizon)
-    # The random numbers that rollout and update draw below, in the same order.
-    torch.manual_seed(1)
-    own = policy_noise(env, bench.policy, horizon, None)
-    own_jax = JaxBench(bench, discount)
-    program = own_jax.program
-    orders = [torch.randperm(case.frames) for _ in range(program.epochs)]
-    # Time comes first in JAX.
-    orders = [order % horizon * case.batch + order // horizon for order in orders]
-    state: State = tuple(to_jax(start[name]) for name in env.state_shapes)
-    draws = Draws(to_jax(-own.discrete), to_jax(own.continuous), to_jax(noise.movedim(1, 0)))
-
-    rollout = Rollout(env, bench.policy, discount=DISCOUNT)
-    torch.manual_seed(1)
-    batch = rollout(horizon, tensordict=start, noise=noise)
-    batch["next", "reward"].mean().backward()
-    gradients = [parameter.grad for parameter in bench.parameters()]
-
-    def mean_reward(params: Params) -> tuple:
-        _, steps = program.rollout(params, state, draws)
-        return steps.rewards.mean(), steps
-
-    found, steps = jax.jit(jax.grad(mean_reward, has_aux=True))(own_jax.params)
-    chosen = to_jax(batch["action", "discrete"].movedim(1, 0))
-    if not bool((chosen == steps.options).all()):
-        raise RuntimeError(f"{case}: JAX takes other discrete actions than the library ({dtype}).")
-    rewards = batch["next", "reward"].squeeze(-1).movedim(1, 0)
-    differences = {
-        FORWARD: difference([(steps.rewards, rewards)]),
-        BACKWARD: difference(zip(flat(found), gradients, strict=True)),
-    }
+    in_jax = JaxBench(bench, discount)
+    given = numbers(bench, in_jax.program.epochs)
+    differences = of_rollout(bench, in_jax, given)
     if UPDATE in case.measures:
-        before = [parameter.detach().clone() for parameter in bench.parameters()]
-        torch.manual_seed(1)
-        if bench.hand is not None:
-            bench.hand.iterate()
-            after = list(bench.hand.nets.parameters())
-        else:
-            bench.hpo.anneal(0.0)
-            bench.hpo.update(rollout(horizon, tensordict=start, noise=noise))
-            after = bench.parameters()
-        learned = own_jax.learned._replace(state=state)
-        learned, _ = jax.jit(program.update)(learned, draws, jnp.array(torch.stack(orders).numpy()))
-        moves = [
-            new - old for new, old in zip(flat(learned.params), flat(own_jax.params), strict=True)
-        ]
-        wanted = [new - old for new, old in zip(after, before, strict=True)]
-        differences[UPDATE] = difference(zip(moves, wanted, strict=True))
+        differences[UPDATE] = of_update(bench, in_jax, given)
     for measure, largest in differences.items():
         if not largest <= TOLERANCES[dtype][measure]:
             raise RuntimeError(
@@ -191,6 +161,69 @@ def _check(case: Case, dtype: torch.dtype, discount: float) -> dict[str, float]:
                 "their times are not those of the same computation."
             )
     return differences
+
+
+def numbers(bench: Workbench, epochs: int) -> Given:
+    """Draw the numbers that rollout and update draw from the seed 1, in the same order."""
+    env, (horizon, batch) = bench.env, (bench.case.horizon, bench.case.batch)
+    start = env.reset()
+    if bench.hand is not None:  # it draws its demand itself
+        bench.hand.rng.set_state(env.rng.get_state())
+    noise = env.sample_noise(horizon)
+    torch.manual_seed(1)
+    own = policy_noise(env, bench.policy, horizon, None)
+    orders = torch.stack([torch.randperm(bench.case.frames) for _ in range(epochs)])
+    return Given(
+        start,
+        noise,
+        tuple(to_jax(start[name]) for name in env.state_shapes),
+        Draws(to_jax(-own.discrete), to_jax(own.continuous), to_jax(noise.movedim(1, 0))),
+        to_jax(orders % horizon * batch + orders // horizon),  # time comes first in JAX
+    )
+
+
+def rolled_out(bench: Workbench, given: Given) -> TensorDictBase:
+    """Roll the library's policy out."""
+    torch.manual_seed(1)
+    rollout = Rollout(bench.env, bench.policy, discount=DISCOUNT)
+    return rollout(bench.case.horizon, tensordict=given.start, noise=given.noise)
+
+
+def of_rollout(bench: Workbench, in_jax: JaxBench, given: Given) -> dict[str, float]:
+    """Return the differences of a rollout's rewards and of the gradient of their mean."""
+    batch = rolled_out(bench, given)
+    batch["next", "reward"].mean().backward()
+
+    def mean_reward(params: Params) -> tuple:
+        _, steps = in_jax.program.rollout(params, given.state, given.draws)
+        return steps.rewards.mean(), steps
+
+    found, steps = jax.jit(jax.grad(mean_reward, has_aux=True))(in_jax.params)
+    if not bool((to_jax(batch["action", "discrete"].mT) == steps.options).all()):
+        raise RuntimeError(f"{bench.case}: JAX takes other discrete actions than the library.")
+    gradients = [parameter.grad for parameter in bench.parameters()]
+    return {
+        FORWARD: difference([(steps.rewards, batch["next", "reward"].squeeze(-1).mT)]),
+        BACKWARD: difference(zip(flat(found), gradients, strict=True)),
+    }
+
+
+def of_update(bench: Workbench, in_jax: JaxBench, given: Given) -> float:
+    """Return the difference of what an update adds to the parameters."""
+    own = bench.parameters()
+    before = [parameter.detach().clone() for parameter in own]
+    if bench.hand is not None:
+        bench.copy_parameters()
+        torch.manual_seed(1)
+        bench.hand.iterate()
+        own = list(bench.hand.nets.parameters())
+    else:
+        bench.hpo.anneal(0.0)
+        bench.hpo.update(rolled_out(bench, given))
+    learned = in_jax.learned._replace(state=given.state)
+    learned, _ = jax.jit(in_jax.program.update)(learned, given.draws, given.orders)
+    pairs = zip(flat(learned.params), flat(in_jax.params), own, before, strict=True)
+    return difference((after - begin, new - old) for after, begin, new, old in pairs)
 
 
 def flat(params: Params) -> list[jax.Array]:
