@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # Options for the command, for example: make train ARGS="env.num_items=3 seed=1"
 ARGS ?=
 
-.PHONY: help train test figure paper suite bench faults mutants docs notebooks lint format clean
+.PHONY: help train test figure paper suite bench bench-jax faults mutants docs notebooks lint format clean
 
 help:
 	@echo "make train    train HPO on the single-item inventory problem (ARGS=... overrides)"
@@ -15,6 +15,7 @@ help:
 	@echo "make paper    the paper's two tables, a part of them, with the paper's figures beside ours (40 minutes)"
 	@echo "make suite    small problems of many fields, each beside its optimum (40 minutes; ARGS=... for some)"
 	@echo "make bench    compare the speed with hand-written PyTorch (ARGS=... for sizes)"
+	@echo "make bench-jax  compare the speed with JAX, which it installs (15 minutes; ARGS=... for sizes)"
 	@echo "make faults   kill runs, spoil files and numbers, give bad input: what is not noticed? (1 hour)"
 	@echo "make mutants  plant faults in the method: which do the tests find? (20 minutes; ARGS=... for more)"
 	@echo "make docs     build the documentation into site/; a warning is an error"
@@ -49,6 +50,10 @@ suite: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed $(ARGS)
+
+bench-jax: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[jax]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --jax $(ARGS)
 
 faults: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults $(ARGS)

@@ -23,11 +23,11 @@ def bench():
     """A workbench in double precision, away from the parameters that start at zero."""
     torch.manual_seed(0)
     found = Workbench(SMALL, torch.device("cpu"), torch.float64)
-    own = [*found.policy.network.parameters(), *found.critic.parameters()]
+    own = found.parameters()
     with torch.no_grad():
-        for copy, parameter in zip(found.hand.nets.parameters(), own, strict=True):
+        for parameter in own:
             parameter += 0.1 * torch.randn_like(parameter)
-            copy.copy_(parameter)
+    found.copy_parameters()
     return found, own
 
 
@@ -93,10 +93,34 @@ def test_the_tool_prints_a_table_and_writes_every_row(tmp_path, capsys):
     assert len(found["rows"]) == len(MEASURES) * len(VARIANTS)
     for row in found["rows"]:
         assert row["rounds"] == 1
-        assert row["over_hand"]["lower"] <= row["over_hand"]["median"] <= row["over_hand"]["upper"]
+        assert row["over_base"]["lower"] <= row["over_base"]["median"] <= row["over_base"]["upper"]
 
 
-def test_the_clock_of_one_thread_is_refused_elsewhere(capsys):
+IN_JAX = Case(items=2, batch=1, width=8, horizon=1)
+LQR = Case(items=4, batch=1, width=8, horizon=1, problem="switched_lqr")
+
+
+@pytest.mark.parametrize("case", [IN_JAX, LQR], ids=lambda case: case.problem)
+def test_jax_computes_the_numbers_of_pytorch(case):
+    """The same rollout, gradient and update."""
+    pytest.importorskip("jax")
+    from benchmarks.speed.bridge import check
+
+    assert check(case, torch.float64).keys() == {*case.measures}
+
+
+def test_a_wrong_discount_in_jax_is_noticed():
+    pytest.importorskip("jax")
+    from benchmarks.speed.bridge import check
+
+    with pytest.raises(RuntimeError, match="backward"):
+        check(LQR, torch.float64, discount=0.98)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [(["--clock", "cpu"], "--threads 1"), (["--jax"], "one core")]
+)
+def test_what_is_measured_on_one_thread_is_refused_elsewhere(words, told, capsys):
     with pytest.raises(SystemExit):
-        main(["--clock", "cpu", "--threads", "2"])
-    assert "--threads 1" in capsys.readouterr().err
+        main([*words, "--threads", "2"])
+    assert told in capsys.readouterr().err

@@ -3,18 +3,25 @@
     make bench                                     a few sizes, three minutes
     make bench ARGS="--items 5 --batch 128 1024"   a grid of these sizes
     make bench ARGS="--full --out speed.json"      all sizes, hours
+    make bench-jax                                 beside JAX, four problems
     python -m benchmarks.speed --help
 
 All variants take turns in rounds, so that a noisy machine disturbs them alike; what counts is the
-ratio to the hand-written loop within a round, its median and quartiles. "of the limit" is the time
-of the matrix products of the hand-written loop, measured alone on the spot, over the time taken.
-Memory is what one call adds to the peak.
+ratio within a round to the hand-written loop, or beside JAX to the functional route: its median and
+quartiles. "of the limit" is the time of the matrix products of the hand-written loop (where there
+is none, of the functional route), measured alone on the spot, over the time taken. Memory is what
+one call adds to the peak.
+
+Beside JAX everything runs on one core and processor time counts. That JAX computes the same numbers
+is checked first, in single and in double precision; where it does not, nothing is timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
+import importlib.util
 import itertools
 import json
 import os
@@ -27,8 +34,26 @@ import tensordict
 import torch
 import torchrl
 
-from benchmarks.speed.cases import COMPILED, HAND, MATMUL, MEASURES, VARIANTS, Case, Workbench
-from benchmarks.speed.measure import Clock, interleaved, peak_memory, ratios, spread
+from benchmarks.speed.cases import (
+    COMPILED,
+    FUNCTIONAL,
+    HAND,
+    JAX,
+    MATMUL,
+    PROBLEMS,
+    VARIANTS,
+    Case,
+    Workbench,
+)
+from benchmarks.speed.measure import (
+    Clock,
+    first_calls,
+    interleaved,
+    keep_to_one_core,
+    peak_memory,
+    ratios,
+    spread,
+)
 
 FULL = {"items": (1, 5, 50), "batch": (128, 1024, 8192), "width": (64, 512), "horizon": (100,)}
 DEFAULT = [
@@ -37,6 +62,13 @@ DEFAULT = [
     Case(5, 1024, 64, 100),
     Case(1, 128, 512, 100),
 ]
+DEFAULT_BESIDE_JAX = [
+    *(Case(items, batch, 64, 100) for items in (1, 50) for batch in (128, 1024)),
+    Case(16, 128, 64, 20, "switched_lqr"),
+    Case(1, 128, 64, 100, "battery"),
+    Case(1, 128, 64, 100, "car"),
+]
+BESIDE_JAX = (HAND, FUNCTIONAL, COMPILED, JAX, MATMUL)
 # Its only use is to load and allocate once what is not part of a measurement.
 WARM_UP = Case(1, 2, 8, 2)
 
@@ -51,6 +83,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="the grid of all sizes")
     for name, sizes in FULL.items():
         parser.add_argument(f"--{name}", type=int, nargs="+", help=f"for example {sizes[0]}")
+    parser.add_argument("--problem", choices=PROBLEMS, help="of these sizes, not the inventory")
+    parser.add_argument("--jax", action="store_true", help="beside JAX, compiled rollouts too")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of a case, at most")
     parser.add_argument("--seconds", type=float, default=25, help="no new round of a case after")
     parser.add_argument("--threads", type=int, default=1)
@@ -68,6 +102,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="measure compiled rollouts too")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     given = parser.parse_args(arguments)
+    if given.jax:
+        if given.device != "cpu" or given.threads != 1:
+            parser.error("--jax compares on one core: leave --device and --threads out")
+        if importlib.util.find_spec("jax") is None:
+            parser.error("--jax needs JAX: pip install 'hpo-torchrl[jax]', or make bench-jax")
+        given.clock = "cpu"
     if given.clock == "cpu" and (given.device != "cpu" or given.threads != 1):
         parser.error("--clock cpu needs --device cpu and --threads 1")
     return given
@@ -76,27 +116,45 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def cases(given: argparse.Namespace) -> list[Case]:
     """Return the sizes asked for; what is not given is as in the grid or the first default."""
     sizes = {name: getattr(given, name) for name in FULL}
-    if not given.full and not any(sizes.values()):
-        return DEFAULT
+    if not given.full and not any(sizes.values()) and given.problem is None:
+        return DEFAULT_BESIDE_JAX if given.jax else DEFAULT
     others = FULL if given.full else {name: (getattr(DEFAULT[0], name),) for name in FULL}
-    return [Case(*case) for case in itertools.product(*(sizes[key] or others[key] for key in FULL))]
+    grid = itertools.product(*(sizes[key] or others[key] for key in FULL))
+    return [Case(*case, given.problem or PROBLEMS[0]) for case in grid]
 
 
-def memory_of(case: Case, device: torch.device, limit: float) -> dict[tuple[str, str], int | None]:
-    """Return the peak memory of every measure and variant, ``None`` where it is too much."""
+def variants_of(case: Case, given: argparse.Namespace) -> tuple[str, ...]:
+    """Return what is measured of a case, the first one being what ratios are to."""
+    if given.jax:
+        found = (FUNCTIONAL, *(variant for variant in BESIDE_JAX if variant != FUNCTIONAL))
+    else:
+        found = (*VARIANTS, *([COMPILED] if given.compile else []))
+    return tuple(v for v in found if v != HAND or case.problem == PROBLEMS[0])
+
+
+def memory_of(
+    case: Case, device: torch.device, given: argparse.Namespace
+) -> dict[tuple[str, str], int | None]:
+    """Return the peak memory of every measure and variant, ``None`` where it is too much.
+
+    What is not in it is not measured: whatever compiles, and everything beside JAX, which no fork
+    of a process gets on with.
+    """
 
     def maker(measure: str, variant: str):
         def make():
-            Workbench(WARM_UP, device).call(measure, variant)()
+            warm_up = WARM_UP._replace(items=case.items, problem=case.problem)
+            Workbench(warm_up, device).call(measure, variant)()
             return Workbench(case, device).call(measure, variant)
 
         return make
 
+    limit = int(given.memory * 1e9)
     return {
-        (measure, variant): peak_memory(maker(measure, variant), device, int(limit * 1e9))
-        for measure in MEASURES
-        for variant in VARIANTS
-        if variant != MATMUL
+        (measure, variant): peak_memory(maker(measure, variant), device, limit)
+        for measure in case.measures
+        for variant in variants_of(case, given)
+        if variant not in (MATMUL, COMPILED) and not given.jax
     }
 
 
@@ -107,28 +165,30 @@ def rows_of(
     device: torch.device,
 ) -> list[dict[str, Any]]:
     """Time a case; one row for each measure and variant."""
-    bench = Workbench(case, device)
-    # Without a yardstick there is nothing to compare with, and no matmuls are known.
-    measures = [measure for measure in MEASURES if peaks[measure, HAND] is not None]
-    variants = [*VARIANTS, COMPILED] if given.compile else list(VARIANTS)
+    bench, variants = Workbench(case, device), variants_of(case, given)
+    base = variants[0]
+    # Without what is compared with there are no ratios, and no matmuls are known.
+    measures = [measure for measure in case.measures if peaks.get((measure, base), 0) is not None]
     calls = {
         (measure, variant): bench.call(measure, variant)
         for measure in measures
         for variant in variants
-        if variant in (MATMUL, COMPILED) or peaks[measure, variant] is not None
+        if peaks.get((measure, variant), 0) is not None
     }
+    first = first_calls(calls)
     clock = Clock(device, cpu=given.clock == "cpu")
     seconds = interleaved(calls, clock, rounds=given.rounds, limit=given.seconds)
     rows = []
-    for measure, variant in itertools.product(MEASURES, variants):
+    for measure, variant in itertools.product(case.measures, variants):
         row: dict[str, Any] = {**case._asdict(), "measure": measure, "variant": variant}
-        row["peak_bytes"] = peaks.get((measure, variant))
+        row["base"], row["peak_bytes"] = base, peaks.get((measure, variant))
         if (measure, variant) in seconds:
             mine = seconds[measure, variant]
+            row["first_call_seconds"] = first[measure, variant]
             row["seconds"] = spread(mine)
             row["rounds"] = len(mine)
             row["steps_per_second"] = case.frames / row["seconds"]["median"]
-            row["over_hand"] = spread(ratios(mine, seconds[measure, HAND]))
+            row["over_base"] = spread(ratios(mine, seconds[measure, base]))
             row["of_limit"] = spread(ratios(seconds[measure, MATMUL], mine))
         rows.append(row)
     return rows
@@ -137,20 +197,21 @@ def rows_of(
 def table(rows: list[dict[str, Any]]) -> str:
     """Lay the rows of a case out."""
     lines = []
-    for measure in MEASURES:
-        head = f"{'ms':>10}{'steps/s':>13}   {'time / hand-written':<22}{'of the limit':>12}"
-        lines.append(f"{measure:<28}{head}{'memory':>12}")
+    for measure in dict.fromkeys(row["measure"] for row in rows):
+        base = f"time / {rows[0]['base']}"
+        head = f"{'ms':>10}{'steps/s':>13}   {base:<24}{'of the limit':>12}"
+        lines.append(f"{measure:<28}{head}{'first call':>12}{'memory':>12}")
         for row in (row for row in rows if row["measure"] == measure):
             peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f} MB"
             if "seconds" not in row:
                 lines.append(f"  {row['variant']:<26}{'needs more than --memory':>48}")
                 continue
-            ratio = row["over_hand"]
+            ratio = row["over_base"]
             span = f"{ratio['median']:.2f}  ({ratio['lower']:.2f} - {ratio['upper']:.2f})"
             lines.append(
                 f"  {row['variant']:<26}{1e3 * row['seconds']['median']:>10,.1f}"
-                f"{row['steps_per_second']:>13,.0f}   {span:<22}"
-                f"{row['of_limit']['median']:>12.0%}{peak:>12}"
+                f"{row['steps_per_second']:>13,.0f}   {span:<24}"
+                f"{row['of_limit']['median']:>12.0%}{row['first_call_seconds']:>10.1f} s{peak:>12}"
             )
     return "\n".join(lines)
 
@@ -168,6 +229,7 @@ def machine(given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "torchrl": torchrl.__version__,
         "tensordict": tensordict.__version__,
+        **({"jax": importlib.metadata.version("jax")} if given.jax else {}),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -181,6 +243,20 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def check_jax(chosen: Sequence[Case]) -> None:
+    """Check that JAX computes what PyTorch does; see :func:`benchmarks.speed.bridge.check`."""
+    from benchmarks.speed.bridge import check
+
+    for case in dict.fromkeys(case._replace(batch=1, horizon=1) for case in chosen):
+        for dtype in (torch.float64, torch.float32):
+            found = check(case, dtype)
+            parts = ", ".join(f"{measure} {gap:.0e}" for measure, gap in found.items())
+            print(
+                f"{case.problem}, {case.items}: JAX and PyTorch differ by {parts} ({dtype})",
+                flush=True,
+            )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     given = parse(arguments)
@@ -189,8 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device, chosen = torch.device(given.device), cases(given)
     about = machine(given, device)
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
+    if given.jax:
+        keep_to_one_core()
+        check_jax(chosen)
     # Memory first: the fork of a process that has used much does not show what it needs.
-    peaks = [memory_of(case, device, given.memory) for case in chosen]
+    peaks = [memory_of(case, device, given) for case in chosen]
     rows: list[dict[str, Any]] = []
     for case, peak in zip(chosen, peaks, strict=True):
         found = rows_of(case, peak, given, device)

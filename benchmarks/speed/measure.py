@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -48,20 +49,34 @@ class Clock:
         return first.elapsed_time(last) / 1000.0
 
 
+def keep_to_one_core() -> None:
+    """Keep this process to one core, whatever threads a library starts, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def first_calls(calls: Mapping[Any, Call]) -> dict[Any, float]:
+    """Make every call once, and return its seconds on the wall: what compiles does so here."""
+    seconds = {}
+    for name, call in calls.items():
+        begin = time.perf_counter()
+        call()
+        seconds[name] = time.perf_counter() - begin
+    return seconds
+
+
 def interleaved(
     calls: Mapping[Any, Call], clock: Clock, *, rounds: int, limit: float
 ) -> dict[Any, list[float]]:
     """Time all calls once in each round, so that a noisy machine disturbs all alike.
 
     Args:
-        calls: what is timed, by name.
+        calls: what is timed, by name; each has been called before.
         clock: how.
-        rounds: number of rounds, besides a first one that warms up.
+        rounds: number of rounds.
         limit: seconds after which no further round is begun, once there are three.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
     begin = time.perf_counter()
     for done in range(rounds):
         if done >= LEAST_ROUNDS and time.perf_counter() - begin > limit:

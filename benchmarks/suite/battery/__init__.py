@@ -45,8 +45,10 @@ class Battery(DifferentiableEnv):
 
     def initial_state(self):
         shape, spread = (*self.batch_size, 1), SHOCK / (1 - KEPT**2) ** 0.5
-        price = MEAN + spread * torch.randn(shape, generator=self.rng)
-        return {"charge": CAPACITY * torch.rand(shape, generator=self.rng), "price": price}
+        own = {"generator": self.rng, "dtype": self.float_dtype}
+        price = MEAN + spread * torch.randn(shape, **own)
+        return {"charge": CAPACITY * torch.rand(shape, **own), "price": price}
 
     def draw_noise(self, num_steps, state):
-        return torch.randn(*self.batch_size, num_steps, 1, generator=self.rng)
+        shape = (*self.batch_size, num_steps, 1)
+        return torch.randn(shape, generator=self.rng, dtype=self.float_dtype)
