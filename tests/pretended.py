@@ -1,4 +1,4 @@
-"""A pretended accelerator: values lie on the CPU, tensors say otherwise, and a mix of devices raises.
+"""A pretended accelerator: values are on the CPU, tensors say otherwise, and a mix raises.
 
 Control flow sees real values, and a run gives the numbers of one on the CPU.
 """
@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-# Torch knows this kind of device, which needs no driver and whose backward passes stay in the thread
-# that asks for them. As with "cuda", a tensor names its number though who made it did not.
+# Torch knows this kind of device, which needs no driver and whose backward passes stay in the
+# thread that asks for them. As with "cuda", a tensor names its number though its maker did not.
 DEVICE = torch.device("lazy")
 _NUMBERED = torch.device(DEVICE.type, 0)
 
@@ -112,7 +112,7 @@ class _Calls(TorchFunctionMode):
 
 
 def _called(function, args, kwargs):
-    """Call an operation on the values of its arguments; what it makes is where a GPU would make it."""
+    """Call an operation on the values of its arguments; its results are where a GPU's would be."""
     given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
     there = {id(value.host): value for value in given if isinstance(value, PretendedTensor)}
     asked = kwargs.get("device")
@@ -139,7 +139,7 @@ def _called(function, args, kwargs):
 
 
 def _check(name, given, scalars):
-    """Refuse tensors that are on the host, but for a number beside tensors in pointwise operations."""
+    """Refuse tensors on the host, but for a number in a pointwise operation."""
     for value in given:
         if type(value) is torch.Tensor and not (scalars and value.ndim == 0):
             raise DeviceMixError(
@@ -162,7 +162,7 @@ def pretended_device() -> Iterator[torch.device]:
             if vars(module).get(name) is _numbered.__defaults__[0]:
                 stack.enter_context(mock.patch.object(module, name, _numbered))
         stack.enter_context(mock.patch("torch.Generator", _Generator))
-        stack.enter_context(mock.patch(fused, lambda: ["cpu", DEVICE.type]))
+        stack.enter_context(mock.patch(fused, return_value=["cpu", DEVICE.type]))
         # Where ``torch.utils.checkpoint`` looks for states of generators.
         stack.enter_context(mock.patch(f"torch.{DEVICE.type}", SimpleNamespace(), create=True))
         # ``torch.tensor`` then moves what it makes by an operation of its own.

@@ -1,8 +1,9 @@
-"""Everything stays on its environment's device: run on a pretended accelerator, where a mix raises."""
+"""Everything stays on its environment's device: runs on a pretended one, where a mix raises."""
 
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,13 @@ from water_tank import Tank
 
 from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.collectors.collector import restart
-from hpo_torchrl.core.finite import leaves
 from hpo_torchrl.experiments.build import build_algorithm, build_env
-from hpo_torchrl.experiments.config import choices, compose_config
+from hpo_torchrl.experiments.config import CONFIGS, choices, compose_config
 from hpo_torchrl.experiments.run import make_trainer
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems.storage import rules as storage_rules
 from hpo_torchrl.problems.unit_commitment import rules as unit_rules
-from hpo_torchrl.training import Checkpoint, Evaluation
+from hpo_torchrl.training import Checkpoint
 
 NETS = ["policy.hidden=[4]", "critic.hidden=[4]"]
 SMALL = [*(text for text in TINY if "hidden" not in text), *NETS, "collect.unroll_length=3"]
@@ -161,19 +161,27 @@ def test_a_constant_that_stays_behind_is_found(device):
 
 # -- algorithms and losses -------------------------------------------------------------------------
 
+
+def text_of(name):
+    return (CONFIGS / "algorithm" / f"{name}.yaml").read_text()
+
+
+LEARNING = [name for name in choices("algorithm") if "Rule" not in text_of(name)]
+SHORT = {
+    "ppo": ["algorithm.epochs=1"],
+    **{key: ["algorithm.updates_per_batch=2"] for key in ("ddpg", "da_ac")},
+}
 ALGORITHMS = {
-    **{name: [f"algorithm={name}"] for name in choices("algorithm")},
-    "fixed_mode": ["env=switched_lqr", "algorithm=fixed_mode"],
-    "hpo, Monte Carlo": ["env=switched_lqr", "collect.unroll_length=20", "policy.scale=0.1"],
+    **{name: [f"algorithm={name}", *SHORT.get(name, [])] for name in LEARNING},
+    "hpo, episodes": ["env=switched_lqr", "policy.scale=0.1"],
     "hpo, adaptive cross term": ["algorithm.cross_term=adaptive", "algorithm.branch_steps=0"],
     "hpo, one net after the other": ["algorithm.turns=4", "policy.shared_trunk=false"],
     "hpo, computed again": ["collect.checkpoint_steps=2"],
     "hpo, heads and masks": ["env=unit_commitment", "env.num_units=3"],
-    "ppo, heads": ["env=storage", "env.num_batteries=2", "algorithm=ppo", "algorithm.epochs=2"],
-    "ppo, Gymnasium": ["env=gym", "algorithm.epochs=2"],
-    "ddpg, heads": ["env=storage", "env.num_batteries=2", "algorithm=ddpg"],
+    "ppo, heads": ["env=storage", "env.num_batteries=2", "algorithm=ppo", "algorithm.epochs=1"],
+    "ppo, Gymnasium": ["env=gym", "algorithm.epochs=1"],
     "hpo, seeds": [],
-    "ppo, seeds": ["algorithm=ppo", "algorithm.epochs=2"],
+    "ppo, seeds": ["algorithm=ppo", "algorithm.epochs=1"],
 }
 
 
@@ -215,3 +223,36 @@ def stored(state):
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+
+def test_a_run_is_saved_and_tested_on_its_device(small, undrawn, device):
+    """A whole training; its checkpoint restores elsewhere, and is read without that device."""
+    config = composed("evaluation.primary=long_run", "reference=none", device=device)
+    for test in (config["evaluation"]["tests"]["long_run"], config["evaluation"]["validation"]):
+        test.update({"batch_size": 4, "num_steps": 4, "skip": 0, "objective": "window"})
+    config["evaluation"]["tests"] = {"long_run": config["evaluation"]["tests"]["long_run"]}
+    trainer = make_trainer(config, "run", progress=False, logs=False)
+    trainer.train()
+    other = build_algorithm(config)
+    Checkpoint("run", other.components(), config=config).load()
+    for (name, one), two in zip(
+        trainer.algorithm.policy.state_dict().items(),
+        other.policy.state_dict().values(),
+        strict=True,
+    ):
+        assert torch.equal(one, two), name
+    test = trainer.tests["long_run"]
+    assert test.run(other.policy) == test.run(trainer.algorithm.policy)
+    assert math.isfinite(test.run(other.policy, sampled=True).mean)
+
+
+def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path, monkeypatch):
+    net = torch.nn.Linear(2, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+        checkpoint = Checkpoint(tmp_path, {"net": net}, config={})
+        checkpoint.save(1, {})
+    weight = net.weight.detach().clone()
+    torch.nn.init.zeros_(net.weight)
+    assert checkpoint.load()[0] == 1
+    assert torch.equal(net.weight, weight)

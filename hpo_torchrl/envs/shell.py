@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torchrl.envs import EnvBase
 
 from hpo_torchrl.core.categorical import ACTION_MASK
 from hpo_torchrl.core.checks import check_finite, shown
+from hpo_torchrl.core.moving import moved_to
 from hpo_torchrl.envs.contract import check_entries
 
 # Random actions are drawn from the spec: a half-open range is cut this many action scales away.
@@ -203,7 +203,7 @@ class Shell(EnvBase):
         if device == self.device:
             return self
         for name, value in list(vars(self).items()):
-            if (moved := _moved(value, device)) is not value:
+            if (moved := moved_to(device, value)) is not value:
                 setattr(self, name, moved)
         seed = torch.randint(2**62, (), generator=self.rng, device=self.rng.device)
         super().to(device)
@@ -211,22 +211,3 @@ class Shell(EnvBase):
         self.set_seed(int(seed))
         self._checked = False  # a tensor may have stayed behind
         return self
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """Return a value with its tensors moved, in dicts, lists and (named) tuples of any depth too.
-
-    What holds no tensor elsewhere is returned itself.
-    """
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        parts = [_moved(part, device) for part in value.values()]
-        alike = all(map(operator.is_, parts, value.values()))
-        return value if alike else type(value)(zip(value, parts, strict=True))
-    if isinstance(value, (list, tuple)):
-        parts = [_moved(part, device) for part in value]
-        if all(map(operator.is_, parts, value)):
-            return value
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
