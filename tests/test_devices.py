@@ -168,25 +168,25 @@ def text_of(name):
 
 LEARNING = [name for name in choices("algorithm") if "Rule" not in text_of(name)]
 SHORT = {
-    "ppo": ["algorithm.epochs=1"],
     **{key: ["algorithm.updates_per_batch=2"] for key in ("ddpg", "da_ac")},
 }
 ALGORITHMS = {
     **{name: [f"algorithm={name}", *SHORT.get(name, [])] for name in LEARNING},
     "hpo, episodes": ["env=switched_lqr", "policy.scale=0.1"],
     "hpo, adaptive cross term": ["algorithm.cross_term=adaptive", "algorithm.branch_steps=0"],
-    "hpo, one net after the other": ["algorithm.turns=4", "policy.shared_trunk=false"],
     "hpo, computed again": ["collect.checkpoint_steps=2"],
-    "hpo, heads and masks": ["env=unit_commitment", "env.num_units=3"],
-    "ppo, heads": ["env=storage", "env.num_batteries=2", "algorithm=ppo", "algorithm.epochs=1"],
-    "ppo, Gymnasium": ["env=gym", "algorithm.epochs=1"],
+    "hpo, heads and masks": ["env=unit_commitment", "env.num_units=3", "algorithm.branch_steps=2"],
+    "ppo, heads": ["env=storage", "env.num_batteries=2", "algorithm=ppo"],
+    "ppo, Gymnasium": ["env=gym"],
     "hpo, seeds": [],
-    "ppo, seeds": ["algorithm=ppo", "algorithm.epochs=1"],
+    "ppo, seeds": ["algorithm=ppo"],
 }
 
 
 def made(name, device="cpu"):
-    config = composed(*ALGORITHMS[name], device=device)
+    passes = ["algorithm.epochs=1", "algorithm.num_minibatches=2"]
+    given = [*ALGORITHMS[name], *(passes if name[:3] in ("hpo", "ppo") else [])]
+    config = composed(*given, device=device)
     return build_algorithm(config, seeds=[0, 1] if "seeds" in name else None)
 
 
