@@ -15,6 +15,7 @@ from hpo_torchrl.algorithms.base import Metrics
 from hpo_torchrl.algorithms.learner import Learner, setting
 from hpo_torchrl.core.checks import check_choice, check_int
 from hpo_torchrl.core.finite import leaves
+from hpo_torchrl.core.moving import moved_to
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.modules import make_q_network
 from hpo_torchrl.modules.layers import ACTIVATIONS
@@ -106,7 +107,8 @@ class DDPG(Learner):
         if self.critic_of == "parameters":
             with torch.no_grad():
                 self.policy[0](batch)  # those that acted, which batches come without
-        raw = batch.select(*self.loss.in_keys).copy()
+        # The buffer adds entries, which follow the device that the batch names.
+        raw = batch.select(*self.loss.in_keys).to(self.buffer.storage.device).copy()
         metrics = self.rescale(batch)
         self.buffer.extend(raw.reshape(-1))
         # Rewards are kept as they came, so that one scale holds for old and new ones.
@@ -145,10 +147,10 @@ class _BufferState:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Fill the buffer again."""
+        """Fill the buffer again, where it is: a file is read on the CPU."""
         self._buffer.empty()
         if state:
-            self._buffer.load_state_dict(state)
+            self._buffer.load_state_dict(moved_to(self._buffer.storage.device, state))
 
 
 def _shape(critic: nn.Module) -> tuple[list[int], str]:

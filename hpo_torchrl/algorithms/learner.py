@@ -434,7 +434,10 @@ class Learner(Algorithm):
     def numbers(self, found: Mapping[str, Any]) -> Metrics | list[Metrics]:
         """Return metrics, scalars or ``(S,)``, as numbers; the host waits for all of them once."""
         values = {name: torch.as_tensor(value).detach() for name, value in found.items()}
-        columns = [value.double().cpu().expand(self.num_seeds or 1) for value in values.values()]
+        columns = [value.double().expand(self.num_seeds or 1) for value in values.values()]
+        far = [column for column in columns if column.device.type != "cpu"]
+        fetched = iter(torch.stack(far).cpu() if far else ())
+        columns = [c if c.device.type == "cpu" else next(fetched) for c in columns]
         rows = []
         for numbers in torch.stack(columns, -1).tolist():
             pairs = zip(values.items(), numbers, strict=True)

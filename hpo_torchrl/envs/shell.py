@@ -13,6 +13,7 @@ from torchrl.envs import EnvBase
 
 from hpo_torchrl.core.categorical import ACTION_MASK
 from hpo_torchrl.core.checks import check_finite, shown
+from hpo_torchrl.core.moving import moved_to
 from hpo_torchrl.envs.contract import check_entries
 
 # Random actions are drawn from the spec: a half-open range is cut this many action scales away.
@@ -202,8 +203,8 @@ class Shell(EnvBase):
         if device == self.device:
             return self
         for name, value in list(vars(self).items()):
-            if isinstance(value, Tensor):
-                setattr(self, name, value.to(device))
+            if (moved := moved_to(device, value)) is not value:
+                setattr(self, name, moved)
         seed = torch.randint(2**62, (), generator=self.rng, device=self.rng.device)
         super().to(device)
         self.rng = torch.Generator(device=device)

@@ -276,7 +276,7 @@ def _unpacked(data: bytes) -> Saved:
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("its digest is not that of its content")
     # Refuses everything but tensors and plain values, so that no code is run.
-    saved = Saved(**torch.load(io.BytesIO(content), weights_only=True))
+    saved = Saved(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     if bad := not_finite(saved.states):
         raise ValueError(f"{bad} is not finite")
     return saved

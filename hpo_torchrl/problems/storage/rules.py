@@ -82,15 +82,15 @@ def _simulated(env: Any, pairs: Tensor) -> np.ndarray:
     policy = PriceThresholds(env, *(pairs.unsqueeze(-1).unsqueeze(-1).unbind(1)))
     steps = env.horizon or _DAYS * env.cycle_length
     skip = 0 if env.horizon else _SKIP * env.cycle_length
-    total = torch.zeros(len(pairs), dtype=torch.float64)
+    total = torch.zeros(len(pairs), dtype=torch.float64, device=env.device)
     for t in range(steps):
         discrete, u = policy.decide(*(state[key] for key in policy.in_keys))
         how: Any = {"generator": generator, "dtype": env.float_dtype, "device": env.device}
         noise = torch.randn((_INSTANCES, 1), **how)
         state, reward = env.dynamics(state, {"discrete": discrete, "continuous": u}, noise)
         if t >= skip:
-            total -= reward.double().mean(-1).cpu()
-    return total.numpy()
+            total -= reward.double().mean(-1)
+    return total.cpu().numpy()
 
 
 class PlanPolicy(RulePolicy):

@@ -152,7 +152,7 @@ class Days:
             wind: likewise.
             error: errors of the last hour, ``(*B, 2)``.
         """
-        ahead = torch.arange(1, demand.shape[-1] + 1).to(demand)
+        ahead = torch.arange(1, demand.shape[-1] + 1, dtype=demand.dtype, device=demand.device)
         left = (self.error_kept**ahead).unsqueeze(-1) * error.unsqueeze(-2)
         demand, wind = self.actual(demand, wind, left)
         return demand, wind.where(demand > 0, 0.0)

@@ -40,7 +40,8 @@ class UnitViews(nn.Module):
         place: dict[str, Any] = {"device": env.device, "dtype": env.float_dtype}
 
         def keep(name: str, value: Any, **place: Any) -> None:
-            self.register_buffer(name, torch.as_tensor(np.ascontiguousarray(value), **place))
+            given = value if isinstance(value, Tensor) else np.ascontiguousarray(value)
+            self.register_buffer(name, torch.as_tensor(given, **place))
 
         keep("capacity", units.max_power, **place)
         keep("min_up", units.min_up, **place)
