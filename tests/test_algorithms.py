@@ -544,13 +544,16 @@ def test_random_starts_are_wide_for_any_number_of_items():
     assert position.std(-1).mean() > 5.0
 
 
-def test_restarts_are_annealed():
-    learner = make(HPO, reset_fraction=0.8, reset_fraction_final=0.2, reset_until=0.5)
+@pytest.mark.parametrize(
+    ("until", "expected"), [(0.5, [0.8, 0.8, 0.5, 0.2]), (1.0, [0.8, 0.8, 0.8, 0.2])]
+)
+def test_restarts_are_annealed_from_where_the_policy_is_settled(until, expected):
+    learner = make(HPO, reset_fraction=0.8, reset_fraction_final=0.2, reset_until=until)
     fractions = []
-    for progress in (0.0, 0.25, 0.5, 1.0):
+    for progress in (0.0, 0.5, 0.75, 1.0):
         learner.anneal(progress)
         fractions.append(learner.collector.reset_fraction)
-    assert fractions == pytest.approx([0.8, 0.5, 0.2, 0.2])
+    assert fractions == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("component", ["discrete", "continuous"])

@@ -80,9 +80,10 @@ class Learner(Algorithm):
             An untrained policy drives instances out of bounds, many-dimensional ones fast; what is
             learned far out does not transfer to the normal operating range. ``None`` is all, and
             none of an environment that is not differentiable, whose episodes a restart would cut.
-        reset_fraction_final: the same later on, so that rare states stay in the data; ``None`` is
-            half of them, likewise.
-        reset_until: fraction of the run by which the one has become the other.
+        reset_fraction_final: the same at the end, so that the states that a policy comes to are in
+            the data, and rare ones too; ``None`` is half of them, likewise.
+        reset_until: fraction of the run after which the one begins to become the other: by then the
+            policy should hold instances where it found them.
         checkpoint_steps: steps of a rollout whose graph is kept at once, for long rollouts: less
             memory for more time; see :func:`differentiable_rollout`.
         compile: compile the rollout: it starts with a wait of half a minute, and pays in runs of
@@ -242,16 +243,18 @@ class Learner(Algorithm):
     def anneal(self, progress: float) -> None:
         """Anneal learning rate, entropy bonus (of the losses too) and restarts."""
 
-        def value(first: float, final: float, until: float) -> float:
-            return final + (first - final) * max(0.0, 1.0 - progress / until)
+        def between(first: float, final: float, share: float) -> float:
+            return final + (first - final) * min(1.0, max(0.0, share))
 
         self.optimization.anneal(progress)
-        self.entropy_bonus = value(self.entropy_coeff, self.entropy_final, self.entropy_until)
+        left = 1.0 - progress / self.entropy_until
+        self.entropy_bonus = between(self.entropy_coeff, self.entropy_final, left)
         for loss in self.losses():
             if getattr(loss, "entropy_coeff", None) is not None:
                 loss.entropy_coeff = self.entropy_bonus
-        self.collector.reset_fraction = value(
-            self.reset_fraction, self.reset_fraction_final, self.reset_until
+        left = (1.0 - progress) / max(1.0 - self.reset_until, 1e-9)
+        self.collector.reset_fraction = between(
+            self.reset_fraction, self.reset_fraction_final, left
         )
 
     def losses(self) -> list[Any]:

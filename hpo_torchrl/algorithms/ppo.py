@@ -147,7 +147,7 @@ class PPO(PassLearner):
         learning_rate: Adam's step size at the start.
         entropy_coeff: entropy bonus of the discrete choice at the start, in standard deviations
             of the advantage.
-        reset_fraction_final: fraction of env instances restarted at each rollout later in the run;
+        reset_fraction_final: fraction of env instances restarted at each rollout at the end;
             ``None`` is all of them, because a choice that is still random lets instances run away,
             and none of an environment that is not differentiable.
         ray_workers: number of processes of Ray that collect, each in a copy of the environment, see
