@@ -28,7 +28,8 @@ class RollingMILP(RulePolicy):
     Args:
         env: the environment.
         scenarios: number of scenarios, even; 0 for the conditional mean.
-        common: hours that all scenarios share, None for the rest of the day.
+        common: hours for which scenarios share the commitment: 1, that of now, or ``None`` for the rest
+            of the day, which is quicker and costs more.
         gap: relative gap at which a program may stop.
         time_limit: seconds for one.
         segments: tangents of the fuel cost.
@@ -52,7 +53,7 @@ class RollingMILP(RulePolicy):
         env: Any,
         scenarios: int = 0,
         *,
-        common: int | None = None,
+        common: int | None = 1,
         gap: float = 1e-3,
         time_limit: float = 60.0,
         segments: int = 4,
