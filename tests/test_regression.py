@@ -159,6 +159,32 @@ def test_discrete_actions_that_are_the_same_are_worth_the_same():
     assert value[data["branched"][..., 0]].std() > 0.0
 
 
+class FairFork(Fork):
+    """A :class:`Fork` that says which noise is the opposite of another."""
+
+    def opposite_noise(self, noise):
+        return 1.0 - noise
+
+
+@pytest.mark.parametrize("kind", [Fork, FairFork])
+def test_opposite_noise_takes_what_is_linear_in_it_out_of_the_estimates(kind):
+    env = kind(batch_size=16, seed=0, dtype=DOUBLE)
+    policy = HybridPolicy.for_env(env, find_scales=False)
+    critic = make_value_network(env, find_scales=False)
+    hpo = HPO(env, policy, critic, seed=0, branch_steps=1, branch_fraction=1.0, unroll_length=3)
+    batch = hpo.collector.collect()
+    _, data = hpo.prepare(batch)
+    frames = hpo.collector.frames
+    hpo._branch(batch, data)
+    assert hpo.collector.frames - frames == 16 * 3 * 3 * (1 if kind is Fork else 2)
+    free = {"discrete": torch.arange(3).expand(16, 3, 3)}
+    free["continuous"] = policy.distribution(data["observation"]).actions(None)
+    state = {"x": data["x"].unsqueeze(-2).expand(16, 3, 3, 1)}
+    _, exact = env.dynamics(state, free, torch.full((16, 3, 3, 2), 0.5, dtype=DOUBLE))
+    error = (data["action_value"] * hpo.scaler.scale - exact).abs().max()
+    assert (error < 1e-10) == (kind is FairFork)
+
+
 def test_a_choice_under_much_noise_is_learned_and_judged_as_it_acts():
     env = Fork(batch_size=128, seed=0)
     torch.manual_seed(0)

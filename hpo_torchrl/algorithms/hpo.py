@@ -53,7 +53,8 @@ class HPO(GraphLearner, PassLearner):
     gives way to a regression of the discrete net's advantages on these estimates
     (``score_function="regression"`` of :class:`HPOLoss`): steps 2 and 3 have no entropy, clipping
     and early stop. The policy is the softmax of these advantages, at a temperature that falls from
-    the spread of the estimates.
+    the spread of the estimates. Where the environment has an opposite of its noise
+    (:meth:`DifferentiableEnv.opposite_noise`), an estimate is the mean of both.
 
     With heads the discrete actions of each head are simulated beside those that the other heads
     took, and the score function takes their expectation instead of the ones that were taken; the
@@ -319,7 +320,6 @@ class HPO(GraphLearner, PassLearner):
         # These are environment steps like any others.
         simulated = number if heads is None else 1 + heads * (number - 1)
         simulated *= steps * (steps + 1) // 2 if to_end else chosen * self.branch_steps
-        self.collector.frames += ranks.count(simulated * data.shape[:-1].numel())
         seeds: list[Any] = [None] if self.num_seeds is None else [*range(self.num_seeds)]
         worlds = cycle([env] if self.num_seeds is None else env.members)
         for seed, world, (policy, critic) in zip(seeds, worlds, self.members(), strict=False):
@@ -338,9 +338,12 @@ class HPO(GraphLearner, PassLearner):
                 each = [noise(start, self.branch_steps) for start in states.unbind(-1)]
                 faced = torch.stack(each, len(world.batch_size))
                 how |= {"critic": critic, "num_steps": self.branch_steps, "critic_unit": scale}
-            randomness = self.randomness.of_seed(seed)
-            found = branched_returns(world, policy, states, faced, **how, randomness=randomness)
-            values[own][at] = found / scale
+            how["randomness"] = self.randomness.of_seed(seed)
+            # Both ways round, what is linear in the noise cancels.
+            ways = [each for each in (faced, world.opposite_noise(faced)) if each is not None]
+            found = [branched_returns(world, policy, states, way, **how) for way in ways]
+            self.collector.frames += ranks.count(len(ways) * simulated * states.shape[:-1].numel())
+            values[own][at] = torch.stack(found).mean(0) / scale
             branched[own][at] = True
         for place in (batch, data):
             place.update({"action_value": values, "branched": branched})

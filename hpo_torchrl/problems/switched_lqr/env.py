@@ -289,6 +289,10 @@ class SwitchedLQREnv(DifferentiableEnv):
             return torch.zeros(shape, dtype=self.float_dtype, device=self.device)
         return self.process_noise * self._draw(torch.randn, shape)
 
+    def opposite_noise(self, noise: Tensor) -> Tensor | None:
+        """Return noise of the other sign, if there is any."""
+        return -noise if self.process_noise else None
+
     @staticmethod
     def _check_holdable(
         system: System, horizon: int, initial_scale: float, state_limit: float
