@@ -186,6 +186,8 @@ def test_opposite_noise_takes_what_is_linear_in_it_out_of_the_estimates(kind):
     _, exact = env.dynamics(state, free, torch.full((16, 3, 3, 2), 0.5, dtype=DOUBLE))
     error = (data["action_value"] * hpo.scaler.scale - exact).abs().max()
     assert (error < 1e-10) == (kind is FairFork)
+    default = HPO(env, policy, critic, seed=0)  # of the same work
+    assert default.branch_steps == (20 if kind is Fork else 10)
 
 
 def test_a_choice_under_much_noise_is_learned_and_judged_as_it_acts():

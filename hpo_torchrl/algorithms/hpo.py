@@ -89,10 +89,10 @@ class HPO(GraphLearner, PassLearner):
         target_action_change: root mean square change of the continuous action's mean, in action
             scales, that an update aims at; the continuous net's multiplier follows it.
         branch_steps: steps of a simulation of a discrete action, after which the critic's value is
-            added; 0 keeps the score function. ``None`` is 20 where the environment is functional
-            and has 2 to 8 discrete actions, in one choice, and up to 4 continuous coordinates;
-            else 0. With all steps of whole episodes of no more steps, branches go on to their end,
-            for half the work.
+            added; 0 keeps the score function. ``None`` is 20 (10 with opposite noise, which is
+            simulated too) where the environment is functional and has 2 to 8 discrete actions, in
+            one choice, and up to 4 continuous coordinates; else 0. With all steps of whole
+            episodes of no more steps, branches go on to their end, for half the work.
         branch_fraction: share of the steps of a batch from which all discrete actions are tried.
         regress: whether advantages are regressed on what was simulated; ``False`` scores its
             expectation. ``None`` regresses a single choice; of heads it cannot be ``True``.
@@ -199,7 +199,11 @@ class HPO(GraphLearner, PassLearner):
         missing = [name for name, there in lacks.items() if not there]
         if self.branch_steps is None:
             few = self.single and getattr(env, "continuous_dim", 0) <= FEW_DIMENSIONS
-            return 0 if missing or not few else _STEPS
+            if missing or not few:
+                return 0
+            # A noise and its opposite are twice the work.
+            some = torch.zeros(*env.batch_size, 1, *env.noise_shape, device=env.device)
+            return _STEPS if env.opposite_noise(some) is None else _STEPS // 2
         if getattr(env, "num_discrete", 0) == 1:  # nothing to choose
             return 0
         if self.branch_steps > 0 and missing:
