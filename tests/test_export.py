@@ -49,7 +49,7 @@ def bounds_by_branch():
 
 def products():
     env = SwitchedLQREnv.from_recipe(dim=3, num_modes=2, batch_size=64)
-    return HybridPolicy.for_env(env, products=4, activation="tanh"), env
+    return HybridPolicy.for_env(env, products=4, homogeneous=True, activation="tanh"), env
 
 
 def order_up_to():

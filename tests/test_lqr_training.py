@@ -38,7 +38,8 @@ def test_two_modes_are_compared_with_the_optimum_and_two_dimensions_drawn(
     assert summary["baseline_costs"]["best fixed mode"] > summary["optimal_cost"]
     assert sum(summary["mode_shares"]) == pytest.approx(1.0, abs=1e-3)
     assert "best fixed mode" in shown
-    assert summary["env_steps"] == 3 * 8 * 6  # a batch is an episode
+    # A batch is an episode, and two steps of both modes from each of its instances.
+    assert summary["env_steps"] == 3 * 8 * (6 + 2 * 2)
     assert (tmp_path / "run" / "policy.png").stat().st_size > 10_000
     assert (tmp_path / "run" / "learning_curve.png").stat().st_size > 10_000
 

@@ -22,7 +22,7 @@ from torchrl.objectives.value import GAE
 
 from hpo_torchrl.core.categorical import spec_bounds
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy, make_value_network
-from hpo_torchrl.problems import InventoryEnv
+from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 
 close = torch.testing.assert_close
 
@@ -311,6 +311,33 @@ def test_linear_skip_adds_a_linear_map():
     torch.nn.init.normal_(network.skip.weight)
     close(network(x)[1] - plain(x)[1], (x @ network.skip.weight.T).unflatten(-1, (2, 2)))
     close(network.logits(x), network(x)[0])
+
+
+@pytest.mark.parametrize("shared_trunk", [False, True])
+def test_a_homogeneous_form_scales_with_the_state(shared_trunk):
+    """Inputs as the state, values as its square, choices not; what is behind it stays as it is."""
+    env = SwitchedLQREnv.from_recipe(3, 2, dtype=torch.float64, batch_size=4, seed=0)
+    own = {"products": 0 if shared_trunk else 3, "shared_trunk": shared_trunk, "scale": 0.1}
+    policy = perturb(HybridPolicy.for_env(env, hidden=(8,), homogeneous=True, **own), 0.3)
+    critic = perturb(make_value_network(env, hidden=(8,), homogeneous=True), 0.3)
+    x = torch.randn(6, 4, dtype=torch.float64)
+    far = torch.cat([1e3 * x[:, :3], x[:, 3:]], -1)
+    network = policy.network
+    logits, loc, scale = network(x)
+    for one, other in zip(network(far), (logits, 1e3 * loc, scale), strict=True):
+        close(one, other)
+    for one, other in zip(network.sampler()(x), (logits, loc, scale), strict=True):
+        close(one.expand_as(other), other)
+    close(network.branches(x)[0], loc)
+    close(network.logits(far), logits)
+    close(critic(far), 1e6 * critic(x))
+    assert (network(x + torch.tensor([0, 0, 0, 1.0]))[0] - logits).abs().max() > 1e-3
+    origin = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
+    sum(part.sum() for part in (*network(origin)[:2], critic(origin))).backward()
+    assert origin.grad.isfinite().all()
+    noisy = SwitchedLQREnv.from_recipe(3, 2, process_noise=0.1, dtype=torch.float64)
+    other = perturb(HybridPolicy.for_env(noisy, hidden=(8,), homogeneous=True), 0.3).network
+    assert (other.logits(far) - other.logits(x)).abs().max() > 1e-3
 
 
 def test_products_say_which_part_is_largest_and_let_gains_depend_on_the_state():

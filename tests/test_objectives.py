@@ -108,6 +108,7 @@ PLACES = {
     "sample_log_prob": "discrete_log_prob",
     "advantage": "advantage",
     "action_value": "action_value",
+    "action_unit": "action_unit",
     "branched": "branched",
     "value_target": "value_target",
     "value": "state_value",
@@ -116,7 +117,7 @@ PLACES = {
     "done": "done",
     "terminated": "terminated",
 }
-OPTIONAL = {"action_value", "branched", "critic_value"}
+OPTIONAL = {"action_unit", "action_value", "branched", "critic_value"}
 
 
 def test_accepted_keys_and_in_keys():

@@ -1,8 +1,11 @@
-"""Discrete actions that are simulated, and their advantages regressed."""
+"""Discrete actions that are simulated, and their advantages regressed or scored."""
+
+import itertools
 
 import pytest
 import torch
 from tensordict import TensorDict
+from test_objectives import perturb
 
 from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
@@ -159,6 +162,34 @@ def test_discrete_actions_that_are_the_same_are_worth_the_same():
     assert value[data["branched"][..., 0]].std() > 0.0
 
 
+class FairFork(Fork):
+    """A :class:`Fork` that says which noise is the opposite of another."""
+
+    def opposite_noise(self, noise):
+        return 1.0 - noise
+
+
+@pytest.mark.parametrize("kind", [Fork, FairFork])
+def test_opposite_noise_takes_what_is_linear_in_it_out_of_the_estimates(kind):
+    env = kind(batch_size=16, seed=0, dtype=DOUBLE)
+    policy = HybridPolicy.for_env(env, find_scales=False)
+    critic = make_value_network(env, find_scales=False)
+    hpo = HPO(env, policy, critic, seed=0, branch_steps=1, branch_fraction=1.0, unroll_length=3)
+    batch = hpo.collector.collect()
+    _, data = hpo.prepare(batch)
+    frames = hpo.collector.frames
+    hpo._branch(batch, data)
+    assert hpo.collector.frames - frames == 16 * 3 * 3 * (1 if kind is Fork else 2)
+    free = {"discrete": torch.arange(3).expand(16, 3, 3)}
+    free["continuous"] = policy.distribution(data["observation"]).actions(None)
+    state = {"x": data["x"].unsqueeze(-2).expand(16, 3, 3, 1)}
+    _, exact = env.dynamics(state, free, torch.full((16, 3, 3, 2), 0.5, dtype=DOUBLE))
+    error = (data["action_value"] * hpo.scaler.scale - exact).abs().max()
+    assert (error < 1e-10) == (kind is FairFork)
+    default = HPO(env, policy, critic, seed=0)  # of the same work
+    assert default.branch_steps == (20 if kind is Fork else 10)
+
+
 def test_a_choice_under_much_noise_is_learned_and_judged_as_it_acts():
     env = Fork(batch_size=128, seed=0)
     torch.manual_seed(0)
@@ -251,3 +282,126 @@ def test_the_continuous_action_of_one_that_is_given_up_is_learned_by_explorers(s
             begun = batch[:, 0][hpo.collector.forced]
             assert torch.equal(begun["value_target"], begun["state_value"])
     assert (miss() < 0.25 * first) == (share > 0)
+
+
+class Slopes(DifferentiableEnv):
+    """Two steps; each discrete action has a slope of its own, and no noise."""
+
+    def __init__(self, **others):
+        super().__init__(
+            num_discrete=3,
+            continuous_dim=1,
+            state_shapes={"x": (1,)},
+            observation_dim=1,
+            noise_shape=(1,),
+            horizon=2,
+            dtype=DOUBLE,
+            **others,
+        )
+
+    def dynamics(self, state, action, noise):
+        d, u = action["discrete"].to(DOUBLE), action["continuous"]
+        x = 0.6 * state["x"] + (d - 1.2).unsqueeze(-1) * u
+        return {"x": x}, (2 * x[..., 0] + 0.5 * d).sin() - 0.3 * u[..., 0].square()
+
+    def observe(self, state):
+        return state["x"]
+
+    def initial_state(self):
+        return {"x": torch.full((*self.batch_size, 1), 0.4, dtype=DOUBLE)}
+
+    def draw_noise(self, num_steps, state):
+        return torch.zeros(*self.batch_size, num_steps, 1, dtype=DOUBLE)
+
+
+def test_a_single_choice_that_is_tried_at_some_steps_has_the_exact_gradient():
+    """Mean of the loss's gradient over all discrete actions, and over which step is tried."""
+    env, steps = Slopes(batch_size=1), 2
+    policy = perturb(HybridPolicy.for_env(env, hidden=(4,), activation="tanh"), 0.5)
+    parameters = list(policy.parameters())
+    loss = HPOLoss(policy, clip_epsilon=None, entropy_coeff=None, functional=False)
+    template = differentiable_rollout(env, policy, steps).exclude(
+        "discrete_log_prob", "action_log_prob"
+    )
+
+    @torch.no_grad()
+    def value(x, d, left):
+        """Expected return of so many steps from x that begin with d."""
+        discrete = torch.tensor([d])
+        u = policy.distribution(x).mode_of(discrete)
+        after, reward = env.dynamics({"x": x}, {"discrete": discrete, "continuous": u}, None)
+        chance = policy.distribution(after["x"]).logits[0].exp()
+        if left > 1:
+            reward = reward + sum(chance[o] * value(after["x"], o, left - 1) for o in range(3))
+        return reward.item()
+
+    returns, estimate = 0.0, [torch.zeros_like(parameter) for parameter in parameters]
+    for choice in itertools.product(range(3), repeat=steps):
+        state, log_prob, total, rows = {"x": template["x"][:, 0]}, 0.0, 0.0, []
+        for t, d in enumerate(choice):
+            x, discrete = state["x"], torch.tensor([d])
+            dist = policy.distribution(x)
+            u = dist.mode_of(discrete)
+            state, reward = env.dynamics(state, {"discrete": discrete, "continuous": u}, None)
+            log_prob, total = log_prob + dist.log_prob_discrete(discrete), total + reward
+            tried = [[value(x.detach(), o, steps - t) for o in range(3)]]
+            tried = torch.tensor(tried, dtype=DOUBLE)
+            rows.append((x, discrete, u, reward[:, None], state["x"], tried))
+        returns = returns + (log_prob.exp() * total).mean()
+        names = ("observation", ("action", "discrete"), ("action", "continuous"))
+        names += (("next", "reward"), ("next", "observation"), "action_value")
+        for step in range(steps):
+            data = template.clone()
+            for name, column in zip(names, zip(*rows, strict=True), strict=True):
+                data[name] = torch.stack(column, 1)
+            data["branched"] = (torch.arange(steps) == step).view(1, steps, 1)
+            data["action_value"] = data["action_value"].where(data["branched"], 77.0)
+            terms = loss(data)
+            objective = sum(term for key, term in terms.items() if key.startswith("loss_"))
+            found = torch.autograd.grad(objective, parameters, retain_graph=True)
+            for entry, gradient in zip(estimate, found, strict=True):
+                entry.sub_(log_prob.exp().item() * gradient)
+    exact = torch.autograd.grad(returns, parameters)
+    for entry, gradient in zip(estimate, exact, strict=True):
+        torch.testing.assert_close(entry, gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_scored_values_are_in_the_unit_of_their_state():
+    env = Slopes(batch_size=4)
+    policy = perturb(HybridPolicy.for_env(env, hidden=(4,)), 0.5)
+    loss = HPOLoss(policy, pathwise=False, cross_term=False, entropy_coeff=0.5)
+    data = differentiable_rollout(env, policy, 2).detach()
+    data["advantage"] = torch.zeros(4, 2, 1, dtype=DOUBLE)
+    data["action_value"] = torch.randn(4, 2, 3, dtype=DOUBLE)
+    wanted, plain = loss(data), data.copy()
+    unit = torch.rand(4, 2, 1, dtype=DOUBLE) + 0.1
+    data["action_value"], data["action_unit"] = data["action_value"] * unit, unit
+    found = loss(data)
+    torch.testing.assert_close(found["loss_objective"], wanted["loss_objective"])
+    torch.testing.assert_close(found["loss_entropy"], wanted["loss_entropy"])
+    gap = plain["action_value"].topk(2).values.diff(dim=-1).neg().log().mean().exp()
+    torch.testing.assert_close(loss.advantage_unit(data, loss.logits(data)), gap)
+
+
+def test_homogeneous_policies_score_modes_in_the_squared_size_of_the_state():
+    env = SwitchedLQREnv.from_recipe(4, 3, batch_size=6, horizon=5, dtype=DOUBLE, seed=0)
+    policy = HybridPolicy.for_env(env, hidden=(4,), homogeneous=True)
+    critic = make_value_network(env, hidden=(4,), homogeneous=True)
+    hpo = HPO(env, policy, critic, seed=0, branch_steps=2, branch_fraction=0.4, regress=False)
+    assert not hpo.regresses
+    assert hpo.collector.explore_fraction == hpo.explore_fraction
+    hpo.anneal(0.0)
+    assert hpo.entropy_bonus == hpo.entropy_coeff
+    hpo.anneal(hpo.temperature_until)
+    assert hpo.entropy_bonus == pytest.approx(hpo.temperature_final)
+    batch = hpo.collector.collect()
+    _, data = hpo.prepare(batch)
+    hpo._branch(batch, data)
+    size = (data["x"] / env.initial_scale).square().mean(-1, keepdim=True)
+    torch.testing.assert_close(data["action_unit"], size)
+    assert data["branched"].sum() == 6 * 2
+    found = hpo.iterate()
+    assert found["kl"] >= 0
+    alone = SwitchedLQREnv.from_recipe(4, 1, batch_size=6, seed=0)
+    one = HPO(alone, HybridPolicy.for_env(alone), make_value_network(alone), branch_steps=2)
+    assert not one.branches

@@ -60,7 +60,7 @@ COLLECTED = {
     ),
     "episodes": (
         lambda **kw: SwitchedLQREnv.from_recipe(3, 2, horizon=7, batch_size=4, dtype=DOUBLE, **kw),
-        {"scale": 0.3, "distribution": "squashed_normal", "products": 5},
+        {"scale": 0.3, "distribution": "squashed_normal", "products": 5, "homogeneous": True},
     ),
     "masks and heads": (
         lambda **kw: Shuttle(2, batch_size=5, dtype=DOUBLE, **kw),
@@ -328,6 +328,12 @@ LEARNED = {
     "HPO, heads": (HPO, "heads", {}, {"reset_fraction": 0.4}),
     "HPO, masks": (HPO, "masks", {"shared_trunk": True}, {"reset_fraction": 0.2}),
     "HPO, episodes": (HPO, "episodes", {}, {"unroll_length": 7}),
+    "HPO, scored": (
+        HPO,
+        "episodes",
+        {"homogeneous": True},
+        {"unroll_length": 7, "branch_steps": 2, "regress": False},
+    ),
     "PPO": (PPO, "stock", SCALE, {"target_kl": 0.002, "scale_entropy_coeff": 0.1}),
     "PPO, heads": (PPO, "heads", {"scale": 0.2}, {"reset_fraction_final": 0.3, "epochs": 2}),
 }

@@ -236,6 +236,22 @@ def test_both_rollout_routes_are_equal():
     torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
+def test_shocks_and_their_opposites_lead_to_prices_as_far_from_what_is_expected():
+    env = StorageEnv(2, batch_size=6, dtype=torch.float64, seed=0)
+    noise = env.sample_noise(5)
+    start = env.fresh_state()
+    idle = {"discrete": torch.zeros(6, 2, dtype=torch.int64), "continuous": torch.zeros(6, 2)}
+    ends = []
+    for way in (noise, env.opposite_noise(noise), torch.zeros_like(noise)):
+        state = start
+        for step in way.unbind(1):
+            state, _, _ = env.advance(state, idle, step)
+        ends.append(state["deviation"])
+    torch.testing.assert_close((ends[0] + ends[1]) / 2, ends[2])
+    assert (ends[0] - ends[1]).abs().min() > 1e-3
+    assert StorageEnv(2, price_shock=0.0).opposite_noise(noise) is None
+
+
 def test_prices_are_of_the_cycle_and_wander_as_they_should(tmp_path):
     (tmp_path / "prices.csv").write_text("time,price\na,10\nb,30\nc,20\n")
     env = make(price=str(tmp_path / "prices.csv"), batch_size=4000, price_shock=3.0)

@@ -28,6 +28,7 @@ from hpo_torchrl.core.categorical import (
 from hpo_torchrl.core.checks import accepted, check_int
 from hpo_torchrl.core.objective import FEW_DIMENSIONS
 from hpo_torchrl.core.wrappers import plain
+from hpo_torchrl.modules import HybridNetwork
 
 # Steps of a branch, and discrete actions up to which all are simulated.
 _STEPS, _FEW_ACTIONS = 20, 8
@@ -53,12 +54,15 @@ class HPO(GraphLearner, PassLearner):
     gives way to a regression of the discrete net's advantages on these estimates
     (``score_function="regression"`` of :class:`HPOLoss`): steps 2 and 3 have no entropy, clipping
     and early stop. The policy is the softmax of these advantages, at a temperature that falls from
-    the spread of the estimates.
+    the spread of the estimates. Where the environment has an opposite of its noise
+    (:meth:`DifferentiableEnv.opposite_noise`), an estimate is the mean of both.
 
     With heads the discrete actions of each head are simulated beside those that the other heads
-    took, and the score function takes their expectation instead of the ones that were taken; the
-    entropy bonus falls by a geometric schedule, from ``entropy_coeff`` to ``temperature_final``
-    differences between a head's best discrete action and its second.
+    took, and the score function takes their expectation instead of the ones that were taken; so it
+    does in a single choice with ``regress=False``. The entropy bonus then falls by a geometric
+    schedule, from ``entropy_coeff`` to ``temperature_final`` differences between the best discrete
+    action and the second. A policy that is homogeneous (:class:`HybridNetwork`) is told these
+    values in units of the squared size of the state, so that small states count as much.
 
     With ``seed`` a sequence, the seeds are trained together; see :class:`Learner`.
 
@@ -85,11 +89,13 @@ class HPO(GraphLearner, PassLearner):
         target_action_change: root mean square change of the continuous action's mean, in action
             scales, that an update aims at; the continuous net's multiplier follows it.
         branch_steps: steps of a simulation of a discrete action, after which the critic's value is
-            added; 0 keeps the score function. ``None`` is 20 where the environment is functional
-            and has 2 to 8 discrete actions, in one choice, and up to 4 continuous coordinates;
-            else 0. With all steps of whole episodes of no more steps, branches go on to their end,
-            for half the work.
+            added; 0 keeps the score function. ``None`` is 20 (10 with opposite noise, which is
+            simulated too) where the environment is functional and has 2 to 8 discrete actions, in
+            one choice, and up to 4 continuous coordinates; else 0. With all steps of whole
+            episodes of no more steps, branches go on to their end, for half the work.
         branch_fraction: share of the steps of a batch from which all discrete actions are tried.
+        regress: whether advantages are regressed on what was simulated; ``False`` scores its
+            expectation. ``None`` regresses a single choice; of heads it cannot be ``True``.
         temperature_final: temperature at the end, in units of the median difference between the
             advantages of the best discrete action and the second.
         temperature_until: fraction of the run by which it is reached.
@@ -126,6 +132,7 @@ class HPO(GraphLearner, PassLearner):
     target_action_change: float = setting(0.1, strict=True)
     branch_steps: int = setting(None, check_int)
     branch_fraction: float = setting(0.25, maximum=1.0, strict=True)
+    regress: bool | None = None
     temperature_final: float = setting(0.02, strict=True)
     temperature_until: float = setting(0.8, maximum=1.0, strict=True)
     explore_fraction: float = setting(0.25, maximum=1.0)
@@ -149,7 +156,7 @@ class HPO(GraphLearner, PassLearner):
                 f"turns={self.turns} needs parameters of the discrete action alone and others, but "
                 f"the policy has {sorted(self.policy.parameter_groups())}; leave turns at 0."
             )
-        if self.regresses:
+        if self.branches and self.single:
             self.collector.explore_fraction = self.explore_fraction
         if self.regresses and "discrete" in self.optimization.groups:
             for group in self.optimization.param_groups("discrete"):
@@ -162,27 +169,43 @@ class HPO(GraphLearner, PassLearner):
 
     @property
     def regresses(self) -> bool:
-        """Whether advantages are regressed on what was simulated: those of a single choice."""
-        return self.branches and getattr(self.env, "num_heads", None) is None
+        """Whether advantages are regressed on what was simulated."""
+        return self.branches and self.single and self.regress is not False
+
+    @property
+    def single(self) -> bool:
+        """Whether a step has one discrete choice, not one of each head."""
+        return getattr(self.env, "num_heads", None) is None
 
     def _choose_branch_steps(self) -> int:
         """Return the steps of a branch; 0 by default where the choice is rather scored."""
         env: Any = self.env
-        single = getattr(env, "num_heads", None) is None
+        if self.regress and not self.single:
+            raise ValueError(
+                f"regress=True is of a single choice, but the environment has {env.num_heads} "
+                "heads; leave algorithm.regress null."
+            )
+        regresses = self.single and self.regress is not False
         lacks = {
             "a functional environment and policy": is_functional(env, self.policy),
             f"2 to {_FEW_ACTIONS} discrete actions": 1
             < getattr(env, "num_discrete", 0)
             <= _FEW_ACTIONS,
-            "a HybridNetwork, which has a temperature": not single
+            "a HybridNetwork, which has a temperature": not regresses
             or hasattr(self.policy.network, "temperature"),
             "a loss that takes score_function='regression'": "score_function"
             in accepted(self.loss),
         }
         missing = [name for name, there in lacks.items() if not there]
         if self.branch_steps is None:
-            few = single and getattr(env, "continuous_dim", 0) <= FEW_DIMENSIONS
-            return 0 if missing or not few else _STEPS
+            few = self.single and getattr(env, "continuous_dim", 0) <= FEW_DIMENSIONS
+            if missing or not few:
+                return 0
+            # A noise and its opposite are twice the work.
+            some = torch.zeros(*env.batch_size, 1, *env.noise_shape, device=env.device)
+            return _STEPS if env.opposite_noise(some) is None else _STEPS // 2
+        if getattr(env, "num_discrete", 0) == 1:  # nothing to choose
+            return 0
         if self.branch_steps > 0 and missing:
             raise ValueError(
                 f"branch_steps={self.branch_steps} simulates every discrete action, which needs "
@@ -319,7 +342,6 @@ class HPO(GraphLearner, PassLearner):
         # These are environment steps like any others.
         simulated = number if heads is None else 1 + heads * (number - 1)
         simulated *= steps * (steps + 1) // 2 if to_end else chosen * self.branch_steps
-        self.collector.frames += ranks.count(simulated * data.shape[:-1].numel())
         seeds: list[Any] = [None] if self.num_seeds is None else [*range(self.num_seeds)]
         worlds = cycle([env] if self.num_seeds is None else env.members)
         for seed, world, (policy, critic) in zip(seeds, worlds, self.members(), strict=False):
@@ -338,13 +360,17 @@ class HPO(GraphLearner, PassLearner):
                 each = [noise(start, self.branch_steps) for start in states.unbind(-1)]
                 faced = torch.stack(each, len(world.batch_size))
                 how |= {"critic": critic, "num_steps": self.branch_steps, "critic_unit": scale}
-            randomness = self.randomness.of_seed(seed)
-            found = branched_returns(world, policy, states, faced, **how, randomness=randomness)
-            values[own][at] = found / scale
+            how["randomness"] = self.randomness.of_seed(seed)
+            # Both ways round, what is linear in the noise cancels.
+            ways = [each for each in (faced, world.opposite_noise(faced)) if each is not None]
+            found = [branched_returns(world, policy, states, way, **how) for way in ways]
+            self.collector.frames += ranks.count(len(ways) * simulated * states.shape[:-1].numel())
+            values[own][at] = torch.stack(found).mean(0) / scale
             branched[own][at] = True
         for place in (batch, data):
             place.update({"action_value": values, "branched": branched})
         if not self.regresses:
+            self._add_action_unit(batch, data)
             return None
         # What a masked action would lead to need not make sense.
         allowed = (branched & data.get(ACTION_MASK, branched)).expand_as(values)
@@ -352,6 +378,17 @@ class HPO(GraphLearner, PassLearner):
         mean = values.where(allowed, 0.0).sum(-1, keepdim=True) / number
         spread = (values - mean).where(allowed, 0.0)
         return (self.mean(spread.square()) / self.mean(allowed.to(values.dtype))).sqrt()
+
+    def _add_action_unit(self, *places: TensorDictBase) -> None:
+        """Add the unit of ``"action_value"``, the squared size of the state, if policies have one.
+
+        A homogeneous policy chooses alike in states of all sizes: it learns from all alike.
+        """
+        network: Any = self.policy.network
+        if isinstance(network, HybridNetwork) and network.direction.entries:
+            for place in places:
+                observation = place.get(self.policy.observation_key).detach()
+                place.set("action_unit", network.size_of(observation).square())
 
     def _branches_to_the_end(self, steps: int, chosen: int) -> bool:
         """Whether the branches of whole episodes go on to their end, all in one pass."""

@@ -203,6 +203,21 @@ class DifferentiableEnv(Shell):
     def draw_noise(self, num_steps: int, state: State) -> Tensor:
         """Draw the noise of ``num_steps`` steps, ``(*B, num_steps, *noise_shape)``."""
 
+    def opposite_noise(self, noise: Tensor) -> Tensor | None:
+        """Return noise as likely as this one that moves everything the other way; optional.
+
+        Where noise is symmetric it is ``-noise``. The mean of what follows from both varies less
+        than of two independent draws: what is linear in the noise cancels (antithetic variates;
+        Hammersley and Morton 1956).
+
+        Args:
+            noise: what :meth:`draw_noise` returned, with any axes.
+
+        Returns:
+            The same shape; ``None`` where there is no such noise.
+        """
+        return None
+
     def heuristic_choice(self, observation: Tensor) -> Tensor:
         """Return the discrete action a simple rule would take, int64 ``(*B,)``; optional.
 

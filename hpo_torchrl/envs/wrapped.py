@@ -83,6 +83,10 @@ class WrappedEnv(DifferentiableEnv):
         """Draw the original's noise."""
         return self.original.draw_noise(num_steps, state)
 
+    def opposite_noise(self, noise: Tensor) -> Tensor | None:
+        """Return the original's."""
+        return self.original.opposite_noise(noise)
+
     def heuristic_choice(self, observation: Tensor) -> Tensor:
         """Return the original's choice."""
         return self.original.heuristic_choice(observation)

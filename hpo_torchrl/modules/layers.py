@@ -50,6 +50,51 @@ class Products(nn.Module):
         return self.left(value) * self.right(value) * size
 
 
+class Direction(nn.Module):
+    r"""Split an observation into a size and what stays the same as the state is scaled.
+
+    In a linear-quadratic problem without noise a state that is c times as large has inputs c times
+    and costs c^2 times as large, and the same order of discrete actions. A net of the direction
+    has learned about all sizes what it has learned about one; a net of the state learns of small
+    ones, which cost little, last.
+
+    Args:
+        entries: number of leading entries of the observation that scale with the state, divided
+            here by their root mean square; 0 leaves the observation as it is.
+    """
+
+    def __init__(self, entries: int) -> None:
+        super().__init__()
+        self.entries = entries
+
+    def forward(self, observation: Tensor) -> tuple[Tensor | float, Tensor]:
+        """Return the root mean square ``(*B, 1)``, and the observation with it taken out."""
+        if not self.entries:
+            return 1.0, observation
+        state, rest = observation[..., : self.entries], observation[..., self.entries :]
+        # Far below what float32 tells apart from 0 in a control that has settled.
+        size = state.square().mean(-1, keepdim=True).clamp_min(1e-20).sqrt()
+        return size, torch.cat([state / size, rest], -1)
+
+
+class HomogeneousValue(nn.Module):
+    """A net of the direction of a state times its squared size: values that are homogeneous.
+
+    Args:
+        direction: splits the observation.
+        net: the net.
+    """
+
+    def __init__(self, direction: Direction, net: nn.Module) -> None:
+        super().__init__()
+        self.direction, self.net = direction, net
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return the values, ``(*B, 1)``."""
+        size, observation = self.direction(observation)
+        return size**2 * self.net(observation)
+
+
 class ScheduledGains(nn.Module):
     r"""Add a linear control whose gains depend on the state: :math:`z + C \tanh(k)\,D x`.
 
@@ -114,6 +159,14 @@ def mlp(
     return net
 
 
+def homogeneous_entries(env: Any) -> int:
+    """Return how many leading entries of an environment's observation scale with its state.
+
+    Where its costs then scale with the square; 0 where they do not.
+    """
+    return int(getattr(plain(env), "homogeneous_entries", 0))
+
+
 def direct(net: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return what calling a net does, without torch's search for hooks at each call of a layer.
 
@@ -141,6 +194,7 @@ def make_value_network(
     hidden: int | Sequence[int] = (64, 64),
     activation: str = "tanh",
     products: bool = False,
+    homogeneous: bool = False,
     observation_key: Key = "observation",
     find_scales: bool = True,
 ) -> ValueOperator:
@@ -154,6 +208,8 @@ def make_value_network(
             there.
         products: whether the first hidden layer multiplies, for values that are quadratic; see
             :class:`Products`.
+        homogeneous: whether values grow with the square of the state by their form, in an
+            environment whose ``homogeneous_entries`` say so; see :class:`Direction`.
         observation_key: entry that the critic reads.
         find_scales: whether a simulation may say how the observation is scaled; see
             :func:`scales_of`.
@@ -173,7 +229,10 @@ def make_value_network(
     observations = ObservationScale(spec.shape[-1], **place)
     if find_scales:
         observations.use(scales_of(env), observation_key)
-    return ValueOperator(nn.Sequential(observations, *net), in_keys=[observation_key])
+    layers: Any = net
+    if homogeneous and (entries := homogeneous_entries(env)):
+        layers = [HomogeneousValue(Direction(entries), net)]
+    return ValueOperator(nn.Sequential(observations, *layers), in_keys=[observation_key])
 
 
 class QNetwork(nn.Module):

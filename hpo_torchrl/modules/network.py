@@ -14,7 +14,7 @@ from hpo_torchrl.core.categorical import BranchBounds, insert_like, unsqueeze_li
 from hpo_torchrl.core.checks import check_float, check_heads, check_int, check_sizes, checked
 from hpo_torchrl.modules.action_range import ActionRange, Bounds
 from hpo_torchrl.modules.continuous import make_distribution
-from hpo_torchrl.modules.layers import ACTIVATIONS, ScheduledGains, direct, mlp
+from hpo_torchrl.modules.layers import ACTIVATIONS, Direction, ScheduledGains, direct, mlp
 from hpo_torchrl.modules.scales import ObservationScale
 
 
@@ -69,6 +69,9 @@ class HybridNetwork(nn.Module):
             (:class:`ScheduledGains`); with any, the first layer of both nets multiplies too
             (:class:`Products`). For problems that are linear-quadratic while the discrete actions
             stay the same; 0 has none.
+        homogeneous: number of leading entries of the observation with which raw outputs scale by
+            their form, and of whose direction alone the logits are (:class:`Direction`); 0 has no
+            such form.
         scale: standard deviation of u in units of ``action_scale`` (of z for a squashed normal);
             0 makes u deterministic.
         learn_scale: make the standard deviation a parameter, one per branch and coordinate.
@@ -106,6 +109,7 @@ class HybridNetwork(nn.Module):
         shared_trunk: bool = False,
         linear_skip: bool = True,
         products: int = 0,
+        homogeneous: int = 0,
         scale: float = 0.0,
         learn_scale: bool = False,
         control: nn.Module | Sequence[int] | None = None,
@@ -140,6 +144,7 @@ class HybridNetwork(nn.Module):
                 "all of the observation."
             )
         self.observations = ObservationScale(observation_dim, reads, **place)
+        self.direction = Direction(check_int("homogeneous", homogeneous, minimum=0))
         outputs = num_discrete * continuous_dim * self.distribution.outputs
         self.trunk: nn.Module = nn.Identity()
         seen = observation_dim if reads is None else reads
@@ -180,9 +185,9 @@ class HybridNetwork(nn.Module):
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
-        observation = self.observations(observation)
+        size, observation = self.direction(self.observations(observation))
         features = self.trunk(observation)
-        raw = self._with_skips(self.continuous, self.skip, features, observation)
+        raw = size * self._with_skips(self.continuous, self.skip, features, observation)
         loc, scale = self._parameters_of(raw, self.scale())
         scale = None if scale is None else scale.expand_as(loc)
         return self._in_heads(self.discrete(features)), loc, scale
@@ -197,28 +202,34 @@ class HybridNetwork(nn.Module):
         trunk, discrete, continuous = map(direct, (self.trunk, self.discrete, self.continuous))
         skip = None if self.skip is None else direct(self.skip)
         scale, parameters_of, in_heads = self.scale(), self._parameters_of, self._in_heads
-        observations = direct(self.observations)
+        observations, direction = direct(self.observations), direct(self.direction)
 
         def parameters(observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-            observation = observations(observation)
+            size, observation = direction(observations(observation))
             features = trunk(observation)
             with torch.no_grad():
                 logits = in_heads(discrete(features))
-            raw = self._with_skips(continuous, skip, features, observation)
+            raw = size * self._with_skips(continuous, skip, features, observation)
             return logits, *parameters_of(raw, scale)
 
         return parameters
 
     def branches(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the parameters of u alone, those of every branch."""
-        observation = self.observations(observation)
+        size, observation = self.direction(self.observations(observation))
         features = self.trunk(observation)
-        raw = self._with_skips(self.continuous, self.skip, features, observation)
+        raw = size * self._with_skips(self.continuous, self.skip, features, observation)
         return self._parameters_of(raw, self.scale())
 
     def logits(self, observation: Tensor) -> Tensor:
         """Return the logits alone, ``(*B, M)`` or ``(*B, H, M)``."""
-        return self._in_heads(self.discrete(self.trunk(self.observations(observation))))
+        return self._in_heads(
+            self.discrete(self.trunk(self.direction(self.observations(observation))[1]))
+        )
+
+    def size_of(self, observation: Tensor) -> Tensor:
+        """Return the size of the state that a homogeneous form scales with, ``(*B, 1)``."""
+        return self.direction(self.observations(observation))[0]
 
     @property
     def action_scale(self) -> Tensor:

@@ -18,6 +18,7 @@ from hpo_torchrl.core.data import Key
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.core.wrappers import check_action_kept, plain, spec_of
 from hpo_torchrl.modules.continuous import ContinuousDistribution
+from hpo_torchrl.modules.layers import homogeneous_entries
 from hpo_torchrl.modules.network import HybridNetwork
 from hpo_torchrl.modules.sampler import HybridAction, HybridParameters, HybridSampler
 from hpo_torchrl.modules.sampling import (
@@ -133,6 +134,7 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
         memory: TensorDictModuleBase | None = None,
         return_log_prob: bool = True,
         find_scales: bool = True,
+        homogeneous: bool = False,
         **arguments: Any,
     ) -> HybridPolicy:
         """Build the policy of an environment from its specs.
@@ -152,6 +154,8 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             return_log_prob: whether log-probabilities are written.
             find_scales: whether a simulation may correct the unit of the actions and, in a
                 :class:`HybridNetwork`, that of the observation; see :func:`scales_of`.
+            homogeneous: whether the network uses that an environment's inputs scale with its state,
+                where its ``homogeneous_entries`` say so; see :class:`HybridNetwork`.
             arguments: further arguments of the network, by default of :class:`HybridNetwork`.
 
         Raises:
@@ -172,6 +176,8 @@ class HybridPolicy(ProbabilisticTensorDictSequential):
             number, dimension, heads = action_sizes(env)
             check_action_kept(env)
             source, found = plain(env), scales_of(env) if find_scales else None
+            if homogeneous and (entries := homogeneous_entries(env)):
+                arguments["homogeneous"] = entries
             scale = getattr(source, "action_scale", None)
             network = network(
                 observation_dim=observation.shape[-1],

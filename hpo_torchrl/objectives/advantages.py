@@ -60,6 +60,7 @@ class AdvantageLoss(LossModule):
             advantage: the advantage; where absent, the value estimator computes it.
             action_value: estimates of Q for every discrete action, float ``(*B, T, M)``, with heads
                 ``(*B, T, H, M)``; optional.
+            action_unit: the unit in which they are scored, float ``(*B, T, 1)``; optional.
             branched: whether ``action_value`` was estimated at a step, bool; where absent, it was.
             value_target: the critic's target.
             value: the critic's output.
@@ -74,6 +75,7 @@ class AdvantageLoss(LossModule):
         sample_log_prob: NestedKey = "discrete_log_prob"
         advantage: NestedKey = "advantage"
         action_value: NestedKey = "action_value"
+        action_unit: NestedKey = "action_unit"
         branched: NestedKey = "branched"
         value_target: NestedKey = "value_target"
         value: NestedKey = "state_value"

@@ -59,8 +59,10 @@ class HPOLoss(HybridLossModule):
     ``(*B, T, M)``, with heads ``(*B, T, H, M)`` beside what the other heads took
     (:func:`~hpo_torchrl.collectors.branched_returns`), score function and cross term are
     expectations over the discrete actions (of each head) instead of samples at the one taken;
-    clipping does not apply to them. With heads the unit of the entropy bonus is then the geometric
-    mean of the differences between a head's best discrete action and its second.
+    clipping does not apply to them. The unit of the entropy bonus is then the geometric mean of the
+    differences between the best discrete action (of a head) and the second. The score function
+    takes them in units of ``"action_unit"``, if the batch holds it; the cross term does not, and
+    samples where a single choice was not tried.
 
     ``HPOLoss(policy, critic, score_function=False)`` is plain backpropagation through the
     simulator. The rollout then decides what becomes of the discrete choice: in a
@@ -81,7 +83,7 @@ class HPOLoss(HybridLossModule):
             noise, see :class:`CrossTermWeight`; this backpropagates twice more through the rollout.
         clip_epsilon: clipping range of the ratio of discrete probabilities; ``None`` uses the
             log-probability itself.
-        advantage_limit: in entropy bonuses, what the advantages of the heads' discrete actions are
+        advantage_limit: in entropy bonuses, what the advantages of tried discrete actions are
             cut at in the score function: whatever is so much better or worse is certain to be
             chosen or left, and would drown what is not.
         shared: further arguments, of :class:`HybridLossModule`: ``entropy_coeff``,
@@ -287,15 +289,15 @@ class HPOLoss(HybridLossModule):
 
     def advantage_unit(self, data: TensorDictBase, logits: Tensor) -> Tensor:
         """Return what the entropy bonus is measured in, a scalar or ``(S,)``; see the class."""
-        value = data.get(self.tensor_keys.action_value, None)
-        if value is None or value.ndim < data.ndim + 2:
+        if self.regression or data.get(self.tensor_keys.action_value, None) is None:
             return super().advantage_unit(data, logits)
+        value = self._scored_value(data)
         value = value.where(~logits.isneginf(), -torch.inf)
         gap = -value.topk(2).values.diff(dim=-1).squeeze(-1)
         gap = gap.where(gap.isfinite(), 0.0)
-        counts = (gap > 0).to(gap.dtype) * self._branched(data).sign().unsqueeze(-1)
+        counts = (gap > 0).to(gap.dtype) * unsqueeze_like(self._branched(data).sign(), gap)
         logs = gap.clamp_min(1e-30).log() * counts
-        sums = [self.mean(part.sum(-1), data) for part in (logs, counts)]
+        sums = [self.mean(over_heads(part, data.ndim), data) for part in (logs, counts)]
         return (sums[0] / sums[1].clamp_min(1e-12)).exp()
 
     def _branched(self, data: TensorDictBase) -> Tensor:
@@ -306,24 +308,43 @@ class HPOLoss(HybridLossModule):
         used = known.squeeze(-1).to(data[self.tensor_keys.action_value].dtype)
         return used / unsqueeze_like(self.mean(used, data).clamp_min(1e-12), used)
 
+    def _scored_value(self, data: TensorDictBase) -> Tensor:
+        """Return ``"action_value"`` in its unit, if the data have one."""
+        value = data.get(self.tensor_keys.action_value)
+        unit = data.get(self.tensor_keys.action_unit, None)
+        return value if unit is None else value / insert_like(unit, value)
+
     def _credit(self, data: TensorDictBase, logits: Tensor, limited: bool = False) -> Tensor:
-        """Advantage times log-probability, or the advantage expected over the discrete actions."""
+        """Advantage times log-probability, or the advantage expected over the discrete actions.
+
+        Args:
+            data: what :meth:`advantages` returns.
+            logits: what :meth:`logits` returns of it.
+            limited: whether it is scored: in the unit of the data, and cut.
+        """
         if self.regression:  # those that the policy stands for, which it has at every step
             action_value = self._own_advantages(logits.detach())
         elif (action_value := data.get(self.tensor_keys.action_value, None)) is None:
             return self.log_prob(data, logits) * self.advantage(data)
         else:
             self.entry(data, self.tensor_keys.action_value, logits.shape[data.ndim :])
+            action_value = self._scored_value(data) if limited else action_value
         # Q of a masked action need not make sense.
         action_value = action_value.masked_fill(logits.isneginf(), 0.0)
         probability = logits.exp()
         value = (probability.detach() * action_value).sum(-1, keepdim=True)
         advantage = action_value - value
-        if limited and advantage.ndim > data.ndim + 1 and self.entropy_coeff is not None:
+        if limited and self.entropy_coeff is not None:
             limit = self.advantage_limit * self.entropy_coeff * self.advantage_unit(data, logits)
             limit = unsqueeze_like(limit, advantage)
             advantage = advantage.minimum(limit).maximum(-limit)
-        return over_heads((probability * advantage).sum(-1), data.ndim)
+        expected = over_heads((probability * advantage).sum(-1), data.ndim)
+        known = data.get(self.tensor_keys.branched, None)
+        if limited or self.regression or known is None or logits.ndim > data.ndim + 1:
+            return expected
+        # Of heads a sample says too little: their advantages are not told apart.
+        sampled = self.log_prob(data, logits) * self.advantage(data)
+        return torch.where(known.squeeze(-1), expected, sampled)
 
     def _log_ratio(self, data: TensorDictBase, logits: Tensor) -> Tensor:
         log_prob = self.log_prob(data, logits)

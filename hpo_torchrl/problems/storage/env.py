@@ -285,6 +285,10 @@ class StorageEnv(DifferentiableEnv):
         """Return the shocks of the coming steps, ``(*B, T, 1)``."""
         return self._draw(torch.randn, (*self.batch_size, num_steps, 1))
 
+    def opposite_noise(self, noise: Tensor) -> Tensor | None:
+        """Return shocks of the other sign; none where prices are known."""
+        return -noise if self.prices.shock else None
+
     def heuristic_choice(self, observation: Tensor) -> Tensor:
         """Charge where the price is low, and discharge where it is high, all batteries alike."""
         price = observation[..., self.num_batteries]

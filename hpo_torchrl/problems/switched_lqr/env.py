@@ -67,6 +67,8 @@ class SwitchedLQREnv(DifferentiableEnv):
 
     Attributes:
         A, B, Q, R: the matrices, one per mode.
+        homogeneous_entries: without noise n: optimal inputs scale with x, costs with its square,
+            and optimal modes depend on its direction alone. Else 0.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -124,6 +126,7 @@ class SwitchedLQREnv(DifferentiableEnv):
         self.initial_scale, self.state_limit = initial_range / n**0.5, float(state_limit)
         self.initial_seed = initial_seed
         self.observe_time, self.cost_units = observe_time, float(n)
+        self.homogeneous_entries = n if process_noise == 0 else 0
         place = {"dtype": self.float_dtype, "device": self.device}
         for name, size in {"state_limit": state_limit, "process_noise": process_noise}.items():
             in_dtype(name, size, **place)
@@ -288,6 +291,10 @@ class SwitchedLQREnv(DifferentiableEnv):
         if self.process_noise == 0:
             return torch.zeros(shape, dtype=self.float_dtype, device=self.device)
         return self.process_noise * self._draw(torch.randn, shape)
+
+    def opposite_noise(self, noise: Tensor) -> Tensor | None:
+        """Return noise of the other sign, if there is any."""
+        return -noise if self.process_noise else None
 
     @staticmethod
     def _check_holdable(
