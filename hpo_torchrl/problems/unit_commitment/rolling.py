@@ -28,8 +28,8 @@ class RollingMILP(RulePolicy):
     Args:
         env: the environment.
         scenarios: number of scenarios, even; 0 for the conditional mean.
-        common: hours for which scenarios share the commitment: 1, that of now, or ``None`` for the rest
-            of the day, which is quicker and costs more.
+        common: hours for which scenarios share the commitment: 1, that of now, or ``None`` for the
+            rest of the day, which is quicker and costs more.
         gap: relative gap at which a program may stop.
         time_limit: seconds for one.
         segments: tangents of the fuel cost.
