@@ -187,7 +187,7 @@ class HybridNetwork(nn.Module):
         """Return logits ``(*B, M)``, loc ``(*B, M, n)`` and scale (same shape, or ``None``)."""
         size, observation = self.direction(self.observations(observation))
         features = self.trunk(observation)
-        raw = size * self._with_skips(self.continuous, self.skip, features, observation)
+        raw = self._raw(self.continuous, self.skip, features, observation, size)
         loc, scale = self._parameters_of(raw, self.scale())
         scale = None if scale is None else scale.expand_as(loc)
         return self._in_heads(self.discrete(features)), loc, scale
@@ -209,7 +209,7 @@ class HybridNetwork(nn.Module):
             features = trunk(observation)
             with torch.no_grad():
                 logits = in_heads(discrete(features))
-            raw = size * self._with_skips(continuous, skip, features, observation)
+            raw = self._raw(continuous, skip, features, observation, size)
             return logits, *parameters_of(raw, scale)
 
         return parameters
@@ -218,7 +218,7 @@ class HybridNetwork(nn.Module):
         """Return the parameters of u alone, those of every branch."""
         size, observation = self.direction(self.observations(observation))
         features = self.trunk(observation)
-        raw = size * self._with_skips(self.continuous, self.skip, features, observation)
+        raw = self._raw(self.continuous, self.skip, features, observation, size)
         return self._parameters_of(raw, self.scale())
 
     def logits(self, observation: Tensor) -> Tensor:
@@ -258,14 +258,17 @@ class HybridNetwork(nn.Module):
             return outputs
         return outputs.reshape(*outputs.shape[:-1], self.num_heads, -1)
 
-    def _with_skips(
+    def _raw(
         self,
         continuous: Callable[[Tensor], Tensor],
         skip: Callable[[Tensor], Tensor] | None,
         features: Tensor,
         observation: Tensor,
+        size: Tensor | float,
     ) -> Tensor:
         raw = continuous(features)
         if self.gains is not None:
             raw = self.gains(raw, observation)
-        return raw if skip is None else raw + skip(observation)
+        if skip is not None:
+            raw = raw + skip(observation)
+        return size * raw if self.direction.entries else raw
