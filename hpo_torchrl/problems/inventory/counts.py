@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Probability that a table may leave out, which no uniform number of single precision comes near;
 # and cells of a table at most, so that such a number still tells them apart.
-_LEFT_OUT, _MOST = 1e-10, 256
+LEFT_OUT, MOST_CELLS = 1e-10, 256
 
 
 class CountTable:
@@ -45,23 +45,6 @@ class CountTable:
         self.thresholds, self.others = thresholds.flatten(), others.flatten()
         first = torch.as_tensor(which.reshape(-1) * self.size, dtype=torch.int32)
         self.first = first.to(thresholds.device)  # cell of each item
-
-    @classmethod
-    def of(
-        cls, pmf: Callable[[int], NDArray[np.float64] | None], **place: Any
-    ) -> CountTable | None:
-        """Return a table of almost all of a distribution; ``None`` where there is none.
-
-        Args:
-            pmf: gives the probabilities of so many numbers, from 0 on; ``None`` if it has none.
-            place: dtype and device.
-        """
-        size = 8
-        while (found := pmf(size)) is not None and found.sum(1).min() < 1 - _LEFT_OUT:
-            size *= 2
-            if size > _MOST:
-                return None
-        return None if found is None else cls(found, **place)
 
     def to(self, device: torch.device) -> CountTable:
         """Move the tensors."""

@@ -126,6 +126,23 @@ class Demand(abc.ABC):
         """
         return None
 
+    def almost_all(
+        self, left_out: float, fewest: int = 8, most: float = math.inf
+    ) -> NDArray[np.float64] | None:
+        """Return :meth:`pmf` of so many units that little is left out of any item's demand.
+
+        Args:
+            left_out: the probability that may be.
+            fewest: number of units to begin with, doubled until it is enough.
+            most: number of units beyond which it is ``None``.
+        """
+        number = fewest
+        while (found := self.pmf(number)) is not None and found.sum(1).min() < 1 - left_out:
+            number *= 2
+            if number > most:
+                return None
+        return found
+
     def draw_any(self, env: DifferentiableEnv) -> Tensor:
         """Draw the demand of some period, ``(*B, n)``: for stocks that are warmed up."""
         return self.draw(1, {}, env).squeeze(-2)

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from hpo_torchrl.core.checks import check_bool, per_item
 from hpo_torchrl.envs.differentiable import DifferentiableEnv, State
-from hpo_torchrl.problems.inventory.counts import CountTable
+from hpo_torchrl.problems.inventory.counts import LEFT_OUT, MOST_CELLS, CountTable
 from hpo_torchrl.problems.inventory.demand import Demand
 from hpo_torchrl.problems.inventory.season import make_season
 
@@ -96,7 +96,8 @@ class Simulated(Demand):
                     f"is infinite, got {found.tolist()}."
                 )
             bound.coefficient = found
-        bound.table = None if self.moves else CountTable.of(bound.pmf, **place)
+        pmf = None if self.moves else bound.almost_all(LEFT_OUT, most=MOST_CELLS)
+        bound.table = None if pmf is None else CountTable(pmf, **place)
         return bound
 
     def shape_up(self, num_items: int, **place: Any) -> None:
@@ -129,10 +130,10 @@ class Simulated(Demand):
             batch: shape of the batch.
             rng: the generator.
         """
-        steps = torch.arange(num_steps, device=self.mean.device).unsqueeze(-1)
-        place = torch.zeros_like(self.mean) if self.factors is None else state["period"]
         if self.table is not None:
             return self.table.draw((*batch, num_steps, len(self.mean)), rng)
+        steps = torch.arange(num_steps, device=self.mean.device).unsqueeze(-1)
+        place = torch.zeros_like(self.mean) if self.factors is None else state["period"]
         level = self._season_at(place.unsqueeze(-2) + steps).expand(*batch, num_steps, -1)
         if self.coefficient is None:
             return self.sample(level, rng)

@@ -83,9 +83,7 @@ def inventory_reference(env: Any, test: Test) -> Reference:
 
 def _discounted_reference(env: Any, discount: float) -> Reference:
     """Return the optimum of one or two items with a joint cost, from an empty system."""
-    number = _FEWEST
-    while (pmf := env.demand.pmf(number)) is not None and pmf.sum(1).min() < 1 - _LEFT_OUT:
-        number *= 2
+    pmf = env.demand.almost_all(_LEFT_OUT, _FEWEST)
     if pmf is None:
         return Reference()
     rows = (env.holding_cost, env.shortage_cost, env.procurement_cost)

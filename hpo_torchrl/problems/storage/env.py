@@ -304,9 +304,9 @@ class StorageEnv(DifferentiableEnv):
 
     def reference(self, test: Test) -> Reference:
         """Return the optimum, or bounds on it, and what the rules cost."""
-        from hpo_torchrl.problems.storage.reference import (
+        from hpo_torchrl.problems.storage.reference import (  # scipy is slow to load
             storage_reference,
-        )  # scipy is slow to load
+        )
 
         return storage_reference(self, test)
 
