@@ -21,7 +21,13 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from hpo_torchrl.core.categorical import spec_bounds
-from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy, make_value_network
+from hpo_torchrl.modules import (
+    HybridDistribution,
+    HybridNetwork,
+    HybridPolicy,
+    SmoothedNetwork,
+    make_value_network,
+)
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 
 close = torch.testing.assert_close
@@ -456,6 +462,32 @@ def test_state_dict_round_trip_restores_every_output():
 def test_wrong_network_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         HybridPolicy.for_env(inventory(), **arguments)
+
+
+def test_a_smoothed_choice_follows_from_how_much():
+    env = InventoryEnv(num_items=3, batch_size=50, initial_state="random", dtype=torch.float64)
+    policy = SmoothedNetwork.for_env(env, width=0.4, hidden=[8])
+    network, observation = perturb(policy).network, env.reset()["observation"]
+    logits, loc, _ = network(observation)
+    size = (loc[:, 1] / env.action_scale).square().mean(-1).sqrt()
+    close(logits.softmax(-1)[:, 1], 1.0 - (-size / 0.4).exp(), rtol=1e-5, atol=2e-6)
+    for other in (network.logits(observation), network.sampler()(observation)[0]):
+        close(other, logits)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        acts = policy(env.reset().set("observation", observation))["action", "discrete"].bool()
+    assert torch.equal(acts, size > 0.4 * math.log(2))
+    assert acts.any()
+    assert not acts.all()
+    assert set(policy.parameter_groups()) == {"continuous"}
+    # Where an order underflows to 0 gradients are still numbers.
+    with torch.no_grad():
+        network.continuous[-1].bias.fill_(-1e3)
+    network.logits(observation)[:, 1].sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in policy.parameters() if p.grad is not None)
+    with pytest.raises(ValueError, match="one choice of 2 discrete actions, got 4"):
+        SmoothedNetwork.for_env(SwitchedLQREnv.from_recipe(8, 4))
+    with pytest.raises(ValueError, match="width must be"):
+        SmoothedNetwork.for_env(env, width=0.0)
 
 
 def test_a_network_or_a_layer_of_ones_own_is_the_one_that_acts():

@@ -10,6 +10,7 @@ from hpo_torchrl.modules.replicate import replicate
 from hpo_torchrl.modules.sampler import HybridSampler
 from hpo_torchrl.modules.sampling import HybridDistribution
 from hpo_torchrl.modules.set_net import SetNet
+from hpo_torchrl.modules.smoothed import SmoothedNetwork
 
 __all__ = [
     "ActionRange",
@@ -21,6 +22,7 @@ __all__ = [
     "HybridSampler",
     "RulePolicy",
     "SetNet",
+    "SmoothedNetwork",
     "make_q_network",
     "make_value_network",
     "replicate",
