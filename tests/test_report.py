@@ -462,6 +462,9 @@ def test_summary_says_what_is_unknown():
     assert "gap              at most +5.00 % (to the lower bound), at least -1.00 %" in (
         format_summary({**summary, **bounds})
     )
+    # What the environment says of the policy, in words of its own.
+    text = format_summary({**summary, "in_words": {"a night": "3 stars"}})
+    assert "a night          3 stars" in text.splitlines()
 
 
 # Figures and the command

@@ -147,6 +147,7 @@ def test_what_is_told_adds_up_to_the_test(tmp_path):
     started = found.on & ~before[:, :-1]
     assert facts["starts_per_day"] == pytest.approx(started.sum((1, 2)).mean())
     assert facts["hours_per_day"]["b"] == 12.0  # it must run
+    assert f"MWh unserved {facts['unserved']:.4g}, surplus" in facts["in_words"]["a day"]
     env.details(test, {"policy": policy, "list": PriorityList(env)}, tmp_path)
     table = pd.read_csv(tmp_path / "units.csv").set_index(["policy", "unit"])
     costs = table.loc["policy", "cost"]

@@ -260,7 +260,8 @@ class DifferentiableEnv(Shell):
             folder: where pictures go (``policy.png``), or ``None``.
 
         Returns:
-            Entries of ``summary.json``; by default what the reference has of them.
+            Entries of ``summary.json``; by default what the reference has of them. ``"in_words"``,
+            texts by label, are lines of the summary that a run prints.
         """
         return dict(reference.details)
 

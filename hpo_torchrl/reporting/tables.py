@@ -173,16 +173,7 @@ def format_summary(summary: Row) -> str:
         lines["loses to"] = f"the {known['loses_to']}: train longer, or otherwise"
     if "sampled_cost" in known:
         lines["sampled"] = f"{_cost(known, 'sampled_cost')}   actions drawn, not the most probable"
-    if "learned_s" in known:
-        text = "({learned_s}, {learned_S})"
-        text += ", exact cost {learned_rule_cost:.4f}" if "learned_rule_cost" in known else ""
-        text += "; optimal ({optimal_s}, {optimal_S})" if "optimal_s" in known else ""
-        lines["learned (s, S)"] = text.format(**known)
-    if "starts_per_day" in known:
-        lines["a day"] = (
-            "$ {cost_per_day:,.0f} of fuel and starts ({starts_per_day:.1f}); MWh unserved "
-            "{unserved:.4g}, surplus {surplus:.4g}, reserve lacking {reserve_short:.4g}"
-        ).format(**known)
+    lines |= known.get("in_words", {})
     if "protocol_cost" in known:
         note = "   finite horizon: another objective than the optimum's"
         lines["protocol cost"] = _cost(known, "protocol_cost") + note

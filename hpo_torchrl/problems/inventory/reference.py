@@ -247,11 +247,12 @@ def describe_inventory(
 
     Returns:
         For a single item with a known (s, S), ``optimal_s`` and ``optimal_S`` with the learned
-        ones and what these cost. Where demand is recorded, ``record``: for each test its counted
-        periods and the rule's cost, paired with the policy's (the same starts and demand); and the
-        ``rule``: items, Q (``None`` is never to order), S. Where demand is fitted, ``demand_fit``:
-        the number of items by model, and by item what of the record the models do not show. All of
-        the fit is in the folder, ``demand_fit.csv``.
+        ones and what these cost, and ``in_words``, the line of the printed summary. Where demand is
+        recorded, ``record``: for each test its counted periods and the rule's cost, paired with the
+        policy's (the same starts and demand); and the ``rule``: items, Q (``None`` is never to
+        order), S. Where demand is fitted, ``demand_fit``: the number of items by model, and by item
+        what of the record the models do not show. All of the fit is in the folder,
+        ``demand_fit.csv``.
     """
     known = dict(reference.details) if env.ordering.simple else {}
     details = _describe_fit(env, folder) | known
@@ -267,6 +268,8 @@ def describe_inventory(
             mean, holding, shortage = (float(value) for value in costs)
             cost = s_S_cost(s, S, mean, holding, shortage, env.fixed_cost, env.lead_time)
             details["learned_rule_cost"] = cost + mean * float(env.procurement_cost)
+        if s is not None and S is not None:
+            details["in_words"] = {"learned (s, S)": _in_words(details)}
     if env.recorded and tests and (rule := reference.policy) is not None:
         Q = rule.Q if math.isfinite(rule.Q) else None  # never
         details["rule"] = {"items": env.demand.items, "Q": Q, "S": rule.S.tolist()}
@@ -278,6 +281,13 @@ def describe_inventory(
             for name, test in tests.items()
         }
     return details
+
+
+def _in_words(details: Mapping[str, Any]) -> str:
+    """Return the learned (s, S) beside the optimal one, as the printed summary has them."""
+    text = "({learned_s}, {learned_S})"
+    text += "" if details["learned_rule_cost"] is None else ", exact cost {learned_rule_cost:.4f}"
+    return (text + "; optimal ({optimal_s}, {optimal_S})").format(**details)
 
 
 def _describe_fit(env: Any, folder: Path | None) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def describe_schedule(
 
     Returns:
         ``cost_per_day``, of fuel, starts and wear in $; apart from it, in MWh a day, ``unserved``,
-        ``surplus`` and ``reserve_short``; ``starts_per_day``; and ``hours_per_day`` of each unit.
+        ``surplus`` and ``reserve_short``; ``starts_per_day``; ``hours_per_day`` of each unit;
+        and ``in_words``, the line of the printed summary.
     """
     # The environment of a test may be this one within others.
     own = (test for test in tests.values() if getattr(plain(test.env), "days", None) is env.days)
@@ -49,14 +50,19 @@ def describe_schedule(
         plot_schedules(folder / "policy.png", env.units, {"learned": found, **others})
     lacks = {name: float(getattr(found, name).sum(1).mean()) for name in VIOLATIONS}
     hours = found.on.sum(1).mean(0)
-    return {
+    facts = {
         "cost_per_day": float(found.cost.mean()),
         "unserved": lacks["unserved"],
         "surplus": lacks["surplus"],
         "reserve_short": lacks["reserve"],
         "starts_per_day": float(found.started.sum((1, 2)).mean()),
-        "hours_per_day": dict(zip(env.units.names, hours.round(3).tolist(), strict=True)),
     }
+    words = (
+        "$ {cost_per_day:,.0f} of fuel and starts ({starts_per_day:.1f}); MWh unserved "
+        "{unserved:.4g}, surplus {surplus:.4g}, reserve lacking {reserve_short:.4g}"
+    )
+    hours_of = dict(zip(env.units.names, hours.round(3).tolist(), strict=True))
+    return facts | {"hours_per_day": hours_of, "in_words": {"a day": words.format(**facts)}}
 
 
 def _title(reference: Reference) -> str:
