@@ -18,7 +18,7 @@ from scipy.optimize import linprog
 
 from hpo_torchrl.problems import UnitCommitmentEnv
 from hpo_torchrl.problems.storage.batteries import Batteries
-from hpo_torchrl.problems.unit_commitment import Units, kazarlis_demand, milp, solve
+from hpo_torchrl.problems.unit_commitment import Units, formulation, kazarlis_demand, solve
 from hpo_torchrl.problems.unit_commitment.linear_program import LinearProgram
 from hpo_torchrl.problems.unit_commitment.rolling import RollingMILP
 
@@ -456,13 +456,13 @@ def test_every_constraint_is_needed(monkeypatch, ramped, block):
 
 
 def test_tangents_that_cut_fuel_off_are_seen(monkeypatch):
-    touch = milp._Model._touch
+    touch = formulation.Model.touch
 
     def steeper(model, program, place, point):
         touch(model, program, place, point)
         program.put(program.rows(point.shape) - len(point), model.above[place], -0.01)
 
-    monkeypatch.setattr(milp._Model, "_touch", steeper)
+    monkeypatch.setattr(formulation.Model, "touch", steeper)
     assert not all(passes(problem) for problem in problems(ramped=False))
 
 
@@ -486,7 +486,7 @@ def test_alike_units_cost_what_they_cost_alone(monkeypatch):
     units = units.changed(initial_hours=units.initial_hours * np.repeat([1, 2], 10))
     given = {"units": units, "demand": kazarlis_demand(20)[5:15], "reserve": 0.1, "gap": 1e-6}
     together = solve(**given)
-    monkeypatch.setattr(milp, "alike", lambda units: np.arange(len(units)))
+    monkeypatch.setattr(formulation, "alike", lambda units: np.arange(len(units)))
     assert solve(**given | {"gap": 1e-4}).cost == pytest.approx(together.cost, rel=1e-4)
 
 

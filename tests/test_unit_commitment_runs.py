@@ -21,8 +21,8 @@ from hpo_torchrl.problems import UnitCommitmentEnv
 from hpo_torchrl.problems.unit_commitment import Units, solve
 from hpo_torchrl.problems.unit_commitment import reference as reference_module
 from hpo_torchrl.problems.unit_commitment.env import DISPATCHES
-from hpo_torchrl.problems.unit_commitment.milp import lower_bound
 from hpo_torchrl.problems.unit_commitment.operation import VIOLATIONS, operate
+from hpo_torchrl.problems.unit_commitment.optimum import lower_bound
 from hpo_torchrl.problems.unit_commitment.picture import rows_of
 from hpo_torchrl.problems.unit_commitment.reference import DaySchedule, program_of
 from hpo_torchrl.problems.unit_commitment.rules import PriorityList

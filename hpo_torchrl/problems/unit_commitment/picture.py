@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpo_torchrl.core.figures import BLACK, GREY, ORANGE, new_figure, save_figure
-from hpo_torchrl.problems.unit_commitment.milp import alike
+from hpo_torchrl.problems.unit_commitment.formulation import alike
 from hpo_torchrl.problems.unit_commitment.operation import VIOLATIONS, Operation
 from hpo_torchrl.problems.unit_commitment.units import Units
 

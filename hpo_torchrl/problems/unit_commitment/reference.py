@@ -11,9 +11,10 @@ from torch import Tensor
 
 from hpo_torchrl.core.reference import Reference, Test
 from hpo_torchrl.modules import RulePolicy
-from hpo_torchrl.problems.unit_commitment.milp import Schedule, lower_bound, solve
 from hpo_torchrl.problems.unit_commitment.operation import Operation, operate
+from hpo_torchrl.problems.unit_commitment.optimum import lower_bound, solve
 from hpo_torchrl.problems.unit_commitment.rules import PriorityList
+from hpo_torchrl.problems.unit_commitment.schedule import Schedule
 
 # Seconds that a reference may take; relative gap below which a schedule counts as the optimum, and
 # at which the bound of one day among many will do.

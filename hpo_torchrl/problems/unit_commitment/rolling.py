@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.modules import RulePolicy
-from hpo_torchrl.problems.unit_commitment.milp import Schedule, solve
+from hpo_torchrl.problems.unit_commitment.optimum import solve
+from hpo_torchrl.problems.unit_commitment.schedule import Schedule
 
 
 class RollingMILP(RulePolicy):
