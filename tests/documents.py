@@ -52,7 +52,7 @@ TESTS = hpo_torchrl.Evaluation(world, num_steps=5, seed=1)
 import torch
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Demand, NegativeBinomial
-from hpo_torchrl.problems.inventory.features import FixedCost
+from hpo_torchrl.problems.inventory.order_costs import FixedCost
 plain = InventoryEnv(features=[FixedCost(64)], batch_size=64).original
 """,
 }

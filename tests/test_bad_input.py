@@ -36,7 +36,9 @@ from hpo_torchrl.modules import (
 from hpo_torchrl.objectives import HPOLoss, LearnedCriticLoss
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.problems.inventory import Normal, Poisson, Record
-from hpo_torchrl.problems.inventory import features as f
+from hpo_torchrl.problems.inventory.lead_times import Suppliers
+from hpo_torchrl.problems.inventory.order_costs import AllUnitsDiscount, ItemFixedCost
+from hpo_torchrl.problems.inventory.sales import Profit
 
 NAN, INF = math.nan, math.inf
 STEPS = 6
@@ -63,8 +65,8 @@ def refused(call, *words, error=(ValueError, TypeError)):
 ENVS = {
     "inventory": inventory,
     "the original form": lambda: inventory(hybrid=False),
-    "pieces": lambda: inventory(features=[f.AllUnitsDiscount([20.0], [1.0, 0.9])]),
-    "heads": lambda: inventory(num_items=3, features=[f.ItemFixedCost(4.0)]),
+    "pieces": lambda: inventory(features=[AllUnitsDiscount([20.0], [1.0, 0.9])]),
+    "heads": lambda: inventory(num_items=3, features=[ItemFixedCost(4.0)]),
     "lqr": lqr,
     "hybridized": lambda: hybridize(inventory(hybrid=False)),
     "seeds": lambda: ReplicatedEnv(inventory(), 2),
@@ -119,10 +121,10 @@ HELD = {  # refused in float32, and taken in float64
     "fixed_cost_per_item": lambda x, **o: inventory(fixed_cost_per_item=x, **o),
     "demand.mean": lambda x, **o: inventory(demand=Normal(x), **o),
     "AllUnitsDiscount.prices": lambda x, **o: inventory(
-        features=[f.AllUnitsDiscount([5.0], [x, 1.0])], **o
+        features=[AllUnitsDiscount([5.0], [x, 1.0])], **o
     ),
-    "Suppliers.fixed_costs": lambda x, **o: inventory(features=[f.Suppliers([1], [1.0], [x])], **o),
-    "Profit.price": lambda x, **o: inventory(features=[f.Profit(x)], **o),
+    "Suppliers.fixed_costs": lambda x, **o: inventory(features=[Suppliers([1], [1.0], [x])], **o),
+    "Profit.price": lambda x, **o: inventory(features=[Profit(x)], **o),
     "state_limit": lambda x, **o: lqr(state_limit=x, **o),
     "process_noise": lambda x, **o: lqr(process_noise=x, **o),
     "A": lambda x, **o: SwitchedLQREnv([[[x]]], [[[1.0]]], [[1.0]], [[1.0]], horizon=1, **o),

@@ -19,8 +19,9 @@ from hpo_torchrl.envs.wrapped import Spaces
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Demand, Normal, Poisson, Record, Traces
-from hpo_torchrl.problems.inventory.features import AllUnitsDiscount, FixedCost, LostSales
 from hpo_torchrl.problems.inventory.optima.s_S import s_S_cost
+from hpo_torchrl.problems.inventory.order_costs import AllUnitsDiscount, FixedCost
+from hpo_torchrl.problems.inventory.sales import LostSales
 
 
 def act(td, discrete, continuous):

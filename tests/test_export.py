@@ -30,8 +30,8 @@ from hpo_torchrl.experiments.export import (
 from hpo_torchrl.modules import HybridPolicy, numpy_ops
 from hpo_torchrl.modules.numpy_code import _EXPRESSIONS
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
-from hpo_torchrl.problems.inventory.features import AllUnitsDiscount, FixedCost
 from hpo_torchrl.problems.inventory.learned_levels import LearnedLevels
+from hpo_torchrl.problems.inventory.order_costs import AllUnitsDiscount, FixedCost
 from hpo_torchrl.training.run_folder import RunFolderError
 
 

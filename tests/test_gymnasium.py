@@ -37,7 +37,8 @@ from hpo_torchrl.experiments.cli import evaluate, train
 from hpo_torchrl.experiments.config import compose_config
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
-from hpo_torchrl.problems.inventory.features import FixedCost, MinimumOrder
+from hpo_torchrl.problems.inventory.order_costs import FixedCost
+from hpo_torchrl.problems.inventory.order_quantities import MinimumOrder
 from hpo_torchrl.training import Evaluation, RunFolder
 
 ROOT = Path(__file__).parents[1]

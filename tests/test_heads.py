@@ -17,7 +17,7 @@ from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridNetwork, HybridPolicy
 from hpo_torchrl.objectives import HPOLoss
 from hpo_torchrl.problems import InventoryEnv
-from hpo_torchrl.problems.inventory.features import ItemFixedCost
+from hpo_torchrl.problems.inventory.order_costs import ItemFixedCost
 
 DOUBLE = torch.float64
 INF = torch.inf

@@ -35,24 +35,18 @@ from hpo_torchrl.envs.wrapped import Spaces
 from hpo_torchrl.modules import HybridPolicy, RulePolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Record
-from hpo_torchrl.problems.inventory.features import (
+from hpo_torchrl.problems.inventory.features import Feature
+from hpo_torchrl.problems.inventory.lead_times import LeadTimes, RandomLeadTimes, Suppliers
+from hpo_torchrl.problems.inventory.order_costs import (
     AllUnitsDiscount,
-    Budget,
-    Feature,
     FixedCost,
     IncrementalDiscount,
     ItemFixedCost,
-    LeadTimes,
-    LostSales,
-    MinimumOrder,
-    Packs,
-    Profit,
-    RandomLeadTimes,
     StepCost,
-    Storage,
-    Suppliers,
     Truckloads,
 )
+from hpo_torchrl.problems.inventory.order_quantities import Budget, MinimumOrder, Packs, Storage
+from hpo_torchrl.problems.inventory.sales import LostSales, Profit
 from hpo_torchrl.training import Evaluation
 
 VARIANTS = {

@@ -21,18 +21,11 @@ from hpo_torchrl.modules import RulePolicy
 from hpo_torchrl.problems import InventoryEnv
 from hpo_torchrl.problems.inventory import Record
 from hpo_torchrl.problems.inventory.details import item_details
-from hpo_torchrl.problems.inventory.features import (
-    AllUnitsDiscount,
-    Budget,
-    FixedCost,
-    ItemFixedCost,
-    MinimumOrder,
-    Packs,
-    RandomLeadTimes,
-    Storage,
-)
+from hpo_torchrl.problems.inventory.lead_times import RandomLeadTimes
 from hpo_torchrl.problems.inventory.optima import recorded_demand
 from hpo_torchrl.problems.inventory.optima.recorded_demand import RecordedItems
+from hpo_torchrl.problems.inventory.order_costs import AllUnitsDiscount, FixedCost, ItemFixedCost
+from hpo_torchrl.problems.inventory.order_quantities import Budget, MinimumOrder, Packs, Storage
 from hpo_torchrl.problems.inventory.rules import TotalDemandPolicy
 from hpo_torchrl.training import Evaluation
 

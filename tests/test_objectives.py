@@ -14,7 +14,7 @@ from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network
 from hpo_torchrl.objectives import HPOLoss, HybridLossModule
 from hpo_torchrl.problems import InventoryEnv
-from hpo_torchrl.problems.inventory.features import ItemFixedCost
+from hpo_torchrl.problems.inventory.order_costs import ItemFixedCost
 
 STEPS, GAMMA, LMBDA = 6, 0.875, 0.75
 DETACHED = {"pathwise": False, "cross_term": False}

@@ -14,7 +14,7 @@ from hpo_torchrl.collectors import differentiable_rollout
 from hpo_torchrl.envs import hybridize
 from hpo_torchrl.modules import HybridPolicy, make_value_network
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
-from hpo_torchrl.problems.inventory.features import FixedCost
+from hpo_torchrl.problems.inventory.order_costs import FixedCost
 
 STEPS = 12
 CASES = {

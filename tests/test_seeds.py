@@ -26,7 +26,7 @@ from hpo_torchrl.modules import (
     replicate,
 )
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
-from hpo_torchrl.problems.inventory.features import ItemFixedCost
+from hpo_torchrl.problems.inventory.order_costs import ItemFixedCost
 
 DOUBLE = torch.float64
 SEEDS = [3, 11]

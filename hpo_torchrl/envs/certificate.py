@@ -218,7 +218,7 @@ def certify(env: Any, num_actions: int = 1_000_000, *, seed: int = 0) -> Certifi
     Examples:
         >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.envs import certify
-        >>> from hpo_torchrl.problems.inventory.features import MinimumOrder
+        >>> from hpo_torchrl.problems.inventory.order_quantities import MinimumOrder
         >>> env = InventoryEnv(features=[MinimumOrder(20.0)], batch_size=1000)
         >>> certify(env, 10_000).exact
         True

@@ -60,7 +60,7 @@ def hybridize(
     Examples:
         >>> from hpo_torchrl.problems import InventoryEnv
         >>> from hpo_torchrl.envs import Breakpoint, hybridize
-        >>> from hpo_torchrl.problems.inventory.features import FixedCost
+        >>> from hpo_torchrl.problems.inventory.order_costs import FixedCost
         >>> plain = InventoryEnv(features=[FixedCost(64.0)], hybrid=False, batch_size=4)
         >>> print(hybridize(plain).pieces)
         action: {0} (0, inf)

@@ -38,16 +38,16 @@ from hpo_torchrl.modules import (
 from hpo_torchrl.objectives import LearnedCriticLoss
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 from hpo_torchrl.problems.inventory import Normal, Poisson, Record
-from hpo_torchrl.problems.inventory.features import (
+from hpo_torchrl.problems.inventory.lead_times import Suppliers
+from hpo_torchrl.problems.inventory.order_costs import (
     AllUnitsDiscount,
     FixedCost,
     ItemFixedCost,
-    MinimumOrder,
-    Profit,
     StepCost,
-    Suppliers,
     Truckloads,
 )
+from hpo_torchrl.problems.inventory.order_quantities import MinimumOrder
+from hpo_torchrl.problems.inventory.sales import Profit
 
 # -- steps -----------------------------------------------------------------------------------------
 

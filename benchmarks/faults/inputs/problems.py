@@ -33,14 +33,10 @@ from hpo_torchrl.envs import (
 )
 from hpo_torchrl.problems import SwitchedLQREnv
 from hpo_torchrl.problems.inventory import Poisson, Record, Traces
-from hpo_torchrl.problems.inventory.features import (
-    AllUnitsDiscount,
-    FixedCost,
-    MinimumOrder,
-    Profit,
-    Suppliers,
-    Truckloads,
-)
+from hpo_torchrl.problems.inventory.lead_times import Suppliers
+from hpo_torchrl.problems.inventory.order_costs import AllUnitsDiscount, FixedCost, Truckloads
+from hpo_torchrl.problems.inventory.order_quantities import MinimumOrder
+from hpo_torchrl.problems.inventory.sales import Profit
 
 
 def problems() -> Iterator[Bad]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpo_torchrl.core.figures import BLUE, GREEN, ORANGE, new_figure, save_figure
-from hpo_torchrl.problems.inventory.features import ItemFixedCost
+from hpo_torchrl.problems.inventory.order_costs import ItemFixedCost
 
 # Items that the picture shows, and periods, the last ones.
 _DRAWN, _PERIODS = 4, 60

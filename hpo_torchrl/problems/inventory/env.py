@@ -25,7 +25,7 @@ from hpo_torchrl.core.checks import (
 from hpo_torchrl.envs.certificate import refuse_jumps
 from hpo_torchrl.envs.differentiable import Action, DifferentiableEnv, State
 from hpo_torchrl.problems.inventory.demand import Demand, make_demand
-from hpo_torchrl.problems.inventory.features import Feature
+from hpo_torchrl.problems.inventory.features import Feature, built_in
 from hpo_torchrl.problems.inventory.instances import STARTS, from_file, heterogeneous
 from hpo_torchrl.problems.inventory.ordering import Ordering, make_features
 from hpo_torchrl.problems.inventory.record import Record
@@ -125,7 +125,7 @@ class InventoryEnv(DifferentiableEnv):
         >>> rollout = env.rollout(5)
         >>> rollout["next", "reward"].shape, rollout["inventory"].shape
         (torch.Size([4, 5, 1]), torch.Size([4, 5, 3, 2]))
-        >>> from hpo_torchrl.problems.inventory.features import AllUnitsDiscount, FixedCost
+        >>> from hpo_torchrl.problems.inventory.order_costs import AllUnitsDiscount, FixedCost
         >>> features = [FixedCost(64.0), AllUnitsDiscount([50.0], [1.0, 0.9])]
         >>> print(InventoryEnv(features=features).pieces)
         action: {0} (0, 50) [50, inf)
@@ -232,7 +232,7 @@ class InventoryEnv(DifferentiableEnv):
         self.lost_sales, self.cost_units, self.start = orders.lost_sales, float(n), initial_state
         self._slot_mean, self._arguments = mean.repeat_interleave(slots), arguments
         self._set_arrivals()
-        if hybrid and any(type(f).__module__ != Feature.__module__ for f in chosen):
+        if hybrid and not all(map(built_in, chosen)):
             refuse_jumps(self, "method breakpoints of the feature")
 
     demand_fit: Any = None

@@ -11,7 +11,9 @@ import pandas as pd
 
 from hpo_torchrl.core.checks import did_you_mean
 from hpo_torchrl.problems.inventory.demand import Demand
-from hpo_torchrl.problems.inventory.features import Feature, ItemFixedCost, MinimumOrder, Packs
+from hpo_torchrl.problems.inventory.features import Feature
+from hpo_torchrl.problems.inventory.order_costs import ItemFixedCost
+from hpo_torchrl.problems.inventory.order_quantities import MinimumOrder, Packs
 from hpo_torchrl.problems.inventory.ordering import make_features
 from hpo_torchrl.problems.inventory.record import Record
 from hpo_torchrl.problems.table_file import (
@@ -43,7 +45,7 @@ def with_items(path: str | Path, arguments: Mapping[str, Any]) -> dict[str, Any]
     * ``lead_time``, ``holding_cost``, ``shortage_cost``, ``procurement_cost``: the arguments of
       these names. A cell that is empty leaves the argument as it is.
     * ``minimum_order``, ``pack_size``, ``item_fixed_cost``: the features
-      :class:`~hpo_torchrl.problems.inventory.features.MinimumOrder`, ``Packs`` and
+      :class:`~hpo_torchrl.problems.inventory.order_quantities.MinimumOrder`, ``Packs`` and
       ``ItemFixedCost``, beside the joint fixed cost or the features that are given. Empty is none.
     * ``price``, ``volume``: of the features ``Profit`` and ``Storage``, which must be among those
       given. An empty volume is 1.

@@ -14,16 +14,11 @@ from hpo_torchrl.core.checks import check_float, entries_of, in_dtype, shown
 from hpo_torchrl.envs.differentiable import Action
 from hpo_torchrl.envs.pieces import ActionPieces, Breakpoint, Gap, Pieces
 from hpo_torchrl.problems.inventory.demand import from_mapping
-from hpo_torchrl.problems.inventory.features import (
-    Feature,
-    FixedCost,
-    ItemFixedCost,
-    LostSales,
-    Packs,
-    Profit,
-    Suppliers,
-    Truckloads,
-)
+from hpo_torchrl.problems.inventory.features import Feature, built_in
+from hpo_torchrl.problems.inventory.lead_times import Suppliers
+from hpo_torchrl.problems.inventory.order_costs import FixedCost, ItemFixedCost, Truckloads
+from hpo_torchrl.problems.inventory.order_quantities import Packs
+from hpo_torchrl.problems.inventory.sales import LostSales, Profit
 
 # The joint fixed cost of an item where nothing else is said.
 _USUAL_FIXED_COST = 64.0
@@ -70,7 +65,7 @@ class Ordering:
         for feature in features:
             kind = type(feature)
             _check_values(feature, num_items)
-            if kind.__module__ == Feature.__module__:  # others may hold what is no number
+            if built_in(feature):  # others may hold what is no number
                 for name, value in vars(feature).items():
                     if value is not None and name != "by_item":
                         in_dtype(f"{kind.__name__}.{name}", value, place["dtype"])

@@ -16,7 +16,6 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hpo_torchrl.core.figures import BLUE, GREEN, ORANGE, new_figure, save_figure
 from hpo_torchrl.core.reference import Reference, Test
-from hpo_torchrl.problems.inventory.features import FixedCost, ItemFixedCost, Profit
 from hpo_torchrl.problems.inventory.optima.discounted import MAX_ITEMS, discounted_optimum
 from hpo_torchrl.problems.inventory.optima.items import Items
 from hpo_torchrl.problems.inventory.optima.joint_replenishment import (
@@ -26,7 +25,9 @@ from hpo_torchrl.problems.inventory.optima.joint_replenishment import (
 from hpo_torchrl.problems.inventory.optima.lost_sales import lost_sales_optimum
 from hpo_torchrl.problems.inventory.optima.order_cost import OrderCost, order_cost_optimum
 from hpo_torchrl.problems.inventory.optima.s_S import optimal_s_S, s_S_cost
+from hpo_torchrl.problems.inventory.order_costs import FixedCost, ItemFixedCost
 from hpo_torchrl.problems.inventory.rules import PeriodicPolicy, TotalDemandPolicy
+from hpo_torchrl.problems.inventory.sales import Profit
 
 # Items up to which a grid of all positions is solved in seconds where each item in an order has a
 # cost of its own. With a joint cost alone, joint_replenishment_optimum draws the line itself.
