@@ -115,7 +115,7 @@ def test_tuned_settings_are_of_a_known_pair(path):
 def test_the_configuration_stays_short():
     """But for presets, which are other people's numbers."""
     files = [path for path in (ROOT / "configs").rglob("*.yaml") if "/" not in name_of(path)]
-    assert sum(len(path.read_text().splitlines()) for path in files) <= 564
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 565
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=str)
