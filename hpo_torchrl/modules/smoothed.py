@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -68,19 +67,18 @@ class SmoothedNetwork(HybridNetwork):
                 "A SmoothedNetwork does something or nothing: it needs one choice of 2 discrete "
                 f"actions, got {found}; use policy=mlp."
             )
-        network |= {"choice": nn.Identity(), "shared_trunk": False}
-        super().__init__(observation_dim, num_discrete, continuous_dim, **network)
+        sizes = observation_dim, num_discrete, continuous_dim
+        super().__init__(*sizes, choice=nn.Identity(), **network)
 
     @classmethod
-    def for_env(cls, env: EnvBase, *, width: float = 0.3, **arguments: Any) -> HybridPolicy:
+    def for_env(cls, env: EnvBase, **arguments: Any) -> HybridPolicy:
         """Build the policy of an environment.
 
         Args:
             env: the environment.
-            width: see :class:`SmoothedNetwork`.
-            arguments: further arguments, of :meth:`HybridPolicy.for_env`.
+            arguments: ``width``, and those of :meth:`HybridPolicy.for_env`.
         """
-        return HybridPolicy.for_env(env, network=partial(cls, width=width), **arguments)
+        return HybridPolicy.for_env(env, network=cls, **arguments)
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits ``(*B, 2)``, loc ``(*B, 2, n)`` and scale (same shape, or ``None``)."""
@@ -88,8 +86,13 @@ class SmoothedNetwork(HybridNetwork):
         return self._logits_of(loc), loc, None if scale is None else scale.expand_as(loc)
 
     def sampler(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]:
-        """Return :meth:`forward`."""
-        return self.forward
+        """Return a function that computes what :meth:`forward` does, with logits off the graph."""
+
+        def parameters(observation: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+            logits, loc, scale = self.forward(observation)
+            return logits.detach(), loc, scale
+
+        return parameters
 
     def logits(self, observation: Tensor) -> Tensor:
         """Return the logits alone, ``(*B, 2)``."""

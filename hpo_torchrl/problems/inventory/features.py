@@ -1,4 +1,4 @@
-"""What a feature of an inventory problem is: one of the pieces that are put together."""
+"""A feature of an inventory problem: one of the pieces that are put together."""
 
 from __future__ import annotations
 

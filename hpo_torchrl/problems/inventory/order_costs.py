@@ -1,4 +1,4 @@
-"""What an order costs: fixed costs, discounts, steps and trucks."""
+"""Costs of an order: fixed costs, discounts, steps and trucks."""
 
 from __future__ import annotations
 

@@ -264,12 +264,12 @@ def describe_inventory(
     if known:
         s, S = view.reorder_point, view.order_up_to_level
         details |= {"learned_s": s, "learned_S": S, "learned_rule_cost": None}
-        if s is not None and S is not None and s < S:
-            costs = (env.demand_mean, env.holding_cost, env.shortage_cost)
-            mean, holding, shortage = (float(value) for value in costs)
-            cost = s_S_cost(s, S, mean, holding, shortage, env.fixed_cost, env.lead_time)
-            details["learned_rule_cost"] = cost + mean * float(env.procurement_cost)
         if s is not None and S is not None:
+            if s < S:
+                costs = (env.demand_mean, env.holding_cost, env.shortage_cost)
+                mean, holding, shortage = (float(value) for value in costs)
+                cost = s_S_cost(s, S, mean, holding, shortage, env.fixed_cost, env.lead_time)
+                details["learned_rule_cost"] = cost + mean * float(env.procurement_cost)
             details["in_words"] = {"learned (s, S)": _in_words(details)}
     if env.recorded and tests and (rule := reference.policy) is not None:
         Q = rule.Q if math.isfinite(rule.Q) else None  # never
