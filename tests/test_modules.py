@@ -28,6 +28,7 @@ from hpo_torchrl.modules import (
     SmoothedNetwork,
     make_value_network,
 )
+from hpo_torchrl.modules.layers import Tanh
 from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
 
 close = torch.testing.assert_close
@@ -507,3 +508,26 @@ def test_a_network_or_a_layer_of_ones_own_is_the_one_that_acts():
         action = policy.act(observation)
         close(action.continuous, policy.distribution(observation).mode_of(action.discrete))
         assert (action.continuous > 3.0).all()
+
+
+@pytest.mark.parametrize("size", [3, 300])  # either side of where it is torch's own
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_quick_tangent_is_the_tangent(size, dtype):
+    torch.manual_seed(0)
+    value = torch.cat([4.0 * torch.randn(size, 64), torch.full((1, 64), 99.0), torch.zeros(1, 64)])
+    value = value.to(dtype).requires_grad_()
+    weight = torch.rand_like(value)
+
+    def derivatives(tanh):
+        out = tanh(value)
+        (first,) = torch.autograd.grad((out * weight).sum(), value, create_graph=True)
+        (second,) = torch.autograd.grad((first * weight).sum(), value)
+        return out, first, second
+
+    close = {"rtol": 0.0, "atol": 20 * torch.finfo(dtype).eps}
+    for found, exact in zip(derivatives(Tanh()), derivatives(torch.tanh), strict=True):
+        torch.testing.assert_close(found, exact, **close)
+    with torch.no_grad():
+        torch.testing.assert_close(Tanh()(value), torch.tanh(value), **close)
+    torch.testing.assert_close(torch.func.vmap(Tanh())(value), torch.tanh(value), rtol=0, atol=0)
+    assert Tanh()(torch.tensor([torch.nan])).isnan()

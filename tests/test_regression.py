@@ -112,6 +112,29 @@ def test_noise_of_the_estimates_is_averaged_out():
     assert torch.cosine_similarity(found[1], found[0], 0) < 0.99
 
 
+@pytest.mark.parametrize("tried", [0.0, 0.3, 1.0])
+def test_the_net_is_not_asked_where_nothing_was_tried(monkeypatch, tried):
+    """Terms and gradients are those of its answers everywhere."""
+    env = Fork(batch_size=16, seed=0, masked=True, dtype=DOUBLE)
+    policy = made(env)
+    batch = batch_of(policy, env)
+    batch["branched"] = torch.rand(*batch.shape, 1) < tried
+    asked = []
+    policy.network.discrete.register_forward_hook(lambda net, given, out: asked.append(len(out)))
+    terms, gradient = regression(policy, batch)
+    # The logits are not known elsewhere: those of the whole batch are asked for by this method.
+    monkeypatch.setattr(HPOLoss, "_logits_tried", HPOLoss.logits)
+    other, whole = regression(policy, batch)
+    torch.testing.assert_close(gradient, whole)
+    torch.testing.assert_close(terms["loss_objective"], other["loss_objective"])
+    assert asked == [int(batch["branched"].sum()), len(batch)]
+    entropy = -policy.discrete_logits(batch).exp() * policy.discrete_logits(batch).nan_to_num(
+        0, 0, 0
+    )
+    used = entropy.sum(-1)[batch["branched"].squeeze(-1)]
+    torch.testing.assert_close(terms["entropy"], used.sum() / max(1, used.numel()))
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_policy_becomes_the_softmax_of_its_advantages(masked):
     env = Fork(batch_size=16, seed=0, masked=masked, dtype=DOUBLE)

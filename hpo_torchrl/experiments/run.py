@@ -22,6 +22,7 @@ from hpo_torchrl.core import ranks
 from hpo_torchrl.core.checks import check_bool, check_choice, check_int
 from hpo_torchrl.core.console import announced
 from hpo_torchrl.core.figures import drawn
+from hpo_torchrl.core.memory import keep_freed_memory
 from hpo_torchrl.diagnostics import GradientReport, GradientSampler, gradient_report
 from hpo_torchrl.envs import RankEnv
 from hpo_torchrl.experiments.build import build_algorithm, build_env, build_tests
@@ -91,6 +92,7 @@ def train_run(
         config, seeds = ranks.from_main(
             partial(_claimed, config, run_dir, owned, num_seeds, resume, changed_files)
         )
+        keep_freed_memory()
         with RunFolder(run_dir).advising(), threads(config):
             return _trained(config, run_dir, seeds, resume, **how)
 

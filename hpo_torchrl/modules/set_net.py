@@ -58,5 +58,6 @@ class SetNet(nn.Module):
     def forward(self, members: Tensor) -> Tensor:
         """Return ``(*B, n, outputs)`` of ``(*B, n, inputs)``."""
         for own, shared in zip(self.own, self.shared, strict=True):
-            members = self.activation(own(members) + shared(members.mean(-2, keepdim=True)))
+            average = members.mean(-2, keepdim=True)
+            members = self.activation(own(members).add_(shared(average)))
         return self.last(members)

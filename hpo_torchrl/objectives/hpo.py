@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hpo_torchrl.core.categorical import insert_like, over_heads, unsqueeze_like
 from hpo_torchrl.core.checks import check_bool, check_float
+from hpo_torchrl.core.finite import vmapped
 from hpo_torchrl.objectives.base import HybridLossModule, values_where
 from hpo_torchrl.objectives.cross_term import CrossTermWeight
 
@@ -165,7 +166,7 @@ class HPOLoss(HybridLossModule):
         if self.pathwise or self.cross:
             self.share_discount(tensordict)
         data = self.advantages(tensordict)  # detached
-        logits = self.logits(data)
+        logits = self._logits_tried(data) if self.regression else self.logits(data)
         terms, metrics = self.shared_terms(data, logits)
         if self.pathwise:
             terms["loss_pathwise"] = -self.pathwise_term(tensordict)
@@ -226,6 +227,25 @@ class HPOLoss(HybridLossModule):
         within = ratio.clamp(1.0 - self.clip_epsilon, 1.0 + self.clip_epsilon)
         return torch.minimum(ratio * advantage, within * advantage)
 
+    def entropy(self, data: TensorDictBase, logits: Tensor) -> Tensor:
+        """Return the entropy of the discrete choice in nats; of a regression where it was tried."""
+        entropy = super().entropy(data, logits)
+        return entropy * self._branched(data) if self.regression else entropy
+
+    def _logits_tried(self, data: TensorDictBase) -> Tensor:
+        """Return the logits where the discrete actions were tried, and 0 at the other steps.
+
+        A regression says nothing of those, most of the steps, and so the net is not evaluated.
+        """
+        tried = self.entry(data, self.tensor_keys.branched, (1,), torch.bool)
+        whole = self.num_seeds is not None or getattr(self.actor_network, "memory", None)
+        if whole or vmapped(tried):  # as many of each seed, whole sequences
+            return self.logits(data)
+        places = tried.flatten().nonzero().squeeze(-1)
+        found = self.logits(data.reshape(-1)[places])
+        every = found.new_zeros(data.numel(), *found.shape[1:]).index_copy(0, places, found)
+        return every.reshape(*data.shape, *found.shape[1:])
+
     def regression_term(self, data: TensorDictBase, logits: Tensor) -> Tensor:
         r"""Return minus the squared error of the advantages that the logits stand for: ``(*B, T)``.
 
@@ -239,7 +259,7 @@ class HPOLoss(HybridLossModule):
 
         Args:
             data: what :meth:`advantages` returns, with ``"action_value"`` and ``"branched"``.
-            logits: what :meth:`logits` returns of it.
+            logits: what :meth:`logits` returns of it; where nothing was tried they do not count.
         """
         keys = self.tensor_keys
         aim = self.entry(data, keys.action_value, logits.shape[data.ndim :])
@@ -250,9 +270,10 @@ class HPOLoss(HybridLossModule):
             value = value.masked_fill(~allowed, 0.0)
             return torch.where(allowed, value - value.sum(-1, keepdim=True) / number, 0.0)
 
-        aim = centered(aim)
+        tried = self.entry(data, keys.branched, (1,), torch.bool)
+        aim = centered(aim.masked_fill(~tried, 0.0))
         error = (centered(self._own_advantages(logits)) - aim).square().sum(-1)
-        used = self.entry(data, keys.branched, (1,), torch.bool).squeeze(-1).to(error.dtype)
+        used = tried.squeeze(-1).to(error.dtype)
         unit = self.mean(aim.square().sum(-1) * used, data)
         return -error * used / unsqueeze_like(unit.clamp_min(1e-12), error)
 
