@@ -16,6 +16,7 @@ from hpo_torchrl.algorithms.learner import setting
 from hpo_torchrl.algorithms.pathwise import GraphLearner
 from hpo_torchrl.algorithms.ppo import PassLearner
 from hpo_torchrl.collectors import branched_returns
+from hpo_torchrl.collectors.compiling import Scanned
 from hpo_torchrl.collectors.inputs import is_functional
 from hpo_torchrl.core import ranks
 from hpo_torchrl.core.categorical import (
@@ -361,6 +362,8 @@ class HPO(GraphLearner, PassLearner):
                 faced = torch.stack(each, len(world.batch_size))
                 how |= {"critic": critic, "num_steps": self.branch_steps, "critic_unit": scale}
             how["randomness"] = self.randomness.of_seed(seed)
+            if seed is None and isinstance(compiled := self.collector.engine.compiled, Scanned):
+                how["loop"] = compiled.loop
             # Both ways round, what is linear in the noise cancels.
             ways = [each for each in (faced, world.opposite_noise(faced)) if each is not None]
             found = [branched_returns(world, policy, states, way, **how) for way in ways]

@@ -141,7 +141,7 @@ class Learner(Algorithm):
     reset_fraction_final: float = setting(None, maximum=1.0)
     reset_until: float = setting(0.5, maximum=1.0, strict=True)
     checkpoint_steps: int | None = None
-    compile: bool = False
+    compile: bool | str = False
     objective: str | None = None
     discount: float = setting(None, maximum=1.0)
     gae_lambda: float = setting(0.95, maximum=1.0)

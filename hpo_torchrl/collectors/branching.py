@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from hpo_torchrl.collectors.engine import Transition
-from hpo_torchrl.collectors.inputs import Entries, check_functional
+from hpo_torchrl.collectors.inputs import Entries, check_functional, one_by_one
 from hpo_torchrl.core.categorical import ACTION_KEYS, unsqueeze_like
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridPolicy
 from hpo_torchrl.modules.sampling import Noise
+
+# What is counted of a row: its rewards so far, what the next one weighs, and whether it goes on.
+_TALLY = ("branch value", "branch weight", "branch goes on")
 
 
 def straight_through_step(
@@ -95,6 +100,7 @@ def branched_returns(
     num_steps: int | None = None,
     critic_unit: Tensor | float = 1.0,
     randomness: Randomness | None = None,
+    loop: Callable[..., Any] = one_by_one,
 ) -> Tensor:
     r"""Estimate Q(s_t, d) of every visited state and discrete action, by simulating each of them.
 
@@ -133,6 +139,8 @@ def branched_returns(
         num_steps: steps k of a branch; ``None`` goes on to the rollout's end.
         critic_unit: reward that is 1 in the unit of the critic's values.
         randomness: where the policy's random numbers come from; ``None`` is its own source.
+        loop: takes the steps after the first, with ``num_steps``: one by one, or a
+            :class:`~hpo_torchrl.collectors.scan.Scan`.
 
     Returns:
         Tensor ``(*B, T, M)``, with heads ``(*B, T, H, M)``, without a graph.
@@ -173,49 +181,65 @@ def branched_returns(
     drawn = here.sample_noise((), randomness, 1) if policy.acts_randomly else None
     taken = [visited.pop(key) for key in ACTION_KEYS] if here.heads else []
     forced = _forced(here.actions(None if drawn is None else drawn.continuous), *taken)
-    (steps, number), sample = forced[0].shape[:2], policy.sampler()
-
+    steps, number = forced[0].shape[:2]
+    ones = forced[1].new_ones(steps, number, *batch, 1)
     # Rows are (time of branching, branch, *B); one whose episode is over stays as it is.
-    rows: dict[str, Tensor] = {
-        key: value.new_empty(0, number, *value.shape[1:]) for key, value in visited.items()
-    }
-    returns = forced[1].new_zeros(steps, number, *batch, 1)
-    weight = torch.ones_like(returns)
-    running = torch.ones_like(returns, dtype=torch.bool)
-    begun = 0
-    for step_noise in noise.unbind(time if num_steps is None else time + 1):
-        new = slice(begun, steps if num_steps else begun + 1)
-        chosen: list[list[Tensor]] = [[], []]
-        if begun:  # networks take no empty batch
-            shared = _shared_noise(here, begun, randomness) if policy.acts_randomly else None
-            later = sample(rows["observation"], policy.mask_of(rows), shared)
-            chosen = [[later.discrete], [later.continuous]]
-        if fresh_rows := len(forced[0][new]):
-            for part, branches in zip(chosen, forced, strict=True):
-                part.append(branches[new])
-            for key, value in visited.items():
-                fresh = value[new].unsqueeze(1).expand(-1, number, *value.shape[1:])
-                rows[key] = torch.cat([rows[key], fresh])
-            begun += fresh_rows
-        if num_steps is None:
-            step_noise = step_noise.unsqueeze(time)
-        faced = step_noise.movedim(time, 0).unsqueeze(1)
-        faced = faced.expand(begun, number, *faced.shape[2:])
-        discrete, continuous = map(torch.cat, chosen)
+    fresh = {
+        key: value.unsqueeze(1).expand(-1, number, *value.shape[1:])
+        for key, value in visited.items()
+    } | dict(zip(_TALLY, (torch.zeros_like(ones), ones, ones.bool()), strict=True))
+
+    def stepped(
+        rows: dict[str, Tensor], discrete: Tensor, continuous: Tensor, faced: Tensor
+    ) -> dict[str, Tensor]:
+        """Take a step of all rows, with noise that all branches share."""
+        rows = dict(rows)
+        value, weight, running = (rows.pop(key) for key in _TALLY)
         action = {"discrete": discrete, "continuous": continuous}
+        faced = faced.expand(len(discrete), number, *faced.shape[2:])
         after, reward, over = env.advance(rows, action, faced)
         after |= env.show(after)
-        moving, place = running[:begun], slice(begun)
-        returns[place] += torch.where(moving, weight[place] * reward, 0.0)
-        weight[place] = torch.where(moving, weight[place] * gamma, weight[place])
-        if over is None:
-            rows = after
-            continue
-        rows = {
-            key: torch.where(unsqueeze_like(moving, value), value, rows[key])
-            for key, value in after.items()
-        }
-        running[place] = moving & ~over
+        value = value + torch.where(running, weight * reward, 0.0)
+        weight = torch.where(running, weight * gamma, weight)
+        if over is not None:
+            after = {
+                key: torch.where(unsqueeze_like(running, found), found, rows[key])
+                for key, found in after.items()
+            }
+            running = running & ~over
+        return after | dict(zip(_TALLY, (value, weight, running), strict=True))
+
+    def decided(rows: dict[str, Tensor], shared: Noise | None) -> tuple[Tensor, Tensor]:
+        """Let the policy act in all rows."""
+        return policy.sampler()(rows["observation"], policy.mask_of(rows), shared)[:2]
+
+    def shared_noise(number: int) -> Noise | None:
+        return _shared_noise(here, number, randomness) if policy.acts_randomly else None
+
+    def later(rows: dict[str, Tensor], given: Any) -> tuple[dict[str, Tensor], dict]:
+        shared, faced = given
+        return stepped(rows, *decided(rows, shared), faced), {}
+
+    if num_steps is None:
+        rows = {key: value[:0] for key, value in fresh.items()}
+        for at, faced in enumerate(noise.movedim(time, 0)):
+            chosen = [part[at : at + 1] for part in forced]
+            if at:
+                before = decided(rows, shared_noise(at))
+                chosen = [torch.cat(parts) for parts in zip(before, chosen, strict=True)]
+            rows = {key: torch.cat([rows[key], value[at : at + 1]]) for key, value in fresh.items()}
+            discrete, continuous = chosen
+            rows = stepped(rows, discrete, continuous, faced[None, None])
+    else:
+        faces = noise.movedim((time + 1, time), (0, 1)).unsqueeze(2)
+        rows = stepped(fresh, *forced, faces[0])
+        if num_steps > 1:
+            own = [shared_noise(steps) for _ in range(num_steps - 1)]
+            shared = tree_map(
+                lambda *parts: torch.stack(parts) if parts[0] is not None else None, *own
+            )
+            rows, _ = loop(later, rows, (shared, faces[1:]), (gamma,))
+    returns, weight, running = (rows[key] for key in _TALLY)
     if critic is not None:
         final = TensorDict({"observation": rows["observation"]}, batch_size=returns.shape[:-1])
         value = weight * critic_unit * critic(final).get("state_value")

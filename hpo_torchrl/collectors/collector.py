@@ -252,7 +252,7 @@ class DifferentiableCollector(BatchCollector):
     route: str = "auto"
     temperature: float | None = None
     checkpoint_steps: int | None = None
-    compile: bool = False
+    compile: bool | str = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,17 +1,23 @@
-"""A chunk of a rollout by ``torch.compile``."""
+"""Compiled chunks of a rollout: by ``torch.compile``, or by XLA."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._dynamo.utils import calculate_time_spent
+from torch.utils._pytree import tree_map_only
+from torchrl.envs.utils import exploration_type
 
-from hpo_torchrl.collectors.inputs import Inputs
-from hpo_torchrl.core.checks import first_line
+from hpo_torchrl.collectors.inputs import Inputs, Step
+from hpo_torchrl.core.checks import check_choice, first_line
+from hpo_torchrl.core.extras import extra
+
+COMPILERS = ("xla", "inductor")
 
 # Steps of a chunk, the better first: one that leaves no rest is taken.
 _LENGTHS = (5, 6, 4, 7, 8, 3)
@@ -51,6 +57,10 @@ class Compiled:
     def seconds(self) -> float:
         """Time spent on compiling in this process since this object was made."""
         return _seconds() - self._before
+
+    def serves(self, inputs: Inputs) -> bool:
+        """Return whether a rollout of these inputs is compiled: one of training."""
+        return inputs.policy is not None and torch.is_grad_enabled()
 
     def length(self, num_steps: int, given: int | None) -> int:
         """Return the steps of a chunk: those given, or about five that divide the first rollout."""
@@ -106,3 +116,94 @@ class Compiled:
             "environment that change from rollout to rollout, or no C++ compiler on this machine.",
             stacklevel=2,
         )
+
+
+class Scanned:
+    """A chunk of any length whose steps XLA takes; see :class:`Scan`.
+
+    Args:
+        chunk: from a state, inputs and a flag to a state and entries.
+        env: the environment.
+        policy: the policy.
+    """
+
+    def __init__(self, chunk: Callable[..., Any], env: Any, policy: Any) -> None:
+        extra("jax", "jax")
+        from hpo_torchrl.collectors import scan  # JAX is slow to load
+
+        self.chunk, self.env, self.settings_of = chunk, env, scan.settings_of
+        name = f"{type(env).__name__} and its policy"
+        self.scan, self.branches = scan.Scan([policy], name), scan.Scan([policy], name)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on compiling since this object was made."""
+        return self.scan.seconds + self.branches.seconds
+
+    def serves(self, inputs: Inputs) -> bool:
+        """Return whether a rollout of these inputs is compiled: all are."""
+        return True
+
+    def length(self, num_steps: int, given: int | None) -> int:
+        """Return the steps of a chunk: all."""
+        return num_steps
+
+    def prepare(
+        self, begin: Mapping[str, Tensor], inputs: Inputs
+    ) -> tuple[dict[str, Tensor], Inputs]:
+        """Bring a rollout into the form that all its steps share."""
+        fresh = inputs.fresh
+        if any(fresh):  # a step without an end takes nothing from what stands there
+            fresh = [{**(new or begin)} for new in fresh]
+        return dict(begin), inputs._replace(fresh=fresh)
+
+    def __call__(
+        self, carried: Mapping[str, Tensor], inputs: Inputs, once: bool
+    ) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
+        """Call the chunk."""
+        noise, own, fresh = inputs
+        rows = None
+        if any(fresh):
+            rows = {key: torch.stack([row[key] for row in fresh]) for key in fresh[0]}
+
+        def step(carried: Any, given: Any) -> Any:
+            now, mine = tree_map_only(Tensor, lambda part: part.unsqueeze(0), given[:2])
+            after, entries = self.chunk(carried, Inputs(now, mine, [given[2]]), once)
+            return after, {key: value.squeeze(0) for key, value in entries.items()}
+
+        return self.scan(step, dict(carried), (noise, own, rows), self._settings(once))
+
+    def loop(self, step: Step, carried: dict[str, Tensor], inputs: Any, settings: Any) -> Any:
+        """Take the steps of branches; see :func:`branched_returns`."""
+        return self.branches(step, carried, inputs, self._settings(settings))
+
+    def _settings(self, *own: Any) -> Any:
+        return (*own, str(exploration_type()), *self.settings_of(self.env))
+
+
+def compiled(
+    how: bool | str, chunk: Callable[..., Any], env: Any, policy: Any, checkpoint_steps: int | None
+) -> Compiled | Scanned | None:
+    """Return the compiled form of a chunk, or ``None`` without one.
+
+    Args:
+        how: by what, a name of :data:`COMPILERS`; ``True`` chooses, ``False`` is not.
+        chunk: from a state, inputs and a flag to a state and entries.
+        env: the environment.
+        policy: the policy.
+        checkpoint_steps: see :class:`Rollout`.
+    """
+    if not how:
+        return None
+    on_cpu = torch.device(env.device or "cpu").type == "cpu"
+    if how is True:
+        scanned = on_cpu and checkpoint_steps is None and find_spec("jax") is not None
+        how = "xla" if scanned else "inductor"
+    if check_choice("compile", how, COMPILERS) == "inductor":
+        return Compiled(chunk, f"{type(env).__name__} and its policy")
+    if checkpoint_steps is not None or not on_cpu:
+        raise ValueError(
+            f"compile='xla' is of rollouts on a CPU whose steps are not computed again, got "
+            f"device={env.device} and checkpoint_steps={checkpoint_steps}; use compile='inductor'."
+        )
+    return Scanned(chunk, env, policy)

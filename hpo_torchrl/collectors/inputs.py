@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from torchrl.envs import EnvBase
 
 from hpo_torchrl.core import ranks
@@ -23,6 +23,8 @@ from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.sampling import Noise
 
 Entries = Mapping[str, Tensor]
+# From what is carried, and the inputs of one step, to what is carried on and the entries of it.
+Step = Callable[[dict[str, Tensor], Any], tuple[dict[str, Tensor], dict[Any, Tensor]]]
 
 # No logit is that large, and no random number.
 _CERTAIN = 1e9
@@ -47,6 +49,29 @@ class Inputs(NamedTuple):
         of_some = operator.itemgetter(which)
         own = tree_map_only(Tensor, of_some, self.policy)
         return Inputs(self.noise[which], own, self.fresh[which])
+
+
+def one_by_one(
+    step: Step, carried: dict[str, Tensor], inputs: Any, settings: Any = None
+) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
+    """Take steps of one kind, one after another.
+
+    Args:
+        step: takes one.
+        carried: where the first one starts, by name.
+        inputs: tensors of any structure, time first.
+        settings: of no account here; see :class:`~hpo_torchrl.collectors.scan.Scan`.
+
+    Returns:
+        Where the last one leads to, and the entries of all, time first.
+    """
+    rows: list[dict[Any, Tensor]] = []
+    parts, form = tree_flatten(inputs)
+    for at in range(next(len(part) for part in parts if part is not None)):
+        own = tree_unflatten([None if part is None else part[at] for part in parts], form)
+        carried, entries = step(carried, own)
+        rows.append(entries)
+    return carried, {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def steps_of(noise: Noise | None, num_steps: int) -> Sequence[Noise | None]:

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torchrl.envs import EnvBase
 
 from hpo_torchrl.collectors.branching import straight_through_step
-from hpo_torchrl.collectors.compiling import Compiled
+from hpo_torchrl.collectors.compiling import compiled
 from hpo_torchrl.collectors.engine import Engine, policy_step
 from hpo_torchrl.collectors.inputs import (
     Entries,
@@ -86,7 +85,7 @@ class Rollout(Engine):
     route: str = "auto"
     temperature: float | None = None
     checkpoint_steps: int | None = None
-    compile: bool = False
+    compile: bool | str = False
 
     def __post_init__(self) -> None:
         env, policy = self.env, self.policy
@@ -98,7 +97,7 @@ class Rollout(Engine):
         asked = {
             "temperature of a straight_through_rollout": self.temperature is not None,
             "checkpoint_steps": self.checkpoint_steps is not None,
-            "compile": self.compile,
+            "compile": bool(self.compile),
             "route='functional'": self.route == "functional",
         }
         for name in (name for name, needed in asked.items() if needed):
@@ -121,9 +120,8 @@ class Rollout(Engine):
             check_single_choice("straight_through_rollout", env)
             self.make_step = partial(straight_through_step, temperature=self.temperature)
         self.functional = self.route != "general" and is_functional(env, policy)
-        self.compiled = None
-        if self.compile:
-            self.compiled = Compiled(self.chunk, f"{type(env).__name__} and its policy")
+        given = (self.chunk, env, policy, self.checkpoint_steps)
+        self.compiled = compiled(self.compile, *given)
 
     @property
     def compile_seconds(self) -> float:
@@ -171,11 +169,12 @@ class Rollout(Engine):
         """Take the steps in chunks: the entries of each chunk, stacked."""
         num_steps = len(inputs.noise)
         size = self.checkpoint_steps or num_steps
-        worth_it = inputs.policy is not None and torch.is_grad_enabled()
-        compiled = self.compiled if worth_it else None
-        if compiled is not None:
-            size = compiled.length(num_steps, self.checkpoint_steps)
-            carried, inputs = compiled.prepare(carried, inputs)
+        fast = self.compiled
+        if fast is not None and not fast.serves(inputs):
+            fast = None
+        if fast is not None:
+            size = fast.length(num_steps, self.checkpoint_steps)
+            carried, inputs = fast.prepare(carried, inputs)
         versions = [parameter._version for parameter in self.policy.parameters()]
 
         def chunk(carried: Entries, part: Inputs) -> tuple[Entries, dict[Any, Tensor]]:
@@ -185,8 +184,8 @@ class Rollout(Engine):
                     "when gradients are taken: take them before the optimizer's step, or leave "
                     "checkpoint_steps out."
                 )
-            if compiled is not None and len(part.noise) == size:
-                return compiled(carried, part, once)
+            if fast is not None and len(part.noise) == size:
+                return fast(carried, part, once)
             return self.chunk(carried, part, once)
 
         pieces = []

@@ -1,0 +1,430 @@
+"""Steps that XLA runs: one is traced by PyTorch, and JAX scans over all."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jax import lax
+from torch import Tensor, nn
+from torch._decomp import core_aten_decompositions
+from torch.autograd.function import once_differentiable
+from torch.func import functionalize
+from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torchrl.envs import EnvBase
+
+from hpo_torchrl.collectors.inputs import Step, one_by_one
+from hpo_torchrl.collectors.lowering import Lowered
+from hpo_torchrl.core.checks import first_line
+
+# Share of the entries that may differ from those of torch by more than rounding: where two
+# actions are as good, rounding chooses between them.
+_DIFFERING = 0.01
+# How often one object may trace steps.
+_MOST_PROGRAMS = 8
+# How deep the numbers of an environment lie in its objects, and where none of them lie.
+_DEPTH, _LIBRARIES = 4, ("torch", "torchrl", "tensordict", "numpy", "builtins", "functools")
+
+
+class DifferentStepError(RuntimeError):
+    """A traced step does not do what the step does."""
+
+
+class Scan:
+    """Many steps of one kind as one function of XLA, with its gradient.
+
+    A step is traced once for every shape, forward and backward, as PyTorch computes it, and JAX
+    runs the graphs of both in a loop without a word of Python between. A step must be a pure
+    function of what is carried, of its inputs, of the weights of some modules, and of tensors that
+    it finds elsewhere: of these the values of today count. Where one cannot be traced, or a traced
+    one leads elsewhere than the step itself, a warning says why, and steps are taken one by one.
+
+    Args:
+        modules: their parameters and buffers are read at every call, and have gradients.
+        name: what takes the steps, for the warning.
+
+    Attributes:
+        programs: what has been traced, by shapes and settings.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], name: str) -> None:
+        self.modules, self.name = modules, name
+        self.programs: dict[Any, _Program] = {}
+        self.given_up = False
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on tracing, compiling and comparing so far."""
+        return sum(program.seconds for program in self.programs.values())
+
+    def __call__(
+        self, step: Step, carried: dict[str, Tensor], inputs: Any, settings: Any = None
+    ) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
+        """Take all steps.
+
+        Args:
+            step: takes one; carried are tensors by name, whose shapes stay.
+            carried: where the first one starts.
+            inputs: tensors of any structure, time first.
+            settings: numbers that steps depend on; for others they are traced anew.
+
+        Returns:
+            Where the last one leads to, and the entries of all, time first.
+        """
+        if self.given_up:
+            return one_by_one(step, carried, inputs)
+        weights = [
+            value
+            for module in self.modules
+            for part in (module.named_parameters(), module.named_buffers())
+            for _, value in part
+        ]
+        parts, form = tree_flatten(inputs)
+        begin = [*carried.values()]
+        graph = torch.is_grad_enabled() and any(value.requires_grad for value in weights)
+        shapes = [None if v is None else (v.shape, v.dtype) for v in (*weights, *begin, *parts)]
+        key = (tuple(shapes), tuple(carried), form, graph, settings)
+        with _in_torchs_widths():
+            if (program := self.programs.get(key)) is not None:
+                return program.call(weights, begin, parts)
+            began = time.perf_counter()
+            try:
+                if len(self.programs) >= _MOST_PROGRAMS:
+                    raise DifferentStepError(f"it has been traced {len(self.programs)} times")
+                program = _Program.of(step, weights, carried, parts, form, graph)
+                found = program.call(weights, begin, parts)
+                self._compare(found, step, carried, inputs)
+            except Exception as error:  # whatever the reason, torch can take the steps
+                self._give_up(first_line(error))
+                return one_by_one(step, carried, inputs)
+            program.seconds += time.perf_counter() - began
+            self.programs[key] = program
+            return found
+
+    @torch.no_grad()
+    def _compare(self, found: Any, step: Step, carried: dict[str, Tensor], inputs: Any) -> None:
+        """Raise an error if the steps one by one lead elsewhere."""
+        there, entries = one_by_one(step, carried, inputs)
+        for key, one in (*there.items(), *entries.items()):
+            other = found[key in entries][key].detach()
+            near = torch.isclose(one.double(), other.double(), 1e-3, 1e-3, equal_nan=True)
+            if (~near).double().mean() > _DIFFERING:
+                raise DifferentStepError(f"the entry {key!r} of a traced step is another")
+
+    def _give_up(self, cause: str) -> None:
+        self.given_up = True
+        self.programs.clear()
+        warnings.warn(
+            f"compile: {self.name} cannot be compiled, and go on as they are ({cause}). Usual "
+            "causes: dynamics that look at a tensor's value (if, .item(), numpy), or numbers of "
+            "the environment that change from rollout to rollout.",
+            stacklevel=3,
+        )
+
+
+def settings_of(*owners: Any) -> tuple[Any, ...]:
+    """Return the numbers, and which tensors, objects hold: what a traced step has taken as given.
+
+    Args:
+        owners: environments and the like; of their parts those count that are plain objects.
+    """
+    found: list[Any] = []
+    seen: set[int] = set()
+
+    def visit(path: str, value: Any, depth: int) -> None:
+        if isinstance(value, (bool, int, float, str)):
+            found.append((path, value))
+        elif isinstance(value, (Tensor, np.ndarray)):
+            found.append((path, id(value)))
+        elif depth and id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, (list, tuple)):
+                parts: Any = enumerate(value)
+            elif isinstance(value, dict):
+                parts = value.items()
+            elif type(value).__module__.partition(".")[0] in _LIBRARIES:
+                parts = ()
+            else:
+                parts = getattr(value, "__dict__", {}).items()
+            for name, part in [*parts]:
+                visit(f"{path}.{name}", part, depth - 1)
+
+    for at, owner in enumerate(owners):
+        # What an environment inherits from TorchRL is no number of its equations.
+        for name, value in [*vars(owner).items()]:
+            if not (name.startswith("_") and hasattr(EnvBase, name)):
+                visit(f"{at}.{name}", value, _DEPTH)
+    return tuple(found)
+
+
+@dataclass(eq=False, repr=False)
+class _Program:
+    """A step as two functions of JAX, forward and backward.
+
+    Attributes:
+        lowered: its graph.
+        numbers: how many weights, carried tensors and inputs there are.
+        constants: tensors that the step found elsewhere, with the nodes that read them.
+        leaves: placeholders of weights, carried tensors and inputs, in this order.
+        tangents: placeholders of the gradients of ``differentiable`` outputs.
+        outputs: nodes of what is carried on, then of the entries.
+        gradients: nodes of the gradients of weights and carried tensors; ``None`` without one.
+        differentiable: places of outputs that have a gradient.
+        names: of the entries.
+        carried: of what is carried.
+        seconds: time spent on tracing and compiling.
+    """
+
+    lowered: Lowered
+    numbers: tuple[int, int, int]
+    constants: dict[Node, Tensor]
+    leaves: list[Node]
+    tangents: list[Node]
+    outputs: list[Any]
+    gradients: list[Any]
+    differentiable: list[int]
+    names: list[Any]
+    carried: list[str]
+    seconds: float = 0.0
+    compiled: bool = False  # backward too
+
+    @classmethod
+    def of(
+        cls,
+        step: Step,
+        weights: list[Tensor],
+        carried: dict[str, Tensor],
+        parts: list[Tensor],
+        form: Any,
+        graph: bool,
+    ) -> _Program:
+        """Trace a step at the inputs of the first one."""
+        names: list[Any] = []
+        begin = [
+            value.detach().clone().requires_grad_(graph and value.is_floating_point())
+            for value in carried.values()
+        ]
+        first = [None if part is None else part[0].clone() for part in parts]
+        keys = list(carried)
+
+        def flat(values: list[Tensor], own: list[Any]) -> list[Tensor]:
+            after, entries = step(dict(zip(keys, values, strict=True)), tree_unflatten(own, form))
+            names[:] = list(entries)
+            return [after[key] for key in keys] + list(entries.values())
+
+        with torch.set_grad_enabled(graph):
+            example = flat(begin, first)
+        for key, before, after in zip(keys, begin, example, strict=False):
+            if before.shape != after.shape or before.dtype != after.dtype:
+                raise DifferentStepError(
+                    f"{key!r} changes from {tuple(before.shape)}, {before.dtype} to "
+                    f"{tuple(after.shape)}, {after.dtype} in a step"
+                )
+        differentiable = [i for i, value in enumerate(example) if value.requires_grad]
+        wanting = [value for value in (*weights, *begin) if value.requires_grad] if graph else []
+
+        def joint(
+            weights: list[Tensor], values: list[Tensor], own: list[Any], tangents: list[Tensor]
+        ) -> list[Any]:
+            # A leaf of its own, so that what is carried may be carried on as it is.
+            inner = [value.detach().requires_grad_(value.requires_grad) for value in values]
+            with torch.set_grad_enabled(graph):
+                found = flat(inner, own)
+            asked = [value for value in (*weights, *inner) if value.requires_grad and graph]
+            slopes: Iterator[Tensor | None] = iter(())
+            if asked and differentiable:
+                slopes = iter(
+                    torch.autograd.grad(
+                        [found[i] for i in differentiable], asked, tangents, allow_unused=True
+                    )
+                )
+            given = [
+                next(slopes, None) if value.requires_grad and graph else None
+                for value in (*weights, *inner)
+            ]
+            return [value.detach() for value in found] + given
+
+        ones = [torch.ones_like(example[i]) for i in differentiable]
+        del wanting, example
+        given = (weights, begin, first, ones)
+        traced = make_fx(joint, tracing_mode="real")(*given)
+        # Once more, for what writes in place; and there in fewer kinds of operations.
+        with torch.no_grad():
+            pure, fewer = (
+                functionalize(traced, remove="mutations"),
+                dict(core_aten_decompositions()),
+            )
+            traced = make_fx(pure, fewer, tracing_mode="real")(*given)
+        placed = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        (output,) = (node for node in traced.graph.nodes if node.op == "output")
+        results = list(output.args[0])
+        number = len(weights) + len(begin) + len(first)
+        last = len(keys) + len(names)
+        return cls(
+            lowered=Lowered(traced.graph),
+            numbers=(len(weights), len(begin), len(first)),
+            constants={
+                node: getattr(traced, str(node.target))
+                for node in traced.graph.nodes
+                if node.op == "get_attr"
+            },
+            leaves=placed[:number],
+            tangents=placed[number:],
+            outputs=results[:last],
+            gradients=results[last:],
+            differentiable=differentiable,
+            names=names,
+            carried=keys,
+        )
+
+    def __post_init__(self) -> None:
+        nodes = self.lowered.nodes
+        given = [*self.leaves, *self.constants]
+        # What follows from gradients is the backward pass; what it reads of the forward one is
+        # kept, but for what the weights alone say.
+        late, fixed = set(self.tangents), set(self.leaves[: self.numbers[0]]) | set(self.constants)
+        for node in nodes:
+            before = node.all_input_nodes
+            if any(part in late for part in before):
+                late.add(node)
+            elif node not in given and all(part in fixed for part in before):
+                fixed.add(node)
+        moving = [node for node in nodes if node not in late | fixed and node not in given]
+        read = {part for node in late for part in node.all_input_nodes} | {*self.gradients}
+        self.kept = [node for node in moving if node in read]
+        self.forward_steps = self.lowered.needed(self._nodes(self.outputs) + self.kept, given)
+        known = [*given, *self.tangents, *self.kept]
+        self.backward_steps = self.lowered.needed(self._nodes(self.gradients), known)
+        self.forward, self.backward = jax.jit(self._forward), jax.jit(self._backward)
+
+    @staticmethod
+    def _nodes(values: Sequence[Any]) -> list[Node]:
+        return [value for value in values if isinstance(value, Node)]
+
+    def _known(self, weights: Any, constants: Any, carried: Any, inputs: Any) -> dict[Node, Any]:
+        known = dict(zip(self.constants, constants, strict=True))
+        return known | dict(zip(self.leaves, (*weights, *carried, *inputs), strict=True))
+
+    def _forward(self, weights: Any, constants: Any, carried: Any, inputs: Any) -> Any:
+        number = len(self.carried)
+
+        def body(carried: Any, own: Any) -> Any:
+            known = self._known(weights, constants, carried, own)
+            values = self.lowered.run(self.forward_steps, known)
+            found = [values[node] for node in self.outputs]
+            kept = [values[node] for node in self.kept]
+            return found[:number], (found[number:], kept, carried)
+
+        return lax.scan(body, carried, inputs)
+
+    def _backward(self, weights: Any, constants: Any, inputs: Any, kept: Any, tangents: Any) -> Any:
+        first, number = self.numbers[0], len(self.carried)
+        at_end, of_entries = tangents
+
+        def body(state: Any, row: Any) -> Any:
+            total, slopes = state
+            own, (saved, carried), entries = row
+            known = self._known(weights, constants, carried, own)
+            known |= dict(zip(self.kept, saved, strict=True))
+            known |= dict(zip(self.tangents, (*slopes, *entries), strict=True))
+            values = self.lowered.run(self.backward_steps, known)
+            found = [None if node is None else values[node] for node in self.gradients]
+            total = [
+                part if slope is None else part + slope
+                for part, slope in zip(total, found[:first], strict=True)
+            ]
+            later = [
+                jnp.zeros_like(carried[i]) if found[first + i] is None else found[first + i]
+                for i in self.differentiable
+                if i < number
+            ]
+            return (total, later), None
+
+        begin = ([jnp.zeros_like(weight) for weight in weights], at_end)
+        (total, slopes), _ = lax.scan(body, begin, (inputs, kept, of_entries), reverse=True)
+        return total, slopes
+
+    def read_constants(self) -> list[Any]:
+        """Return the constants of now."""
+        return [*map(_to_jax, self.constants.values())]
+
+    def call(
+        self, weights: list[Tensor], begin: list[Tensor], parts: list[Tensor]
+    ) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
+        """Take all steps."""
+        found = _Steps.apply(self, *weights, *begin, *parts)
+        number = len(self.carried)
+        carried = dict(zip(self.carried, found[:number], strict=True))
+        return carried, dict(zip(self.names, found[number:], strict=True))
+
+
+class _Steps(torch.autograd.Function):
+    """All steps, with the gradients of the weights and of where they began."""
+
+    @staticmethod
+    def forward(ctx: Any, program: _Program, *leaves: Tensor) -> tuple[Tensor, ...]:
+        first, number, _ = program.numbers
+        begin, parts = leaves[first : first + number], leaves[first + number :]
+        weights, constants = [*map(_to_jax, leaves[:first])], program.read_constants()
+        inputs = [*map(_to_jax, parts)]
+        carried, (entries, *kept) = jax.block_until_ready(
+            program.forward(weights, constants, [*map(_to_jax, begin)], inputs)
+        )
+        found = [*map(_to_torch, (*carried, *entries))]
+        fixed = [value for i, value in enumerate(found) if i not in program.differentiable]
+        ctx.mark_non_differentiable(*fixed)
+        ctx.save_for_backward(*leaves[:first])  # which must be the same then
+        ctx.program, ctx.known = program, (constants, inputs, kept)
+        return tuple(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        program = ctx.program
+        number = program.numbers[1]
+        began = time.perf_counter()
+        with _in_torchs_widths():
+            weights = [*map(_to_jax, ctx.saved_tensors)]
+            slopes = {i: _to_jax(gradients[i]) for i in program.differentiable}
+            tangents = [
+                [slope for i, slope in slopes.items() if (i < number) == carried]
+                for carried in (True, False)
+            ]
+            found = jax.block_until_ready(program.backward(weights, *ctx.known, tangents))
+            total, slopes_at_begin = ([*map(_to_torch, part)] for part in found)
+        if not program.compiled:
+            program.seconds, program.compiled = program.seconds + time.perf_counter() - began, True
+        of_begin = dict(zip((i for i in slopes if i < number), slopes_at_begin, strict=True))
+        every = [*total, *map(of_begin.get, range(number))]
+        asked = ctx.needs_input_grad[1:]
+        own = [value if need else None for value, need in zip(every, asked, strict=False)]
+        return (None, *own, *(None,) * (len(asked) - len(own)))
+
+
+def _to_jax(value: Tensor | None) -> Any:
+    if value is None:
+        return None
+    value = value.detach().contiguous()
+    return (
+        jnp.asarray(value.numpy()) if value.dtype == torch.bool else jax.dlpack.from_dlpack(value)
+    )
+
+
+def _to_torch(value: Any) -> Tensor:
+    if value.dtype == bool:
+        return torch.from_numpy(jax.device_get(value).copy())
+    return torch.from_dlpack(value)
+
+
+def _in_torchs_widths() -> Any:
+    """Return a context in which JAX has 64 bits where torch does."""
+    return jax.enable_x64(True)
