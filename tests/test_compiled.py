@@ -1,4 +1,4 @@
-"""Compiled rollouts, against the ones that are not."""
+"""Compiled rollouts, by torch.compile and by XLA, against the ones that are not."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_chunks_of_the_length_that_is_asked_for_are_compiled(given, chunks, monk
     for scale in (0.3, 0.0):  # without a scale the discrete action is still sampled
         calls.clear()
         policy = policy_for(env, scale=scale)
-        roll = Rollout(env, policy, compile=True, checkpoint_steps=given)
+        roll = Rollout(env, policy, compile="inductor", checkpoint_steps=given)
         with torch.no_grad():
             roll(6)
         assert not calls
@@ -107,7 +107,8 @@ def compared(case):
     env, policy = make()
     found, spent = [], []
     plain = Rollout(env, policy, discount=0.9)
-    compiled = Rollout(env, policy, discount=0.9, compile=True, checkpoint_steps=checkpoint_steps)
+    how = {"compile": "inductor", "checkpoint_steps": checkpoint_steps}
+    compiled = Rollout(env, policy, discount=0.9, **how)
     compiled.compiled._length = 1
     for roll in (plain, compiled):
         for seed in (1, 2):
@@ -139,7 +140,7 @@ def test_cuda_graphs_give_the_values_and_gradients_of_an_ordinary_rollout():
     env = inventory(device="cuda")
     policy = policy_for(env, scale=0.3)
     found = []
-    fast = Rollout(env, policy, discount=0.9, compile=True)
+    fast = Rollout(env, policy, discount=0.9, compile="inductor")
     fast.compiled._length = 2
     for roll in (Rollout(env, policy, discount=0.9), fast):
         for seed in (1, 1, 2):  # recorded, then replayed
@@ -163,7 +164,7 @@ def test_training_is_the_same(without_code):
         metrics = [hpo.iterate() for _ in range(3)]
         return torch.cat([p.detach().flatten() for p in policy.parameters()]), metrics
 
-    (plain, _), (fast, metrics) = train(), train(compile=True)
+    (plain, _), (fast, metrics) = train(), train(compile="inductor")
     torch.testing.assert_close(fast, plain, rtol=1e-6, atol=1e-8)
     assert [row.get("compile_seconds", 0.0) > 0.0 for row in metrics] == [True, False, False]
 
@@ -176,17 +177,27 @@ class Looking(InventoryEnv):
         return (after, reward) if bool((reward <= 0).all()) else (after, reward - 1)
 
 
-def test_an_environment_that_cannot_be_compiled_goes_on_as_it_is():
-    env = Looking(batch_size=4, initial_state="random", seed=0)
+class Aside(InventoryEnv):
+    """An environment that computes beside torch, which no trace sees."""
+
+    def dynamics(self, state, action, noise):
+        after, reward = super().dynamics(state, action, noise)
+        level = after["inventory"].detach().flatten(reward.ndim).numpy().sum(-1)
+        return after, reward - torch.from_numpy(level)
+
+
+@pytest.mark.parametrize(("kind", "how"), [(Looking, "inductor"), (Looking, "xla"), (Aside, "xla")])
+def test_an_environment_that_cannot_be_compiled_goes_on_as_it_is(kind, how):
+    env = kind(batch_size=4, initial_state="random", seed=0)
     policy = policy_for(env)
     start, noise = env.reset(), env.sample_noise(4)
-    compiled = Rollout(env, policy, compile=True)
+    compiled = Rollout(env, policy, compile=how)
 
     def reward(roll):
         torch.manual_seed(1)
         return roll(4, tensordict=start, noise=noise)["next", "reward"]
 
-    with pytest.warns(UserWarning, match="Looking and its policy cannot be compiled"):
+    with pytest.warns(UserWarning, match=f"{kind.__name__} and its policy cannot be compiled"):
         first = reward(compiled)
     for roll in (compiled, Rollout(env, policy)):
         torch.testing.assert_close(reward(roll), first)
@@ -195,7 +206,7 @@ def test_an_environment_that_cannot_be_compiled_goes_on_as_it_is():
 def test_what_is_compiled_again_and_again_is_given_up(without_code, monkeypatch):
     monkeypatch.setattr(compiling_module, "_OWN_GRAPHS", 1)
     env = inventory()
-    rollout = Rollout(env, policy_for(env), compile=True)
+    rollout = Rollout(env, policy_for(env), compile="inductor")
     rollout(1)
     env.ordering.joint_cost = 7.0  # a number of the dynamics
     with pytest.warns(UserWarning, match=r"compiled 2 times.*numbers of the environment"):
@@ -215,7 +226,7 @@ def test_only_what_samples_and_keeps_gradients_is_compiled():
     env = inventory()
     policy = policy_for(env)
     build = functools.partial(
-        DifferentiableCollector, env, policy, frames_per_batch=60, compile=True
+        DifferentiableCollector, env, policy, frames_per_batch=60, compile="inductor"
     )
     deterministic, collector = build(exploration_type=ExplorationType.DETERMINISTIC), build()
     deterministic.collect()
@@ -236,3 +247,128 @@ def test_what_does_not_go_together_is_refused():
     impatient = Impatient(batch_size=2)
     with pytest.raises(TypeError, match="compile needs episodes that end at the horizon"):
         Rollout(impatient, policy_for(impatient), compile=True)
+    with pytest.raises(ValueError, match=r"compile must be .*xla.*inductor.*got 'jit'"):
+        Rollout(env, policy, compile="jit")
+    with pytest.raises(ValueError, match="compile='xla' is of rollouts on a CPU"):
+        Rollout(env, policy, compile="xla", checkpoint_steps=2)
+
+
+# -- by XLA ----------------------------------------------------------------------------------------
+
+
+def resets():
+    """Instances that are at different steps, and begin anew within a rollout."""
+    env = inventory(horizon=5)
+    return env, policy_for(env, scale=0.3)
+
+
+def relaxed():
+    """A straight-through choice."""
+    env = inventory(lost_sales=True)
+    return env, policy_for(env)
+
+
+@pytest.mark.parametrize("make", [seeds, cart, resets, relaxed])
+def test_what_xla_computes_is_what_torch_computes(make):
+    env, policy = make()
+    how = {"discount": 0.9, "temperature": 0.7 if make is relaxed else None}
+    plain, fast = Rollout(env, policy, **how), Rollout(env, policy, **how, compile="xla")
+    found = []
+    for roll in (plain, fast, fast):
+        policy.randomness = Randomness(range(3) if env.num_seeds else 1)
+        env.set_seed(5)
+        start = env.reset()
+        if make is resets:
+            start["step"] = torch.arange(6).view(6, 1) % 5
+        with torch.no_grad():
+            roll(STEPS, tensordict=start)
+        rollout = roll(STEPS, tensordict=start)
+        leaves = list(policy.parameters())
+        slopes = torch.autograd.grad(scalar(rollout), leaves, allow_unused=True, retain_graph=True)
+        again = torch.autograd.grad(scalar(rollout), leaves, allow_unused=True)
+        found.append((rollout, slopes, again, roll.compile_seconds))
+    assert found[0][-1] == 0.0 < found[1][-1] == found[2][-1]  # compiled once, backward too
+    (rollout, slopes, _, _), *others = found
+    assert max(slope.abs().max() for slope in slopes if slope is not None) > 1
+    for other, *both, _ in others:
+        assert set(other.keys(True, True)) == set(rollout.keys(True, True))
+        for key, value in rollout.items(True, True):
+            torch.testing.assert_close(other[key], value, rtol=1e-9, atol=1e-9)
+            assert other[key].requires_grad == value.requires_grad
+        for own in both:
+            for one, slope in zip(own, slopes, strict=True):
+                if slope is not None:
+                    torch.testing.assert_close(one, slope, rtol=1e-7, atol=1e-7)
+
+
+def test_training_by_xla_is_the_same():
+    """With simulated discrete actions, which XLA takes too."""
+
+    def train(**arguments):
+        torch.manual_seed(3)
+        env = inventory()
+        policy = policy_for(env)
+        critic = make_value_network(env, hidden=(8,))
+        sizes = {"unroll_length": 3, "branch_steps": 4, "branch_fraction": 0.7}
+        hpo = HPO(env, policy, critic, **sizes, **arguments)
+        torch.manual_seed(7)
+        metrics = [hpo.iterate() for _ in range(4)]
+        return torch.cat([p.detach().flatten() for p in policy.parameters()]), metrics, hpo
+
+    (plain, rows, _), (fast, others, hpo) = train(), train(compile="xla")
+    torch.testing.assert_close(fast, plain, rtol=1e-7, atol=1e-9)
+    for row, other in zip(rows, others, strict=True):
+        assert row == pytest.approx({name: other[name] for name in row}, rel=1e-6)
+    compiled = hpo.collector.engine.compiled
+    assert len(compiled.scan.programs) == len(compiled.branches.programs) == 1
+    assert [row.get("compile_seconds", 0.0) > 0.0 for row in others] == [True, *[False] * 3]
+
+
+def test_numbers_and_tensors_of_the_environment_are_those_of_now():
+    env = inventory()
+    policy = policy_for(env)
+    start, noise = env.reset(), env.sample_noise(STEPS)
+    plain, fast = Rollout(env, policy), Rollout(env, policy, compile="xla")
+    rewards = []
+
+    def compared():
+        found = []
+        for roll in (plain, fast):
+            policy.randomness = Randomness(1)
+            found.append(roll(STEPS, tensordict=start, noise=noise)["next", "reward"])
+        torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+        assert all(not torch.equal(found[0], before) for before in rewards)
+        rewards.append(found[0].detach().clone())
+        return len(fast.compiled.scan.programs)
+
+    assert compared() == 1
+    env.holding_cost.mul_(3.0)  # the tensor that the trace knows
+    assert compared() == 1
+    env.shortage_cost = 2.0 * env.shortage_cost  # another
+    assert compared() == 2
+    env.ordering.joint_cost = 7.0
+    assert compared() == 3
+    for parameter in policy.parameters():
+        parameter.data.add_(0.1)
+    assert compared() == 3
+
+
+def test_weights_that_change_before_the_gradient_are_told():
+    env = inventory()
+    policy = policy_for(env)
+    rollout = Rollout(env, policy, compile="xla")(STEPS)
+    with torch.no_grad():
+        policy.network.skip.weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        rollout["next", "reward"].sum().backward()
+
+
+def test_what_is_traced_again_and_again_is_given_up(monkeypatch):
+    monkeypatch.setattr("hpo_torchrl.collectors.scan._MOST_PROGRAMS", 1)
+    env = inventory()
+    roll = Rollout(env, policy_for(env), compile="xla")
+    roll(STEPS)
+    env.ordering.joint_cost = 7.0
+    with pytest.warns(UserWarning, match="traced 1 times"):
+        roll(STEPS)
+    assert roll(STEPS)["next", "reward"].requires_grad

@@ -8,9 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 from jax import lax
-from torch.fx import Graph, Node
+from torch._decomp import core_aten_decompositions
+from torch.func import functionalize
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 # The package torchax has such a table too. It is made for other versions of torch, and does not
@@ -26,6 +32,36 @@ class UnknownOperationError(NotImplementedError):
 def dtype_of(dtype: torch.dtype) -> Any:
     """Return JAX's dtype of the same name."""
     return jnp.dtype(str(dtype).removeprefix("torch."))
+
+
+def trace(function: Callable[..., Any], *given: Any) -> GraphModule:
+    """Return what a function does to tensors, and its gradients in it, as operations of ATen.
+
+    Raises:
+        RuntimeError: it looks at the value of a tensor.
+    """
+    with _WithoutLooking():
+        traced = make_fx(function, tracing_mode="real")(*given)
+    # Once more, for what writes in place; and there in fewer kinds of operations.
+    with torch.no_grad():
+        pure = functionalize(traced, remove="mutations")
+        return make_fx(pure, dict(core_aten_decompositions()), tracing_mode="real")(*given)
+
+
+class _WithoutLooking(TorchFunctionMode):
+    """Functions of torch that look at values only to check them."""
+
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.one_hot:
+            return _one_hot(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+    if num_classes < 0:  # as many as there are
+        return F.one_hot(tensor, num_classes)
+    every = torch.arange(num_classes, device=tensor.device)
+    return (tensor.unsqueeze(-1) == every).to(torch.int64)
 
 
 class Lowered:
@@ -44,6 +80,8 @@ class Lowered:
             if node.op == "call_function" and node.target not in OPERATIONS:
                 name = getattr(node.target, "__name__", str(node.target))
                 raise UnknownOperationError(f"{name} has no counterpart in JAX here")
+            if "strided" in str(node.target) and not _in_order(node):
+                raise UnknownOperationError(f"{node.target} is of a memory in another order")
 
     def needed(self, wanted: Iterable[Node], known: Iterable[Node]) -> list[Node]:
         """Return what must be computed for the nodes that are wanted, in order."""
@@ -67,6 +105,13 @@ class Lowered:
             found = OPERATIONS[node.target](*args, **kwargs)
             values[node] = tree_map(_in_dtype, found, node.meta["val"])
         return values
+
+
+def _in_order(node: Node) -> bool:
+    """Return whether what has strides lies in memory in the order of its axes."""
+    new = node.target is _aten.new_empty_strided.default
+    laid: Any = node if new else node.args[0]
+    return bool(laid.meta["val"].is_contiguous())
 
 
 def _in_dtype(found: Any, like: Any) -> Any:
@@ -178,7 +223,7 @@ def _gather(value: Array, dim: int, index: Array, **_: Any) -> Array:
 
 
 def _scatter(value: Array, dim: int, index: Array, source: Any) -> Array:
-    return value.at[_along(value, dim, index)].set(source)
+    return value.at[_along(value, dim, index)].set(jnp.asarray(source, value.dtype))
 
 
 def _scatter_add(value: Array, dim: int, index: Array, source: Any) -> Array:
@@ -198,6 +243,10 @@ def _index(value: Array, indices: Sequence[Array | None]) -> Array:
 def _index_put(
     value: Array, indices: Sequence[Array | None], source: Any, accumulate: bool = False
 ) -> Array:
+    mask = indices[0]
+    if len(indices) == 1 and mask is not None and mask.dtype == bool and jnp.size(source) == 1:
+        apart = mask.reshape(*mask.shape, *(1,) * (value.ndim - mask.ndim))
+        return jnp.where(apart, jnp.reshape(source, ()) + (value if accumulate else 0), value)
     at = value.at[_places(indices)]
     return at.add(source) if accumulate else at.set(source)
 
@@ -213,6 +262,29 @@ def _index_add(value: Array, dim: int, index: Array, source: Array) -> Array:
 def _squeezed(value: Array, dims: Any = None) -> Array:
     axes = range(value.ndim) if dims is None else _axes(dims)
     return jnp.squeeze(value, tuple(i for i in axes or () if value.shape[i] == 1))
+
+
+def _strides(size: Sequence[int], stride: Sequence[int], offset: int | None) -> Any:
+    """Return the places in memory of the entries of a strided array."""
+    axes = [step * np.arange(number) for number, step in zip(size, stride, strict=True)]
+    return sum(np.ix_(*axes), np.zeros(size, np.int64)) + (offset or 0)
+
+
+def _strided(
+    value: Array, size: Sequence[int], stride: Sequence[int], offset: int | None = None
+) -> Array:
+    return value.reshape(-1)[_strides(size, stride, offset)]
+
+
+def _strided_scatter(
+    value: Array,
+    source: Array,
+    size: Sequence[int],
+    stride: Sequence[int],
+    offset: int | None = None,
+) -> Array:
+    flat = value.reshape(-1).at[_strides(size, stride, offset)].set(source)
+    return flat.reshape(value.shape)
 
 
 def _constant(value: Any) -> Callable[..., Array]:
@@ -331,6 +403,10 @@ def _table() -> dict[Any, Callable[..., Any]]:
         "exp": jnp.exp,
         "expm1": jnp.expm1,
         "floor": jnp.floor,
+        "gelu": lambda value, *, approximate="none": jax.nn.gelu(value, approximate == "tanh"),
+        "hardtanh": lambda value, low=-1.0, high=1.0: jnp.clip(value, low, high),
+        "hypot": jnp.hypot,
+        "embedding": lambda weight, index, *_: weight[index],
         "isinf": jnp.isinf,
         "isnan": jnp.isnan,
         "log": jnp.log,
@@ -377,6 +453,8 @@ def _table() -> dict[Any, Callable[..., Any]]:
         "squeeze": _squeezed,
         "t": jnp.transpose,
         "repeat": jnp.tile,
+        "as_strided": _strided,
+        "as_strided_scatter": _strided_scatter,
         "roll": _rolled,
         "flip": jnp.flip,
         "index_select": _index_select,
@@ -393,6 +471,7 @@ def _table() -> dict[Any, Callable[..., Any]]:
         "new_zeros": lambda value, size, **how: _new_full(value, size, 0, **how),
         "new_ones": lambda value, size, **how: _new_full(value, size, 1, **how),
         "new_full": _new_full,
+        "new_empty_strided": lambda value, size, _, **how: _new_full(value, size, 0, **how),
         "zeros": _constant(0),
         "ones": _constant(1),
         "scalar_tensor": lambda value, **how: _full((), value, **how),

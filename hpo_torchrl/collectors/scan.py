@@ -14,16 +14,12 @@ import numpy as np
 import torch
 from jax import lax
 from torch import Tensor, nn
-from torch._decomp import core_aten_decompositions
 from torch.autograd.function import once_differentiable
-from torch.func import functionalize
 from torch.fx import Node
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torchrl.envs import EnvBase
 
 from hpo_torchrl.collectors.inputs import Step, one_by_one
-from hpo_torchrl.collectors.lowering import Lowered
+from hpo_torchrl.collectors.lowering import Lowered, trace
 from hpo_torchrl.core.checks import first_line
 
 # Share of the entries that may differ from those of torch by more than rounding: where two
@@ -101,8 +97,8 @@ class Scan:
                 if len(self.programs) >= _MOST_PROGRAMS:
                     raise DifferentStepError(f"it has been traced {len(self.programs)} times")
                 program = _Program.of(step, weights, carried, parts, form, graph)
+                self._compare(program, [*weights, *begin, *parts], step, inputs)
                 found = program.call(weights, begin, parts)
-                self._compare(found, step, carried, inputs)
             except Exception as error:  # whatever the reason, torch can take the steps
                 self._give_up(first_line(error))
                 return one_by_one(step, carried, inputs)
@@ -111,14 +107,26 @@ class Scan:
             return found
 
     @torch.no_grad()
-    def _compare(self, found: Any, step: Step, carried: dict[str, Tensor], inputs: Any) -> None:
-        """Raise an error if the steps one by one lead elsewhere."""
-        there, entries = one_by_one(step, carried, inputs)
-        for key, one in (*there.items(), *entries.items()):
-            other = found[key in entries][key].detach()
-            near = torch.isclose(one.double(), other.double(), 1e-3, 1e-3, equal_nan=True)
-            if (~near).double().mean() > _DIFFERING:
-                raise DifferentStepError(f"the entry {key!r} of a traced step is another")
+    def _compare(self, program: _Program, leaves: list[Any], step: Step, inputs: Any) -> None:
+        """Raise an error if a traced step does not lead where the step itself does."""
+        weights, begin, parts, constants = program.arrays(leaves)
+        last, (entries, _, before) = program.forward(weights, constants, begin, parts)
+        given, form = tree_flatten(inputs)
+        number = len(before[0])
+        for at in sorted({0, number // 2, number - 1}):
+            own = [None if part is None else part[at] for part in given]
+            start = {n: _to_torch(v[at]) for n, v in zip(program.carried, before, strict=True)}
+            exact = step(start, tree_unflatten(own, form))
+            after = [v[at + 1] for v in before] if at + 1 < number else last
+            found = dict(zip(program.carried, after, strict=True))
+            pairs = [(name, exact[0][name], value) for name, value in found.items()]
+            rows = zip(program.names, entries, strict=True)
+            pairs += [(name, exact[1][name], value[at]) for name, value in rows]
+            for name, one, value in pairs:
+                other = _to_torch(value).double()
+                near = torch.isclose(one.double(), other, 1e-3, 1e-3, equal_nan=True)
+                if (~near).double().mean() > _DIFFERING:
+                    raise DifferentStepError(f"the entry {name!r} of a traced step is another")
 
     def _give_up(self, cause: str) -> None:
         self.given_up = True
@@ -159,9 +167,9 @@ def settings_of(*owners: Any) -> tuple[Any, ...]:
                 visit(f"{path}.{name}", part, depth - 1)
 
     for at, owner in enumerate(owners):
-        # What an environment inherits from TorchRL is no number of its equations.
         for name, value in [*vars(owner).items()]:
-            if not (name.startswith("_") and hasattr(EnvBase, name)):
+            # In private dictionaries TorchRL remembers what it has looked up.
+            if not (name.startswith("_") and isinstance(value, dict)):
                 visit(f"{at}.{name}", value, _DEPTH)
     return tuple(found)
 
@@ -255,15 +263,7 @@ class _Program:
 
         ones = [torch.ones_like(example[i]) for i in differentiable]
         del wanting, example
-        given = (weights, begin, first, ones)
-        traced = make_fx(joint, tracing_mode="real")(*given)
-        # Once more, for what writes in place; and there in fewer kinds of operations.
-        with torch.no_grad():
-            pure, fewer = (
-                functionalize(traced, remove="mutations"),
-                dict(core_aten_decompositions()),
-            )
-            traced = make_fx(pure, fewer, tracing_mode="real")(*given)
+        traced = trace(joint, weights, begin, first, ones)
         placed = [node for node in traced.graph.nodes if node.op == "placeholder"]
         (output,) = (node for node in traced.graph.nodes if node.op == "output")
         results = list(output.args[0])
@@ -304,6 +304,7 @@ class _Program:
         self.forward_steps = self.lowered.needed(self._nodes(self.outputs) + self.kept, given)
         known = [*given, *self.tangents, *self.kept]
         self.backward_steps = self.lowered.needed(self._nodes(self.gradients), known)
+        self.learned = [i for i in range(self.numbers[0]) if self.gradients[i] is not None]
         self.forward, self.backward = jax.jit(self._forward), jax.jit(self._backward)
 
     @staticmethod
@@ -338,10 +339,7 @@ class _Program:
             known |= dict(zip(self.tangents, (*slopes, *entries), strict=True))
             values = self.lowered.run(self.backward_steps, known)
             found = [None if node is None else values[node] for node in self.gradients]
-            total = [
-                part if slope is None else part + slope
-                for part, slope in zip(total, found[:first], strict=True)
-            ]
+            total = [part + found[i] for part, i in zip(total, self.learned, strict=True)]
             later = [
                 jnp.zeros_like(carried[i]) if found[first + i] is None else found[first + i]
                 for i in self.differentiable
@@ -349,13 +347,19 @@ class _Program:
             ]
             return (total, later), None
 
-        begin = ([jnp.zeros_like(weight) for weight in weights], at_end)
+        begin = ([jnp.zeros_like(weights[i]) for i in self.learned], at_end)
         (total, slopes), _ = lax.scan(body, begin, (inputs, kept, of_entries), reverse=True)
         return total, slopes
 
-    def read_constants(self) -> list[Any]:
-        """Return the constants of now."""
-        return [*map(_to_jax, self.constants.values())]
+    def arrays(self, leaves: Sequence[Tensor | None]) -> tuple[list[Any], ...]:
+        """Return weights, carried tensors, inputs and constants, those that are read, for JAX."""
+        first, number, _ = self.numbers
+        values = [
+            value.detach().numpy() if value is not None and node.users else None
+            for value, node in zip(leaves, self.leaves, strict=True)
+        ]
+        constants = [value.detach().numpy() for value in self.constants.values()]
+        return values[:first], values[first : first + number], values[first + number :], constants
 
     def call(
         self, weights: list[Tensor], begin: list[Tensor], parts: list[Tensor]
@@ -372,51 +376,38 @@ class _Steps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, program: _Program, *leaves: Tensor) -> tuple[Tensor, ...]:
-        first, number, _ = program.numbers
-        begin, parts = leaves[first : first + number], leaves[first + number :]
-        weights, constants = [*map(_to_jax, leaves[:first])], program.read_constants()
-        inputs = [*map(_to_jax, parts)]
+        weights, begin, inputs, constants = program.arrays(leaves)
         carried, (entries, *kept) = jax.block_until_ready(
-            program.forward(weights, constants, [*map(_to_jax, begin)], inputs)
+            program.forward(weights, constants, begin, inputs)
         )
         found = [*map(_to_torch, (*carried, *entries))]
         fixed = [value for i, value in enumerate(found) if i not in program.differentiable]
         ctx.mark_non_differentiable(*fixed)
-        ctx.save_for_backward(*leaves[:first])  # which must be the same then
-        ctx.program, ctx.known = program, (constants, inputs, kept)
+        ctx.save_for_backward(*leaves)  # which must be the same then
+        ctx.program, ctx.kept = program, kept
         return tuple(found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        program = ctx.program
-        number = program.numbers[1]
-        began = time.perf_counter()
+        program, began = ctx.program, time.perf_counter()
+        first, number, _ = program.numbers
         with _in_torchs_widths():
-            weights = [*map(_to_jax, ctx.saved_tensors)]
-            slopes = {i: _to_jax(gradients[i]) for i in program.differentiable}
+            weights, _, inputs, constants = program.arrays(ctx.saved_tensors)
+            slopes = {i: gradients[i].numpy() for i in program.differentiable}
             tangents = [
                 [slope for i, slope in slopes.items() if (i < number) == carried]
                 for carried in (True, False)
             ]
-            found = jax.block_until_ready(program.backward(weights, *ctx.known, tangents))
-            total, slopes_at_begin = ([*map(_to_torch, part)] for part in found)
+            found = jax.block_until_ready(
+                program.backward(weights, constants, inputs, ctx.kept, tangents)
+            )
+            total, at_begin = ([*map(_to_torch, part)] for part in found)
         if not program.compiled:
             program.seconds, program.compiled = program.seconds + time.perf_counter() - began, True
-        of_begin = dict(zip((i for i in slopes if i < number), slopes_at_begin, strict=True))
-        every = [*total, *map(of_begin.get, range(number))]
-        asked = ctx.needs_input_grad[1:]
-        own = [value if need else None for value, need in zip(every, asked, strict=False)]
-        return (None, *own, *(None,) * (len(asked) - len(own)))
-
-
-def _to_jax(value: Tensor | None) -> Any:
-    if value is None:
-        return None
-    value = value.detach().contiguous()
-    return (
-        jnp.asarray(value.numpy()) if value.dtype == torch.bool else jax.dlpack.from_dlpack(value)
-    )
+        places = [*program.learned, *(first + i for i in slopes if i < number)]
+        every = dict(zip(places, (*total, *at_begin), strict=True))
+        return (None, *(every.get(i) for i in range(len(ctx.needs_input_grad) - 1)))
 
 
 def _to_torch(value: Any) -> Tensor:
