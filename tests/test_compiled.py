@@ -309,7 +309,7 @@ def test_training_by_xla_is_the_same():
         env = inventory()
         policy = policy_for(env)
         critic = make_value_network(env, hidden=(8,))
-        sizes = {"unroll_length": 3, "branch_steps": 4, "branch_fraction": 0.7}
+        sizes = {"unroll_length": 4, "branch_steps": 4, "branch_fraction": 0.7}
         hpo = HPO(env, policy, critic, **sizes, **arguments)
         torch.manual_seed(7)
         metrics = [hpo.iterate() for _ in range(4)]
@@ -321,6 +321,7 @@ def test_training_by_xla_is_the_same():
         assert row == pytest.approx({name: other[name] for name in row}, rel=1e-6)
     compiled = hpo.collector.engine.compiled
     assert len(compiled.scan.programs) == len(compiled.branches.programs) == 1
+    assert len(hpo.fused.scan.programs) == 1
     assert [row.get("compile_seconds", 0.0) > 0.0 for row in others] == [True, *[False] * 3]
 
 

@@ -107,6 +107,13 @@ FUNCTIONS = {
         k.sum(-1),
         (z > 0).sum(),
     ),
+    "norms": lambda x, y, z, k: (
+        torch.linalg.vector_norm(z),
+        z.norm(dim=-1),
+        torch.linalg.vector_norm(z, 1, (0, 1)),
+        torch.linalg.vector_norm(z, torch.inf, -1, keepdim=True),
+        torch.linalg.vector_norm(z, 3, 0),
+    ),
     "extremes": lambda x, y, z, k: (
         z.amax(-1),
         z.amin((0, 1), keepdim=True),

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hpo_torchrl.algorithms.base import Metrics, SeedState
+from hpo_torchrl.algorithms.fused import FusedSteps
 from hpo_torchrl.algorithms.learner import setting
 from hpo_torchrl.algorithms.pathwise import GraphLearner
 from hpo_torchrl.algorithms.ppo import PassLearner
@@ -30,6 +31,7 @@ from hpo_torchrl.core.checks import accepted, check_int
 from hpo_torchrl.core.objective import FEW_DIMENSIONS
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.modules import HybridNetwork
+from hpo_torchrl.objectives import HybridLossModule
 
 # Steps of a branch, and discrete actions up to which all are simulated.
 _STEPS, _FEW_ACTIONS = 20, 8
@@ -142,6 +144,7 @@ class HPO(GraphLearner, PassLearner):
 
     cooled = 0.0  # share of the cooling that is over
     resting: str | None = field(default=None, init=False)  # the net whose turn it is not
+    fused: Any = field(default=None, init=False)  # makes the steps of a pass at once
     # Whether this is a start; the preference that it began with; the actions to prefer, in order.
     starting = False
     wish: Any = field(default=None, init=False)
@@ -159,6 +162,9 @@ class HPO(GraphLearner, PassLearner):
             )
         if self.branches and self.single:
             self.collector.explore_fraction = self.explore_fraction
+        scanned = isinstance(self.collector.engine.compiled, Scanned) and self.num_seeds is None
+        if scanned and isinstance(self.detached_loss, HybridLossModule):
+            self.fused = FusedSteps(self, self.detached_loss)
         if self.regresses and "discrete" in self.optimization.groups:
             for group in self.optimization.param_groups("discrete"):
                 group["lr_multiplier"] = 1.0
@@ -304,7 +310,9 @@ class HPO(GraphLearner, PassLearner):
             # A regression is no step of a policy, and does not stop early.
             return metrics["cost"] * 0.0 if self.regresses else self._divergence(data, before)
 
-        metrics |= self.passes(data.exclude("next"), descend, metrics | {"kl": moved()}, moved)
+        metrics |= self.passes(
+            data.exclude("next"), descend, metrics | {"kl": moved()}, moved, self._fused()
+        )
         if spread is not None:
             # Not before: a rollout that is computed again needs the one that it was drawn with.
             metrics["temperature"] = self._set_temperature(data, spread)
@@ -320,6 +328,17 @@ class HPO(GraphLearner, PassLearner):
         if (seconds := self.collector.compile_seconds()) > 0:
             metrics["compile_seconds"] = seconds
         return self.numbers(metrics)
+
+    def _fused(self) -> Any:
+        """Return what makes the steps of a pass at once, where XLA takes the rollouts."""
+        if self.fused is None:
+            return None
+
+        def fused(data: TensorDictBase, rows: Tensor) -> dict[str, Tensor]:
+            found = self.fused(data, rows, self.resting)
+            return {key: found[key] for key in ("clip_fraction",) if key in found}
+
+        return fused
 
     @torch.no_grad()
     def _branch(self, batch: TensorDictBase, data: TensorDictBase) -> Tensor | None:

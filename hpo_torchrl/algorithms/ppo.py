@@ -58,6 +58,7 @@ class PassLearner(Learner):
         descend: Callable[[TensorDictBase, Tensor], dict[str, Tensor]],
         metrics: Mapping[str, Tensor],
         kl_after: Callable[[list[dict[str, Tensor]]], Tensor],
+        fused: Callable[[TensorDictBase, Tensor], dict[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         """Make passes of minibatch steps over detached data until the policy has changed enough.
 
@@ -69,6 +70,8 @@ class PassLearner(Learner):
                 metrics.
             metrics: metrics before the first pass, among them the divergence ``"kl"``.
             kl_after: gives it after a pass, from the metrics of its steps.
+            fused: makes all steps of a pass, of minibatches of one size ``(K, n)``, and returns the
+                metrics of the last; ``None`` makes one after another.
 
         Returns:
             ``metrics`` with those of the last step, ``"kl"`` and ``"epochs"``, the passes made.
@@ -89,7 +92,10 @@ class PassLearner(Learner):
             if not bool(active.any()):
                 break
             parts = order.chunk(self.num_minibatches, -1)
-            if ranks.active():
+            even = number % self.num_minibatches == 0
+            if fused is not None and even and not seeds and not time and not ranks.active():
+                steps = [fused(data, torch.stack(parts))]
+            elif ranks.active():
                 steps = [descend(_own_rows(data, rows - first), active) for rows in parts]
             else:
                 steps = [descend(data[(*seeds, rows)], active) for rows in parts]

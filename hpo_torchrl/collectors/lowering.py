@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -142,6 +143,18 @@ def _variance(
     value: Array, dim: Any = None, *, correction: Any = 1, keepdim: bool = False
 ) -> Array:
     return jnp.var(value, axis=_axes(dim), ddof=correction, keepdims=keepdim)
+
+
+def _norm(
+    value: Array, order: float = 2, dim: Any = None, keepdim: bool = False, **_: Any
+) -> Array:
+    size: Array = jnp.abs(value)
+    over: dict[str, Any] = {"axis": _axes(dim), "keepdims": keepdim}
+    if order in (math.inf, -math.inf):
+        return (jnp.max if order > 0 else jnp.min)(size, **over)
+    if order == 2:
+        return jnp.sqrt(jnp.sum(size**2, **over))
+    return jnp.sum(size**order, **over) ** (1.0 / order)
 
 
 def _extreme(reduce: Callable[..., Array], arg: Callable[..., Array]) -> Callable[..., Any]:
@@ -489,6 +502,7 @@ def _table() -> dict[Any, Callable[..., Any]]:
         "amax": _reduced(jnp.max),
         "amin": _reduced(jnp.min),
         "sum": _reduced(jnp.sum),
+        "linalg_vector_norm": _norm,
         "mean": _reduced(jnp.mean),
         "any": _reduced(jnp.any),
         "all": _reduced(jnp.all),

@@ -43,8 +43,8 @@ class Rollout(Engine):
     keeps the graph. Instances that are done within the rollout are reset and go on.
 
     With ``compile`` or ``checkpoint_steps`` the steps are taken in chunks: each is a pure function
-    ``(state, inputs) -> (state, outputs)``, compiled by ``torch.compile``, wrapped in
-    ``torch.utils.checkpoint``, or both. They and ``temperature`` need the functional route.
+    ``(state, inputs) -> (state, outputs)``, compiled, wrapped in ``torch.utils.checkpoint``, or
+    both. They and ``temperature`` need the functional route.
 
     With ``discount`` :math:`\gamma < 1` the gradient through every state transition is multiplied
     by :math:`\gamma` (values do not change, but for infinite ones). The gradient of
@@ -62,15 +62,18 @@ class Rollout(Engine):
             when gradients flow back (activation checkpointing): less memory for more time. The
             parameters must still be those of the rollout when gradients are taken. ``None`` keeps
             the whole graph.
-        compile: compile chunks, of ``checkpoint_steps`` or about five steps. The first call
-            compiles. Where the policy does not sample or no gradients are kept, nothing is
-            compiled.
+        compile: by what the steps are compiled, in the first call. ``"xla"`` takes all of them as
+            one loop, see :class:`~hpo_torchrl.collectors.scan.Scan`: on a CPU, with JAX (extra
+            ``jax``), without ``checkpoint_steps``. ``"inductor"`` is ``torch.compile`` of chunks of
+            ``checkpoint_steps`` or about five steps, where the policy samples and gradients are
+            kept. ``True`` is the former where it is possible, else the latter.
         randomness: where the policy's random numbers come from; ``None`` is ``policy.randomness``.
 
     Raises:
         TypeError: the environment or the policy has no functional core where one is needed, or
             chunks are asked for and the environment ends episodes by itself.
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or does not go with another.
+        MissingExtraError: JAX is asked for and not installed.
 
     Examples:
         >>> from hpo_torchrl.collectors import Rollout

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import get_total_norm
 
@@ -116,3 +117,8 @@ def spoilt_first(
 def vmapped(value: Tensor) -> bool:
     """Whether a tensor is one of ``torch.func.vmap``, whose values cannot be looked at."""
     return torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
+def traced() -> bool:
+    """Whether operations are being traced by ``make_fx``, for all values to come."""
+    return get_proxy_mode() is not None

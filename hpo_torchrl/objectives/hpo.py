@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpo_torchrl.core.categorical import insert_like, over_heads, unsqueeze_like
 from hpo_torchrl.core.checks import check_bool, check_float
-from hpo_torchrl.core.finite import vmapped
+from hpo_torchrl.core.finite import traced, vmapped
 from hpo_torchrl.objectives.base import HybridLossModule, values_where
 from hpo_torchrl.objectives.cross_term import CrossTermWeight
 
@@ -239,7 +239,7 @@ class HPOLoss(HybridLossModule):
         """
         tried = self.entry(data, self.tensor_keys.branched, (1,), torch.bool)
         whole = self.num_seeds is not None or getattr(self.actor_network, "memory", None)
-        if whole or vmapped(tried):  # as many of each seed, whole sequences
+        if whole or vmapped(tried) or traced():  # as many of each seed, whole sequences
             return self.logits(data)
         places = tried.flatten().nonzero().squeeze(-1)
         found = self.logits(data.reshape(-1)[places])
