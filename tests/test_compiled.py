@@ -15,6 +15,7 @@ from hpo_torchrl.algorithms import HPO
 from hpo_torchrl.collectors import DifferentiableCollector, Rollout
 from hpo_torchrl.collectors import compiling as compiling_module
 from hpo_torchrl.collectors.compiling import Compiled
+from hpo_torchrl.core.finite import NonFiniteError
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import ReplicatedEnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network, replicate
@@ -362,6 +363,35 @@ def test_weights_that_change_before_the_gradient_are_told():
         policy.network.skip.weight.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         rollout["next", "reward"].sum().backward()
+
+
+def test_hooks_are_called_by_torch():
+    env = inventory()
+    policy = policy_for(env)
+    called = []
+    policy.network.discrete[0].register_forward_hook(lambda *_: called.append(1))
+    with pytest.warns(UserWarning, match="a module has hooks"):
+        Rollout(env, policy, compile="xla")(STEPS)
+    assert len(called) == STEPS
+
+
+def test_what_is_not_finite_in_a_pass_spoils_nothing():
+    torch.manual_seed(3)
+    env = inventory()
+    critic = make_value_network(env, hidden=(8,))
+    hpo = HPO(env, policy_for(env), critic, unroll_length=4, compile="xla", branch_steps=0)
+    hpo.iterate()
+    before = [value.clone() for value in hpo.policy.state_dict().values()]
+    steps = {p: state["step"].clone() for p, state in hpo.optimization.optimizers[0].state.items()}
+    data = hpo.collector.collect().detach()
+    data["advantage"] = data["value_target"] = torch.full_like(data["next", "reward"], torch.nan)
+    rows = torch.arange(data.numel()).view(4, -1)
+    with pytest.raises(NonFiniteError, match=r"loss_\w+ is not finite"):
+        hpo.fused(data.exclude("next").reshape(-1), rows, None)
+    for value, known in zip(hpo.policy.state_dict().values(), before, strict=True):
+        assert torch.equal(value, known)
+    for parameter, state in hpo.optimization.optimizers[0].state.items():
+        assert torch.equal(state["step"], steps[parameter])
 
 
 def test_what_is_traced_again_and_again_is_given_up(monkeypatch):

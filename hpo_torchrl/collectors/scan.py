@@ -96,6 +96,8 @@ class Scan:
             try:
                 if len(self.programs) >= _MOST_PROGRAMS:
                     raise DifferentStepError(f"it has been traced {len(self.programs)} times")
+                if any(part._forward_hooks or part._forward_pre_hooks for part in self._parts()):
+                    raise DifferentStepError("a module has hooks, which only PyTorch would call")
                 program = _Program.of(step, weights, carried, parts, form, graph)
                 self._compare(program, [*weights, *begin, *parts], step, inputs)
                 found = program.call(weights, begin, parts)
@@ -105,6 +107,9 @@ class Scan:
             program.seconds += time.perf_counter() - began
             self.programs[key] = program
             return found
+
+    def _parts(self) -> Iterator[nn.Module]:
+        return (part for module in self.modules for part in module.modules())
 
     @torch.no_grad()
     def _compare(self, program: _Program, leaves: list[Any], step: Step, inputs: Any) -> None:
