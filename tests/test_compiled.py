@@ -187,7 +187,28 @@ class Aside(InventoryEnv):
         return after, reward - torch.from_numpy(level)
 
 
-@pytest.mark.parametrize(("kind", "how"), [(Looking, "inductor"), (Looking, "xla"), (Aside, "xla")])
+class _Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.from_numpy(2 * gradient.numpy())
+
+
+class Backwards(InventoryEnv):
+    """The same, where the gradient is computed."""
+
+    def dynamics(self, state, action, noise):
+        after, reward = super().dynamics(state, action, noise)
+        return after, _Twice.apply(reward.square() / 9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [(Looking, "inductor"), (Looking, "xla"), (Aside, "xla"), (Backwards, "xla")],
+)
 def test_an_environment_that_cannot_be_compiled_goes_on_as_it_is(kind, how):
     env = kind(batch_size=4, initial_state="random", seed=0)
     policy = policy_for(env)

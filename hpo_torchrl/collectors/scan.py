@@ -111,27 +111,47 @@ class Scan:
     def _parts(self) -> Iterator[nn.Module]:
         return (part for module in self.modules for part in module.modules())
 
-    @torch.no_grad()
     def _compare(self, program: _Program, leaves: list[Any], step: Step, inputs: Any) -> None:
-        """Raise an error if a traced step does not lead where the step itself does."""
+        """Raise an error if a traced step, or its gradient, is not that of the step itself."""
         weights, begin, parts, constants = program.arrays(leaves)
-        last, (entries, _, before) = program.forward(weights, constants, begin, parts)
+        last, (entries, *kept) = program.forward(weights, constants, begin, parts)
         given, form = tree_flatten(inputs)
+        before = kept[-1]
         number = len(before[0])
         for at in sorted({0, number // 2, number - 1}):
-            own = [None if part is None else part[at] for part in given]
+            own = tree_unflatten([None if part is None else part[at] for part in given], form)
             start = {n: _to_torch(v[at]) for n, v in zip(program.carried, before, strict=True)}
-            exact = step(start, tree_unflatten(own, form))
-            after = [v[at + 1] for v in before] if at + 1 < number else last
-            found = dict(zip(program.carried, after, strict=True))
-            pairs = [(name, exact[0][name], value) for name, value in found.items()]
-            rows = zip(program.names, entries, strict=True)
-            pairs += [(name, exact[1][name], value[at]) for name, value in rows]
-            for name, one, value in pairs:
+            for value in start.values() if program.gradients_asked else ():
+                value.requires_grad_(value.is_floating_point())
+            after, exact = step(start, own)
+            ahead = [v[at + 1] for v in before] if at + 1 < number else last
+            found = [*ahead, *(value[at] for value in entries)]
+            true = [*(after[name] for name in program.carried), *(exact[n] for n in program.names)]
+            for name, one, value in zip(program.carried + program.names, true, found, strict=True):
                 other = _to_torch(value).double()
-                near = torch.isclose(one.double(), other, 1e-3, 1e-3, equal_nan=True)
+                near = torch.isclose(one.detach().double(), other, 1e-3, 1e-3, equal_nan=True)
                 if (~near).double().mean() > _DIFFERING:
                     raise DifferentStepError(f"the entry {name!r} of a traced step is another")
+        if not program.gradients_asked:
+            return
+        # The last of them again, by other slopes than those of the trace, which are ones.
+        row = jax.tree_util.tree_map(lambda value: value[at : at + 1], (parts, kept))
+        given = [true[i].detach() for i in program.differentiable]
+        given = [torch.linspace(0.5, 1.5, v.numel()).to(v).view_as(v) for v in given]
+        first, begun = len(program.carried), [*start.values()]
+        asked = [leaves[i] for i in program.learned]
+        asked += [begun[i] for i in program.differentiable if i < first]
+        slopes = torch.autograd.grad(
+            [true[i] for i in program.differentiable], asked, given, allow_unused=True
+        )
+        rows = [(v.numpy(), i < first) for v, i in zip(given, program.differentiable, strict=True)]
+        tangents = [v for v, carried in rows if carried], [v[None] for v, c in rows if not c]
+        total, at_begin = program.backward(weights, constants, *row, tangents)
+        for one, value in zip(slopes, total + at_begin, strict=True):
+            other = _to_torch(value)
+            size = 0.0 if one is None else float(one.norm())
+            if float((other - (0.0 if one is None else one)).norm()) > _DIFFERING * size + 1e-6:
+                raise DifferentStepError("the gradient of a traced step is another")
 
     def _give_up(self, cause: str) -> None:
         self.given_up = True
@@ -309,6 +329,7 @@ class _Program:
         self.forward_steps = self.lowered.needed(self._nodes(self.outputs) + self.kept, given)
         known = [*given, *self.tangents, *self.kept]
         self.backward_steps = self.lowered.needed(self._nodes(self.gradients), known)
+        self.gradients_asked = bool(self.differentiable)
         self.learned = [i for i in range(self.numbers[0]) if self.gradients[i] is not None]
         self.forward, self.backward = jax.jit(self._forward), jax.jit(self._backward)
 
