@@ -263,7 +263,6 @@ class _Program:
                     f"{tuple(after.shape)}, {after.dtype} in a step"
                 )
         differentiable = [i for i, value in enumerate(example) if value.requires_grad]
-        wanting = [value for value in (*weights, *begin) if value.requires_grad] if graph else []
 
         def joint(
             weights: list[Tensor], values: list[Tensor], own: list[Any], tangents: list[Tensor]
@@ -272,22 +271,17 @@ class _Program:
             inner = [value.detach().requires_grad_(value.requires_grad) for value in values]
             with torch.set_grad_enabled(graph):
                 found = flat(inner, own)
-            asked = [value for value in (*weights, *inner) if value.requires_grad and graph]
-            slopes: Iterator[Tensor | None] = iter(())
-            if asked and differentiable:
-                slopes = iter(
-                    torch.autograd.grad(
-                        [found[i] for i in differentiable], asked, tangents, allow_unused=True
-                    )
-                )
-            given = [
-                next(slopes, None) if value.requires_grad and graph else None
-                for value in (*weights, *inner)
-            ]
+            slopes: dict[int, Tensor | None] = {}
+            if differentiable:
+                asked = [value for value in (*weights, *inner) if value.requires_grad]
+                ends = [found[i] for i in differentiable]
+                row = torch.autograd.grad(ends, asked, tangents, allow_unused=True)
+                slopes = dict(zip(map(id, asked), row, strict=True))
+            given = [slopes.get(id(value)) for value in (*weights, *inner)]
             return [value.detach() for value in found] + given
 
         ones = [torch.ones_like(example[i]) for i in differentiable]
-        del wanting, example
+        del example
         traced = trace(joint, weights, begin, first, ones)
         placed = [node for node in traced.graph.nodes if node.op == "placeholder"]
         (output,) = (node for node in traced.graph.nodes if node.op == "output")
@@ -323,7 +317,7 @@ class _Program:
                 late.add(node)
             elif node not in given and all(part in fixed for part in before):
                 fixed.add(node)
-        moving = [node for node in nodes if node not in late | fixed and node not in given]
+        moving = [node for node in nodes if node not in {*late, *fixed, *given}]
         read = {part for node in late for part in node.all_input_nodes} | {*self.gradients}
         self.kept = [node for node in moving if node in read]
         self.forward_steps = self.lowered.needed(self._nodes(self.outputs) + self.kept, given)
