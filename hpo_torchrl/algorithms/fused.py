@@ -132,8 +132,9 @@ class FusedSteps:
                     name = own[id(parameter)]
                     if bool(after[f"steps {name}"] > carried[f"steps {name}"]):
                         parameter.copy_(after[f"weight {name}"])
-                        state = {known: after[f"{kind} {name}"] for kind, known in _STATE.items()}
-                        optimizer.state[parameter] = state
+                        optimizer.state[parameter] = {  # which Adam will write to
+                            known: after[f"{kind} {name}"].clone() for kind, known in _STATE.items()
+                        }
         return {key: value[-1] for key, value in found.items()}
 
     def _check(self, found: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
