@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -13,7 +12,7 @@ from torch._dynamo.utils import calculate_time_spent
 from torch.utils._pytree import tree_map_only
 from torchrl.envs.utils import exploration_type
 
-from hpo_torchrl.collectors.inputs import Inputs, Step
+from hpo_torchrl.collectors.inputs import Inputs, Step, warn_uncompiled
 from hpo_torchrl.core.checks import check_choice, first_line
 from hpo_torchrl.core.extras import extra
 
@@ -110,12 +109,7 @@ class Compiled:
 
     def _give_up(self, cause: str) -> None:
         self._compiled = None
-        warnings.warn(
-            f"compile: {self.name} cannot be compiled, and go on as they are ({cause}). Usual "
-            "causes: dynamics that look at a tensor's value (if, .item(), numpy), numbers of the "
-            "environment that change from rollout to rollout, or no C++ compiler on this machine.",
-            stacklevel=2,
-        )
+        warn_uncompiled(self.name, cause, ", or no C++ compiler on this machine")
 
 
 class Scanned:

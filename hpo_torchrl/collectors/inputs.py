@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -72,6 +73,16 @@ def one_by_one(
         carried, entries = step(carried, own)
         rows.append(entries)
     return carried, {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def warn_uncompiled(name: str, cause: str, further: str = "") -> None:
+    """Warn that something goes on uncompiled, with the cause and the usual ones."""
+    warnings.warn(
+        f"compile: {name} cannot be compiled, and go on as they are ({cause}). Usual causes: "
+        "dynamics that look at a tensor's value (if, .item(), numpy), or numbers of the "
+        f"environment that change from rollout to rollout{further}.",
+        stacklevel=4,
+    )
 
 
 def steps_of(noise: Noise | None, num_steps: int) -> Sequence[Noise | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.fx import Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from hpo_torchrl.collectors.inputs import Step, one_by_one
+from hpo_torchrl.collectors.inputs import Step, one_by_one, warn_uncompiled
 from hpo_torchrl.collectors.lowering import Lowered, trace
 from hpo_torchrl.core.checks import first_line
 
@@ -156,12 +155,7 @@ class Scan:
     def _give_up(self, cause: str) -> None:
         self.given_up = True
         self.programs.clear()
-        warnings.warn(
-            f"compile: {self.name} cannot be compiled, and go on as they are ({cause}). Usual "
-            "causes: dynamics that look at a tensor's value (if, .item(), numpy), or numbers of "
-            "the environment that change from rollout to rollout.",
-            stacklevel=3,
-        )
+        warn_uncompiled(self.name, cause)
 
 
 def settings_of(*owners: Any) -> tuple[Any, ...]:
