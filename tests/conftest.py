@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# What is compiled is kept for other tests and processes of them, and not where users have theirs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/hpo_torchrl_tests_xla")
 # A shell starts what it runs in the background deaf to interrupts, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -18,6 +18,8 @@ from hpo_torchrl.collectors.compiling import Compiled
 from hpo_torchrl.core.finite import NonFiniteError
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.envs import ReplicatedEnv
+from hpo_torchrl.experiments.build import build_algorithm
+from hpo_torchrl.experiments.config import compose_config
 from hpo_torchrl.modules import HybridPolicy, make_value_network, replicate
 from hpo_torchrl.problems import InventoryEnv
 
@@ -223,6 +225,62 @@ def test_an_environment_that_cannot_be_compiled_goes_on_as_it_is(kind, how):
         first = reward(compiled)
     for roll in (compiled, Rollout(env, policy)):
         torch.testing.assert_close(reward(roll), first)
+
+
+def test_where_steps_may_be_compiled_nothing_is_said_if_they_are_not(recwarn):
+    env = Aside(batch_size=4, initial_state="random", seed=0)
+    policy = policy_for(env)
+    found = []
+    for how in (False, "auto"):
+        env.set_seed(0)
+        roll = Rollout(env, policy, compile=how, randomness=Randomness(0))
+        found.append(roll(4)["next", "reward"])
+    assert roll.compiled is not None
+    assert torch.equal(*found)
+    assert not [each for each in recwarn if "compile" in str(each.message)]
+    impatient = Impatient(batch_size=2)  # and what cannot be, is not tried
+    for other, how in (
+        (impatient, {}),
+        (env, {"checkpoint_steps": 2}),
+        (env, {"route": "general"}),
+    ):
+        assert Rollout(other, policy_for(other), compile="auto", **how).compiled is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "scanned"),
+    [
+        ([], False),
+        (["trainer.num_updates=200"], True),
+        (["trainer.num_updates=200", "collect.compile=false"], False),
+        (["trainer.num_updates=200", "algorithm=ppo"], False),
+        (["trainer.num_updates=10", "collect.compile=true"], True),
+    ],
+)
+def test_a_run_is_compiled_where_it_is_long_enough(overrides, scanned):
+    config = compose_config(["collect.batch_size=4", "trainer.num_updates=199", *overrides])
+    engine = getattr(build_algorithm(config).collector, "engine", None)
+    assert (getattr(engine, "compiled", None) is not None) == scanned
+
+
+def test_programs_are_kept_for_each_processor_where_nobody_has_said_otherwise(monkeypatch):
+    scan, jax = pytest.importorskip("hpo_torchrl.collectors.scan"), pytest.importorskip("jax")
+    before, name = jax.config.jax_compilation_cache_dir, "jax_compilation_cache_dir"
+    try:
+        jax.config.update(name, None)
+        monkeypatch.setenv("XDG_CACHE_HOME", "/kept")
+        places = []
+        for flags in ("flags : avx2", "flags : avx512f"):
+            monkeypatch.setattr(scan, "_processor", lambda flags=flags: flags)
+            jax.config.update(name, None)
+            scan.keep_programs()
+            places.append(getattr(jax.config, name))
+        assert all(place.startswith("/kept/hpo_torchrl/xla-") for place in places)
+        assert len({*places}) == 2
+        scan.keep_programs()
+        assert getattr(jax.config, name) == places[-1]
+    finally:
+        jax.config.update(name, before)
 
 
 def test_what_is_compiled_again_and_again_is_given_up(without_code, monkeypatch):

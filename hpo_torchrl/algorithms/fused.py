@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hpo_torchrl.algorithms.optimization import stop_unless_finite
+from hpo_torchrl.collectors.compiling import Scanned
 from hpo_torchrl.core.categorical import ACTION_MASK
-from hpo_torchrl.core.extras import extra
 from hpo_torchrl.objectives import HybridLossModule
 
 if TYPE_CHECKING:
@@ -41,14 +41,12 @@ class FusedSteps:
     Args:
         learner: has the optimizer and its settings; one seed.
         loss: a loss of detached data, with ``functional=False``.
+        compiled: what its rollouts are compiled by.
     """
 
-    def __init__(self, learner: Learner, loss: HybridLossModule) -> None:
-        extra("jax", "jax")
-        from hpo_torchrl.collectors.scan import Scan  # JAX is slow to load
-
+    def __init__(self, learner: Learner, loss: HybridLossModule, compiled: Scanned) -> None:
         self.learner, self.held = learner, _Held(loss)
-        self.scan = Scan([], f"the passes of {type(learner).__name__}")
+        self.scan = compiled.another([], f"the passes of {type(learner).__name__}")
         keys = loss.tensor_keys
         self.keys = [*loss.in_keys, *vars(keys).values(), ACTION_MASK, ("collector", "mask")]
 

@@ -162,9 +162,10 @@ class HPO(GraphLearner, PassLearner):
             )
         if self.branches and self.single:
             self.collector.explore_fraction = self.explore_fraction
-        scanned = isinstance(self.collector.engine.compiled, Scanned) and self.num_seeds is None
-        if scanned and isinstance(self.detached_loss, HybridLossModule):
-            self.fused = FusedSteps(self, self.detached_loss)
+        compiled, loss = self.collector.engine.compiled, self.detached_loss
+        one = isinstance(compiled, Scanned) and self.num_seeds is None
+        if one and isinstance(loss, HybridLossModule):
+            self.fused = FusedSteps(self, loss, compiled)
         if self.regresses and "discrete" in self.optimization.groups:
             for group in self.optimization.param_groups("discrete"):
                 group["lr_multiplier"] = 1.0

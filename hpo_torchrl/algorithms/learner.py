@@ -86,8 +86,9 @@ class Learner(Algorithm):
             policy should hold instances where it found them.
         checkpoint_steps: steps of a rollout whose graph is kept at once, for long rollouts: less
             memory for more time; see :func:`differentiable_rollout`.
-        compile: compile the rollout, and what simulates discrete actions, see :class:`Rollout`: it
-            starts with a wait of some seconds, and pays in runs of hundreds of updates.
+        compile: compile the rollout, what simulates discrete actions, and passes, see
+            :class:`Rollout`: it starts with a wait of some seconds, and pays in runs of 200 updates
+            and more.
         objective: what is maximised: ``"average"`` (reward per step in the long run, where problems
             never end), ``"discounted"`` (the discounted return) or ``"return"`` (the sum of an
             episode). ``None`` is ``"discounted"`` where a discount below 1 is given,

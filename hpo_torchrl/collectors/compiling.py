@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import calculate_time_spent
 from torch.utils._pytree import tree_map_only
 from torchrl.envs.utils import exploration_type
@@ -15,6 +15,9 @@ from torchrl.envs.utils import exploration_type
 from hpo_torchrl.collectors.inputs import Inputs, Step, warn_uncompiled
 from hpo_torchrl.core.checks import check_choice, first_line
 from hpo_torchrl.core.extras import extra
+
+if TYPE_CHECKING:
+    from hpo_torchrl.collectors.scan import Scan
 
 COMPILERS = ("xla", "inductor")
 
@@ -119,20 +122,29 @@ class Scanned:
         chunk: from a state, inputs and a flag to a state and entries.
         env: the environment.
         policy: the policy.
+        quiet: whether nothing is said where steps go on uncompiled.
     """
 
-    def __init__(self, chunk: Callable[..., Any], env: Any, policy: Any) -> None:
+    def __init__(self, chunk: Callable[..., Any], env: Any, policy: Any, quiet: bool) -> None:
         extra("jax", "jax")
         from hpo_torchrl.collectors import scan  # JAX is slow to load
 
         self.chunk, self.env, self.settings_of = chunk, env, scan.settings_of
+        self.quiet, self.scans = quiet, list[scan.Scan]()
         name = f"{type(env).__name__} and its policy"
-        self.scan, self.branches = scan.Scan([policy], name), scan.Scan([policy], name)
+        self.scan, self.branches = self.another([policy], name), self.another([policy], name)
+
+    def another(self, modules: Sequence[nn.Module], name: str) -> Scan:
+        """Return what takes steps of another kind; the arguments are those of :class:`Scan`."""
+        from hpo_torchrl.collectors.scan import Scan
+
+        self.scans.append(Scan(modules, None if self.quiet else name))
+        return self.scans[-1]
 
     @property
     def seconds(self) -> float:
         """Time spent on compiling since this object was made."""
-        return self.scan.seconds + self.branches.seconds
+        return sum(scan.seconds for scan in self.scans)
 
     def serves(self, inputs: Inputs) -> bool:
         """Return whether a rollout of these inputs is compiled: all are."""
@@ -175,8 +187,23 @@ class Scanned:
         return (*own, str(exploration_type()), *self.settings_of(self.env))
 
 
+def can_scan(env: Any, checkpoint_steps: int | None) -> bool:
+    """Whether XLA takes steps of such rollouts: on a CPU, all at once, where JAX is installed."""
+    return _on_cpu(env) and checkpoint_steps is None and find_spec("jax") is not None
+
+
+def _on_cpu(env: Any) -> bool:
+    return torch.device(env.device or "cpu").type == "cpu"
+
+
 def compiled(
-    how: bool | str, chunk: Callable[..., Any], env: Any, policy: Any, checkpoint_steps: int | None
+    how: bool | str,
+    chunk: Callable[..., Any],
+    env: Any,
+    policy: Any,
+    checkpoint_steps: int | None,
+    *,
+    quiet: bool = False,
 ) -> Compiled | Scanned | None:
     """Return the compiled form of a chunk, or ``None`` without one.
 
@@ -186,18 +213,17 @@ def compiled(
         env: the environment.
         policy: the policy.
         checkpoint_steps: see :class:`Rollout`.
+        quiet: whether nothing is said where steps go on uncompiled.
     """
     if not how:
         return None
-    on_cpu = torch.device(env.device or "cpu").type == "cpu"
     if how is True:
-        scanned = on_cpu and checkpoint_steps is None and find_spec("jax") is not None
-        how = "xla" if scanned else "inductor"
+        how = "xla" if can_scan(env, checkpoint_steps) else "inductor"
     if check_choice("compile", how, COMPILERS) == "inductor":
         return Compiled(chunk, f"{type(env).__name__} and its policy")
-    if checkpoint_steps is not None or not on_cpu:
+    if checkpoint_steps is not None or not _on_cpu(env):
         raise ValueError(
             f"compile='xla' is of rollouts on a CPU whose steps are not computed again, got "
             f"device={env.device} and checkpoint_steps={checkpoint_steps}; use compile='inductor'."
         )
-    return Scanned(chunk, env, policy)
+    return Scanned(chunk, env, policy, quiet)

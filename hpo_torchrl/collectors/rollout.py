@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torchrl.envs import EnvBase
 
 from hpo_torchrl.collectors.branching import straight_through_step
-from hpo_torchrl.collectors.compiling import compiled
+from hpo_torchrl.collectors.compiling import can_scan, compiled
 from hpo_torchrl.collectors.engine import Engine, policy_step
 from hpo_torchrl.collectors.inputs import (
     Entries,
@@ -66,7 +66,8 @@ class Rollout(Engine):
             one loop, see :class:`~hpo_torchrl.collectors.scan.Scan`: on a CPU, with JAX (extra
             ``jax``), without ``checkpoint_steps``. ``"inductor"`` is ``torch.compile`` of chunks of
             ``checkpoint_steps`` or about five steps, where the policy samples and gradients are
-            kept. ``True`` is the former where it is possible, else the latter.
+            kept. ``True`` is the former where it is possible, else the latter; ``"auto"`` is the
+            former, and nothing where it is impossible.
         randomness: where the policy's random numbers come from; ``None`` is ``policy.randomness``.
 
     Raises:
@@ -97,10 +98,13 @@ class Rollout(Engine):
             raise TypeError(f"policy must be a module or function, got {shown(policy)}.")
         check_float("discount", self.discount, minimum=0.0, maximum=1.0, strict=True)
         check_choice("route", self.route, ("auto", "functional", "general"))
+        compile = self.compile
+        if compile == "auto":
+            compile = self.scannable() and "xla"
         asked = {
             "temperature of a straight_through_rollout": self.temperature is not None,
             "checkpoint_steps": self.checkpoint_steps is not None,
-            "compile": bool(self.compile),
+            "compile": bool(compile),
             "route='functional'": self.route == "functional",
         }
         for name in (name for name, needed in asked.items() if needed):
@@ -124,7 +128,13 @@ class Rollout(Engine):
             self.make_step = partial(straight_through_step, temperature=self.temperature)
         self.functional = self.route != "general" and is_functional(env, policy)
         given = (self.chunk, env, policy, self.checkpoint_steps)
-        self.compiled = compiled(self.compile, *given)
+        self.compiled = compiled(compile, *given, quiet=self.compile == "auto")
+
+    def scannable(self) -> bool:
+        """Whether XLA may take the steps, as far as can be told beforehand."""
+        env: Any = self.env
+        functional = self.route != "general" and is_functional(env, self.policy)
+        return functional and env.counts_steps and can_scan(env, self.checkpoint_steps)
 
     @property
     def compile_seconds(self) -> float:

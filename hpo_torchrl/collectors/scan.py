@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,8 +30,38 @@ from hpo_torchrl.core.checks import first_line
 _DIFFERING = 0.01
 # How often one object may trace steps.
 _MOST_PROGRAMS = 8
+# Programs on disk: the most bytes, of which the least recently used go first, and how many seconds
+# one must have taken.
+_KEPT_BYTES, _KEPT_SECONDS = 1 << 28, 0.05
 # How deep the numbers of an environment lie in its objects, and where none of them lie.
 _DEPTH, _LIBRARIES = 4, ("torch", "torchrl", "tensordict", "numpy", "builtins", "functools")
+
+
+def keep_programs() -> None:
+    """Let JAX keep what it compiles on disk, for later runs of the same program.
+
+    Programs are known by all that they are made of, with JAX's version; the folder,
+    ``~/.cache/hpo_torchrl``, has a part for each kind of processor. Whoever has told JAX where to
+    keep them (``JAX_COMPILATION_CACHE_DIR``) has the last word.
+    """
+    config: Any = jax.config
+    if config.jax_compilation_cache_dir is not None:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kind = hashlib.sha256(_processor().encode()).hexdigest()[:16]
+    config.update("jax_compilation_cache_dir", str(home / "hpo_torchrl" / f"xla-{kind}"))
+    config.update("jax_compilation_cache_max_size", _KEPT_BYTES)
+    config.update("jax_persistent_cache_min_compile_time_secs", _KEPT_SECONDS)
+
+
+def _processor() -> str:
+    """Return what a program compiled for this processor may rely on."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else [platform.processor()]
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+
+
+keep_programs()
 
 
 class DifferentStepError(RuntimeError):
@@ -45,13 +79,13 @@ class Scan:
 
     Args:
         modules: their parameters and buffers are read at every call, and have gradients.
-        name: what takes the steps, for the warning.
+        name: what takes the steps, for the warning; ``None`` warns of nothing.
 
     Attributes:
         programs: what has been traced, by shapes and settings.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], name: str) -> None:
+    def __init__(self, modules: Sequence[nn.Module], name: str | None) -> None:
         self.modules, self.name = modules, name
         self.programs: dict[Any, _Program] = {}
         self.given_up = False
@@ -155,7 +189,8 @@ class Scan:
     def _give_up(self, cause: str) -> None:
         self.given_up = True
         self.programs.clear()
-        warn_uncompiled(self.name, cause)
+        if self.name is not None:
+            warn_uncompiled(self.name, cause)
 
 
 def settings_of(*owners: Any) -> tuple[Any, ...]:

@@ -42,6 +42,8 @@ _OFFERED = (
     *("observation_dim", "num_discrete", "continuous_dim"),
     *("continuous_bounds", "branch_bounds", "num_heads", "action_scale", "device", "dtype"),
 )
+# Updates from which on a run with collect.compile=auto is compiled; see docs/performance.md.
+_BREAK_EVEN = 200
 # Rooms of this package whose classes any run's folder may name.
 _REGISTRY = "hpo_torchrl.envs.gym"  # makes environments by names that may import modules
 _SAFE_ROOMS = ("algorithms", "envs", "modules", "objectives", "problems")
@@ -200,7 +202,11 @@ def collecting(config: Mapping[str, Any]) -> dict[str, Any]:
     known = {*accepted(target), "gradients"}
     if not getattr(target, "differentiable", True):
         known -= {"gradients", "checkpoint_steps", "compile"}  # of the simulator's gradients
-    given = {f"collect.{key}": value for key, value in config["collect"].items()}
+    settings = {**config["collect"]}
+    pays = "compile" in known and config["trainer"]["num_updates"] >= _BREAK_EVEN
+    if settings.get("compile") == "auto" and not pays:
+        settings["compile"] = None
+    given = {f"collect.{key}": value for key, value in settings.items()}
     del given["collect.batch_size"]  # the environment's
     for key, value in {**given, "gradients": config.get("gradients")}.items():
         if value and key.removeprefix("collect.") not in known:
@@ -208,9 +214,7 @@ def collecting(config: Mapping[str, Any]) -> dict[str, Any]:
                 f"{key}={value!r} cannot be given to algorithm={config['algorithm'].get('name')}, "
                 "which has no use for it; leave it null."
             )
-    return {
-        key: value for key, value in config["collect"].items() if key in known and value is not None
-    }
+    return {key: value for key, value in settings.items() if key in known and value is not None}
 
 
 def check_targets(config: Any, allow: Sequence[str] = ()) -> None:
