@@ -30,7 +30,7 @@ from hpo_torchrl.experiments.config import compose_config
 from hpo_torchrl.experiments.run import in_short, make_trainer
 from hpo_torchrl.modules import HybridNetwork, HybridPolicy, make_value_network, replicate
 from hpo_torchrl.objectives import HPOLoss
-from hpo_torchrl.problems import InventoryEnv, SwitchedLQREnv
+from hpo_torchrl.problems import InventoryEnv, StorageEnv, SwitchedLQREnv
 from hpo_torchrl.reporting import format_seeds, format_summary
 from hpo_torchrl.reporting.groups import group_runs
 from hpo_torchrl.reporting.runs import read_runs
@@ -302,6 +302,7 @@ class EndingByItself(Ending):
         (InventoryEnv, {"discount": 0.95}, ("discounted", 0.95, True)),
         (InventoryEnv, {"objective": "average", "discount": 0.95}, ("average", 0.95, True)),
         (partial(InventoryEnv, 5), {}, ("average", 0.99, True)),
+        (partial(StorageEnv, 6), {}, ("average", 1.0, True)),  # no power is unlimited
         (InventoryEnv, {"objective": "discounted"}, ("discounted", 0.99, True)),
         (InventoryEnv, {"discount": 1.0}, ("average", 1.0, True)),
         (lqr, {}, ("return", 1.0, False)),

@@ -96,8 +96,8 @@ class Learner(Algorithm):
             ``"discounted"`` where the environment does not say (``horizon_terminates``).
         discount: gamma, also the factor on the gradient through each transition. ``None`` is 0.99
             for the discounted objective, 1 for a return, and for the average 1 with up to 4
-            continuous coordinates, else 0.99: an approximation, which keeps many of them from
-            diverging.
+            continuous coordinates or a limited range, else 0.99: an approximation, which keeps many
+            of them from diverging.
         gae_lambda: lambda of the advantage estimator.
         learning_rate: Adam's step size at the start; the policy's nets have a multiplier on it.
         adam_betas: Adam's decay rates of the mean and the square of the gradient. An untrained

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from hpo_torchrl.core.checks import check_choice
 from hpo_torchrl.core.wrappers import plain
 
 # The reward per step in the long run, the discounted return, the sum of an episode.
 OBJECTIVES = ("average", "discounted", "return")
-# Continuous coordinates beyond which the average is approached by a discount, and the discrete
-# choice is learned from the score function.
+# Continuous coordinates beyond which the average is approached by a discount, if their range is
+# unlimited, and the discrete choice is learned from the score function.
 FEW_DIMENSIONS = 4
 # What a test of some steps of a problem measures that is none of these.
 WINDOW = "window"
@@ -61,8 +63,9 @@ def choose_objective(env: Any, objective: str | None, discount: float | None) ->
     check_choice("objective", objective, OBJECTIVES)
     discounted = objective == "discounted"
     if discount is None:
-        # Twenty items diverge at 1: the average is approached there, with a bias, at 0.99.
-        many = getattr(plain(env), "continuous_dim", 1) > FEW_DIMENSIONS
+        # Twenty items diverge at 1: the average is approached there, with a bias, at 0.99. Twenty
+        # batteries do not, as no power is unlimited, and at 0.99 they would store too little.
+        many = getattr(plain(env), "continuous_dim", 1) > FEW_DIMENSIONS and not _limited(env)
         discount = 0.99 if discounted or (many and objective == "average") else 1.0
     got, fix = f"objective={objective!r}", ""
     if (discounted and discount == 1.0) or (objective == "return" and discount < 1.0):
@@ -75,6 +78,13 @@ def choose_objective(env: Any, objective: str | None, discount: float | None) ->
     if fix:
         raise ValueError(f"The objective must fit discount and environment, got {got}: {fix}")
     return objective, discount
+
+
+def _limited(env: Any) -> bool:
+    """Whether all coordinates of the continuous action have two ends."""
+    ends = getattr(plain(env), "continuous_bounds", None) or (None, None)
+    rows = [[math.inf] if end is None else np.atleast_1d(np.asarray(end, float)) for end in ends]
+    return all(bool(np.isfinite(row).all()) for row in rows)
 
 
 def discounted_steps(discount: float, tail: float = 0.001) -> int:
