@@ -35,7 +35,7 @@ from hpo_torchrl.objectives import HybridLossModule
 
 # Steps of a branch, and discrete actions up to which all are simulated.
 _STEPS, _FEW_ACTIONS = 20, 8
-# Of so many steps one is looked at, where that is enough.
+# Of so many steps one is looked at where a change is only reported.
 _SHOWN = 8
 # A start prefers one of the most used discrete actions by so many nats, down to none in this share
 # of its updates. Fewer updates than these do not tell which start is best.
@@ -301,7 +301,7 @@ class HPO(GraphLearner, PassLearner):
         spread = self._branch(batch, data) if self.branches else None
         # A deterministic action is its own mean.
         mean = self._mean_action(data) if self.policy.stochastic else data["action", "continuous"]
-        # A regression says how far the choice moved, and takes a median: some of the steps will do.
+        # A regression only reports how far the choice moved: some of the steps will do.
         seen = data[..., ::_SHOWN] if self.regresses else data
         before = self._log_probabilities(seen)
         metrics |= self.optimization.step(self.loss(batch), resting=self.resting)
@@ -320,7 +320,7 @@ class HPO(GraphLearner, PassLearner):
         )
         if spread is not None:
             # Not before: a rollout that is computed again needs the one that it was drawn with.
-            metrics["temperature"] = self._set_temperature(seen, spread)
+            metrics["temperature"] = self._set_temperature(data, spread)
             metrics["kl"] = self._divergence(seen, before)
         change = (self._mean_action(data) - mean) / self.action_scale
         metrics["action_change"] = self.mean(change.square()).sqrt()
