@@ -263,19 +263,25 @@ def test_a_run_is_compiled_where_it_is_long_enough(overrides, scanned):
     assert (getattr(engine, "compiled", None) is not None) == scanned
 
 
-def test_programs_are_kept_for_each_processor_where_nobody_has_said_otherwise(monkeypatch):
+def test_programs_are_kept_for_each_processor_where_nobody_has_said_otherwise(
+    tmp_path, monkeypatch
+):
     scan, jax = pytest.importorskip("hpo_torchrl.collectors.scan"), pytest.importorskip("jax")
     before, name = jax.config.jax_compilation_cache_dir, "jax_compilation_cache_dir"
     try:
         jax.config.update(name, None)
-        monkeypatch.setenv("XDG_CACHE_HOME", "/kept")
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # which holds no folders
+        scan.keep_programs()
+        assert getattr(jax.config, name) is None
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         places = []
         for flags in ("flags : avx2", "flags : avx512f"):
             monkeypatch.setattr(scan, "_processor", lambda flags=flags: flags)
             jax.config.update(name, None)
             scan.keep_programs()
             places.append(getattr(jax.config, name))
-        assert all(place.startswith("/kept/hpo_torchrl/xla-") for place in places)
+        assert all(place.startswith(f"{tmp_path}/hpo_torchrl/xla-") for place in places)
         assert len({*places}) == 2
         scan.keep_programs()
         assert getattr(jax.config, name) == places[-1]

@@ -41,15 +41,21 @@ def keep_programs() -> None:
     """Let JAX keep what it compiles on disk, for later runs of the same program.
 
     Programs are known by all that they are made of, with JAX's version; the folder,
-    ``~/.cache/hpo_torchrl``, has a part for each kind of processor. Whoever has told JAX where to
-    keep them (``JAX_COMPILATION_CACHE_DIR``) has the last word.
+    ``~/.cache/hpo_torchrl``, has a part for each kind of processor. Where it cannot be made,
+    nothing is kept. Whoever has told JAX where to keep them (``JAX_COMPILATION_CACHE_DIR``) has the
+    last word.
     """
     config: Any = jax.config
     if config.jax_compilation_cache_dir is not None:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kind = hashlib.sha256(_processor().encode()).hexdigest()[:16]
-    config.update("jax_compilation_cache_dir", str(home / "hpo_torchrl" / f"xla-{kind}"))
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = home / "hpo_torchrl" / f"xla-{kind}"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # nowhere to write, no home: JAX would warn of each program
+        return
+    config.update("jax_compilation_cache_dir", str(folder))
     config.update("jax_compilation_cache_max_size", _KEPT_BYTES)
     config.update("jax_persistent_cache_min_compile_time_secs", _KEPT_SECONDS)
 
@@ -57,8 +63,10 @@ def keep_programs() -> None:
 def _processor() -> str:
     """Return what a program compiled for this processor may rely on."""
     facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else [platform.processor()]
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+    if not facts.exists():
+        return platform.processor()
+    lines = {*facts.read_text().splitlines()}
+    return "\n".join(sorted(line for line in lines if line.startswith(("model name", "flags"))))
 
 
 keep_programs()
