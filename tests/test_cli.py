@@ -226,6 +226,13 @@ def test_help_has_every_setting_of_the_run_with_what_it_means(capsys):
     assert "env=nowhere is unknown" in refused(capsys, "--help", "env=nowhere")
 
 
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_a_class_of_ones_own_leaves_no_setting_of_another_however_it_is_given(sign):
+    words = ["_target_=torch.nn.Linear", "out_features=1"]
+    found = compose_config([f"{sign}critic.network.{word}" for word in words])["critic"]
+    assert found == {"network": {"_target_": "torch.nn.Linear", "out_features": 1}}
+
+
 def test_commands_say_their_version_and_end_quietly_behind_a_closed_pipe(capsys):
     with pytest.raises(SystemExit, match="0"):
         evaluate(["--version"])

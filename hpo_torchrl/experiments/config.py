@@ -219,7 +219,7 @@ def prepare(overrides: Sequence[str], config_dir: str | None = None) -> list[str
         NotADirectoryError: there is no such ``config_dir``.
         ValueError: an override cannot be read.
     """
-    keys = {text.split("=", 1)[0] for text in overrides}
+    keys = {text.split("=", 1)[0].lstrip("+") for text in overrides}
     folder = []
     if config_dir is not None:
         if not Path(config_dir).is_dir():
