@@ -35,8 +35,6 @@ from hpo_torchrl.objectives import HybridLossModule
 
 # Steps of a branch, and discrete actions up to which all are simulated.
 _STEPS, _FEW_ACTIONS = 20, 8
-# Of so many steps one is looked at where a change is only reported.
-_SHOWN = 8
 # A start prefers one of the most used discrete actions by so many nats, down to none in this share
 # of its updates. Fewer updates than these do not tell which start is best.
 _MOST_PREFERRED, _PREFERENCE, _WEARS_OFF, _SHORTEST_START = 2, 3.0, 0.75, 50
@@ -301,9 +299,7 @@ class HPO(GraphLearner, PassLearner):
         spread = self._branch(batch, data) if self.branches else None
         # A deterministic action is its own mean.
         mean = self._mean_action(data) if self.policy.stochastic else data["action", "continuous"]
-        # A regression only reports how far the choice moved: some of the steps will do.
-        seen = data[..., ::_SHOWN] if self.regresses else data
-        before = self._log_probabilities(seen)
+        before = self._log_probabilities(data)
         metrics |= self.optimization.step(self.loss(batch), resting=self.resting)
 
         def descend(part: TensorDictBase, active: Tensor) -> dict[str, Tensor]:
@@ -313,7 +309,7 @@ class HPO(GraphLearner, PassLearner):
 
         def moved(steps: Any = ()) -> Tensor:
             # A regression is no step of a policy, and does not stop early.
-            return metrics["cost"] * 0.0 if self.regresses else self._divergence(seen, before)
+            return metrics["cost"] * 0.0 if self.regresses else self._divergence(data, before)
 
         metrics |= self.passes(
             data.exclude("next"), descend, metrics | {"kl": moved()}, moved, self._fused()
@@ -321,7 +317,7 @@ class HPO(GraphLearner, PassLearner):
         if spread is not None:
             # Not before: a rollout that is computed again needs the one that it was drawn with.
             metrics["temperature"] = self._set_temperature(data, spread)
-            metrics["kl"] = self._divergence(seen, before)
+            metrics["kl"] = self._divergence(data, before)
         change = (self._mean_action(data) - mean) / self.action_scale
         metrics["action_change"] = self.mean(change.square()).sqrt()
         if not self.regresses and self.resting != "discrete":
