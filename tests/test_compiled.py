@@ -409,6 +409,9 @@ def test_training_by_xla_is_the_same():
     assert len(compiled.scan.programs) == len(compiled.branches.programs) == 1
     assert len(hpo.fused.scan.programs) == 1
     assert [row.get("compile_seconds", 0.0) > 0.0 for row in others] == [True, *[False] * 3]
+    # A run that goes back to its start has spent it.
+    hpo.collector.load_state_dict(hpo.collector.state_dict())
+    assert hpo.collector.compile_seconds() == compiled.seconds > 0.0
 
 
 def test_numbers_and_tensors_of_the_environment_are_those_of_now():

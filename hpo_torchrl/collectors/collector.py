@@ -316,6 +316,11 @@ class DifferentiableCollector(BatchCollector):
     def update_policy_weights_(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: TorchRL calls it where workers have copies of the policy."""
 
+    def load_state_dict(self, state: dict[str, Any], index: int | None = None) -> None:
+        """Go on where a state was taken; all that was compiled so far counts from there on."""
+        super().load_state_dict(state, index)
+        self._compile_seconds = 0.0
+
     def compile_seconds(self) -> float:
         """Return the time spent on compiling since this was last asked."""
         before, self._compile_seconds = self._compile_seconds, self.engine.compile_seconds
