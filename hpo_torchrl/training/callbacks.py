@@ -80,6 +80,7 @@ class ProgressBar(Callback):
     """A bar with the training cost, the test cost and the known gaps; means over several seeds."""
 
     _bar: tqdm | None = None
+    _compiled: float | None = None  # what was told of it: updates before the run proper have it too
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Show the bar of the updates to come."""
@@ -100,9 +101,10 @@ class ProgressBar(Callback):
         """Move the bar on."""
         rows = row if isinstance(row, list) else [row]
         assert self._bar is not None
-        if "compile_seconds" in rows[0]:
-            text = f"{'compiled in':<17}{rows[0]['compile_seconds']:.1f} s"
-            self._bar.write(text, file=sys.stderr)
+        seconds = rows[0].get("compile_seconds")
+        if seconds not in (None, self._compiled):
+            self._bar.write(f"{'compiled in':<17}{seconds:.1f} s", file=sys.stderr)
+            self._compiled = seconds
         self._bar.update()
         self._show(trainer, self._bar, rows)
 
