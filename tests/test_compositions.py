@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import pickle
 
@@ -77,7 +78,11 @@ from torchrl.objectives import (
 from torchrl.trainers import Trainer
 
 from hpo_torchrl.algorithms import DDPG, HPO, PPO
-from hpo_torchrl.collectors import DifferentiableCollector, differentiable_rollout
+from hpo_torchrl.collectors import (
+    DifferentiableCollector,
+    SampleCollector,
+    differentiable_rollout,
+)
 from hpo_torchrl.envs import DifferentiableEnv, hybridize
 from hpo_torchrl.modules import HybridPolicy, make_q_network, make_value_network
 from hpo_torchrl.objectives import HPOLoss, LearnedCriticLoss
@@ -361,6 +366,17 @@ def test_members_in_processes_train_and_are_tested():
             env.close()
     ddpg = DDPG(serial, *networks(serial), unroll_length=4, updates_per_batch=1)
     assert math.isfinite(ddpg.iterate()["cost"])
+
+
+def test_an_environment_outlives_who_learned_in_it():
+    env = SerialEnv(2, inventory)
+    assert trains(PPO, env)
+    gc.collect()  # of the algorithm, which is forgotten
+    assert not env.is_closed
+    collector = SampleCollector(env, networks(env)[0], frames_per_batch=env.batch_size.numel())
+    collector.collect()
+    collector.shutdown()
+    assert env.is_closed
 
 
 def test_members_that_differ_are_refused():

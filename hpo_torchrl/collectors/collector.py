@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from types import SimpleNamespace
@@ -336,6 +337,14 @@ class DifferentiableCollector(BatchCollector):
             self.env.close()
 
 
+class _Borrower(Collector):
+    """TorchRL's collector, but for an environment that others go on with when it is forgotten."""
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # as TorchRL does: the program may be at its end
+            self.shutdown(close_env=False)
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class SampleCollector(BatchCollector):
     """Collect rollouts without a graph by TorchRL's ``Collector``.
@@ -376,7 +385,7 @@ class SampleCollector(BatchCollector):
     @cached_property
     def _collector(self) -> Collector:
         """TorchRL's collector, which resets the environment: made when it is first needed."""
-        return Collector(
+        return _Borrower(
             self.env,
             self.policy,
             frames_per_batch=self.frames_per_batch,
