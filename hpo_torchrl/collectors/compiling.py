@@ -189,7 +189,8 @@ class Scanned:
 
 def can_scan(env: Any, checkpoint_steps: int | None) -> bool:
     """Whether XLA takes steps of such rollouts: on a CPU, all at once, where JAX is installed."""
-    return _on_cpu(env) and checkpoint_steps is None and find_spec("jax") is not None
+    installed = all(find_spec(name) is not None for name in ("jax", "jaxlib"))
+    return _on_cpu(env) and checkpoint_steps is None and installed
 
 
 def _on_cpu(env: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
+import torch
 
 from hpo_torchrl.core.checks import check_choice
 from hpo_torchrl.core.wrappers import plain
@@ -83,8 +83,7 @@ def choose_objective(env: Any, objective: str | None, discount: float | None) ->
 def _limited(env: Any) -> bool:
     """Whether all coordinates of the continuous action have two ends."""
     ends = getattr(plain(env), "continuous_bounds", None) or (None, None)
-    rows = [[math.inf] if end is None else np.atleast_1d(np.asarray(end, float)) for end in ends]
-    return all(bool(np.isfinite(row).all()) for row in rows)
+    return all(end is not None and bool(torch.as_tensor(end).isfinite().all()) for end in ends)
 
 
 def discounted_steps(discount: float, tail: float = 0.001) -> int:
