@@ -130,15 +130,13 @@ class Scanned:
         from hpo_torchrl.collectors import scan  # JAX is slow to load
 
         self.chunk, self.env, self.settings_of = chunk, env, scan.settings_of
-        self.quiet, self.scans = quiet, list[scan.Scan]()
+        self.make, self.quiet, self.scans = scan.Scan, quiet, list[scan.Scan]()
         name = f"{type(env).__name__} and its policy"
         self.scan, self.branches = self.another([policy], name), self.another([policy], name)
 
     def another(self, modules: Sequence[nn.Module], name: str) -> Scan:
         """Return what takes steps of another kind; the arguments are those of :class:`Scan`."""
-        from hpo_torchrl.collectors.scan import Scan
-
-        self.scans.append(Scan(modules, None if self.quiet else name))
+        self.scans.append(self.make(modules, None if self.quiet else name))
         return self.scans[-1]
 
     @property
