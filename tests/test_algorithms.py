@@ -563,9 +563,10 @@ def test_a_nets_step_follows_how_far_it_moved(component):
     start = group["lr_multiplier"]
     learner.optimization.adapt_lr(component, 10.0)
     assert group["lr_multiplier"] < start
-    for _ in range(50):
-        learner.optimization.adapt_lr(component, 0.0)
-    assert group["lr_multiplier"] == 1.0
+    for most in (1.0, 3.0, 1.0):
+        for _ in range(50):
+            learner.optimization.adapt_lr(component, 0.0, most)
+        assert group["lr_multiplier"] == most
     learner.optimization.adapt_lr(component, 1.0)
     assert group["lr_multiplier"] == 1.0
     for ratio, change in ((0.49, 1), (0.5, 0), (2.0, 0), (2.01, -1)):
@@ -634,6 +635,18 @@ def test_the_aims_of_a_step_follow_the_schedule():
     assert group["lr_multiplier"] == 0.5
     learner.optimization.adapt_lr("continuous", 0.1)  # ten times that
     assert group["lr_multiplier"] < 0.5
+
+
+def test_the_continuous_net_learns_at_three_times_the_rate_where_it_hardly_moves():
+    learner = make(HPO, target_action_change=1e3, target_kl=1e3)
+    groups = [learner.optimization.param_groups(name)[0] for name in ("continuous", "discrete")]
+    for group in groups:
+        group["lr_multiplier"] = 1.0
+    found = []
+    for _ in range(4):
+        learner.iterate()
+        found.append([group["lr_multiplier"] for group in groups])
+    assert found == [[1.5, 1.0], [2.25, 1.0], [3.0, 1.0], [3.0, 1.0]]
 
 
 def test_rewards_that_do_not_vary_have_their_size_as_scale():

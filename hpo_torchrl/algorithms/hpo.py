@@ -35,6 +35,9 @@ from hpo_torchrl.objectives import HybridLossModule
 
 # Steps of a branch, and discrete actions up to which all are simulated.
 _STEPS, _FEW_ACTIONS = 20, 8
+# Learning rates by which the continuous net may learn where an update moves it less than it should:
+# it makes one step in an update, the discrete net a pass of many.
+_LONGEST = 3.0
 # A start prefers one of the most used discrete actions by so many nats, down to none in this share
 # of its updates. Fewer updates than these do not tell which start is best.
 _MOST_PREFERRED, _PREFERENCE, _WEARS_OFF, _SHORTEST_START = 2, 3.0, 0.75, 50
@@ -325,7 +328,7 @@ class HPO(GraphLearner, PassLearner):
             self.optimization.adapt_lr("discrete", (metrics["kl"] / self.target_kl).sqrt())
         if self.resting != "continuous":
             ratio = metrics["action_change"] / self.target_action_change
-            self.optimization.adapt_lr("continuous", ratio)
+            self.optimization.adapt_lr("continuous", ratio, _LONGEST)
         if (seconds := self.collector.compile_seconds()) > 0:
             metrics["compile_seconds"] = seconds
         return self.numbers(metrics)

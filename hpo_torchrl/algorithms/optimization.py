@@ -30,8 +30,8 @@ class Optimization:
     r"""Adam on the components of a policy and a critic, for one seed or several.
 
     The learning rate of a component is :math:`\eta\, f(p)\, m`, with the rate :math:`\eta`, the
-    schedule's factor f at progress p, and the component's multiplier m in (0, 1], which
-    :meth:`adapt_lr` lets follow how far an update changed the policy.
+    schedule's factor f at progress p, and the component's multiplier m, which :meth:`adapt_lr` lets
+    follow how far an update changed the policy.
 
     Args:
         learner: has the networks, the seeds and the settings: ``learning_rate``, its schedule and
@@ -94,15 +94,16 @@ class Optimization:
         table = zip(self.groups, torch.tensor(rates, dtype=torch.float64), strict=True)
         return {f"learning_rate/{n}": row[0] if self.seeds is None else row for n, row in table}
 
-    def adapt_lr(self, component: str, ratio: Tensor | float) -> None:
+    def adapt_lr(self, component: str, ratio: Tensor | float, most: float = 1.0) -> None:
         """Let a component's learning-rate multiplier follow how far it changed the policy.
 
         Args:
             component: its name in :attr:`groups`.
             ratio: how far the last update changed the policy, in units of the target; a number, or
-                one for each seed. Above 2 the multiplier falls, below 1/2 it grows, up to 1. The
-                target shrinks with the schedule of the learning rate: the multiplier would undo
-                that one otherwise.
+                one for each seed. Above 2 the multiplier falls, below 1/2 it grows. The target
+                shrinks with the schedule of the learning rate: the multiplier would undo that one
+                otherwise.
+            most: what the multiplier grows to at most.
 
         Raises:
             NonFiniteError: the ratio is not finite: nothing says that the step was small.
@@ -117,7 +118,7 @@ class Optimization:
         for group, own in zip(self.param_groups(component), ratios, strict=True):
             factor = 1.0 / _FACTOR if own > 2.0 else _FACTOR if own < 0.5 else 1.0
             multiplier = max(_LEAST_MULTIPLIER, group["lr_multiplier"] * factor)
-            group["lr_multiplier"] = min(1.0, multiplier)
+            group["lr_multiplier"] = min(most, multiplier)
 
     def step(
         self,
