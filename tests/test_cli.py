@@ -280,7 +280,9 @@ SHRUNK = {
         "evaluation.tests.test={batch_size: 8, num_steps: 20}",
         "reference=none",
         "algorithm.branch_steps=2",
+        "algorithm.imitate=null",
     ],
+    "algorithm.imitate=s_S": ["algorithm.imitate=null"],
     "env=storage": ["evaluation.tests.test={batch_size: 8, num_steps: 20}", "reference=none"],
     "env._target_=my_package.MyEnv": ["evaluation.tests.test={batch_size: 8, num_steps: 20}"],
     "env=inventory_from_file": [
@@ -296,7 +298,7 @@ SHRUNK = {
 COMMANDS = {
     "README.md": 6,
     "docs/quickstart.md": 6,
-    "docs/questions.md": 9,
+    "docs/questions.md": 10,
     "docs/storage.md": 3,
     "docs/variants.md": 2,
     "docs/your_demand.md": 6,

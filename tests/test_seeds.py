@@ -334,17 +334,21 @@ LEARNED = {
         {"homogeneous": True},
         {"unroll_length": 7, "branch_steps": 2, "regress": False},
     ),
+    "HPO, begun as a rule": (HPO, "stock", {}, {"imitate": "s_S", "branch_steps": 0}),
     "PPO": (PPO, "stock", SCALE, {"target_kl": 0.002, "scale_entropy_coeff": 0.1}),
     "PPO, heads": (PPO, "heads", {"scale": 0.2}, {"reset_fraction_final": 0.3, "epochs": 2}),
 }
 
 
 @pytest.mark.parametrize("case", LEARNED)
-def test_seeds_together_are_each_alone(case):
+def test_seeds_together_are_each_alone(case, monkeypatch):
+    monkeypatch.setattr("hpo_torchrl.algorithms.imitation._BATCHES", 2)
     *parts, arguments = LEARNED[case]
     arguments = {"unroll_length": 6, "learning_rate": 0.02} | arguments
     many, single = learners(*parts, **arguments), alone(*parts, **arguments)
     stopped = set()
+    for learner in (many, *single):
+        assert learner.imitate_rule() == ("imitate" in arguments)
     for update in range(3):
         for learner in (many, *single):
             learner.anneal(update / 20)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,6 +59,10 @@ class Algorithm(abc.ABC):
         """Adapt what is fixed in a run to what scouting has shown."""
         raise NotImplementedError
 
+    def imitate_rule(self) -> bool:
+        """Imitate a rule before a run begins, if one is asked for; return whether it is."""
+        return False
+
     def gather_last_batch(self) -> None:  # noqa: B027
         """Let the last batch be that of all ranks, if ranks share it; optional."""
 
@@ -100,6 +104,22 @@ class SeedState:
             value[self._index] = state[name]
 
 
+def rule_of(env: Any, name: str) -> Callable[[], nn.Module]:
+    """Return what computes a rule of an environment.
+
+    Raises:
+        ValueError: the environment has no such rule.
+    """
+    known = env.rules() if hasattr(env, "rules") else {}
+    if name not in known:
+        has = f"its rules are {', '.join(map(repr, known))}" if known else "it has no rules"
+        raise ValueError(
+            f"{type(env).__name__} has no rule {name!r}: {has}.{did_you_mean(name, known)} "
+            "Choose one of these, or another algorithm or environment."
+        )
+    return known[name]
+
+
 class Rule(Algorithm):
     """A rule of the environment's own: its best numbers, computed, and no training.
 
@@ -124,14 +144,7 @@ class Rule(Algorithm):
 
     def __init__(self, env: EnvBase, policy: Any = None, critic: Any = None, *, rule: str) -> None:
         self.env, self.collector = env, SimpleNamespace(frames=0, shutdown=lambda: None)
-        known = env.rules() if hasattr(env, "rules") else {}
-        if rule not in known:
-            has = f"its rules are {', '.join(map(repr, known))}" if known else "it has no rules"
-            raise ValueError(
-                f"{type(env).__name__} has no rule {rule!r}: {has}.{did_you_mean(rule, known)} "
-                "Choose one of these, or another algorithm or environment."
-            )
-        self.policy = known[rule]()
+        self.policy = rule_of(env, rule)()
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Do nothing: a rule does not learn."""

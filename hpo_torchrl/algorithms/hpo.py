@@ -246,7 +246,8 @@ class HPO(GraphLearner, PassLearner):
             self.resting = ("discrete", "continuous")[int(progress * self.turns) % 2]
         self.cooled = min(1.0, progress / self.temperature_until)
         if self.branches and not self.regresses:
-            first, final = self.entropy_coeff, self.temperature_final
+            final = self.temperature_final
+            first = self.first_bonus(final)
             self.entropy_bonus = first ** (1.0 - self.cooled) * final**self.cooled
             for loss in (self.loss, self.detached_loss):
                 loss.entropy_coeff = self.entropy_bonus

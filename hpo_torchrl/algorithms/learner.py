@@ -20,6 +20,7 @@ from torchrl.objectives.value.functional import (
 
 from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
 from hpo_torchrl.algorithms.diagnosis import check_lasting, explain
+from hpo_torchrl.algorithms.imitation import imitate, rule_to_imitate
 from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, stop_unless_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
 from hpo_torchrl.collectors.collector import BatchCollector
@@ -114,11 +115,16 @@ class Learner(Algorithm):
         entropy_final: entropy bonus at the end, in the same unit.
         entropy_until: fraction of the run by which the bonus has been annealed to its final value.
         max_grad_norm: gradient-norm clip of each component.
+        imitate: a rule of the environment that the policy imitates before the run, see
+            :func:`~hpo_torchrl.algorithms.imitation.imitate`; of several the first that there is;
+            ``None`` begins untrained. The entropy bonus then is at once what is left at the end: a
+            larger one would make the policy forget the rule.
 
     Attributes:
         optimization: the optimizers and their schedules, see :class:`Optimization`.
         scaler: the running scale of the rewards.
         entropy_bonus: the current bonus.
+        rule: the rule that the policy imitates before the run, or ``None``.
         last_batch: actions, masks and observations of the last batch; ``None`` before the first;
             see :meth:`gather_last_batch`.
 
@@ -155,6 +161,7 @@ class Learner(Algorithm):
     entropy_final: float = 0.0
     entropy_until: float = setting(0.6, maximum=1.0, strict=True)
     max_grad_norm: float = setting(0.5, strict=True)
+    imitate: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_annotated(type(self), {name: getattr(self, name) for name in _NETWORKS})
@@ -192,6 +199,7 @@ class Learner(Algorithm):
         self.scaler = RewardScaler(num_seeds=self.num_seeds).to(env.device or "cpu")
         self.collector = self._make_collector()
         self.optimization = Optimization(self)
+        self.rule = rule_to_imitate(self)
 
     def _join_ranks(self) -> int:
         """Take this rank's instances and the weights of rank 0; return the number of all instances.
@@ -249,7 +257,7 @@ class Learner(Algorithm):
 
         self.optimization.anneal(progress)
         left = 1.0 - progress / self.entropy_until
-        self.entropy_bonus = between(self.entropy_coeff, self.entropy_final, left)
+        self.entropy_bonus = between(self.first_bonus(self.entropy_final), self.entropy_final, left)
         for loss in self.losses():
             if getattr(loss, "entropy_coeff", None) is not None:
                 loss.entropy_coeff = self.entropy_bonus
@@ -257,6 +265,10 @@ class Learner(Algorithm):
         self.collector.reset_fraction = between(
             self.reset_fraction, self.reset_fraction_final, left
         )
+
+    def first_bonus(self, final: float) -> float:
+        """Return the first entropy bonus; of a policy that begins as a rule it is the final one."""
+        return self.entropy_coeff if self.rule is None else final
 
     def losses(self) -> list[Any]:
         """Return the algorithm's losses: all attributes that are one."""
@@ -297,6 +309,12 @@ class Learner(Algorithm):
     def scouting(self, num_updates: int) -> int:
         """Return the updates after which observations are measured, before a run begins."""
         return _SCOUTING if num_updates >= _LONG and self._scaled() else 0
+
+    def imitate_rule(self) -> bool:
+        """Let the policy imitate a rule, if one is asked for."""
+        if self.rule is not None:
+            imitate(self)
+        return self.rule is not None
 
     def measure(self) -> None:
         """Let the networks scale observations by what those of the last batch were."""

@@ -166,6 +166,7 @@ class Trainer:
             self._call("on_train_start")
             if self.update == 0:
                 scout(self)
+                self._imitate()
                 if choose_start(self):
                     self._save()
             while self.update < self.num_updates and self.stopped is None:
@@ -315,6 +316,19 @@ class Trainer:
             row["wall_seconds"] = self.wall_seconds
         self._call("on_update_end", self._shown(rows))
         return rows, bool(costs) or self._due(self.log_every)
+
+    def _imitate(self) -> None:
+        """Let the policy begin as a rule, if that is asked for; it may be chosen as it is then.
+
+        Nothing is saved: a run that is interrupted before its first update imitates again.
+        """
+        start = time.perf_counter()
+        if self.stopped is None:
+            with announced("imitating the rule", shown=self.progress):
+                done = self.algorithm.imitate_rule()
+            self.wall_seconds += (time.perf_counter() - start) / len(self.runs)
+            if done:
+                self._offer_untrained()
 
     def _offer_untrained(self) -> None:
         """Let the policy before the first update be chosen too: it may begin as a good rule."""
