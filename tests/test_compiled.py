@@ -333,7 +333,7 @@ def test_what_does_not_go_together_is_refused():
     impatient = Impatient(batch_size=2)
     with pytest.raises(TypeError, match="compile needs episodes that end at the horizon"):
         Rollout(impatient, policy_for(impatient), compile=True)
-    with pytest.raises(ValueError, match=r"compile must be .*xla.*inductor.*got 'jit'"):
+    with pytest.raises(ValueError, match="one of 'auto', 'xla', 'inductor', got 'jit'"):
         Rollout(env, policy, compile="jit")
     with pytest.raises(ValueError, match="compile='xla' is of rollouts on a CPU"):
         Rollout(env, policy, compile="xla", checkpoint_steps=2)

@@ -19,7 +19,7 @@ from hpo_torchrl.core.extras import extra
 if TYPE_CHECKING:
     from hpo_torchrl.collectors.scan import Scan
 
-COMPILERS = ("xla", "inductor")
+COMPILERS = ("auto", "xla", "inductor")
 
 # Steps of a chunk, the better first: one that leaves no rest is taken.
 _LENGTHS = (5, 6, 4, 7, 8, 3)
