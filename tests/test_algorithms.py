@@ -573,6 +573,13 @@ def test_a_nets_step_follows_how_far_it_moved(component):
         group["lr_multiplier"] = 0.1
         learner.optimization.adapt_lr(component, ratio)
         assert (group["lr_multiplier"] > 0.1) - (group["lr_multiplier"] < 0.1) == change
+    for ratio, change in ((0.12, 1), (0.125, 0), (0.5, 0), (0.51, -1)):  # longer steps: less far
+        group["lr_multiplier"] = 1.5
+        learner.optimization.adapt_lr(component, ratio, 3.0)
+        assert (group["lr_multiplier"] > 1.5) - (group["lr_multiplier"] < 1.5) == change
+    group["lr_multiplier"] = 1.0
+    learner.optimization.adapt_lr(component, 0.2, 3.0)
+    assert group["lr_multiplier"] == 1.0
     group["lr_multiplier"] = 0.25
     learner.anneal(0.0)
     groups = learner.optimization.groups

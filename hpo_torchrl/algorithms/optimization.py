@@ -24,6 +24,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
 }
 _LEAST_MULTIPLIER, _FACTOR = 1e-3, 1.5  # the least learning-rate multiplier, and its steps
+_CAUTION = 4.0  # beyond 1 the multiplier aims at a change so many times smaller
 
 
 class Optimization:
@@ -100,9 +101,9 @@ class Optimization:
         Args:
             component: its name in :attr:`groups`.
             ratio: how far the last update changed the policy, in units of the target; a number, or
-                one for each seed. Above 2 the multiplier falls, below 1/2 it grows. The target
-                shrinks with the schedule of the learning rate: the multiplier would undo that one
-                otherwise.
+                one for each seed. Above 2 the multiplier falls, below 1/2 it grows; beyond 1 it
+                falls above 1/2, and grows below 1/8. The target shrinks with the schedule of the
+                learning rate: the multiplier would undo that one otherwise.
             most: what the multiplier grows to at most.
 
         Raises:
@@ -116,9 +117,11 @@ class Optimization:
         )
         ratios = (torch.as_tensor(ratio).double() / self.factor).reshape(-1).tolist()
         for group, own in zip(self.param_groups(component), ratios, strict=True):
-            factor = 1.0 / _FACTOR if own > 2.0 else _FACTOR if own < 0.5 else 1.0
-            multiplier = max(_LEAST_MULTIPLIER, group["lr_multiplier"] * factor)
-            group["lr_multiplier"] = min(most, multiplier)
+            multiplier = group["lr_multiplier"]
+            falls = own > (2.0 if multiplier <= 1.0 else 2.0 / _CAUTION)
+            grows = own < (0.5 if multiplier < 1.0 else 0.5 / _CAUTION)
+            factor = 1.0 / _FACTOR if falls else _FACTOR if grows else 1.0
+            group["lr_multiplier"] = min(most, max(_LEAST_MULTIPLIER, multiplier * factor))
 
     def step(
         self,
