@@ -48,7 +48,6 @@ def test_a_policy_takes_after_the_rule(kind, make, name, unit, monkeypatch):
     before, _ = agreement(one, rule)
     assert one.imitate_rule()
     same, off = agreement(one, rule)
-    print(before, same, off)
     assert before < 0.6 < 0.93 < same
     assert off < 0.1 * unit
 
