@@ -54,6 +54,7 @@ from benchmarks.speed.measure import (
     ratios,
     spread,
 )
+from hpo_torchrl.core.memory import keep_freed_memory
 
 FULL = {"items": (1, 5, 50), "batch": (128, 1024, 8192), "width": (64, 512), "horizon": (100,)}
 DEFAULT = [
@@ -265,11 +266,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device, chosen = torch.device(given.device), cases(given)
     about = machine(given, device)
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
+    # Memory first: the fork of a process that has used much does not show what it needs.
+    peaks = [memory_of(case, device, given) for case in chosen]
+    keep_freed_memory()  # as trainings do, before other threads have memory of their own
     if given.jax:
         keep_to_one_core()
         check_jax(chosen)
-    # Memory first: the fork of a process that has used much does not show what it needs.
-    peaks = [memory_of(case, device, given) for case in chosen]
     rows: list[dict[str, Any]] = []
     for case, peak in zip(chosen, peaks, strict=True):
         found = rows_of(case, peak, given, device)
