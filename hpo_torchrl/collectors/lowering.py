@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from jax import lax
 from torch._decomp import core_aten_decompositions
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -23,6 +26,8 @@ from torch.utils._pytree import tree_map
 # The package torchax has such a table too. It is made for other versions of torch, and does not
 # load beside the one that is tested here.
 Array = jax.Array
+# How many times as many rows as columns the narrow product of two long matrices has.
+_NARROW = 4
 _aten = torch.ops.aten
 
 
@@ -41,12 +46,21 @@ def trace(function: Callable[..., Any], *given: Any) -> GraphModule:
     Raises:
         RuntimeError: it looks at the value of a tensor.
     """
-    with _WithoutLooking():
-        traced = make_fx(function, tracing_mode="real")(*given)
-    # Once more, for what writes in place; and there in fewer kinds of operations.
-    with torch.no_grad():
-        pure = functionalize(traced, remove="mutations")
-        return make_fx(pure, dict(core_aten_decompositions()), tracing_mode="real")(*given)
+    # One mode for the shapes of all nodes; torch makes one for each otherwise, which takes longer
+    # than the node.
+    with tracing(TracingContext(FakeTensorMode())):
+        with _WithoutLooking():
+            traced = make_fx(function, tracing_mode="real")(*given)
+        # Once more, for what writes in place; and there in fewer kinds of operations.
+        with torch.no_grad():
+            pure = functionalize(traced, remove="mutations")
+            return make_fx(pure, _decompositions(), tracing_mode="real")(*given)
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return how operations are told by others, those that are not in the table."""
+    return {name: how for name, how in core_aten_decompositions().items() if name not in OPERATIONS}
 
 
 class _WithoutLooking(TorchFunctionMode):
@@ -103,9 +117,18 @@ class Lowered:
                 lambda part: values[part] if isinstance(part, Node) else part,
                 (tuple(node.args), dict(node.kwargs)),
             )
+            if node.target is _aten.bmm.default:
+                args = tuple(
+                    _once(part, value) for part, value in zip(node.args, args, strict=True)
+                )
             found = OPERATIONS[node.target](*args, **kwargs)
             values[node] = tree_map(_in_dtype, found, node.meta["val"])
         return values
+
+
+def _once(node: Any, value: Array) -> Array:
+    """Return one of the matrices of a batch where all are the same, for one larger product."""
+    return value[0] if node.meta["val"].stride(0) == 0 else value
 
 
 def _in_order(node: Node) -> bool:
@@ -349,6 +372,19 @@ def _clamped(value: Array, low: Any = None, high: Any = None) -> Array:
     return jnp.clip(value, low, high)
 
 
+def _product(left: Array, right: Array) -> Array:
+    """Return a product of matrices; of a long and narrow one, such as gradients have, transposed.
+
+    XLA takes three to six times as long for these on a CPU otherwise, and only barriers keep it
+    from turning them back.
+    """
+    rows, long = left.shape
+    if right.shape[1] * _NARROW > rows or rows > long:
+        return left @ right
+    turned = lax.optimization_barrier(right.T) @ left.T
+    return lax.optimization_barrier(turned).T
+
+
 def _product_added(
     added: Array, left: Array, right: Array, *, beta: Any = 1, alpha: Any = 1
 ) -> Any:
@@ -395,7 +431,7 @@ def _cumulated(function: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def _split(value: Array, size: int, dim: int = 0) -> list[Array]:
-    return jnp.split(value, range(size, value.shape[dim], size), axis=dim)
+    return jnp.split(value, [*range(size, value.shape[dim], size)], axis=dim)
 
 
 def _split_by(value: Array, sizes: Sequence[int], dim: int = 0) -> list[Array]:
@@ -446,7 +482,7 @@ def _table() -> dict[Any, Callable[..., Any]]:
         "logical_and": jnp.logical_and,
         "logical_or": jnp.logical_or,
         "logical_xor": jnp.logical_xor,
-        "mm": jnp.matmul,
+        "mm": _product,
         "bmm": jnp.matmul,
         "mv": jnp.matmul,
         "dot": jnp.matmul,
