@@ -11,7 +11,7 @@ from test_masks import Shuttle
 from test_recomputing import scalar
 from torchrl.envs.utils import ExplorationType
 
-from hpo_torchrl.algorithms import HPO
+from hpo_torchrl.algorithms import HPO, PPO, GumbelSoftmax, Pathwise
 from hpo_torchrl.collectors import DifferentiableCollector, Rollout
 from hpo_torchrl.collectors import compiling as compiling_module
 from hpo_torchrl.collectors.compiling import Compiled
@@ -253,14 +253,14 @@ def test_where_steps_may_be_compiled_nothing_is_said_if_they_are_not(recwarn):
         ([], False),
         (["trainer.num_updates=200"], True),
         (["trainer.num_updates=200", "collect.compile=false"], False),
-        (["trainer.num_updates=200", "algorithm=ppo"], False),
+        (["trainer.num_updates=200", "algorithm=ppo"], True),
+        (["trainer.num_updates=200", "algorithm=ddpg"], False),
         (["trainer.num_updates=10", "collect.compile=true"], True),
     ],
 )
 def test_a_run_is_compiled_where_it_is_long_enough(overrides, scanned):
     config = compose_config(["collect.batch_size=4", "trainer.num_updates=199", *overrides])
-    engine = getattr(build_algorithm(config).collector, "engine", None)
-    assert (getattr(engine, "compiled", None) is not None) == scanned
+    assert (build_algorithm(config).collector.compiled is not None) == scanned
 
 
 def test_programs_are_kept_for_each_processor_where_nobody_has_said_otherwise(
@@ -387,31 +387,62 @@ def test_what_xla_computes_is_what_torch_computes(make):
                     torch.testing.assert_close(one, slope, rtol=1e-7, atol=1e-7)
 
 
-def test_training_by_xla_is_the_same():
-    """With simulated discrete actions, which XLA takes too."""
+def train(make, kind, **arguments):
+    """Return weights, metrics and the algorithm after four updates."""
+    torch.manual_seed(3)
+    env, policy = make()
+    critic = make_value_network(env, hidden=(8,))
+    algorithm = kind(env, policy, critic, unroll_length=4, **arguments)
+    torch.manual_seed(7)
+    metrics = [algorithm.iterate() for _ in range(4)]
+    networks = torch.nn.ModuleList([policy, critic])
+    return torch.cat([p.detach().flatten() for p in networks.parameters()]), metrics, algorithm
 
-    def train(**arguments):
-        torch.manual_seed(3)
-        env = inventory()
-        policy = policy_for(env)
-        critic = make_value_network(env, hidden=(8,))
-        sizes = {"unroll_length": 4, "branch_steps": 4, "branch_fraction": 0.7}
-        hpo = HPO(env, policy, critic, **sizes, **arguments)
-        torch.manual_seed(7)
-        metrics = [hpo.iterate() for _ in range(4)]
-        return torch.cat([p.detach().flatten() for p in policy.parameters()]), metrics, hpo
 
-    (plain, rows, _), (fast, others, hpo) = train(), train(compile="xla")
+def apart():
+    """Instances whose episodes end at different steps of a rollout."""
+    env = inventory(horizon=3)
+    return env, policy_for(env, scale=0.3, learn_scale=True)
+
+
+SIMULATED = {"branch_steps": 4, "branch_fraction": 0.7}
+TRAININGS = {
+    "regression": (lambda: (env := inventory(), policy_for(env)), HPO, SIMULATED),
+    "score function": (resets, HPO, {"branch_steps": 0, "epochs": 3}),
+    "ends apart": (apart, HPO, {"branch_steps": 0, "reset_fraction": 0.5}),
+    "masked heads": (cart, HPO, {"branch_steps": 2}),
+    "adaptive": (resets, HPO, {"branch_steps": 0, "cross_term": "adaptive"}),
+    "pathwise": (resets, Pathwise, {"discrete_action": 1}),
+    "relaxed": (relaxed, GumbelSoftmax, {}),
+    "ppo": (apart, PPO, {"num_minibatches": 2, "scale_entropy_coeff": 0.1}),
+    "ppo, masked heads": (cart, PPO, {"epochs": 2, "gae_lambda": 0.0}),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_training_by_xla_is_the_same(name):
+    make, kind, settings = TRAININGS[name]
+    plain, rows, _ = train(make, kind, **settings)
+    fast, others, algorithm = train(make, kind, **settings, compile="xla")
     torch.testing.assert_close(fast, plain, rtol=1e-7, atol=1e-9)
     for row, other in zip(rows, others, strict=True):
-        assert row == pytest.approx({name: other[name] for name in row}, rel=1e-6)
-    compiled = hpo.collector.engine.compiled
-    assert len(compiled.scan.programs) == len(compiled.branches.programs) == 1
-    assert len(hpo.fused.scan.programs) == 1
-    assert [row.get("compile_seconds", 0.0) > 0.0 for row in others] == [True, *[False] * 3]
+        assert row == pytest.approx({key: other[key] for key in row}, rel=1e-6, abs=1e-12)
+    compiled = algorithm.collector.compiled
+    assert not any(scan.given_up for scan in compiled.scans)
+    unused = [scan.name for scan in compiled.scans if not scan.programs]
+    assert all("and its policy" in name for name in unused)  # what would take branches
+    whole = "the HPOLoss of a batch" in [scan.name for scan in compiled.scans]
+    assert whole == (name != "adaptive" and kind is not PPO)
+
+
+def test_the_time_of_compilation_is_told_once():
+    make, kind, settings = TRAININGS["regression"]
+    _, metrics, hpo = train(make, kind, **settings, compile="xla")
+    assert [row.get("compile_seconds", 0.0) > 0.0 for row in metrics] == [True, *[False] * 3]
     # A run that goes back to its start has spent it.
     hpo.collector.load_state_dict(hpo.collector.state_dict())
-    assert hpo.collector.compile_seconds() == compiled.seconds > 0.0
+    seconds = hpo.collector.compiled.seconds
+    assert hpo.collector.compile_seconds() == seconds > 0.0
 
 
 def test_numbers_and_tensors_of_the_environment_are_those_of_now():
@@ -475,7 +506,7 @@ def test_what_is_not_finite_in_a_pass_spoils_nothing():
     data["advantage"] = data["value_target"] = torch.full_like(data["next", "reward"], torch.nan)
     rows = torch.arange(data.numel()).view(4, -1)
     with pytest.raises(NonFiniteError, match=r"loss_\w+ is not finite"):
-        hpo.fused(data.exclude("next").reshape(-1), rows, None)
+        hpo.fused_steps(data.exclude("next").reshape(-1), rows, None)
     for value, known in zip(hpo.policy.state_dict().values(), before, strict=True):
         assert torch.equal(value, known)
     for parameter, state in hpo.optimization.optimizers[0].state.items():

@@ -149,7 +149,7 @@ def test_the_command_shares_the_instances():
         (["collect.ray_workers=2", "algorithm=hpo"], None, "algorithm=hpo"),
         (["collect.ray_workers=2", "algorithm=da_ac"], None, "algorithm=da_ac"),
         (["collect.ray_workers=2"], [0, 1], "num_seeds"),
-        (["collect.ray_workers=2", "collect.compile=true"], None, "collect.compile"),
+        (["collect.ray_workers=2", "collect.compile=inductor"], None, "compile='inductor'"),
     ],
 )
 def test_what_does_not_go_together_is_named(words, seeds, told):

@@ -203,7 +203,7 @@ def test_an_interrupt_stops_the_sweep(monkeypatch, capsys):
     ("arguments", "words"),
     [
         (["env.nmu_items=1,2"], ["env.nmu_items=1", "Did you mean 'num_items'"]),
-        (["collect.compile=true", "algorithm=hpo,ppo"], ["collect.compile=True", "algorithm=ppo"]),
+        (["collect.compile=true", "algorithm=hpo,ddpg"], ["collect.compile=True", "=ddpg"]),
         (["env=inventory,invntory"], ["env=invntory", "Did you mean 'inventory'"]),
         (["seed=0,1", "resume=old"], ["resume=old is of a single run", "leave --multirun out"]),
         (["seed=0,1", "output_dir=same"], ["output_dir=same", "sweep_dir=DIR"]),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hpo_torchrl.algorithms.base import Metrics, SeedState
-from hpo_torchrl.algorithms.fused import FusedSteps
+from hpo_torchrl.algorithms.fused import FusedSteps, computable
 from hpo_torchrl.algorithms.learner import setting
 from hpo_torchrl.algorithms.pathwise import GraphLearner
 from hpo_torchrl.algorithms.ppo import PassLearner
@@ -31,7 +31,6 @@ from hpo_torchrl.core.checks import accepted, check_int
 from hpo_torchrl.core.objective import FEW_DIMENSIONS
 from hpo_torchrl.core.wrappers import plain
 from hpo_torchrl.modules import HybridNetwork
-from hpo_torchrl.objectives import HybridLossModule
 
 # Steps of a branch, and discrete actions up to which all are simulated.
 _STEPS, _FEW_ACTIONS = 20, 8
@@ -147,7 +146,6 @@ class HPO(GraphLearner, PassLearner):
 
     cooled = 0.0  # share of the cooling that is over
     resting: str | None = field(default=None, init=False)  # the net whose turn it is not
-    fused: Any = field(default=None, init=False)  # makes the steps of a pass at once
     # Whether this is a start; the preference that it began with; the actions to prefer, in order.
     starting = False
     wish: Any = field(default=None, init=False)
@@ -165,10 +163,8 @@ class HPO(GraphLearner, PassLearner):
             )
         if self.branches and self.single:
             self.collector.explore_fraction = self.explore_fraction
-        compiled, loss = self.collector.engine.compiled, self.detached_loss
-        one = isinstance(compiled, Scanned) and self.num_seeds is None
-        if one and isinstance(loss, HybridLossModule):
-            self.fused = FusedSteps(self, loss, compiled)
+        if self.evaluations is not None and computable(self.detached_loss):
+            self.fused_steps = FusedSteps(self, self.detached_loss, self.collector.compiled)
         if self.regresses and "discrete" in self.optimization.groups:
             for group in self.optimization.param_groups("discrete"):
                 group["lr_multiplier"] = 1.0
@@ -304,7 +300,7 @@ class HPO(GraphLearner, PassLearner):
         # A deterministic action is its own mean.
         mean = self._mean_action(data) if self.policy.stochastic else data["action", "continuous"]
         before = self._log_probabilities(data)
-        metrics |= self.optimization.step(self.loss(batch), resting=self.resting)
+        metrics |= self.optimization.step(self.terms(batch), resting=self.resting)
 
         def descend(part: TensorDictBase, active: Tensor) -> dict[str, Tensor]:
             terms = self.detached_loss(part)
@@ -330,17 +326,15 @@ class HPO(GraphLearner, PassLearner):
         if self.resting != "continuous":
             ratio = metrics["action_change"] / self.target_action_change
             self.optimization.adapt_lr("continuous", ratio, _LONGEST)
-        if (seconds := self.collector.compile_seconds()) > 0:
-            metrics["compile_seconds"] = seconds
         return self.numbers(metrics)
 
     def _fused(self) -> Any:
         """Return what makes the steps of a pass at once, where XLA takes the rollouts."""
-        if self.fused is None:
+        if self.fused_steps is None:
             return None
 
         def fused(data: TensorDictBase, rows: Tensor) -> dict[str, Tensor]:
-            found = self.fused(data, rows, self.resting)
+            found = self.fused_steps(data, rows, self.resting)
             return {key: found[key] for key in ("clip_fraction",) if key in found}
 
         return fused
@@ -386,7 +380,7 @@ class HPO(GraphLearner, PassLearner):
                 faced = torch.stack(each, len(world.batch_size))
                 how |= {"critic": critic, "num_steps": self.branch_steps, "critic_unit": scale}
             how["randomness"] = self.randomness.of_seed(seed)
-            if seed is None and isinstance(compiled := self.collector.engine.compiled, Scanned):
+            if seed is None and isinstance(compiled := self.collector.compiled, Scanned):
                 how["loop"] = compiled.loop
             # Both ways round, what is linear in the noise cancels.
             ways = [each for each in (faced, world.opposite_noise(faced)) if each is not None]
@@ -431,7 +425,7 @@ class HPO(GraphLearner, PassLearner):
             spread: what :meth:`_branch` returned.
         """
         network: Any = self.policy.network
-        temperature, logits = network.temperature, self.policy.discrete_logits(data)
+        temperature, logits = network.temperature, self._logits(data)
         best = (logits - insert_like(network.preference, logits)).topk(2).values
         gap = best[..., 0] - best[..., 1]
         gap = ranks.gathered(gap, self._instances).flatten(0 if self.num_seeds is None else 1)
@@ -452,13 +446,30 @@ class HPO(GraphLearner, PassLearner):
     @torch.no_grad()
     def _mean_action(self, data: TensorDictBase) -> Tensor:
         """The mean of the continuous actions at the discrete ones taken, ``(*B, T, n)``."""
-        return self.policy.mean_action(data, data.get(("action", "discrete")))
+
+        def mean_action(seen: TensorDictBase) -> Tensor:
+            return self.policy.mean_action(seen, seen.get(("action", "discrete")))
+
+        return self.evaluated(mean_action, self._seen(data))
+
+    def _log_probabilities(self, data: TensorDictBase) -> Tensor:
+        return finite(self._logits(data))
 
     @torch.no_grad()
-    def _log_probabilities(self, data: TensorDictBase) -> Tensor:
-        return finite(self.policy.discrete_logits(data))
+    def _logits(self, data: TensorDictBase) -> Tensor:
+        return self.evaluated(self.policy.discrete_logits, self._seen(data))
+
+    def _seen(self, data: TensorDictBase) -> TensorDictBase:
+        """Return what the policy reads, and the discrete actions taken."""
+        mask = () if self.policy.mask_key is None else (self.policy.mask_key,)
+        return data.select(*self.policy.in_keys, *mask, ("action", "discrete"))
 
     def _divergence(self, data: TensorDictBase, before: Tensor) -> Tensor:
         """Mean KL divergence of today's choice from that before the update."""
-        divergence = divergence_of(before, self._log_probabilities(data), data.ndim)
-        return self.mean(divergence).clamp_min(0.0)  # rounding of equal choices
+
+        def divergence(seen: TensorDictBase, before: Tensor) -> Tensor:
+            now = finite(self.policy.discrete_logits(seen))
+            return divergence_of(before, now, seen.ndim)
+
+        found = self.mean(self.evaluated(divergence, self._seen(data), before))
+        return found.clamp_min(0.0)  # rounding of equal choices

@@ -20,10 +20,12 @@ from torchrl.objectives.value.functional import (
 
 from hpo_torchrl.algorithms.base import Algorithm, Metrics, SeedState
 from hpo_torchrl.algorithms.diagnosis import check_lasting, explain
+from hpo_torchrl.algorithms.fused import Evaluations
 from hpo_torchrl.algorithms.imitation import imitate, rule_to_imitate
 from hpo_torchrl.algorithms.optimization import Optimization, RewardScaler, stop_unless_finite
 from hpo_torchrl.collectors import DifferentiableCollector, SampleCollector
 from hpo_torchrl.collectors.collector import BatchCollector
+from hpo_torchrl.collectors.compiling import ByXla, compiled_passes
 from hpo_torchrl.core import ranks
 from hpo_torchrl.core.categorical import ACTION_MASK, unsqueeze_like
 from hpo_torchrl.core.checks import check_annotated, check_float, check_int
@@ -46,6 +48,10 @@ def setting(
 ) -> Any:
     """Return a field of an algorithm whose value is checked, unless it is a default of ``None``."""
     return field(default=default, metadata={"check": partial(check, minimum=minimum, **limits)})
+
+
+def _called(function: Callable[..., Tensor], *given: Any) -> Tensor:
+    return function(*given)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -87,9 +93,9 @@ class Learner(Algorithm):
             policy should hold instances where it found them.
         checkpoint_steps: steps of a rollout whose graph is kept at once, for long rollouts: less
             memory for more time; see :func:`differentiable_rollout`.
-        compile: compile the rollout, what simulates discrete actions, and passes, see
-            :class:`Rollout`: it starts with a wait of some seconds, and pays in runs of 200 updates
-            and more.
+        compile: compile the rollout, what simulates discrete actions, losses and passes, see
+            :class:`Rollout`; of PPO its passes, by XLA alone. It starts with a wait of some
+            seconds, and pays in runs of 200 updates and more.
         objective: what is maximised: ``"average"`` (reward per step in the long run, where problems
             never end), ``"discounted"`` (the discounted return) or ``"return"`` (the sum of an
             episode). ``None`` is ``"discounted"`` where a discount below 1 is given,
@@ -135,8 +141,10 @@ class Learner(Algorithm):
 
     trains_many_seeds = False
     trains_in_ranks = False
+    compiles_passes = False  # whether passes are compiled where rollouts have no graph
     restarts = (1.0, 0.5)  # reset_fraction and its final value, where they may be chosen
     last_batch: TensorDictBase | None = field(default=None, init=False)
+    evaluations: Any = field(default=None, init=False)  # evaluates networks by XLA
 
     env: EnvBase = field(kw_only=False)
     policy: HybridPolicy = field(kw_only=False)
@@ -198,6 +206,9 @@ class Learner(Algorithm):
             state.load_state_dict(ranks.from_main(state.state_dict))
         self.scaler = RewardScaler(num_seeds=self.num_seeds).to(env.device or "cpu")
         self.collector = self._make_collector()
+        compiled, alone = self.collector.compiled, self.num_seeds is None and not ranks.active()
+        if alone and isinstance(compiled, ByXla) and self.policy.memory is None:
+            self.evaluations = Evaluations([self.policy, self.critic], compiled)
         self.optimization = Optimization(self)
         self.rule = rule_to_imitate(self)
 
@@ -237,13 +248,18 @@ class Learner(Algorithm):
         if self.differentiable:
             graph |= {"temperature": getattr(self, "temperature", None), "discount": self.discount}
             return DifferentiableCollector(self.env, self.policy, **collecting, **graph)
+        if self.compiles_passes:
+            graph.pop("compile")
         if any(graph.values()):
             asked = ", ".join(f"{name}={value!r}" for name, value in graph.items() if value)
             raise ValueError(
                 f"{type(self).__name__} rolls out without a graph: leave {asked} out, or choose an "
                 "algorithm that uses the simulator's gradients."
             )
-        return self._sample_collector(collecting)
+        collector = self._sample_collector(collecting)
+        if self.compiles_passes:
+            collector.compiled = compiled_passes(self.compile, self.env)
+        return collector
 
     def _sample_collector(self, collecting: dict[str, Any]) -> BatchCollector:
         """Return the collector of an algorithm that uses no graph."""
@@ -286,15 +302,15 @@ class Learner(Algorithm):
             reward = batch.get(("next", "reward")).detach()  # an update rescales it
             seen = {"action", ACTION_MASK, *(part.key for part in self._scaled())}
             self.last_batch = batch.select(*seen, strict=False).detach()
-            found = self.with_episodes(self.update(batch))
+            found = self.with_events(self.update(batch))
             check_lasting(self)
         except ValueError as error:
             explain(self, error, batch, reward)
             raise
         return found
 
-    def with_episodes(self, found: Metrics | list[Metrics]) -> Metrics | list[Metrics]:
-        """Add the mean return and length of the episodes that ended in the batch, if any did."""
+    def with_events(self, found: Metrics | list[Metrics]) -> Metrics | list[Metrics]:
+        """Add what only some updates have: episodes that ended, by their mean, and compilation."""
         ended: Any = self.collector.ended
         rows = [found] if isinstance(found, dict) else found
         size = self.collector.batch_size.numel() // len(rows)
@@ -304,6 +320,9 @@ class Learner(Algorithm):
             *sums, number = ranks.total(torch.stack([each.double() for each in sums])).tolist()
             if number:
                 row["episode_return"], row["episode_length"] = (each / number for each in sums)
+        if (seconds := self.collector.compile_seconds()) > 0:
+            for row in rows:
+                row["compile_seconds"] = seconds
         return found
 
     def scouting(self, num_updates: int) -> int:
@@ -344,9 +363,21 @@ class Learner(Algorithm):
         Returns:
             Metrics, and the batch without its graph.
         """
-        with torch.set_grad_enabled(self.differentiable):
+        with torch.set_grad_enabled(self.differentiable and self.evaluations is None):
             self.add_values(batch)
         return self.rescale(batch), self.add_advantages(batch)
+
+    def evaluated(
+        self, function: Callable[..., Tensor], data: TensorDictBase, *given: Tensor
+    ) -> Tensor:
+        """Return a function of networks and data; where XLA takes the rollouts, it takes this too.
+
+        Args:
+            function: what is evaluated, see :class:`~hpo_torchrl.algorithms.fused.Evaluations`.
+            data: all that it reads.
+            given: further tensors.
+        """
+        return (self.evaluations or _called)(function, data, *given)
 
     def rescale(self, batch: TensorDictBase) -> dict[str, Any]:
         """Bring the rewards of a batch to the scale of learning; return the cost that they meant.
@@ -410,7 +441,7 @@ class Learner(Algorithm):
         def values(states: TensorDictBase) -> Tensor:
             return self.critic(states.select(*keys).detach()).get("state_value")
 
-        known = values(batch)
+        known = self.evaluated(values, batch.select(*keys).detach())
         value = known.detach()
         ends = after.get("done").squeeze(-1).clone()
         ends[..., -1] = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from hpo_torchrl.algorithms.base import Metrics
+from hpo_torchrl.algorithms.fused import FusedLoss, computable
 from hpo_torchrl.algorithms.learner import Learner, setting
 from hpo_torchrl.collectors.inputs import check_functional
 from hpo_torchrl.core import ranks
@@ -39,9 +40,13 @@ class GraphLearner(Learner):
     loss: Any = HPOLoss
     critic_coeff: float = setting(1.0)
 
+    fused: Any = field(default=None, init=False)  # computes the loss of a batch by XLA
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.build_losses()
+        if self.evaluations is not None and computable(self.loss):
+            self.fused = FusedLoss(self, self.loss, self.collector.compiled)
 
     def build_losses(self) -> None:
         """Build the loss of the pathwise terms."""
@@ -84,7 +89,11 @@ class GraphLearner(Learner):
     def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Do one update; the batch's graph is consumed and its rewards are rescaled."""
         metrics, _ = self.prepare(batch)
-        return self.numbers(metrics | self.optimization.step(self.loss(batch)))
+        return self.numbers(metrics | self.optimization.step(self.terms(batch)))
+
+    def terms(self, batch: TensorDictBase) -> Any:
+        """Return the terms of the loss of a batch, with their graph."""
+        return (self.fused or self.loss)(batch)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
 from hpo_torchrl.algorithms.base import Metrics
+from hpo_torchrl.algorithms.fused import FusedSteps
 from hpo_torchrl.algorithms.learner import Learner, setting
 from hpo_torchrl.collectors import RayCollector
 from hpo_torchrl.collectors.collector import BatchCollector
@@ -39,6 +40,7 @@ class PassLearner(Learner):
 
     trains_many_seeds = True
     trains_in_ranks = True
+    fused_steps: Any = field(default=None, init=False)  # makes the steps of a pass by XLA
 
     epochs: int = setting(10, check_int, minimum=1)
     num_minibatches: int = setting(4, check_int, minimum=1)
@@ -70,8 +72,8 @@ class PassLearner(Learner):
                 metrics.
             metrics: metrics before the first pass, among them the divergence ``"kl"``.
             kl_after: gives it after a pass, from the metrics of its steps.
-            fused: makes all steps of a pass, of minibatches of one size ``(K, n)``, and returns the
-                metrics of the last; ``None`` makes one after another.
+            fused: makes all steps of a pass, of minibatches of one size ``(K, n)``, and returns
+                their metrics, ``(K,)``; ``None`` makes one after another.
 
         Returns:
             ``metrics`` with those of the last step, ``"kl"`` and ``"epochs"``, the passes made.
@@ -94,7 +96,10 @@ class PassLearner(Learner):
             parts = order.chunk(self.num_minibatches, -1)
             even = number % self.num_minibatches == 0
             if fused is not None and even and not seeds and not time and not ranks.active():
-                steps = [fused(data, torch.stack(parts))]
+                made = fused(data, torch.stack(parts))
+                steps = [
+                    {key: value[at] for key, value in made.items()} for at in range(len(parts))
+                ]
             elif ranks.active():
                 steps = [descend(_own_rows(data, rows - first), active) for rows in parts]
             else:
@@ -176,6 +181,7 @@ class PPO(PassLearner):
     """
 
     restarts = (1.0, 1.0)
+    compiles_passes = True
     critic_coeff: float = setting(1.0)
     clip_epsilon: float = setting(0.2, maximum=1.0, strict=True)
     scale_entropy_coeff: float = setting(0.0)
@@ -200,6 +206,8 @@ class PPO(PassLearner):
         names = ("clip_epsilon", "critic_coeff", "entropy_coeff", "scale_entropy_coeff")
         chosen = {name: getattr(self, name) for name in names}
         self.loss = PPOLoss(self.policy, self.critic, **chosen)
+        if self.evaluations is not None:
+            self.fused_steps = FusedSteps(self, self.loss, self.collector.compiled)
 
     def _sample_collector(self, collecting: dict[str, Any]) -> BatchCollector:
         if self.ray_workers is None:
@@ -220,6 +228,7 @@ class PPO(PassLearner):
             lambda part, active: self.optimization.step(self.loss(part), active),
             {"kl": torch.zeros_like(metrics["cost"])},
             lambda steps: torch.stack([step["kl_approx"] for step in steps]).mean(0),
+            self.fused_steps,
         )
         # A divergence grows with the square of a step.
         change = (metrics["kl"].clamp_min(0.0) / self.target_kl).sqrt()
@@ -265,6 +274,7 @@ class PPOLoss(HybridLossModule):
             normalize_advantage_exclude_dims=() if self.num_seeds is None else (0,),
             reduction="none",
         )
+        self.in_keys = [*self.in_keys, *(k for k in self.clipped.in_keys if k not in self.in_keys)]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Compute the terms on detached data that hold advantages, ``(N,)`` or ``(S, N)``."""

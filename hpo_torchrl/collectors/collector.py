@@ -57,6 +57,7 @@ class BatchCollector:
         running: what is known of the episodes that go on, see :func:`begun`.
         ended: the episodes that ended in the last batch.
         forced: which instances began the last batch by such an action, bool ``(*B,)``.
+        compiled: what is compiled for whoever collects; ``None`` if nothing is.
     """
 
     env: EnvBase = field(kw_only=False)
@@ -89,6 +90,14 @@ class BatchCollector:
         self.forced: Tensor | None = None
         self.running: Any = None
         self.ended: Ended | None = None
+        self.compiled: Any = None
+        self._compile_seconds = 0.0
+
+    def compile_seconds(self) -> float:
+        """Return the time spent on compiling since this was last asked."""
+        spent = 0.0 if self.compiled is None else self.compiled.seconds
+        before, self._compile_seconds = self._compile_seconds, spent
+        return spent - before
 
     @property
     def batch_size(self) -> torch.Size:
@@ -165,7 +174,9 @@ class BatchCollector:
         """Go on exactly where :meth:`state_dict` was taken; of many seeds, load all.
 
         An environment whose state is its own, and not in the tensordict, goes on from new episodes.
+        All that was compiled so far counts from there on.
         """
+        self._compile_seconds = 0.0
         env, number = self._member(index)
         self.frames = number * state["frames"]
         for name in _HELD:
@@ -261,9 +272,9 @@ class DifferentiableCollector(BatchCollector):
         check_float("explore_fraction", self.explore_fraction, minimum=0.0, maximum=1.0)
         own = {known.name: getattr(self, known.name) for known in fields(Rollout) if known.init}
         self.engine = Rollout(**own)
+        self.compiled = self.engine.compiled
         if not self.engine.functional:
             check_keeps_graph(self.env)
-        self._compile_seconds = 0.0
 
     def __iter__(self) -> Iterator[TensorDict]:
         """Yield batches until ``total_frames`` are collected."""
@@ -316,16 +327,6 @@ class DifferentiableCollector(BatchCollector):
 
     def update_policy_weights_(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: TorchRL calls it where workers have copies of the policy."""
-
-    def load_state_dict(self, state: dict[str, Any], index: int | None = None) -> None:
-        """Go on where a state was taken; all that was compiled so far counts from there on."""
-        super().load_state_dict(state, index)
-        self._compile_seconds = 0.0
-
-    def compile_seconds(self) -> float:
-        """Return the time spent on compiling since this was last asked."""
-        before, self._compile_seconds = self._compile_seconds, self.engine.compile_seconds
-        return self._compile_seconds - before
 
     def reset(self) -> None:
         """Forget the running instances: the next batch starts from fresh initial states."""

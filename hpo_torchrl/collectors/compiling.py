@@ -115,24 +115,22 @@ class Compiled:
         warn_uncompiled(self.name, cause, ", or no C++ compiler on this machine")
 
 
-class Scanned:
-    """A chunk of any length whose steps XLA takes; see :class:`Scan`.
+class ByXla:
+    """What XLA computes for one owner, a :class:`Scan` for each kind of steps.
 
     Args:
-        chunk: from a state, inputs and a flag to a state and entries.
-        env: the environment.
-        policy: the policy.
-        quiet: whether nothing is said where steps go on uncompiled.
+        quiet: whether nothing is said where something goes on uncompiled.
+
+    Raises:
+        MissingExtraError: JAX is not installed.
     """
 
-    def __init__(self, chunk: Callable[..., Any], env: Any, policy: Any, quiet: bool) -> None:
+    def __init__(self, quiet: bool) -> None:
         extra("jax", "jax")
         from hpo_torchrl.collectors import scan  # JAX is slow to load
 
-        self.chunk, self.env, self.settings_of = chunk, env, scan.settings_of
-        self.make, self.quiet, self.scans = scan.Scan, quiet, list[scan.Scan]()
-        name = f"{type(env).__name__} and its policy"
-        self.scan, self.branches = self.another([policy], name), self.another([policy], name)
+        self.settings_of, self.make = scan.settings_of, scan.Scan
+        self.quiet, self.scans = quiet, list[scan.Scan]()
 
     def another(self, modules: Sequence[nn.Module], name: str) -> Scan:
         """Return what takes steps of another kind; the arguments are those of :class:`Scan`."""
@@ -143,6 +141,23 @@ class Scanned:
     def seconds(self) -> float:
         """Time spent on compiling since this object was made."""
         return sum(scan.seconds for scan in self.scans)
+
+
+class Scanned(ByXla):
+    """A chunk of any length whose steps XLA takes; see :class:`Scan`.
+
+    Args:
+        chunk: from a state, inputs and a flag to a state and entries.
+        env: the environment.
+        policy: the policy.
+        quiet: see :class:`ByXla`.
+    """
+
+    def __init__(self, chunk: Callable[..., Any], env: Any, policy: Any, quiet: bool) -> None:
+        super().__init__(quiet)
+        self.chunk, self.env = chunk, env
+        name = f"{type(env).__name__} and its policy"
+        self.scan, self.branches = self.another([policy], name), self.another([policy], name)
 
     def serves(self, inputs: Inputs) -> bool:
         """Return whether a rollout of these inputs is compiled: all are."""
@@ -226,3 +241,26 @@ def compiled(
             f"device={env.device} and checkpoint_steps={checkpoint_steps}; use compile='inductor'."
         )
     return Scanned(chunk, env, policy, quiet)
+
+
+def compiled_passes(how: bool | str, env: Any) -> ByXla | None:
+    """Return what XLA computes of an algorithm whose rollouts keep no graph; ``None`` for nothing.
+
+    Args:
+        how: see :func:`compiled`; ``"auto"`` is nothing where it is impossible.
+        env: the environment.
+
+    Raises:
+        ValueError: it is something else, or the environment is not on a CPU.
+        MissingExtraError: JAX is asked for and not installed.
+    """
+    if not how or (how == "auto" and not can_scan(env, None)):
+        return None
+    if check_choice("compile", "xla" if how is True else how, COMPILERS) == "inductor":
+        raise ValueError(
+            "compile='inductor' is of rollouts with a graph, which this algorithm does not make; "
+            "XLA takes its passes: compile='xla'."
+        )
+    if not _on_cpu(env):
+        raise ValueError(f"compile='xla' is of a CPU, got device={env.device}; leave it out.")
+    return ByXla(how == "auto")

@@ -79,8 +79,8 @@ def warn_uncompiled(name: str, cause: str, further: str = "") -> None:
     """Warn that something goes on uncompiled, with the cause and the usual ones."""
     warnings.warn(
         f"compile: {name} cannot be compiled, and go on as they are ({cause}). Usual causes: "
-        "dynamics that look at a tensor's value (if, .item(), numpy), or numbers of the "
-        f"environment that change from rollout to rollout{further}.",
+        "dynamics, networks or losses that look at a tensor's value (if, .item(), numpy), or "
+        f"numbers of the environment that change from rollout to rollout{further}.",
         stacklevel=4,
     )
 

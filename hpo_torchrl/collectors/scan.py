@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,7 @@ class Scan:
         self.modules, self.name = modules, name
         self.programs: dict[Any, _Program] = {}
         self.given_up = False
+        self._holders: list[dict[str, Any]] | None = None
 
     @property
     def seconds(self) -> float:
@@ -119,12 +121,7 @@ class Scan:
         """
         if self.given_up:
             return one_by_one(step, carried, inputs)
-        weights = [
-            value
-            for module in self.modules
-            for part in (module.named_parameters(), module.named_buffers())
-            for _, value in part
-        ]
+        weights = self._weights()
         parts, form = tree_flatten(inputs)
         begin = [*carried.values()]
         graph = torch.is_grad_enabled() and any(value.requires_grad for value in weights)
@@ -149,16 +146,27 @@ class Scan:
             self.programs[key] = program
             return found
 
+    def _weights(self) -> list[Tensor]:
+        """Return parameters and buffers: of the parts as they were at the first call."""
+        if self._holders is None:
+            parts = dict.fromkeys(self._parts())
+            self._holders = [own for part in parts for own in (part._parameters, part._buffers)]
+        found = (value for own in self._holders for value in own.values() if value is not None)
+        return [*dict.fromkeys(found)]
+
     def _parts(self) -> Iterator[nn.Module]:
         return (part for module in self.modules for part in module.modules())
 
     def _compare(self, program: _Program, leaves: list[Any], step: Step, inputs: Any) -> None:
         """Raise an error if a traced step, or its gradient, is not that of the step itself."""
         weights, begin, parts, constants = program.arrays(leaves)
-        last, (entries, *kept) = program.forward(weights, constants, begin, parts)
+        # Not by JAX, which would compile each cut of an array.
+        last, (entries, *kept) = jax.tree.map(
+            np.asarray, program.forward(weights, constants, begin, parts)
+        )
         given, form = tree_flatten(inputs)
         before = kept[-1]
-        number = len(before[0])
+        number = len(next(part for part in given if part is not None))
         for at in sorted({0, number // 2, number - 1}):
             own = tree_unflatten([None if part is None else part[at] for part in given], form)
             start = {n: _to_torch(v[at]) for n, v in zip(program.carried, before, strict=True)}
@@ -468,9 +476,20 @@ class _Steps(torch.autograd.Function):
 
 
 def _to_torch(value: Any) -> Tensor:
-    if value.dtype == bool:
-        return torch.from_numpy(jax.device_get(value).copy())
-    return torch.from_dlpack(value)
+    """Return an array as a tensor of the same memory, which nobody may write to."""
+    return torch.from_numpy(np.asarray(value))
+
+
+def _read_only() -> None:
+    """Take PyTorch's warning of such memory, which comes once in a process."""
+    memory = np.zeros(1)
+    memory.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.from_numpy(memory)
+
+
+_read_only()
 
 
 def _in_torchs_widths() -> Any:

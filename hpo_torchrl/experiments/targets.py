@@ -201,7 +201,8 @@ def collecting(config: Mapping[str, Any]) -> dict[str, Any]:
         return {}  # a rule collects nothing
     known = {*accepted(target), "gradients"}
     if not getattr(target, "differentiable", True):
-        known -= {"gradients", "checkpoint_steps", "compile"}  # of the simulator's gradients
+        known -= {"gradients", "checkpoint_steps"}  # of the simulator's gradients
+        known -= set() if getattr(target, "compiles_passes", False) else {"compile"}
     settings = {**config["collect"]}
     pays = "compile" in known and config["trainer"]["num_updates"] >= _BREAK_EVEN
     if settings.get("compile") == "auto" and not pays:

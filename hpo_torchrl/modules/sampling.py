@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from hpo_torchrl.core.categorical import entropy_of, over_heads
 from hpo_torchrl.core.checks import check_bool, shown
-from hpo_torchrl.core.finite import NonFiniteError, vmapped
+from hpo_torchrl.core.finite import NonFiniteError, traced, vmapped
 from hpo_torchrl.core.randomness import Randomness
 from hpo_torchrl.modules.continuous import ContinuousDistribution, Normal
 
@@ -204,7 +204,7 @@ class HybridDistribution(Distribution):
         self.logits = normalised(logits, mask)
         if validate_args is None:
             validate_args = logits.device.type == "cpu" and not (
-                torch.compiler.is_compiling() or vmapped(loc)
+                torch.compiler.is_compiling() or vmapped(loc) or traced()
             )
         if validate_args:
             if self.scale is not None and not bool((self.scale >= 0).all()):

@@ -73,6 +73,9 @@ class HybridLossModule(AdvantageLoss):
     own_keys: Sequence[str] = ()
     """Entries that a subclass returns besides those of :meth:`shared_terms`."""
 
+    places: Mapping[str, Tensor] | None = None
+    """Where the masks of :meth:`masks` are true, and perhaps elsewhere, for who traces the loss."""
+
     @checked
     def __init__(
         self,
@@ -105,6 +108,19 @@ class HybridLossModule(AdvantageLoss):
         if value is not None:
             check_float(name, value, minimum=0.0, strict=strict)
         self.register_coeff_buffer(name, value, device=self._device)
+
+    def masks(self, data: TensorDictBase) -> dict[str, Tensor]:
+        """Return where networks are evaluated that are not asked at all steps, bool ``(n,)`` each.
+
+        How many places there are decides shapes, which a traced loss cannot look at.
+        """
+        return {}
+
+    def places_of(self, name: str, mask: Tensor) -> Tensor:
+        """Return the places where a mask is true; of :attr:`places`, if they are known."""
+        if self.places is not None:
+            return self.places[name]
+        return mask.nonzero().squeeze(-1)
 
     def logits(self, data: TensorDictBase, *, detach: bool = False) -> Tensor:
         """Return log pi(. | s), normalised and masked: ``(*B, T, M)``, with heads ``(..., H, M)``.
@@ -262,7 +278,10 @@ class HybridLossModule(AdvantageLoss):
 
 
 def values_where(
-    values: Callable[[TensorDictBase], Tensor], where: Tensor, data: TensorDictBase
+    values: Callable[[TensorDictBase], Tensor],
+    where: Tensor,
+    data: TensorDictBase,
+    steps: Tensor | None = None,
 ) -> Tensor:
     """Return a critic's values where they are asked for and 0 elsewhere, ``(*B, T)``.
 
@@ -272,7 +291,14 @@ def values_where(
         values: evaluates the critic, ``(*B, t)`` to ``(*B, t, 1)``.
         where: bool ``(*B, T)``.
         data: what the critic reads, ``(*B, T)``.
+        steps: these time steps, and perhaps others, int64 ``(t,)``; ``None`` looks for them.
     """
-    steps = where.reshape(-1, where.shape[-1]).any(0).nonzero().squeeze(-1)
+    if steps is None:
+        steps = anywhere(where).nonzero().squeeze(-1)
     value = torch.where(where[..., steps], values(data[..., steps]).squeeze(-1), 0.0)
     return value.new_zeros(where.shape).index_copy(-1, steps, value)
+
+
+def anywhere(where: Tensor) -> Tensor:
+    """Return at which time steps a mask ``(*B, T)`` is true anywhere, bool ``(T,)``."""
+    return where.reshape(-1, where.shape[-1]).any(0)

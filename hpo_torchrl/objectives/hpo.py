@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hpo_torchrl.core.categorical import insert_like, over_heads, unsqueeze_like
 from hpo_torchrl.core.checks import check_bool, check_float
-from hpo_torchrl.core.finite import traced, vmapped
-from hpo_torchrl.objectives.base import HybridLossModule, values_where
+from hpo_torchrl.core.finite import vmapped
+from hpo_torchrl.objectives.base import HybridLossModule, anywhere, values_where
 from hpo_torchrl.objectives.cross_term import CrossTermWeight
 
 _NO_GRADIENT = (
@@ -201,12 +201,26 @@ class HPOLoss(HybridLossModule):
             raise RuntimeError(_NO_GRADIENT.format(key=("next", keys.reward)))
         if self.critic_network is None:
             return reward.squeeze(-1)
-        after = tensordict.get("next")
-        ends = after.get(keys.done).squeeze(-1).clone()
-        ends[..., -1] = True
-        ends &= ~after.get(keys.terminated).squeeze(-1)
-        beyond = values_where(lambda states: self.values(states, detach=True), ends, after)
+        ends, after = self._ends(tensordict), tensordict.get("next")
+        steps = self.places_of("ends", anywhere(ends))
+        beyond = values_where(lambda states: self.values(states, detach=True), ends, after, steps)
         return reward.squeeze(-1) + self.discount * beyond
+
+    def _ends(self, tensordict: TensorDictBase) -> Tensor:
+        """Return where data end in a state that is not terminal, bool ``(*B, T)``."""
+        after = tensordict.get("next")
+        ends = after.get(self.tensor_keys.done).squeeze(-1).clone()
+        ends[..., -1] = True
+        return ends & ~after.get(self.tensor_keys.terminated).squeeze(-1)
+
+    def masks(self, data: TensorDictBase) -> dict[str, Tensor]:
+        """Return ``"ends"``, the time steps at which a rollout ends, and the steps ``"tried"``."""
+        found = {}
+        if self.pathwise and self.critic_network is not None:
+            found["ends"] = anywhere(self._ends(data))
+        if self.regression:
+            found["tried"] = data.get(self.tensor_keys.branched).flatten()
+        return found
 
     def score_function_term(self, data: TensorDictBase, logits: Tensor) -> Tensor:
         r"""Return :math:`A_t \log \pi_\theta(d_t | s_t)` at detached states: ``(*B, T)``.
@@ -239,9 +253,9 @@ class HPOLoss(HybridLossModule):
         """
         tried = self.entry(data, self.tensor_keys.branched, (1,), torch.bool)
         whole = self.num_seeds is not None or getattr(self.actor_network, "memory", None)
-        if whole or vmapped(tried) or traced():  # as many of each seed, whole sequences
+        if whole or vmapped(tried):  # as many of each seed, whole sequences
             return self.logits(data)
-        places = tried.flatten().nonzero().squeeze(-1)
+        places = self.places_of("tried", tried.flatten())
         found = self.logits(data.reshape(-1)[places])
         every = found.new_zeros(data.numel(), *found.shape[1:]).index_copy(0, places, found)
         return every.reshape(*data.shape, *found.shape[1:])
