@@ -391,10 +391,14 @@ def train(make, kind, **arguments):
     """Return weights, metrics and the algorithm after four updates."""
     torch.manual_seed(3)
     env, policy = make()
-    critic = make_value_network(env, hidden=(8,))
+    members = getattr(env, "members", [env])
+    critics = [make_value_network(member, hidden=(8,)) for member in members]
+    critic = critics[0] if env.num_seeds is None else replicate(critics)
+    arguments["seed"] = None if env.num_seeds is None else range(3)
     algorithm = kind(env, policy, critic, unroll_length=4, **arguments)
     torch.manual_seed(7)
-    metrics = [algorithm.iterate() for _ in range(4)]
+    rows = [algorithm.iterate() for _ in range(4)]
+    metrics = [row for each in rows for row in (each if isinstance(each, list) else [each])]
     networks = torch.nn.ModuleList([policy, critic])
     return torch.cat([p.detach().flatten() for p in networks.parameters()]), metrics, algorithm
 
@@ -412,6 +416,9 @@ TRAININGS = {
     "ends apart": (apart, HPO, {"branch_steps": 0, "reset_fraction": 0.5}),
     "masked heads": (cart, HPO, {"branch_steps": 2}),
     "adaptive": (resets, HPO, {"branch_steps": 0, "cross_term": "adaptive"}),
+    "seeds": (seeds, HPO, SIMULATED | {"target_kl": 0.05}),
+    "seeds, score function": (seeds, HPO, {"branch_steps": 0, "epochs": 3, "target_kl": 3e-3}),
+    "seeds, ppo": (seeds, PPO, {"target_kl": 1e-3}),
     "pathwise": (resets, Pathwise, {"discrete_action": 1}),
     "relaxed": (relaxed, GumbelSoftmax, {}),
     "ppo": (apart, PPO, {"num_minibatches": 2, "scale_entropy_coeff": 0.1}),

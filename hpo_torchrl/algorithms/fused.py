@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from hpo_torchrl.algorithms.optimization import Optimization, stop_unless_finite
 from hpo_torchrl.collectors.compiling import ByXla
-from hpo_torchrl.core.categorical import ACTION_MASK
+from hpo_torchrl.core.categorical import ACTION_MASK, unsqueeze_like
 from hpo_torchrl.objectives import HybridLossModule
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class FusedLoss(_Fused):
     Terms and gradients agree with those of the loss itself to rounding.
 
     Args:
-        learner: has the networks; one seed.
+        learner: has the networks.
         loss: the loss, with ``functional=False``.
         compiled: what XLA compiles by.
     """
@@ -184,7 +185,7 @@ class FusedSteps(_Fused):
     finds is checked once for all of them, and before anything has changed.
 
     Args:
-        learner: has the optimizer and its settings; one seed.
+        learner: has the optimizers and their settings.
         loss: a loss of detached data, with ``functional=False``.
         compiled: what XLA compiles by.
     """
@@ -196,13 +197,18 @@ class FusedSteps(_Fused):
         self.scan = compiled.another([], f"the passes of {type(learner).__name__}")
 
     def __call__(
-        self, data: TensorDictBase, rows: Tensor, resting: str | None = None
+        self,
+        data: TensorDictBase,
+        rows: Tensor,
+        active: Tensor | None = None,
+        resting: str | None = None,
     ) -> dict[str, Tensor]:
-        """Make the steps; return gradient norms and terms of all of them, ``(K,)`` each.
+        """Make the steps; return gradient norms and terms of all of them, ``(K,)`` or ``(K, S)``.
 
         Args:
-            data: the data, ``(N,)``.
-            rows: the minibatches, ``(K, n)``.
+            data: the data, ``(N,)``, of several seeds ``(S, N)``.
+            rows: the minibatches, ``(K, n)`` or ``(K, S, n)``.
+            active: which seeds make the steps, bool ``(S,)``; ``None`` lets all.
             resting: the component that makes no steps.
 
         Raises:
@@ -210,9 +216,13 @@ class FusedSteps(_Fused):
         """
         entries, keys = self.entries(data)
         masks, adam, limit = self.loss.masks(data), self.adam, self.learner.max_grad_norm
+        at = (torch.arange(number).unsqueeze(-1) for number in data.shape[:-1])
+        places: Any = (*at, rows)
+        every = torch.ones(data.shape[:-1], dtype=torch.bool)
+        moving = every if active is None or self.learner.seeds is None else active
         inputs = (
-            {at: value[rows] for at, value in entries.items()},
-            {name: _places(mask, mask[rows]) for name, mask in masks.items()},
+            {at: value[places] for at, value in entries.items()},
+            {name: _places(mask, mask[places]) for name, mask in masks.items()},
             adam.corrections(len(rows)),
         )
         names = {id(value): name for name, value in self.held.named_parameters()}
@@ -223,7 +233,7 @@ class FusedSteps(_Fused):
             weights = [value.requires_grad_() for value in adam.split(carried["weight"])]
             own = {name.removeprefix("buffer "): carried[name] for name in buffers}
             own |= {names[id(p)]: w for p, w in zip(adam.parameters, weights, strict=True)}
-            part = _data(keys, entries, rows.shape[-1:])
+            part = _data(keys, entries, rows.shape[1:])
             with torch.enable_grad(), _known(self.loss, places):
                 terms = dict(functional_call(self.held, own, (part,)).items())
                 losses = [value for key, value in terms.items() if key.startswith("loss_")]
@@ -235,41 +245,58 @@ class FusedSteps(_Fused):
 
         with torch.no_grad():
             settings = (resting, limit, adam.settings, keys)
-            after, found = self.scan(step, buffers | adam.state(), inputs, settings)
-            stop_unless_finite({key: v for key, v in found.items() if key.startswith("loss_")})
-            norms = {key: value for key, value in found.items() if key.startswith("grad_norm/")}
-            stop_unless_finite(norms, label="The gradient's norm, {},")
-            adam.keep(after, found.pop(_MOVED)[-1], len(rows))
+            carried = buffers | adam.state() | {"moving": moving}
+            after, found = self.scan(step, carried, inputs, settings)
+            self._check(found, moving)
+            adam.keep(after, found.pop(_MOVED)[-1], len(rows), moving)
         return found
+
+    def _check(self, found: Mapping[str, Tensor], moving: Tensor) -> None:
+        seeds = self.learner.seeds
+        place: dict[str, Any] = {"seeds": seeds}
+        place["active"] = None if seeds is None else moving.nonzero().flatten().tolist()
+        values = {key: value.movedim(0, -1) for key, value in found.items()}
+        stop_unless_finite({k: v for k, v in values.items() if k.startswith("loss_")}, **place)
+        norms = {key: value for key, value in values.items() if key.startswith("grad_norm/")}
+        stop_unless_finite(norms, label="The gradient's norm, {},", **place)
 
 
 class _FlatAdam:
     """The weights of all components, and what Adam remembers of them, as one tensor each.
 
+    They are ``(N,)``, of several seeds ``(S, N)``; what is said of the P parameters is ``(P,)`` or
+    ``(S, P)``.
+
     Args:
-        optimization: has the parameters and the optimizer; one seed.
+        optimization: has the parameters and the optimizers.
     """
 
     def __init__(self, optimization: Optimization) -> None:
-        (self.optimizer,) = optimization.optimizers
-        self.groups = optimization.groups
+        self.optimizers, self.seeds = optimization.optimizers, optimization.seeds
+        self.groups, self.members = optimization.groups, optimization.members
+        self.lead = () if self.seeds is None else (len(self.seeds),)
         self.parameters = [p for own in self.groups.values() for p in own.values()]
         self.names = [name for own in self.groups.values() for name in own]
         self.components = [component for component, own in self.groups.items() for _ in own]
-        self.sizes = [parameter.numel() for parameter in self.parameters]
+        self.sizes = [p.numel() // math.prod(self.lead) for p in self.parameters]
         # Which parameter a weight is of.
         self.place = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
-        self.settings = self.optimizer.defaults["betas"], self.optimizer.defaults["eps"]
+        defaults = self.optimizers[0].defaults
+        self.settings = defaults["betas"], defaults["eps"]
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Return what a flat tensor says of each parameter."""
-        parts = zip(flat.detach().split(self.sizes), self.parameters, strict=True)
-        return [part.view_as(parameter) for part, parameter in parts]
+        parts = zip(flat.detach().split(self.sizes, -1), self.parameters, strict=True)
+        return [part.reshape(parameter.shape) for part, parameter in parts]
+
+    def flat(self, values: Sequence[Tensor]) -> Tensor:
+        """Return tensors of the shapes of all parameters as one."""
+        return torch.cat([value.detach().reshape(*self.lead, -1) for value in values], -1)
 
     def state(self) -> dict[str, Tensor]:
-        """Return weights and moments, ``(N,)`` each."""
+        """Return weights and moments."""
         moments = {kind: self._remembered(known) for kind, known in _MOMENTS.items()}
-        return {"weight": _flat(self.parameters)} | moments
+        return {"weight": self.flat(self.parameters)} | moments
 
     def corrections(self, number: int) -> tuple[Tensor, Tensor]:
         """Return what the moments are divided by in the steps to come, ``(number, P)``.
@@ -280,12 +307,16 @@ class _FlatAdam:
             The learning rate over what the first moment has of its weight in the end, and the root
             of what the second has.
         """
-        groups = zip(self.groups.values(), self.optimizer.param_groups, strict=True)
-        rates = [group["lr"] for own, group in groups for _ in own]
-        ahead = torch.arange(1, number + 1).unsqueeze(-1) + self._remembered("step").double()
+        rates = [
+            [group["lr"] for group in optimizer.param_groups for _ in group["params"]]
+            for optimizer in self.optimizers
+        ]
+        ahead = torch.arange(1, number + 1).view(-1, *(1 for _ in self.lead), 1)
+        ahead = ahead + self._remembered("step").double()
         first, second = (1.0 - beta**ahead for beta in self.settings[0])
-        found = torch.tensor(rates, dtype=torch.float64) / first, second.sqrt()
-        return found[0].to(self.parameters[0].dtype), found[1].to(self.parameters[0].dtype)
+        dtype = self.parameters[0].dtype
+        own = torch.tensor(rates, dtype=torch.float64).reshape(*self.lead, -1)
+        return (own / first).to(dtype), second.sqrt().to(dtype)
 
     def step(
         self,
@@ -298,40 +329,42 @@ class _FlatAdam:
         """Clip gradients and make a step (Kingma & Ba 2015, algorithm 1).
 
         Args:
-            carried: the state.
+            carried: the state, and which seeds are ``"moving"``.
             slopes: the gradients of the parameters; ``None`` makes no step.
             corrections: those of the step.
             limit: largest norm of a component's gradient.
             resting: the component that makes no step.
 
         Returns:
-            The state after the step; gradient norms, and which parameters have moved.
+            The state after the step; gradient norms, and which parameters have one.
         """
-        gradients = [
-            None if component == resting else slope
-            for component, slope in zip(self.components, slopes, strict=True)
-        ]
+        known = zip(self.components, slopes, strict=True)
+        gradients = [None if component == resting else slope for component, slope in known]
         found, factors = {}, {}
         for component in self.groups:
             own = zip(self.components, gradients, strict=True)
-            norms = [
-                torch.linalg.vector_norm(g) for c, g in own if c == component and g is not None
+            sizes = [
+                torch.linalg.vector_norm(slope.reshape(*self.lead, -1), dim=-1)
+                for owner, slope in own
+                if owner == component and slope is not None
             ]
-            if norms:
-                norm = torch.linalg.vector_norm(torch.stack(norms))
+            if sizes:
+                norm = torch.linalg.vector_norm(torch.stack(sizes), dim=0)
                 found[f"grad_norm/{component}"] = norm
                 factors[component] = (limit / (norm + 1e-6)).clamp_max(1.0)
-        gradient = _flat(
+        rows = zip(self.parameters, gradients, self.components, strict=True)
+        gradient = self.flat(
             [
-                torch.zeros_like(parameter) if slope is None else slope * factors[component]
-                for parameter, slope, component in zip(
-                    self.parameters, gradients, self.components, strict=True
-                )
+                torch.zeros_like(parameter)
+                if slope is None
+                else slope * unsqueeze_like(factors[component], slope)
+                for parameter, slope, component in rows
             ]
         )
         (first, second), eps = self.settings
         moved = torch.tensor([slope is not None for slope in gradients])
-        moves, size, root = (value[self.place] for value in (moved, *corrections))
+        moves = moved[self.place] & carried["moving"].unsqueeze(-1)
+        size, root = (value[..., self.place] for value in corrections)
         mean = carried["mean"].lerp(gradient, 1 - first)
         square = second * carried["square"] + (1 - second) * gradient.square()
         weight = carried["weight"] - size * mean / (square.sqrt() / root + eps)
@@ -339,32 +372,47 @@ class _FlatAdam:
         after = {name: torch.where(moves, value, carried[name]) for name, value in after.items()}
         return after, found | {_MOVED: moved}
 
-    def keep(self, after: Mapping[str, Tensor], moved: Tensor, number: int) -> None:
-        """Write what a number of steps have led to into parameters and optimizer.
+    def keep(self, after: Mapping[str, Tensor], moved: Tensor, number: int, moving: Tensor) -> None:
+        """Write what a number of steps have led to into parameters and optimizers.
+
+        Args:
+            after: the state.
+            moved: which parameters have a gradient, bool ``(P,)``.
+            number: the number of steps.
+            moving: which seeds have made them.
 
         Raises:
             NonFiniteError: a weight is not finite; nothing has changed.
         """
         weights, *moments = (self.split(after[kind]) for kind in ("weight", *_MOMENTS))
         label = "After the optimizer's step the weight {}"
-        stop_unless_finite(dict(zip(self.names, weights, strict=True)), label=label)
-        rows = zip(self.parameters, weights, *moments, moved.tolist(), strict=True)
-        for parameter, weight, *remembered, moves in rows:
-            if moves:
-                parameter.copy_(weight)
-                state = self.optimizer.state[parameter]
+        stop_unless_finite(
+            dict(zip(self.names, weights, strict=True)), seeds=self.seeds, label=label
+        )
+        moves = moved.tolist()
+        pairs = zip(self.parameters, weights, strict=True)
+        for parameter, weight in itertools.compress(pairs, moves):
+            parameter.copy_(weight)
+        seeds = [...] if self.seeds is None else moving.nonzero().flatten().tolist()
+        for at in seeds:
+            optimizer = self.optimizers[0 if at is ... else at]
+            rows = zip(_parameters(optimizer), *moments, strict=True)
+            for parameter, *values in itertools.compress(rows, moves):
+                state = optimizer.state[parameter]
                 state.setdefault("step", torch.zeros(())).add_(number)
-                for known, value in zip(_MOMENTS.values(), remembered, strict=True):
-                    state.setdefault(known, torch.empty_like(parameter)).copy_(value)
+                for known, value in zip(_MOMENTS.values(), values, strict=True):
+                    state.setdefault(known, torch.empty_like(parameter)).copy_(value[at])
 
     def _remembered(self, name: str) -> Tensor:
         """Return what Adam remembers under a name, zeros at first."""
-        known = [self.optimizer.state.get(p, {}).get(name) for p in self.parameters]
-        if name == "step":
-            return torch.stack([torch.zeros(()) if value is None else value for value in known])
-        pairs = zip(self.parameters, known, strict=True)
-        return _flat([torch.zeros_like(p) if value is None else value for p, value in pairs])
+        found = []
+        for optimizer in self.optimizers:
+            for parameter in _parameters(optimizer):
+                known = optimizer.state.get(parameter, {}).get(name)
+                blank = torch.zeros(()) if name == "step" else torch.zeros_like(parameter)
+                found.append((blank if known is None else known).reshape(-1))
+        return torch.cat(found).reshape(*self.lead, -1)
 
 
-def _flat(values: Sequence[Tensor]) -> Tensor:
-    return torch.cat([value.detach().reshape(-1) for value in values])
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -21,11 +21,13 @@ from hpo_torchrl.collectors.compiling import Scanned
 from hpo_torchrl.collectors.inputs import is_functional
 from hpo_torchrl.core import ranks
 from hpo_torchrl.core.categorical import (
+    ACTION_KEYS,
     ACTION_MASK,
     all_fixed,
     divergence_of,
     finite,
     insert_like,
+    unsqueeze_like,
 )
 from hpo_torchrl.core.checks import accepted, check_int
 from hpo_torchrl.core.objective import FEW_DIMENSIONS
@@ -333,8 +335,8 @@ class HPO(GraphLearner, PassLearner):
         if self.fused_steps is None:
             return None
 
-        def fused(data: TensorDictBase, rows: Tensor) -> dict[str, Tensor]:
-            found = self.fused_steps(data, rows, self.resting)
+        def fused(data: TensorDictBase, rows: Tensor, active: Tensor) -> dict[str, Tensor]:
+            found = self.fused_steps(data, rows, active, self.resting)
             return {key: found[key] for key in ("clip_fraction",) if key in found}
 
         return fused
@@ -361,33 +363,26 @@ class HPO(GraphLearner, PassLearner):
         # These are environment steps like any others.
         simulated = number if heads is None else 1 + heads * (number - 1)
         simulated *= steps * (steps + 1) // 2 if to_end else chosen * self.branch_steps
-        seeds: list[Any] = [None] if self.num_seeds is None else [*range(self.num_seeds)]
-        worlds = cycle([env] if self.num_seeds is None else env.members)
-        for seed, world, (policy, critic) in zip(seeds, worlds, self.members(), strict=False):
-            own: Any = ... if seed is None else seed
-            at: Any = (*(slice(None),) * len(world.batch_size), times[own])
-            states = data[own][at]
-
-            def noise(start: TensorDictBase, number: int, world: Any = world) -> Tensor:
-                return world.sample_noise(number, start.select(*world.state_names).to_dict())
-
-            how: dict[str, Any] = {"gamma": self.discount}
-            scale = self.scaler.scale[own].to(values.dtype)
-            if to_end:
-                faced = noise(states[..., 0], steps)
-            else:
-                each = [noise(start, self.branch_steps) for start in states.unbind(-1)]
-                faced = torch.stack(each, len(world.batch_size))
-                how |= {"critic": critic, "num_steps": self.branch_steps, "critic_unit": scale}
-            how["randomness"] = self.randomness.of_seed(seed)
-            if seed is None and isinstance(compiled := self.collector.compiled, Scanned):
-                how["loop"] = compiled.loop
-            # Both ways round, what is linear in the noise cancels.
-            ways = [each for each in (faced, world.opposite_noise(faced)) if each is not None]
-            found = [branched_returns(world, policy, states, way, **how) for way in ways]
-            self.collector.frames += ranks.count(len(ways) * simulated * states.shape[:-1].numel())
-            values[own][at] = torch.stack(found).mean(0) / scale
-            branched[own][at] = True
+        # The same steps of all instances of a seed.
+        place = times.view(*times.shape[:-1], *(1,) * (data.ndim - times.ndim), chosen)
+        place = place.expand(*data.shape[:-1], chosen)
+        names = (*env.state_names, *env.shown_names, *(() if heads is None else ACTION_KEYS))
+        states = data.select(*names).gather(-1, place)
+        how: dict[str, Any] = {"gamma": self.discount, "randomness": self.randomness}
+        scale = self.scaler.scale.to(values.dtype)
+        if not to_end:
+            how |= {"critic": self.critic, "num_steps": self.branch_steps, "critic_unit": scale}
+        if isinstance(compiled := self.collector.compiled, Scanned):
+            how["loop"] = compiled.loop
+        # Both ways round, what is linear in the noise cancels.
+        faced = self._branch_noise(states, steps if to_end else None)
+        ways = [each for each in (faced, env.opposite_noise(faced)) if each is not None]
+        found = [branched_returns(env, self.policy, states, way, **how) for way in ways]
+        self.collector.frames += ranks.count(len(ways) * simulated * states.shape[:-1].numel())
+        mean, time = torch.stack(found).mean(0), data.ndim - 1
+        mean = mean / unsqueeze_like(scale, mean)
+        values = values.scatter(time, unsqueeze_like(place, mean).expand_as(mean), mean)
+        branched = branched.scatter(time, place.unsqueeze(-1), True)
         for place in (batch, data):
             place.update({"action_value": values, "branched": branched})
         if not self.regresses:
@@ -399,6 +394,27 @@ class HPO(GraphLearner, PassLearner):
         mean = values.where(allowed, 0.0).sum(-1, keepdim=True) / number
         spread = (values - mean).where(allowed, 0.0)
         return (self.mean(spread.square()) / self.mean(allowed.to(values.dtype))).sqrt()
+
+    def _branch_noise(self, states: TensorDictBase, num_steps: int | None) -> Tensor:
+        """Draw the noise of branches, of each seed by its own environment.
+
+        Args:
+            states: where they begin, ``(*B, T')``.
+            num_steps: steps of a whole episode, from the first of them; ``None`` is that of each
+                state's own branches.
+        """
+        env: Any = self.env
+        members = [env] if self.num_seeds is None else env.members
+        rows = [states] if self.num_seeds is None else states.unbind(0)
+        drawn = []
+        for member, own in zip(cycle(members), rows, strict=False):
+            starts = (own if num_steps is None else own[..., :1]).select(*member.state_names)
+            number = self.branch_steps if num_steps is None else num_steps
+            each = [member.sample_noise(number, start.to_dict()) for start in starts.unbind(-1)]
+            drawn.append(
+                torch.stack(each, len(member.batch_size)) if num_steps is None else each[0]
+            )
+        return drawn[0] if self.num_seeds is None else torch.stack(drawn)
 
     def _add_action_unit(self, *places: TensorDictBase) -> None:
         """Add the unit of ``"action_value"``, the squared size of the state, if policies have one.

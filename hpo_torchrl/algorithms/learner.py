@@ -206,8 +206,8 @@ class Learner(Algorithm):
             state.load_state_dict(ranks.from_main(state.state_dict))
         self.scaler = RewardScaler(num_seeds=self.num_seeds).to(env.device or "cpu")
         self.collector = self._make_collector()
-        compiled, alone = self.collector.compiled, self.num_seeds is None and not ranks.active()
-        if alone and isinstance(compiled, ByXla) and self.policy.memory is None:
+        compiled = self.collector.compiled
+        if isinstance(compiled, ByXla) and self.policy.memory is None and not ranks.active():
             self.evaluations = Evaluations([self.policy, self.critic], compiled)
         self.optimization = Optimization(self)
         self.rule = rule_to_imitate(self)

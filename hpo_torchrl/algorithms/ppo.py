@@ -60,7 +60,7 @@ class PassLearner(Learner):
         descend: Callable[[TensorDictBase, Tensor], dict[str, Tensor]],
         metrics: Mapping[str, Tensor],
         kl_after: Callable[[list[dict[str, Tensor]]], Tensor],
-        fused: Callable[[TensorDictBase, Tensor], dict[str, Tensor]] | None = None,
+        fused: Callable[[TensorDictBase, Tensor, Tensor], dict[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         """Make passes of minibatch steps over detached data until the policy has changed enough.
 
@@ -72,8 +72,9 @@ class PassLearner(Learner):
                 metrics.
             metrics: metrics before the first pass, among them the divergence ``"kl"``.
             kl_after: gives it after a pass, from the metrics of its steps.
-            fused: makes all steps of a pass, of minibatches of one size ``(K, n)``, and returns
-                their metrics, ``(K,)``; ``None`` makes one after another.
+            fused: makes all steps of a pass, of minibatches of one size ``(K, n)`` or
+                ``(K, S, n)``, for the seeds that are active, and returns their metrics, ``(K,)`` or
+                ``(K, S)``; ``None`` makes one after another.
 
         Returns:
             ``metrics`` with those of the last step, ``"kl"`` and ``"epochs"``, the passes made.
@@ -95,8 +96,8 @@ class PassLearner(Learner):
                 break
             parts = order.chunk(self.num_minibatches, -1)
             even = number % self.num_minibatches == 0
-            if fused is not None and even and not seeds and not time and not ranks.active():
-                made = fused(data, torch.stack(parts))
+            if fused is not None and even and not time and not ranks.active():
+                made = fused(data, torch.stack(parts), active)
                 steps = [
                     {key: value[at] for key, value in made.items()} for at in range(len(parts))
                 ]

@@ -16,7 +16,7 @@ from hpo_torchrl.collectors.inputs import Entries, check_functional, one_by_one
 from hpo_torchrl.core.categorical import ACTION_KEYS, unsqueeze_like
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.envs import DifferentiableEnv
+from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
 from hpo_torchrl.modules import HybridDistribution, HybridPolicy
 from hpo_torchrl.modules.sampling import Noise
 
@@ -127,7 +127,8 @@ def branched_returns(
 
     Args:
         env: the environment, batch size ``*B``; neither its state nor its generator is touched.
-        policy: a policy that reads ``"observation"``, and no mask but the environment's.
+        policy: a policy that reads ``"observation"``, and no mask but the environment's; of S seeds
+            beside a :class:`ReplicatedEnv`, whose batch size begins with S.
         rollout: tensordict ``(*B, T)`` with the state entries and ``"observation"`` of each step
             and, where there are heads, ``"action"``, as :func:`differentiable_rollout` returns it;
             with ``num_steps``, of any steps.
@@ -137,7 +138,7 @@ def branched_returns(
         critic: module from ``"observation"`` to ``"state_value"``; ``None`` adds no value at
             the end.
         num_steps: steps k of a branch; ``None`` goes on to the rollout's end.
-        critic_unit: reward that is 1 in the unit of the critic's values.
+        critic_unit: reward that is 1 in the unit of the critic's values, of each seed ``(S,)``.
         randomness: where the policy's random numbers come from; ``None`` is its own source.
         loop: takes the steps after the first, with ``num_steps``: one by one, or a
             :class:`~hpo_torchrl.collectors.scan.Scan`.
@@ -164,28 +165,32 @@ def branched_returns(
     check_functional(
         "branched_returns", env, policy, "it branches the simulator, which must be pure"
     )
-    if policy.num_seeds is not None:
+    if (found := getattr(env, "num_seeds", None)) != policy.num_seeds:
         raise ValueError(
-            "branched_returns adds an axis of its own before the batch, where that of the "
-            f"{policy.num_seeds} seeds is; call it for each of policy.members."
+            f"The environment has num_seeds={found} and the policy {policy.num_seeds}: "
+            "branched_returns needs a ReplicatedEnv of as many seeds, or one of policy.members."
         )
     check_float("gamma", gamma, minimum=0.0, maximum=1.0)
     _check_critic(critic)
-    batch, time = tuple(env.batch_size), len(env.batch_size)
+    # Seeds stay the first axis. Their equations are those of the first.
+    lead, time = int(policy.num_seeds is not None), len(env.batch_size)
+    seeds, batch = tuple(env.batch_size[:lead]), tuple(env.batch_size[lead:])
+    equations: Any = env.original if isinstance(env, ReplicatedEnv) else env
     names: tuple[Any, ...] = (*env.state_names, *env.shown_names)
     names += () if env.num_heads is None else ACTION_KEYS
     _check_data(env, rollout, noise, names, num_steps)
     randomness = policy.randomness if randomness is None else randomness
-    visited = {key: rollout.get(key).movedim(time, 0) for key in names}
+    visited = {key: rollout.get(key).movedim(time, lead) for key in names}
     here = policy.distribution(visited["observation"], policy.mask_of(visited))
-    drawn = here.sample_noise((), randomness, 1) if policy.acts_randomly else None
+    drawn = here.sample_noise((), randomness, lead + 1) if policy.acts_randomly else None
     taken = [visited.pop(key) for key in ACTION_KEYS] if here.heads else []
-    forced = _forced(here.actions(None if drawn is None else drawn.continuous), *taken)
-    steps, number = forced[0].shape[:2]
-    ones = forced[1].new_ones(steps, number, *batch, 1)
+    actions = here.actions(None if drawn is None else drawn.continuous)
+    forced = _forced(lead, actions, *taken)
+    steps, number = forced[0].shape[lead : lead + 2]
+    ones = forced[1].new_ones(*seeds, steps, number, *batch, 1)
     # Rows are (time of branching, branch, *B); one whose episode is over stays as it is.
     fresh = {
-        key: value.unsqueeze(1).expand(-1, number, *value.shape[1:])
+        key: value.unsqueeze(lead + 1).expand(*seeds, -1, number, *value.shape[lead + 1 :])
         for key, value in visited.items()
     } | dict(zip(_TALLY, (torch.zeros_like(ones), ones, ones.bool()), strict=True))
 
@@ -196,9 +201,9 @@ def branched_returns(
         rows = dict(rows)
         value, weight, running = (rows.pop(key) for key in _TALLY)
         action = {"discrete": discrete, "continuous": continuous}
-        faced = faced.expand(len(discrete), number, *faced.shape[2:])
-        after, reward, over = env.advance(rows, action, faced)
-        after |= env.show(after)
+        faced = faced.expand(*discrete.shape[: lead + 2], *faced.shape[lead + 2 :])
+        after, reward, over = equations.advance(rows, action, faced)
+        after |= equations.show(after)
         value = value + torch.where(running, weight * reward, 0.0)
         weight = torch.where(running, weight * gamma, weight)
         if over is not None:
@@ -214,24 +219,27 @@ def branched_returns(
         return policy.sampler()(rows["observation"], policy.mask_of(rows), shared)[:2]
 
     def shared_noise(number: int) -> Noise | None:
-        return _shared_noise(here, number, randomness) if policy.acts_randomly else None
+        return _shared_noise(here, lead, number, randomness) if policy.acts_randomly else None
 
     def later(rows: dict[str, Tensor], given: Any) -> tuple[dict[str, Tensor], dict]:
         shared, faced = given
         return stepped(rows, *decided(rows, shared), faced), {}
 
     if num_steps is None:
-        rows = {key: value[:0] for key, value in fresh.items()}
+        rows = {key: value.narrow(lead, 0, 0) for key, value in fresh.items()}
         for at, faced in enumerate(noise.movedim(time, 0)):
-            chosen = [part[at : at + 1] for part in forced]
+            chosen = [part.narrow(lead, at, 1) for part in forced]
             if at:
                 before = decided(rows, shared_noise(at))
-                chosen = [torch.cat(parts) for parts in zip(before, chosen, strict=True)]
-            rows = {key: torch.cat([rows[key], value[at : at + 1]]) for key, value in fresh.items()}
+                chosen = [torch.cat(parts, lead) for parts in zip(before, chosen, strict=True)]
+            rows = {
+                key: torch.cat([rows[key], value.narrow(lead, at, 1)], lead)
+                for key, value in fresh.items()
+            }
             discrete, continuous = chosen
-            rows = stepped(rows, discrete, continuous, faced[None, None])
+            rows = stepped(rows, discrete, continuous, faced.unsqueeze(lead).unsqueeze(lead))
     else:
-        faces = noise.movedim((time + 1, time), (0, 1)).unsqueeze(2)
+        faces = noise.movedim((time + 1, time), (0, lead + 1)).unsqueeze(lead + 2)
         rows = stepped(fresh, *forced, faces[0])
         if num_steps > 1:
             own = [shared_noise(steps) for _ in range(num_steps - 1)]
@@ -242,25 +250,29 @@ def branched_returns(
     returns, weight, running = (rows[key] for key in _TALLY)
     if critic is not None:
         final = TensorDict({"observation": rows["observation"]}, batch_size=returns.shape[:-1])
-        value = weight * critic_unit * critic(final).get("state_value")
+        value = critic(final).get("state_value")
+        unit = torch.as_tensor(critic_unit, dtype=value.dtype, device=value.device)
+        value = weight * unsqueeze_like(unit, value) * value
         returns += torch.where(running, value, 0.0) if env.horizon_terminates else value
-    found = returns.squeeze(-1).movedim((0, 1), (time, time + 1))
-    return _by_head(found, taken[0].movedim(0, time), here.num_discrete) if taken else found
+    found = returns.squeeze(-1).movedim((lead, lead + 1), (time, time + 1))
+    return _by_head(found, taken[0].movedim(lead, time), here.num_discrete) if taken else found
 
 
-def _forced(actions: Tensor, *taken: Tensor) -> tuple[Tensor, Tensor]:
+def _forced(lead: int, actions: Tensor, *taken: Tensor) -> tuple[Tensor, Tensor]:
     """Return the discrete and the continuous actions of all branches, ``(T, N, *B, ...)``.
 
     Args:
+        lead: the axis of time, before which seeds are.
         actions: the continuous action beside each discrete one, ``(T, *B, M, n)`` or
             ``(T, *B, H, M, k)``.
         taken: with heads, the discrete and continuous actions that the others keep. The first
             branch is these; then each head in turn takes each of its others.
     """
     if not taken:
-        branches = actions.movedim(-2, 1)
-        every = torch.arange(branches.shape[1], device=actions.device)
-        return every.view(1, -1, *(1,) * (branches.ndim - 3)).expand(branches.shape[:-1]), branches
+        branches = actions.movedim(-2, lead + 1)
+        every = torch.arange(branches.shape[lead + 1], device=actions.device)
+        every = every.view(-1, *(1,) * (branches.ndim - lead - 3))
+        return every.expand(branches.shape[:-1]), branches
     discrete, continuous = taken
     heads, number, size = actions.shape[-3:]
     other = _others(discrete, number)  # (T, *B, H, M - 1)
@@ -270,7 +282,7 @@ def _forced(actions: Tensor, *taken: Tensor) -> tuple[Tensor, Tensor]:
     kept = continuous.unflatten(-1, (heads, size))[..., None, None, :, :]
     powers = torch.where(own.unsqueeze(-1), moved.unsqueeze(-2), kept).flatten(-2)
     parts = [
-        torch.cat([first.unsqueeze(-2), branches.flatten(-3, -2)], -2).movedim(-2, 1)
+        torch.cat([first.unsqueeze(-2), branches.flatten(-3, -2)], -2).movedim(-2, lead + 1)
         for first, branches in ((discrete, choices), (continuous, powers))
     ]
     return parts[0], parts[1]
@@ -290,21 +302,24 @@ def _by_head(returns: Tensor, discrete: Tensor, number: int) -> Tensor:
     return values.scatter(-1, _others(discrete, number), others)
 
 
-def _shared_noise(here: HybridDistribution, rows: int, randomness: Randomness) -> Noise:
-    """Draw the random numbers of so many rows, which all discrete actions share: the second axis.
+def _shared_noise(here: HybridDistribution, lead: int, rows: int, randomness: Randomness) -> Noise:
+    """Draw the random numbers of so many rows, which all discrete actions share: the axis after.
 
     Args:
         here: the distribution where the branches begin.
+        lead: the axis of rows, before which seeds are.
         rows: number of rows.
         randomness: where they come from.
     """
     place: dict[str, Any] = {"dtype": here.loc.dtype, "device": here.loc.device}
-    logs = torch.empty((rows, 1, *here.logits.shape[1:]), **place)
-    logs = randomness.fill("exponential", logs, 2).log_()
+    seeds, rest = here.logits.shape[:lead], here.logits.shape[lead + 1 :]
+    logs = torch.empty((*seeds, rows, 1, *rest), **place)
+    logs = randomness.fill("exponential", logs, lead + 2).log_()
     if here.scale is None:
         return Noise(logs)
-    own = torch.empty((rows, 1, *here.batch_shape[1:], *here.event_shape), **place)
-    return Noise(logs, randomness.fill(here.distribution.noise, own, 2))
+    shape = (*seeds, rows, 1, *here.batch_shape[lead + 1 :], *here.event_shape)
+    own = torch.empty(shape, **place)
+    return Noise(logs, randomness.fill(here.distribution.noise, own, lead + 2))
 
 
 def _check_critic(critic: TensorDictModuleBase | None) -> None:

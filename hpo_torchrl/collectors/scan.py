@@ -7,7 +7,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,13 +149,13 @@ class Scan:
     def _weights(self) -> list[Tensor]:
         """Return parameters and buffers: of the parts as they were at the first call."""
         if self._holders is None:
-            parts = dict.fromkeys(self._parts())
-            self._holders = [own for part in parts for own in (part._parameters, part._buffers)]
+            parts = ((part._parameters, part._buffers) for part in self._parts())
+            self._holders = [own for pair in parts for own in pair]
         found = (value for own in self._holders for value in own.values() if value is not None)
         return [*dict.fromkeys(found)]
 
-    def _parts(self) -> Iterator[nn.Module]:
-        return (part for module in self.modules for part in module.modules())
+    def _parts(self) -> list[nn.Module]:
+        return [*dict.fromkeys(part for module in self.modules for part in module.modules())]
 
     def _compare(self, program: _Program, leaves: list[Any], step: Step, inputs: Any) -> None:
         """Raise an error if a traced step, or its gradient, is not that of the step itself."""

@@ -100,14 +100,6 @@ class Randomness:
         orders = [torch.randperm(number, generator=g, device=g.device) for g in self.generators]
         return orders[0] if self.num_seeds is None else torch.stack(orders)
 
-    def of_seed(self, index: int | None) -> Randomness:
-        """Return the source of one seed, which shares its generator; ``None`` is itself."""
-        if index is None:
-            return self
-        own = Randomness(instances=self.instances)
-        own.generators = [self.generators[index]]
-        return own
-
     def state(self, index: int | None = None) -> _State:
         """Return what a checkpoint of one seed holds: an object with ``state_dict``.
 

@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 from torchrl.modules import MLP
 
 from hpo_torchrl.core.checks import checked, shown
+from hpo_torchrl.core.finite import traced
 from hpo_torchrl.modules.layers import Products, QNetwork, ScheduledGains
 from hpo_torchrl.modules.network import HybridNetwork
 
@@ -104,7 +105,7 @@ class _Linear(nn.Linear):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the answers ``(S, *B, out)`` to inputs ``(S, *B, in)``."""
         rows = inputs.flatten(1, -2) if inputs.ndim != 2 else inputs.unsqueeze(1)
-        if rows.shape[1] > _FEW_ROWS and rows.device.type == "cpu":
+        if rows.shape[1] > _FEW_ROWS and rows.device.type == "cpu" and not traced():
             biases = [None] * len(rows) if self.bias is None else self.bias.unbind(0)
             # Unbound once: gradients come back in one piece, not as sums of padded ones.
             members = zip(rows.unbind(0), self.weight.unbind(0), biases, strict=True)

@@ -218,7 +218,7 @@ class HPOLoss(HybridLossModule):
         found = {}
         if self.pathwise and self.critic_network is not None:
             found["ends"] = anywhere(self._ends(data))
-        if self.regression:
+        if self.regression and self.num_seeds is None:
             found["tried"] = data.get(self.tensor_keys.branched).flatten()
         return found
 
