@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -267,7 +270,9 @@ def test_programs_are_kept_for_each_processor_where_nobody_has_said_otherwise(
     tmp_path, monkeypatch
 ):
     scan, jax = pytest.importorskip("hpo_torchrl.collectors.scan"), pytest.importorskip("jax")
-    before, name = jax.config.jax_compilation_cache_dir, "jax_compilation_cache_dir"
+    name = "jax_compilation_cache_dir"
+    others = ("jax_compilation_cache_max_size", "jax_persistent_cache_min_compile_time_secs")
+    before = {key: getattr(jax.config, key) for key in (name, *others)}
     try:
         jax.config.update(name, None)
         (tmp_path / "file").touch()
@@ -285,8 +290,20 @@ def test_programs_are_kept_for_each_processor_where_nobody_has_said_otherwise(
         assert len({*places}) == 2
         scan.keep_programs()
         assert getattr(jax.config, name) == places[-1]
+        # What a process was writing when it was killed goes, and what one may be writing now stays.
+        folder, hour = Path(places[-1]), 3600
+        for key, age in (("whole", hour), ("killed", hour), ("young", 0)):
+            (folder / f"{key}-cache").touch()
+            os.utime(folder / f"{key}-cache", (time.time() - age,) * 2)
+        (folder / "whole-atime").touch()
+        jax.config.update(name, None)
+        scan.keep_programs()
+        assert {path.name for path in folder.iterdir()} == {
+            *("whole-cache", "whole-atime", "young-cache")
+        }
     finally:
-        jax.config.update(name, before)
+        for key, value in before.items():
+            jax.config.update(key, value)
 
 
 def test_what_is_compiled_again_and_again_is_given_up(without_code, monkeypatch):

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from hpo_torchrl.algorithms.optimization import Optimization, stop_unless_finite
 from hpo_torchrl.collectors.compiling import ByXla
 from hpo_torchrl.core.categorical import ACTION_MASK, unsqueeze_like
+from hpo_torchrl.core.finite import all_finite
 from hpo_torchrl.objectives import HybridLossModule
 
 if TYPE_CHECKING:
@@ -255,6 +256,8 @@ class FusedSteps(_Fused):
         seeds = self.learner.seeds
         place: dict[str, Any] = {"seeds": seeds}
         place["active"] = None if seeds is None else moving.nonzero().flatten().tolist()
+        if all_finite(value for key, value in found.items() if key != _MOVED):
+            return
         values = {key: value.movedim(0, -1) for key, value in found.items()}
         stop_unless_finite({k: v for k, v in values.items() if k.startswith("loss_")}, **place)
         norms = {key: value for key, value in values.items() if key.startswith("grad_norm/")}
@@ -385,23 +388,28 @@ class _FlatAdam:
             NonFiniteError: a weight is not finite; nothing has changed.
         """
         weights, *moments = (self.split(after[kind]) for kind in ("weight", *_MOMENTS))
-        label = "After the optimizer's step the weight {}"
-        stop_unless_finite(
-            dict(zip(self.names, weights, strict=True)), seeds=self.seeds, label=label
-        )
+        if not all_finite([after["weight"]]):
+            label = "After the optimizer's step the weight {}"
+            named = dict(zip(self.names, weights, strict=True))
+            stop_unless_finite(named, seeds=self.seeds, label=label)
+        places, values, counts = list[Tensor](), list[Tensor](), list[Tensor]()
         moves = moved.tolist()
-        pairs = zip(self.parameters, weights, strict=True)
-        for parameter, weight in itertools.compress(pairs, moves):
-            parameter.copy_(weight)
-        seeds = [...] if self.seeds is None else moving.nonzero().flatten().tolist()
+        places += itertools.compress(self.parameters, moves)
+        values += itertools.compress(weights, moves)
+        seeds: list[Any] = [...] if self.seeds is None else moving.nonzero().flatten().tolist()
         for at in seeds:
             optimizer = self.optimizers[0 if at is ... else at]
             rows = zip(_parameters(optimizer), *moments, strict=True)
-            for parameter, *values in itertools.compress(rows, moves):
+            for parameter, *own in itertools.compress(rows, moves):
                 state = optimizer.state[parameter]
-                state.setdefault("step", torch.zeros(())).add_(number)
-                for known, value in zip(_MOMENTS.values(), values, strict=True):
-                    state.setdefault(known, torch.empty_like(parameter)).copy_(value[at])
+                counts.append(state.setdefault("step", torch.zeros(())))
+                places += [
+                    state.setdefault(known, torch.zeros_like(parameter))
+                    for known in _MOMENTS.values()
+                ]
+                values += [value[at] for value in own]
+        torch._foreach_copy_(places, values)
+        torch._foreach_add_(counts, number)
 
     def _remembered(self, name: str) -> Tensor:
         """Return what Adam remembers under a name, zeros at first."""

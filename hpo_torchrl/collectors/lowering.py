@@ -131,6 +131,13 @@ def _once(node: Any, value: Array) -> Array:
     return value[0] if node.meta["val"].stride(0) == 0 else value
 
 
+def source_of(node: Node, among: Sequence[Node]) -> Node:
+    """Return what a node is a view of, as far as that is among others."""
+    while node.target in VIEWS and node.all_input_nodes[0] in among:
+        node = node.all_input_nodes[0]
+    return node
+
+
 def _in_order(node: Node) -> bool:
     """Return whether what has strides lies in memory in the order of its axes."""
     new = node.target is _aten.new_empty_strided.default
@@ -604,3 +611,18 @@ def _table() -> dict[Any, Callable[..., Any]]:
 
 
 OPERATIONS = _table()
+
+
+def _overloads(names: str) -> set[Any]:
+    packets = {f"aten.{name}" for name in names.split()}
+    return {name for name in OPERATIONS if str(getattr(name, "overloadpacket", "")) in packets}
+
+
+# Other forms of the same numbers; and operations that take less than to keep what they find.
+VIEWS = _overloads(
+    "alias clone detach view reshape _unsafe_view expand permute t transpose squeeze unsqueeze"
+)
+CHEAP = VIEWS | _overloads(
+    "select neg abs add sub rsub mul div le lt ge gt eq ne where relu bitwise_and bitwise_not "
+    "logical_and logical_not"
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -23,7 +24,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hpo_torchrl.collectors.inputs import Step, one_by_one, warn_uncompiled
-from hpo_torchrl.collectors.lowering import Lowered, trace
+from hpo_torchrl.collectors.lowering import CHEAP, Lowered, source_of, trace
 from hpo_torchrl.core.checks import first_line
 
 # Share of the entries that may differ from those of torch by more than rounding: where two
@@ -34,6 +35,8 @@ _MOST_PROGRAMS = 8
 # Programs on disk: the most bytes, of which the least recently used go first, and how many seconds
 # one must have taken.
 _KEPT_BYTES, _KEPT_SECONDS = 1 << 28, 0.05
+# What a process may be writing right now.
+_WRITING_SECONDS = 60
 # How deep the numbers of an environment lie in its objects, and where none of them lie.
 _DEPTH, _LIBRARIES = 4, ("torch", "torchrl", "tensordict", "numpy", "builtins", "functools")
 
@@ -54,11 +57,24 @@ def keep_programs() -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = home / "hpo_torchrl" / f"xla-{kind}"
         folder.mkdir(parents=True, exist_ok=True)
+        _mend(folder)
     except (OSError, RuntimeError):  # nowhere to write, no home: JAX would warn of each program
         return
     config.update("jax_compilation_cache_dir", str(folder))
     config.update("jax_compilation_cache_max_size", _KEPT_BYTES)
     config.update("jax_persistent_cache_min_compile_time_secs", _KEPT_SECONDS)
+
+
+def _mend(folder: Path) -> None:
+    """Take programs away that a process was writing when it was killed.
+
+    They lack the time of their last use, without which JAX would keep nothing any more.
+    """
+    for path in folder.glob("*-cache"):
+        with contextlib.suppress(OSError):  # another process has done it
+            used = path.with_name(path.name.removesuffix("-cache") + "-atime")
+            if not used.exists() and time.time() - path.stat().st_mtime > _WRITING_SECONDS:
+                path.unlink()
 
 
 def _processor() -> str:
@@ -364,7 +380,12 @@ class _Program:
                 fixed.add(node)
         moving = [node for node in nodes if node not in {*late, *fixed, *given}]
         read = {part for node in late for part in node.all_input_nodes} | {*self.gradients}
+        read = {source_of(node, moving) for node in moving if node in read}
         self.kept = [node for node in moving if node in read]
+        for node in reversed(self.kept.copy()):  # rather twice than written and read
+            others = {*given, *self.kept} - {node}
+            if all(part.target in CHEAP for part in self.lowered.needed([node], others)):
+                self.kept.remove(node)
         self.forward_steps = self.lowered.needed(self._nodes(self.outputs) + self.kept, given)
         known = [*given, *self.tangents, *self.kept]
         self.backward_steps = self.lowered.needed(self._nodes(self.gradients), known)
