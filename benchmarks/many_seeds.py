@@ -1,6 +1,7 @@
 """How much longer many seeds take as one computation than a single one.
 
     python benchmarks/many_seeds.py [--seeds 16] [--pairs 25] [--items 1] [--batch 64]
+        [--compile]
 
 Updates of both take turns in one process; printed are the medians of their processor time and of
 the ratio within a pair. Tests, checkpoints and pictures are not in it.
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from hpo_torchrl.algorithms import HPO
+from hpo_torchrl.core.memory import keep_freed_memory
 from hpo_torchrl.envs import ReplicatedEnv
 from hpo_torchrl.modules import HybridPolicy, make_value_network, replicate
 from hpo_torchrl.problems import InventoryEnv
@@ -32,8 +34,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=25)
     parser.add_argument("--items", type=int, default=1)
     parser.add_argument("--batch", type=int, default=64, help="instances of each seed")
+    parser.add_argument("--compile", action="store_true", help="by XLA")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as trainings do
     single, many = _build(given, 0), _build(given, range(given.seeds))
     for trained in (single, many):
         trained.anneal(0.0)
@@ -58,11 +62,12 @@ def _parts(given: argparse.Namespace, seed: int) -> tuple[Any, Any, Any]:
 
 def _build(given: argparse.Namespace, seeds: int | range) -> Any:
     """One learner: of a single seed, or of many."""
+    how = "xla" if given.compile else False
     if isinstance(seeds, int):
-        return HPO(*_parts(given, seeds), seed=seeds)
+        return HPO(*_parts(given, seeds), seed=seeds, compile=how)
     envs, policies, critics = zip(*(_parts(given, seed) for seed in seeds), strict=True)
     networks = replicate(policies), replicate(critics)
-    return HPO(ReplicatedEnv(envs), *networks, seed=seeds)
+    return HPO(ReplicatedEnv(envs), *networks, seed=seeds, compile=how)
 
 
 def _seconds(action: Callable[[], Any], times: int) -> float:

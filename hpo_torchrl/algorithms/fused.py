@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,11 +42,8 @@ class _Held(nn.Module):
 
 
 def computable(loss: Any) -> bool:
-    """Whether a loss is a function of its data and networks, of one dtype: it remembers nothing."""
-    if (
-        not isinstance(loss, HybridLossModule)
-        or getattr(loss, "cross_term_weight", None) is not None
-    ):
+    """Whether XLA may compute a loss, as far as can be told beforehand: networks have one dtype."""
+    if not isinstance(loss, HybridLossModule):
         return False
     networks = (loss.actor_network, loss.critic_network)
     return len({value.dtype for part in networks if part for value in part.parameters()}) == 1
@@ -54,16 +52,35 @@ def computable(loss: Any) -> bool:
 class _Fused:
     """A loss whose data are plain tensors by number."""
 
-    def __init__(self, loss: HybridLossModule) -> None:
-        self.loss = loss
-        keys = loss.tensor_keys
-        self.keys = [*loss.in_keys, *vars(keys).values(), ACTION_MASK, ("collector", "mask")]
+    def __init__(self, loss: HybridLossModule, compiled: ByXla) -> None:
+        self.loss, self._settings_of = loss, compiled.settings_of
+        self._remembers: bool | None = None
+        read = [*loss.in_keys, *vars(loss.tensor_keys).values(), ACTION_MASK, ("collector", "mask")]
+        self.keys = [key for key in read if isinstance(key, str) or key[0] not in read]
 
     def entries(self, data: TensorDictBase) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
         """Return what the loss reads of the data, by number, and the keys."""
-        read = {key: data.get(key, None) for key in self.keys}
-        found = {key: value for key, value in read.items() if value is not None}
-        return {str(at): value for at, value in enumerate(found.values())}, tuple(found)
+        found = data.select(*self.keys, strict=False)
+        keys = tuple(found.keys(True, True))
+        return {str(at): found.get(key) for at, key in enumerate(keys)}, keys
+
+    def remembers(self, data: TensorDictBase) -> bool:
+        """Return whether the loss changes when it is called: a trace would forget what it learned.
+
+        It is told by a copy, and once.
+        """
+        if self._remembers is None:
+            probe = copy.deepcopy(self.loss)
+            before = self._state_of(probe)
+            with torch.no_grad():
+                probe(data)
+            # An adaptive cross term learns from gradients alone.
+            adaptive = getattr(probe, "cross_term_weight", None) is not None
+            self._remembers = adaptive or before != self._state_of(probe)
+        return self._remembers
+
+    def _state_of(self, loss: HybridLossModule) -> Any:
+        return self._settings_of(loss), [buffer._version for buffer in loss.buffers()]
 
 
 def _data(keys: Sequence[Any], entries: Mapping[str, Tensor], shape: Sequence[int]) -> TensorDict:
@@ -152,7 +169,7 @@ class FusedLoss(_Fused):
     """
 
     def __init__(self, learner: Learner, loss: HybridLossModule, compiled: ByXla) -> None:
-        super().__init__(loss)
+        super().__init__(loss, compiled)
         networks, name = [learner.policy, learner.critic], type(loss).__name__
         self.scan = compiled.another(networks, f"the {name} of a batch")
 
@@ -162,6 +179,8 @@ class FusedLoss(_Fused):
         Args:
             batch: the batch, ``(*B, T)``, with its graph.
         """
+        if self.remembers(batch):
+            return dict(self.loss(batch).items())
         self.loss.share_discount(batch)
         entries, keys = self.entries(batch)
         attached = {at: value for at, value in entries.items() if value.requires_grad}
@@ -192,7 +211,7 @@ class FusedSteps(_Fused):
     """
 
     def __init__(self, learner: Learner, loss: HybridLossModule, compiled: ByXla) -> None:
-        super().__init__(loss)
+        super().__init__(loss, compiled)
         self.learner, self.held = learner, _Held(learner, loss)
         self.adam = _FlatAdam(learner.optimization)
         self.scan = compiled.another([], f"the passes of {type(learner).__name__}")

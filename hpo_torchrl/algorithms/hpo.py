@@ -314,7 +314,7 @@ class HPO(GraphLearner, PassLearner):
             return metrics["cost"] * 0.0 if self.regresses else self._divergence(data, before)
 
         metrics |= self.passes(
-            data.exclude("next"), descend, metrics | {"kl": moved()}, moved, self._fused()
+            data.exclude("next"), descend, metrics | {"kl": moved()}, moved, self._fused(data)
         )
         if spread is not None:
             # Not before: a rollout that is computed again needs the one that it was drawn with.
@@ -330,9 +330,9 @@ class HPO(GraphLearner, PassLearner):
             self.optimization.adapt_lr("continuous", ratio, _LONGEST)
         return self.numbers(metrics)
 
-    def _fused(self) -> Any:
+    def _fused(self, data: TensorDictBase) -> Any:
         """Return what makes the steps of a pass at once, where XLA takes the rollouts."""
-        if self.fused_steps is None:
+        if self.fused_steps is None or self.fused_steps.remembers(data):
             return None
 
         def fused(data: TensorDictBase, rows: Tensor, active: Tensor) -> dict[str, Tensor]:

@@ -224,12 +224,13 @@ class PPO(PassLearner):
     def update(self, batch: TensorDictBase) -> Metrics | list[Metrics]:
         """Do one update; the batch's rewards are rescaled, and advantages are added to it."""
         metrics, data = self.prepare(batch)
+        fused = self.fused_steps
         metrics |= self.passes(
             data.exclude("next"),
             lambda part, active: self.optimization.step(self.loss(part), active),
             {"kl": torch.zeros_like(metrics["cost"])},
             lambda steps: torch.stack([step["kl_approx"] for step in steps]).mean(0),
-            self.fused_steps,
+            None if fused is None or fused.remembers(data) else fused,
         )
         # A divergence grows with the square of a step.
         change = (metrics["kl"].clamp_min(0.0) / self.target_kl).sqrt()
