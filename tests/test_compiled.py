@@ -442,6 +442,15 @@ class Remembering(HPOLoss):
         return terms.set("loss_critic", terms["loss_critic"] / (1.0 + self.level + self.calls))
 
 
+class WeighingLoss(HPOLoss):
+    """A loss that reads more than it names, where there is more."""
+
+    def score_function_term(self, data, logits):
+        weight = data.get("inventory", None)
+        weight = 1.0 if weight is None else weight.flatten(data.ndim).sum(-1)
+        return weight * super().score_function_term(data, logits)
+
+
 SIMULATED = {"branch_steps": 4, "branch_fraction": 0.7}
 TRAININGS = {
     "regression": (lambda: (env := inventory(), policy_for(env)), HPO, SIMULATED),
@@ -453,6 +462,7 @@ TRAININGS = {
     "seeds, score function": (seeds, HPO, {"branch_steps": 0, "epochs": 3, "target_kl": 3e-3}),
     "seeds, ppo": (seeds, PPO, {"target_kl": 1e-3}),
     "remembering": (resets, HPO, {"branch_steps": 0, "loss": Remembering}),
+    "weighing": (resets, HPO, {"branch_steps": 0, "loss": WeighingLoss}),
     "pathwise": (resets, Pathwise, {"discrete_action": 1}),
     "relaxed": (relaxed, GumbelSoftmax, {}),
     "ppo": (apart, PPO, {"num_minibatches": 2, "scale_entropy_coeff": 0.1}),

@@ -55,25 +55,29 @@ class _Fused:
     def __init__(self, loss: HybridLossModule, compiled: ByXla) -> None:
         self.loss, self._settings_of = loss, compiled.settings_of
         self._remembers: bool | None = None
+        self._names_all = False
         read = [*loss.in_keys, *vars(loss.tensor_keys).values(), ACTION_MASK, ("collector", "mask")]
         self.keys = [key for key in read if isinstance(key, str) or key[0] not in read]
 
     def entries(self, data: TensorDictBase) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
         """Return what the loss reads of the data, by number, and the keys."""
-        found = data.select(*self.keys, strict=False)
+        found = data.select(*self.keys, strict=False) if self._names_all else data
         keys = tuple(found.keys(True, True))
         return {str(at): found.get(key) for at, key in enumerate(keys)}, keys
 
     def remembers(self, data: TensorDictBase) -> bool:
         """Return whether the loss changes when it is called: a trace would forget what it learned.
 
-        It is told by a copy, and once.
+        Copies of the loss tell that, once, and whether it reads other entries than it names.
         """
         if self._remembers is None:
-            probe = copy.deepcopy(self.loss)
+            probe, other = copy.deepcopy(self.loss), copy.deepcopy(self.loss)
             before = self._state_of(probe)
             with torch.no_grad():
-                probe(data)
+                found = probe(data)
+                with contextlib.suppress(KeyError):
+                    named = other(data.select(*self.keys, strict=False))
+                    self._names_all = all(torch.equal(v, named[k]) for k, v in found.items())
             # An adaptive cross term learns from gradients alone.
             adaptive = getattr(probe, "cross_term_weight", None) is not None
             self._remembers = adaptive or before != self._state_of(probe)
