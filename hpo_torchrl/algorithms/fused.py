@@ -61,9 +61,7 @@ class _Fused:
 
     def entries(self, data: TensorDictBase) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
         """Return what the loss reads of the data, by number, and the keys."""
-        found = data.select(*self.keys, strict=False) if self._names_all else data
-        keys = tuple(found.keys(True, True))
-        return {str(at): found.get(key) for at, key in enumerate(keys)}, keys
+        return _entries(data.select(*self.keys, strict=False) if self._names_all else data)
 
     def remembers(self, data: TensorDictBase) -> bool:
         """Return whether the loss changes when it is called: a trace would forget what it learned.
@@ -85,6 +83,12 @@ class _Fused:
 
     def _state_of(self, loss: HybridLossModule) -> Any:
         return self._settings_of(loss), [buffer._version for buffer in loss.buffers()]
+
+
+def _entries(data: TensorDictBase) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
+    """Return the entries of a tensordict by number, and their keys."""
+    keys = tuple(data.keys(True, True))
+    return {str(at): data.get(key) for at, key in enumerate(keys)}, keys
 
 
 def _data(keys: Sequence[Any], entries: Mapping[str, Tensor], shape: Sequence[int]) -> TensorDict:
@@ -147,8 +151,7 @@ class Evaluations:
             data: a tensordict, all of which is read.
             given: further tensors.
         """
-        keys = tuple(data.keys(True, True))
-        entries = {str(at): data.get(key) for at, key in enumerate(keys)}
+        entries, keys = _entries(data)
         name = function.__qualname__
         if name not in self.scans:
             self.scans[name] = self.compiled.another(self.modules, name)
@@ -240,10 +243,9 @@ class FusedSteps(_Fused):
         """
         entries, keys = self.entries(data)
         masks, adam, limit = self.loss.masks(data), self.adam, self.learner.max_grad_norm
-        at = (torch.arange(number).unsqueeze(-1) for number in data.shape[:-1])
-        places: Any = (*at, rows)
-        every = torch.ones(data.shape[:-1], dtype=torch.bool)
-        moving = every if active is None or self.learner.seeds is None else active
+        seeds = (torch.arange(number).unsqueeze(-1) for number in data.shape[:-1])
+        places: Any = (*seeds, rows)
+        moving = torch.ones(data.shape[:-1], dtype=torch.bool) if active is None else active
         inputs = (
             {at: value[places] for at, value in entries.items()},
             {name: _places(mask, mask[places]) for name, mask in masks.items()},
@@ -276,11 +278,11 @@ class FusedSteps(_Fused):
         return found
 
     def _check(self, found: Mapping[str, Tensor], moving: Tensor) -> None:
+        if all_finite(value for key, value in found.items() if key != _MOVED):
+            return
         seeds = self.learner.seeds
         place: dict[str, Any] = {"seeds": seeds}
         place["active"] = None if seeds is None else moving.nonzero().flatten().tolist()
-        if all_finite(value for key, value in found.items() if key != _MOVED):
-            return
         values = {key: value.movedim(0, -1) for key, value in found.items()}
         stop_unless_finite({k: v for k, v in values.items() if k.startswith("loss_")}, **place)
         norms = {key: value for key, value in values.items() if key.startswith("grad_norm/")}
@@ -299,7 +301,7 @@ class _FlatAdam:
 
     def __init__(self, optimization: Optimization) -> None:
         self.optimizers, self.seeds = optimization.optimizers, optimization.seeds
-        self.groups, self.members = optimization.groups, optimization.members
+        self.groups = optimization.groups
         self.lead = () if self.seeds is None else (len(self.seeds),)
         self.parameters = [p for own in self.groups.values() for p in own.values()]
         self.names = [name for own in self.groups.values() for name in own]

@@ -50,10 +50,6 @@ def setting(
     return field(default=default, metadata={"check": partial(check, minimum=minimum, **limits)})
 
 
-def _called(function: Callable[..., Tensor], *given: Any) -> Tensor:
-    return function(*given)
-
-
 @dataclass(kw_only=True, eq=False, repr=False)
 class Learner(Algorithm):
     """An algorithm that trains networks by Adam on batches of rollouts.
@@ -377,7 +373,9 @@ class Learner(Algorithm):
             data: all that it reads.
             given: further tensors.
         """
-        return (self.evaluations or _called)(function, data, *given)
+        if self.evaluations is None:
+            return function(data, *given)
+        return self.evaluations(function, data, *given)
 
     def rescale(self, batch: TensorDictBase) -> dict[str, Any]:
         """Bring the rewards of a batch to the scale of learning; return the cost that they meant.
