@@ -50,11 +50,18 @@ def trace(function: Callable[..., Any], *given: Any) -> GraphModule:
     # than the node.
     with tracing(TracingContext(FakeTensorMode())):
         with _WithoutLooking():
-            traced = make_fx(function, tracing_mode="real")(*given)
-        # Once more, for what writes in place; and there in fewer kinds of operations.
-        with torch.no_grad():
-            pure = functionalize(traced, remove="mutations")
-            return make_fx(pure, _decompositions(), tracing_mode="real")(*given)
+            traced = make_fx(function, _decompositions(), tracing_mode="real")(*given)
+        if any(_writes(node) for node in traced.graph.nodes):
+            with torch.no_grad():
+                pure = functionalize(traced, remove="mutations")
+                traced = make_fx(pure, _decompositions(), tracing_mode="real")(*given)
+        return traced
+
+
+def _writes(node: Node) -> bool:
+    """Return whether an operation writes to what it is given."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -19,7 +20,11 @@ def _run(room: str, name: str) -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # a job in the background ignores it
         signal.signal(signal.SIGINT, stop)
+    # What is imported stays: to look for cycles in it, again and again, would take a second.
+    gc.disable()
     command = getattr(import_module(f"hpo_torchrl.{room}"), name)
+    gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGINT, before)
     try:
         command()

@@ -29,7 +29,7 @@ class _QuickTanh(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        result = torch.sigmoid(value + value).mul_(2.0).sub_(1.0)
+        result = torch.rsub(torch.sigmoid(value + value), -1.0, alpha=-2.0)
         ctx.save_for_backward(result)
         return result
 

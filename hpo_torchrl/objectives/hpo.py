@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
@@ -209,8 +210,7 @@ class HPOLoss(HybridLossModule):
     def _ends(self, tensordict: TensorDictBase) -> Tensor:
         """Return where data end in a state that is not terminal, bool ``(*B, T)``."""
         after = tensordict.get("next")
-        ends = after.get(self.tensor_keys.done).squeeze(-1).clone()
-        ends[..., -1] = True
+        ends = F.pad(after.get(self.tensor_keys.done).squeeze(-1)[..., :-1], (0, 1), value=True)
         return ends & ~after.get(self.tensor_keys.terminated).squeeze(-1)
 
     def masks(self, data: TensorDictBase) -> dict[str, Tensor]:
