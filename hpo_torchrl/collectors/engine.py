@@ -107,17 +107,17 @@ class Engine:
                     for key, value in carried.items()
                 }
         # Popped, so that what is stacked already is not held twice.
-        return carried, {key: torch.stack([row.pop(key) for row in rows]) for key in list(rows[0])}
+        stacked = {key: torch.stack([row.pop(key) for row in rows]) for key in list(rows[0])}
+        return carried, _scored(self.policy, stacked, inputs.policy)
 
     def finished(
-        self, begin: Entries, pieces: list[dict[Any, Tensor]], noise: Noise | None, once: bool
+        self, begin: Entries, pieces: list[dict[Any, Tensor]], once: bool
     ) -> TensorDict:
         """Build the tensordict that ``env.rollout`` would have built.
 
         Args:
             begin: where the first step started.
             pieces: the entries of chunks of steps, time first; they are emptied.
-            noise: the policy's random numbers.
             once: see :meth:`chunk`.
         """
         # Popped here too.
@@ -130,7 +130,6 @@ class Engine:
             values = [piece.pop(key) for piece in pieces]
             stacked[key] = values[0] if len(values) == 1 else torch.cat(values)
         del values
-        stacked = _scored(self.policy, stacked, noise)
         mask = self.policy.mask_of(stacked)
         if mask is not None and mask.device.type == "cpu":  # elsewhere it would wait for the device
             check_mask(mask)

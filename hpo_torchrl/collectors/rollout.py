@@ -176,7 +176,7 @@ class Rollout(Engine):
         own = policy_noise(env, self.policy, num_steps, self.randomness, first)
         once = not any(fresh)
         pieces = self._pieces(begin, Inputs(noise, own, fresh), once)
-        return self.finished(begin, pieces, own, once)
+        return self.finished(begin, pieces, once)
 
     def _pieces(self, carried: Entries, inputs: Inputs, once: bool) -> list[dict[Any, Tensor]]:
         """Take the steps in chunks: the entries of each chunk, stacked."""
