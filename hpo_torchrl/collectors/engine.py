@@ -110,9 +110,7 @@ class Engine:
         stacked = {key: torch.stack([row.pop(key) for row in rows]) for key in list(rows[0])}
         return carried, _scored(self.policy, stacked, inputs.policy)
 
-    def finished(
-        self, begin: Entries, pieces: list[dict[Any, Tensor]], once: bool
-    ) -> TensorDict:
+    def finished(self, begin: Entries, pieces: list[dict[Any, Tensor]], once: bool) -> TensorDict:
         """Build the tensordict that ``env.rollout`` would have built.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -138,11 +138,30 @@ def _once(node: Any, value: Array) -> Array:
     return value[0] if node.meta["val"].stride(0) == 0 else value
 
 
-def source_of(node: Node, among: Sequence[Node]) -> Node:
-    """Return what a node is a view of, as far as that is among others."""
-    while node.target in VIEWS and node.all_input_nodes[0] in among:
-        node = node.all_input_nodes[0]
+def source_of(node: Node, through: Container[Any], among: Container[Node] | None = None) -> Node:
+    """Return what a node has its numbers from, by operations that change none.
+
+    Args:
+        node: the node.
+        through: the operations.
+        among: goes no further back than these; ``None`` goes as far as it can.
+    """
+    while node.target in through or _of_one(node):
+        before = node.all_input_nodes[0]
+        if among is not None and before not in among:
+            break
+        node = before
     return node
+
+
+def _of_one(node: Node) -> bool:
+    """Return whether a node is one part alone, stacked, or lies between a value and itself."""
+    if node.target is _aten.stack.default:
+        return len(node.args[0]) == 1
+    if node.target is _aten.lerp.Scalar:  # whose gradient is another
+        start, end, _ = node.args
+        return source_of(start, SAME) is source_of(end, SAME)
+    return False
 
 
 def _in_order(node: Node) -> bool:
@@ -490,6 +509,7 @@ def _table() -> dict[Any, Callable[..., Any]]:
         "tanh": jnp.tanh,
         "trunc": jnp.trunc,
         "atan2": jnp.arctan2,
+        "lerp": lambda start, end, weight: start + weight * (end - start),
         "logaddexp": jnp.logaddexp,
         "maximum": jnp.maximum,
         "minimum": jnp.minimum,
@@ -625,10 +645,10 @@ def _overloads(names: str) -> set[Any]:
     return {name for name in OPERATIONS if str(getattr(name, "overloadpacket", "")) in packets}
 
 
-# Other forms of the same numbers; and operations that take less than to keep what they find.
-VIEWS = _overloads(
-    "alias clone detach view reshape _unsafe_view expand permute t transpose squeeze unsqueeze"
-)
+# The same numbers in order, other forms of them, and operations that take less than to keep what
+# they find.
+SAME = _overloads("alias clone detach view reshape _unsafe_view squeeze unsqueeze")
+VIEWS = SAME | _overloads("expand permute t transpose")
 CHEAP = VIEWS | _overloads(
     "select neg abs add sub rsub mul div le lt ge gt eq ne where relu bitwise_and bitwise_not "
     "logical_and logical_not"
