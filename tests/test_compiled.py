@@ -270,7 +270,8 @@ def test_a_run_is_compiled_where_it_is_long_enough(overrides, scanned):
 def test_programs_are_kept_for_each_processor_where_nobody_has_said_otherwise(
     tmp_path, monkeypatch
 ):
-    scan, jax = pytest.importorskip("hpo_torchrl.collectors.scan"), pytest.importorskip("jax")
+    jax = pytest.importorskip("jax")
+    kept = pytest.importorskip("hpo_torchrl.collectors.kept_programs")
     name = "jax_compilation_cache_dir"
     others = ("jax_compilation_cache_max_size", "jax_persistent_cache_min_compile_time_secs")
     before = {key: getattr(jax.config, key) for key in (name, *others)}
@@ -278,18 +279,18 @@ def test_programs_are_kept_for_each_processor_where_nobody_has_said_otherwise(
         jax.config.update(name, None)
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # which holds no folders
-        scan.keep_programs()
+        kept.keep_programs()
         assert getattr(jax.config, name) is None
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         places = []
         for flags in ("flags : avx2", "flags : avx512f"):
-            monkeypatch.setattr(scan, "_processor", lambda flags=flags: flags)
+            monkeypatch.setattr(kept, "_processor", lambda flags=flags: flags)
             jax.config.update(name, None)
-            scan.keep_programs()
+            kept.keep_programs()
             places.append(getattr(jax.config, name))
         assert all(place.startswith(f"{tmp_path}/hpo_torchrl/xla-") for place in places)
         assert len({*places}) == 2
-        scan.keep_programs()
+        kept.keep_programs()
         assert getattr(jax.config, name) == places[-1]
         # What a process was writing when it was killed goes, and what one may be writing now stays.
         folder, hour = Path(places[-1]), 3600
@@ -298,7 +299,7 @@ def test_programs_are_kept_for_each_processor_where_nobody_has_said_otherwise(
             os.utime(folder / f"{key}-cache", (time.time() - age,) * 2)
         (folder / "whole-atime").touch()
         jax.config.update(name, None)
-        scan.keep_programs()
+        kept.keep_programs()
         assert {path.name for path in folder.iterdir()} == {
             *("whole-cache", "whole-atime", "young-cache")
         }
@@ -526,12 +527,14 @@ def test_numbers_and_tensors_of_the_environment_are_those_of_now():
     assert compared() == 3
 
 
-def test_weights_that_change_before_the_gradient_are_told():
+@pytest.mark.parametrize("what", ["weights", "entry"])
+def test_what_changes_before_the_gradient_is_told(what):
     env = inventory()
     policy = policy_for(env)
     rollout = Rollout(env, policy, compile="xla")(STEPS)
-    with torch.no_grad():
-        policy.network.skip.weight.add_(1.0)
+    with torch.no_grad():  # entries have the memory that gradients follow from
+        changed = {"weights": policy.network.skip.weight, "entry": rollout["action", "continuous"]}
+        changed[what].add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         rollout["next", "reward"].sum().backward()
 

@@ -156,11 +156,11 @@ def source_of(node: Node, through: Container[Any], among: Container[Node] | None
 
 def _of_one(node: Node) -> bool:
     """Return whether a node is one part alone, stacked, or lies between a value and itself."""
+    args: Any = node.args
     if node.target is _aten.stack.default:
-        return len(node.args[0]) == 1
+        return len(args[0]) == 1
     if node.target is _aten.lerp.Scalar:  # whose gradient is another
-        start, end, _ = node.args
-        return source_of(start, SAME) is source_of(end, SAME)
+        return source_of(args[0], SAME) is source_of(args[1], SAME)
     return False
 
 

@@ -163,7 +163,8 @@ class Program:
         moving = dict.fromkeys(node for node in self.lowered.nodes if node not in others)
         sources = [source_of(node, SAME, moving) for node in self.outputs]
         written = [*dict.fromkeys(sources)]
-        read = {part for node in late for part in node.all_input_nodes} | {*self.gradients}
+        slopes = [node for node in self.gradients if node is not None]
+        read = {part for node in late for part in node.all_input_nodes} | {*slopes}
         read = {source_of(node, VIEWS, moving) for node in moving if node in read}
         kept = [node for node in moving if node in read and node not in written]
         for node in reversed(kept.copy()):  # rather twice than written and read
@@ -173,7 +174,6 @@ class Program:
         self.rows = written + kept
         self.places = [written.index(node) for node in sources]
         self.forward_steps = self.lowered.needed(self.outputs + self.rows, given)
-        slopes = [node for node in self.gradients if node is not None]
         self.backward_steps = self.lowered.needed(slopes, [*given, *self.tangents, *self.rows])
         read = {part for node in self.backward_steps for part in node.all_input_nodes} | {*slopes}
         # Places of rows that the backward pass reads, and of what is carried.
@@ -201,9 +201,8 @@ class Program:
     ) -> Any:
         """Return the gradients of weights and of where the first step starts.
 
-        Args:
-            rows: those at :attr:`needed`.
-            tangents: the gradients of what the last step leads to, and of the entries.
+        Rows are those at :attr:`needed`; tangents are the gradients of what the last step leads to,
+        and of the entries.
         """
         first = self.numbers[0]
         at_end, of_entries = tangents

@@ -53,7 +53,6 @@ class HybridDraw(NamedTuple):
     loc: Tensor | None = None
     scale: Tensor | None = None
 
-    @torch.no_grad()
     def log_probs(
         self, noise: Tensor | None, distribution: ContinuousDistribution = NORMAL
     ) -> tuple[Tensor, Tensor]:
@@ -65,19 +64,20 @@ class HybridDraw(NamedTuple):
             noise: the noise of u; ``None`` for an action that was not sampled.
             distribution: the distribution of u.
         """
-        chosen = self.logits.gather(-1, self.discrete.unsqueeze(-1)).squeeze(-1)
-        chosen = over_heads(chosen, self.continuous.ndim - 1)
-        if self.loc is None or self.scale is None:
-            return chosen, chosen
-        heads = self.discrete.ndim == self.continuous.ndim
-        value = branched(self.continuous, self.discrete, heads)
-        index = index_of(self.discrete, value)
-        if noise is None:
-            density = distribution.log_prob(self.loc, self.scale, value, index)
-        else:
-            noise = branched(noise, self.discrete, heads)
-            density = distribution.log_prob_of_sample(self.loc, self.scale, noise, value, index)
-        return chosen + flat(density.expand(value.shape), heads).sum(-1), chosen
+        with torch.no_grad():  # as a decorator it cannot be compiled
+            chosen = self.logits.gather(-1, self.discrete.unsqueeze(-1)).squeeze(-1)
+            chosen = over_heads(chosen, self.continuous.ndim - 1)
+            if self.loc is None or self.scale is None:
+                return chosen, chosen
+            heads = self.discrete.ndim == self.continuous.ndim
+            value = branched(self.continuous, self.discrete, heads)
+            index = index_of(self.discrete, value)
+            if noise is None:
+                density = distribution.log_prob(self.loc, self.scale, value, index)
+            else:
+                noise = branched(noise, self.discrete, heads)
+                density = distribution.log_prob_of_sample(self.loc, self.scale, noise, value, index)
+            return chosen + flat(density.expand(value.shape), heads).sum(-1), chosen
 
 
 def draw(
