@@ -262,7 +262,7 @@ class Program:
         """
         shapes = (node.meta["val"].shape for node in self.outputs)
         return [
-            to_torch(np.reshape(rows[place], (len(rows[place]), *shape)))
+            to_torch(np.asarray(rows[place]).reshape(len(rows[place]), *shape))
             for place, shape in zip(self.places, shapes, strict=True)
         ]
 

@@ -120,8 +120,7 @@ class Scan:
         given, form = tree_flatten(inputs)
         length = len(next(part for part in given if part is not None))
         arrays = program.arrays(leaves)
-        # Not by JAX, which would compile each cut of an array.
-        last, rows = jax.tree.map(np.asarray, program.forward(*arrays))
+        last, rows = program.forward(*arrays)
         found = program.found(rows)
 
         def taken(at: int, start: Sequence[Tensor]) -> list[Tensor]:
@@ -151,7 +150,7 @@ class Scan:
         if length > 1:
             steps.append(taken(1, steps[0][:number]))
         ends, slopes = [], []
-        tangents: tuple[list[Any], list[Any]] = ([], [])
+        tangents: list[list[Any]] = [[], []]
         for i in program.differentiable:
             value = steps[-1][i] if i < number else torch.stack([row[i] for row in steps])
             slope = torch.linspace(0.5, 1.5, value.numel()).to(value).view_as(value)
