@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -93,9 +92,9 @@ class Scan:
                 if any(part._forward_hooks or part._forward_pre_hooks for part in self._parts()):
                     raise DifferentStepError("a module has hooks, which only PyTorch would call")
                 program = Program.of(step, weights, carried, parts, form, graph)
-                self._compare(program, [*weights, *begin, *parts], step, inputs)
+                _compare(program, [*weights, *begin, *parts], step, inputs)
                 found = program.call(weights, begin, parts)
-            except Exception as error:
+            except Exception as error:  # whatever the reason, torch can take the steps
                 self._give_up(first_line(error))
                 return one_by_one(step, carried, inputs)
             program.seconds += time.perf_counter() - began
@@ -113,68 +112,76 @@ class Scan:
     def _parts(self) -> list[nn.Module]:
         return [*dict.fromkeys(part for module in self.modules for part in module.modules())]
 
-    def _compare(self, program: Program, leaves: list[Any], step: Step, inputs: Any) -> None:
-        """Raise an error if a traced step, or its gradient, is not that of the step itself."""
-        first, number, _ = program.numbers
-        begin = leaves[first : first + number]
-        given, form = tree_flatten(inputs)
-        length = len(next(part for part in given if part is not None))
-        arrays = program.arrays(leaves)
-        last, rows = program.forward(*arrays)
-        found = program.found(rows)
-
-        def taken(at: int, start: Sequence[Tensor]) -> list[Tensor]:
-            own = tree_unflatten([None if part is None else part[at] for part in given], form)
-            after, entries = step(dict(zip(program.carried, start, strict=True)), own)
-            return [*(after[n] for n in program.carried), *(entries[n] for n in program.names)]
-
-        for at in sorted({0, length // 2, length - 1}):
-            start = [value[at - 1] for value in found[:number]] if at else begin
-            ends = [value[at] for value in found]
-            if at + 1 == length:
-                ends[:number] = map(to_torch, last)
-            names = program.carried + program.names
-            for name, one, other in zip(names, taken(at, start), ends, strict=True):
-                pair = one.detach().double(), other.double()
-                near = torch.isclose(*pair, 1e-3, 1e-3, equal_nan=True)
-                if (~near).double().mean() > _DIFFERING:
-                    raise DifferentStepError(f"the entry {name!r} of a traced step is another")
-        if not program.gradients_asked:
-            return
-        # Of what the first two steps lead to, by other slopes than those of the trace, which are
-        # ones.
-        start = [value.detach() for value in begin]
-        asked = [leaves[i] for i in program.learned]
-        asked += [start[i].requires_grad_() for i in program.differentiable if i < number]
-        steps = [taken(0, start)]
-        if length > 1:
-            steps.append(taken(1, steps[0][:number]))
-        ends, slopes = [], []
-        tangents: list[list[Any]] = [[], []]
-        for i in program.differentiable:
-            value = steps[-1][i] if i < number else torch.stack([row[i] for row in steps])
-            slope = torch.linspace(0.5, 1.5, value.numel()).to(value).view_as(value)
-            if i < number:
-                slope = slope * (length == len(steps))  # further steps lead elsewhere
-                tangents[0].append(slope.numpy())
-            else:
-                later = slope.new_zeros(length - len(steps), *slope.shape[1:])
-                tangents[1].append(torch.cat([slope, later]).numpy())
-            ends.append(value)
-            slopes.append(slope)
-        true = torch.autograd.grad(ends, asked, slopes, allow_unused=True)
-        total, at_begin = program.backward(*arrays, [rows[i] for i in program.needed], tangents)
-        for one, value in zip(true, total + at_begin, strict=True):
-            other = to_torch(value)
-            size = 0.0 if one is None else float(one.norm())
-            if float((other - (0.0 if one is None else one)).norm()) > _DIFFERING * size + 1e-6:
-                raise DifferentStepError("the gradient of a traced step is another")
-
     def _give_up(self, cause: str) -> None:
         self.given_up = True
         self.programs.clear()
         if self.name is not None:
             warn_uncompiled(self.name, cause)
+
+
+def _compare(program: Program, leaves: list[Any], step: Step, inputs: Any) -> None:
+    """Raise an error if a traced step, or its gradient, is not that of the step itself.
+
+    Args:
+        program: the traced step.
+        leaves: weights, what the first step starts from, and inputs.
+        step: the step itself.
+        inputs: the inputs in their structure.
+    """
+    first, number, _ = program.numbers
+    begin = leaves[first : first + number]
+    given, form = tree_flatten(inputs)
+    length = len(next(part for part in given if part is not None))
+    arrays = program.arrays(leaves)
+    last, rows = program.forward(*arrays)
+    found = program.found(rows)
+
+    def taken(at: int, start: Sequence[Tensor]) -> list[Tensor]:
+        own = tree_unflatten([None if part is None else part[at] for part in given], form)
+        after, entries = step(dict(zip(program.carried, start, strict=True)), own)
+        return [*(after[n] for n in program.carried), *(entries[n] for n in program.names)]
+
+    for at in sorted({0, length // 2, length - 1}):
+        start = [value[at - 1] for value in found[:number]] if at else begin
+        ends = [value[at] for value in found]
+        if at + 1 == length:
+            ends[:number] = map(to_torch, last)
+        names = program.carried + program.names
+        for name, one, other in zip(names, taken(at, start), ends, strict=True):
+            pair = one.detach().double(), other.double()
+            near = torch.isclose(*pair, 1e-3, 1e-3, equal_nan=True)
+            if (~near).double().mean() > _DIFFERING:
+                raise DifferentStepError(f"the entry {name!r} of a traced step is another")
+    if not program.gradients_asked:
+        return
+    # Of what the first two steps find, by many slopes: those of the trace are ones.
+    start = [value.detach() for value in begin]
+    asked = [leaves[i] for i in program.learned]
+    asked += [start[i].requires_grad_() for i in program.differentiable if i < number]
+    steps = [taken(0, start)]
+    if length > 1:
+        steps.append(taken(1, steps[0][:number]))
+    later = length - len(steps)
+    ends, slopes = [], []
+    tangents: list[list[Any]] = [[], []]
+    for i in program.differentiable:
+        carried = i < number
+        value = steps[-1][i] if carried else torch.stack([row[i] for row in steps])
+        slope = torch.linspace(0.5, 1.5, value.numel()).to(value).view_as(value)
+        if carried and later:  # the last step leads to something else
+            slope = torch.zeros_like(slope)
+        ends.append(value)
+        slopes.append(slope)
+        if not carried:
+            slope = torch.cat([slope, slope.new_zeros(later, *slope.shape[1:])])
+        tangents[not carried].append(slope.numpy())
+    true = torch.autograd.grad(ends, asked, slopes, allow_unused=True)
+    total, at_begin = program.backward(*arrays, [rows[i] for i in program.needed], tangents)
+    for one, value in zip(true, total + at_begin, strict=True):
+        other = to_torch(value)
+        size = 0.0 if one is None else float(one.norm())
+        if float((other - (0.0 if one is None else one)).norm()) > _DIFFERING * size + 1e-6:
+            raise DifferentStepError("the gradient of a traced step is another")
 
 
 def settings_of(*owners: Any) -> tuple[Any, ...]:
