@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_collectors import Impatient, policy_for
@@ -306,6 +307,40 @@ def test_programs_are_kept_for_each_processor_where_nobody_has_said_otherwise(
     finally:
         for key, value in before.items():
             jax.config.update(key, value)
+
+
+def test_what_was_traced_in_another_run_is_not_traced_again(tmp_path, monkeypatch):
+    jax = pytest.importorskip("jax")
+    kept = pytest.importorskip("hpo_torchrl.collectors.kept_programs")
+    name = "jax_compilation_cache_dir"
+    before = getattr(jax.config, name)
+
+    def traced(recipe="double", size=3):
+        calls = []
+
+        def double(values):
+            calls.append(recipe)
+            return [2.0 * value for value in values]
+
+        found = kept.kept(double, recipe)([np.arange(float(size), dtype=np.float32)])
+        assert np.asarray(found[0]).tolist() == [2.0 * i for i in range(size)]
+        return bool(calls)
+
+    try:
+        jax.config.update(name, None)
+        assert [traced(), traced()] == [True, True]  # there is nowhere to keep it
+        jax.config.update(name, str(tmp_path))
+        assert [traced(), traced()] == [True, False]
+        assert [traced("another"), traced(size=4), traced(size=4)] == [True, True, False]
+        for path in (tmp_path / "lowered").iterdir():
+            path.write_bytes(b"of another version")
+        assert [traced(), traced()] == [True, False]
+        monkeypatch.setattr(kept, "_code", lambda: b"translates otherwise")
+        monkeypatch.setattr(kept, "_MOST_LOWERED", 2)
+        assert [traced(), traced()] == [True, False]
+        assert len([*(tmp_path / "lowered").iterdir()]) == 3  # and the one that is new
+    finally:
+        jax.config.update(name, before)
 
 
 def test_what_is_compiled_again_and_again_is_given_up(without_code, monkeypatch):

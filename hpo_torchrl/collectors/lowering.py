@@ -105,6 +105,16 @@ class Lowered:
             if "strided" in str(node.target) and not _in_order(node):
                 raise UnknownOperationError(f"{node.target} is of a memory in another order")
 
+    def text(self) -> str:
+        """Return all that the graph says: two of one text are the same function."""
+
+        def kind(value: Any) -> Any:
+            return None if value is None else (value.shape, value.dtype, value.stride())
+
+        kinds = [tree_map(kind, node.meta.get("val")) for node in self.nodes]
+        parts = [(node.name, node.target, node.args, node.kwargs) for node in self.nodes]
+        return repr((parts, kinds))
+
     def needed(self, wanted: Iterable[Node], known: Iterable[Node]) -> list[Node]:
         """Return what must be computed for the nodes that are wanted, in order."""
         found, stack = set(known), list(wanted)

@@ -18,7 +18,16 @@ from torch.fx import Node
 from torch.utils._pytree import tree_unflatten
 
 from hpo_torchrl.collectors.inputs import Step
-from hpo_torchrl.collectors.lowering import CHEAP, SAME, VIEWS, Lowered, source_of, trace
+from hpo_torchrl.collectors.kept_programs import kept
+from hpo_torchrl.collectors.lowering import (
+    CHEAP,
+    SAME,
+    VIEWS,
+    Lowered,
+    dtype_of,
+    source_of,
+    trace,
+)
 
 
 class DifferentStepError(RuntimeError):
@@ -166,22 +175,27 @@ class Program:
         slopes = [node for node in self.gradients if node is not None]
         read = {part for node in late for part in node.all_input_nodes} | {*slopes}
         read = {source_of(node, VIEWS, moving) for node in moving if node in read}
-        kept = [node for node in moving if node in read and node not in written]
-        for node in reversed(kept.copy()):  # rather twice than written and read
-            others = {*given, *written, *kept} - {node}
+        saved = [node for node in moving if node in read and node not in written]
+        for node in reversed(saved.copy()):  # rather twice than written and read
+            others = {*given, *written, *saved} - {node}
             if all(part.target in CHEAP for part in self.lowered.needed([node], others)):
-                kept.remove(node)
-        self.rows = written + kept
+                saved.remove(node)
+        self.rows = written + saved
         self.places = [written.index(node) for node in sources]
         self.forward_steps = self.lowered.needed(self.outputs + self.rows, given)
         self.backward_steps = self.lowered.needed(slopes, [*given, *self.tangents, *self.rows])
-        read = {part for node in self.backward_steps for part in node.all_input_nodes} | {*slopes}
-        # Places of rows that the backward pass reads, and of what is carried.
+        # What each of both reads; the places of rows that the backward pass does, and of what is
+        # carried.
+        begins = self.leaves[first : first + number]
+        self.read_forward = _inputs_of(self.forward_steps) | {*self.outputs, *begins}
+        self.read_backward = read = _inputs_of(self.backward_steps) | {*slopes}
         self.read = [i for i, node in enumerate(self.rows) if node in read and node not in given]
         self.recalled = [i for i in range(number) if self.leaves[first + i] in read]
         self.gradients_asked = bool(self.differentiable)
         self.learned = [i for i in range(first) if self.gradients[i] is not None]
-        self.forward, self.backward = jax.jit(self._forward), jax.jit(self._backward)
+        ends = self.outputs, self.gradients, self.rows, self.numbers, self.differentiable
+        recipe = repr((self.lowered.text(), ends))
+        self.forward, self.backward = kept(self._forward, recipe), kept(self._backward, recipe)
 
     def _known(self, weights: Any, constants: Any, carried: Any, inputs: Any) -> dict[Node, Any]:
         known = dict(zip(self.constants, constants, strict=True))
@@ -224,14 +238,14 @@ class Program:
             found = [None if node is None else values[node] for node in self.gradients]
             total = [part + found[i] for part, i in zip(total, self.learned, strict=True)]
             later = [
-                jnp.zeros_like(begin[i]) if found[first + i] is None else found[first + i]
+                self._zeros(first + i) if found[first + i] is None else found[first + i]
                 for i in self.differentiable
                 if i < len(begin)
             ]
             return (total, later), None
 
-        start = ([jnp.zeros_like(weights[i]) for i in self.learned], at_end)
-        length = len(next(part for part in inputs if part is not None))
+        start = ([self._zeros(i) for i in self.learned], at_end)
+        length = len(next(v for v in (*of_entries, *rows, *inputs) if v is not None))
         steps = (jnp.arange(length), inputs, [every[i] for i in self.read], of_entries)
         (total, slopes), _ = lax.scan(body, start, steps, reverse=True)
         return total, slopes
@@ -241,14 +255,18 @@ class Program:
         """Places of the rows that the backward pass is given."""
         return sorted({*self.read, *(self.places[i] for i in self.recalled)})
 
-    def arrays(self, leaves: Sequence[Tensor | None]) -> tuple[list[Any], ...]:
+    def _zeros(self, place: int) -> Any:
+        value = self.leaves[place].meta["val"]
+        return jnp.zeros(value.shape, dtype_of(value.dtype))
+
+    def arrays(
+        self, leaves: Sequence[Tensor | None], *, backward: bool = False
+    ) -> tuple[list[Any], ...]:
         """Return weights, constants, carried tensors and inputs for JAX, those that are read."""
         first, number, _ = self.numbers
-        carried = self.leaves[first : first + number]
+        read = self.read_backward if backward else self.read_forward
         values = [
-            value.detach().numpy()
-            if value is not None and (node.users or node in carried)
-            else None
+            value.detach().numpy() if value is not None and node in read else None
             for value, node in zip(leaves, self.leaves, strict=True)
         ]
         constants = [value.detach().numpy() for value in self.constants.values()]
@@ -276,6 +294,10 @@ class Program:
         return carried, dict(zip(self.names, found[number:], strict=True))
 
 
+def _inputs_of(steps: Sequence[Node]) -> set[Node]:
+    return {part for node in steps for part in node.all_input_nodes}
+
+
 class _Steps(torch.autograd.Function):
     """All steps, with the gradients of the weights and of where they began."""
 
@@ -297,7 +319,7 @@ class _Steps(torch.autograd.Function):
         program = ctx.program
         first, number, _ = program.numbers
         with in_torchs_widths():
-            arrays = program.arrays(ctx.saved_tensors[: sum(program.numbers)])
+            arrays = program.arrays(ctx.saved_tensors[: sum(program.numbers)], backward=True)
             slopes = {i: gradients[i].numpy() for i in program.differentiable}
             tangents = [
                 [slope for i, slope in slopes.items() if (i < number) == carried]

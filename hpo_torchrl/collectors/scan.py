@@ -176,6 +176,7 @@ def _compare(program: Program, leaves: list[Any], step: Step, inputs: Any) -> No
             slope = torch.cat([slope, slope.new_zeros(later, *slope.shape[1:])])
         tangents[not carried].append(slope.numpy())
     true = torch.autograd.grad(ends, asked, slopes, allow_unused=True)
+    arrays = program.arrays(leaves, backward=True)
     total, at_begin = program.backward(*arrays, [rows[i] for i in program.needed], tangents)
     for one, value in zip(true, total + at_begin, strict=True):
         other = to_torch(value)
