@@ -475,6 +475,17 @@ def test_an_interrupt_in_the_first_seconds_is_a_line(tmp_path, after):
     assert "Traceback" not in ended.stderr
 
 
+def test_commands_look_for_cycles_but_not_in_what_they_import(tmp_path):
+    code = (
+        "import atexit, gc, sys; sys.argv = ['hpo-train', '--version']; "
+        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 100_000)); "
+        "from hpo_torchrl.experiments.commands import train; train()"
+    )
+    command, place = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=place, capture_output=True, text=True)
+    assert ended.stdout.splitlines() == [f"hpo_torchrl {hpo_torchrl.__version__}", "True True"]
+
+
 def test_a_picture_that_fails_ends_no_run(tmp_path, monkeypatch, capsys):
     train([*SMALL, f"output_dir={tmp_path / 'drawn'}"])
 

@@ -427,11 +427,11 @@ class _FlatAdam:
             rows = zip(_parameters(optimizer), *moments, strict=True)
             for parameter, *own in itertools.compress(rows, moves):
                 state = optimizer.state[parameter]
-                counts.append(state.setdefault("step", torch.zeros(())))
-                places += [
-                    state.setdefault(known, torch.zeros_like(parameter))
-                    for known in _MOMENTS.values()
-                ]
+                for known in ("step", *_MOMENTS.values()):
+                    if known not in state:
+                        state[known] = _blank(parameter, known)
+                counts.append(state["step"])
+                places += [state[known] for known in _MOMENTS.values()]
                 values += [value[at] for value in own]
         torch._foreach_copy_(places, values)
         torch._foreach_add_(counts, number)
@@ -442,9 +442,13 @@ class _FlatAdam:
         for optimizer in self.optimizers:
             for parameter in _parameters(optimizer):
                 known = optimizer.state.get(parameter, {}).get(name)
-                blank = torch.zeros(()) if name == "step" else torch.zeros_like(parameter)
-                found.append((blank if known is None else known).reshape(-1))
+                found.append((_blank(parameter, name) if known is None else known).reshape(-1))
         return torch.cat(found).reshape(*self.lead, -1)
+
+
+def _blank(parameter: Tensor, name: str) -> Tensor:
+    """Return what Adam remembers of a parameter, under a name, before its first step."""
+    return torch.zeros(()) if name == "step" else torch.zeros_like(parameter)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

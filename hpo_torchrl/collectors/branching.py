@@ -16,7 +16,7 @@ from hpo_torchrl.collectors.inputs import Entries, check_functional, one_by_one
 from hpo_torchrl.core.categorical import ACTION_KEYS, unsqueeze_like
 from hpo_torchrl.core.checks import check_float, check_int
 from hpo_torchrl.core.randomness import Randomness
-from hpo_torchrl.envs import DifferentiableEnv, ReplicatedEnv
+from hpo_torchrl.envs import DifferentiableEnv
 from hpo_torchrl.modules import HybridDistribution, HybridPolicy
 from hpo_torchrl.modules.sampling import Noise
 
@@ -172,10 +172,10 @@ def branched_returns(
         )
     check_float("gamma", gamma, minimum=0.0, maximum=1.0)
     _check_critic(critic)
-    # Seeds stay the first axis. Their equations are those of the first.
+    # Seeds stay the first axis.
     lead, time = int(policy.num_seeds is not None), len(env.batch_size)
     seeds, batch = tuple(env.batch_size[:lead]), tuple(env.batch_size[lead:])
-    equations: Any = env.original if isinstance(env, ReplicatedEnv) else env
+    equations: Any = env.equations
     names: tuple[Any, ...] = (*env.state_names, *env.shown_names)
     names += () if env.num_heads is None else ACTION_KEYS
     _check_data(env, rollout, noise, names, num_steps)

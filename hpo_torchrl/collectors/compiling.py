@@ -15,7 +15,6 @@ from torchrl.envs.utils import exploration_type
 from hpo_torchrl.collectors.inputs import Inputs, Step, warn_uncompiled
 from hpo_torchrl.core.checks import check_choice, first_line
 from hpo_torchrl.core.extras import extra
-from hpo_torchrl.envs import ReplicatedEnv
 
 if TYPE_CHECKING:
     from hpo_torchrl.collectors.scan import Scan
@@ -156,8 +155,7 @@ class Scanned(ByXla):
 
     def __init__(self, chunk: Callable[..., Any], env: Any, policy: Any, quiet: bool) -> None:
         super().__init__(quiet)
-        # The equations of several seeds are those of the first.
-        self.chunk, self.env = chunk, env.original if isinstance(env, ReplicatedEnv) else env
+        self.chunk, self.env = chunk, env.equations
         name = f"{type(env).__name__} and its policy"
         self.scan, self.branches = self.another([policy], name), self.another([policy], name)
 

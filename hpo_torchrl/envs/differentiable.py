@@ -271,6 +271,11 @@ class DifferentiableEnv(Shell):
         return type(self).advance is DifferentiableEnv.advance
 
     @property
+    def equations(self) -> DifferentiableEnv:
+        """The environment whose equations are called: this one."""
+        return self
+
+    @property
     def has_action_mask(self) -> bool:
         """Whether the discrete actions depend on the state, see :meth:`allowed`."""
         return type(self).allowed is not DifferentiableEnv.allowed

@@ -149,6 +149,11 @@ class ReplicatedEnv(WrappedEnv):
         super().__init__(*members, batch_size=(number, *members[0].batch_size))
         self.num_seeds = number
 
+    @property
+    def equations(self) -> DifferentiableEnv:
+        """The first environment."""
+        return self.original
+
     def initial_state(self) -> dict[str, Tensor]:
         """Draw every environment's initial states."""
         return self._stacked(lambda env, at: env.initial_state())
