@@ -188,18 +188,22 @@ class Rollout(Engine):
         if fast is not None:
             size = fast.length(num_steps, self.checkpoint_steps)
             carried, inputs = fast.prepare(carried, inputs)
-        versions = [parameter._version for parameter in self.policy.parameters()]
 
         def chunk(carried: Entries, part: Inputs) -> tuple[Entries, dict[Any, Tensor]]:
-            if versions != [parameter._version for parameter in self.policy.parameters()]:
+            if fast is not None and len(part.noise) == size:
+                return fast(carried, part, once)
+            return self.chunk(carried, part, once)
+
+        versions = [] if self.checkpoint_steps is None else self._versions()
+
+        def again(carried: Entries, part: Inputs) -> tuple[Entries, dict[Any, Tensor]]:
+            if versions != self._versions():
                 raise RuntimeError(
                     "The parameters have changed since the rollout, whose steps are computed again "
                     "when gradients are taken: take them before the optimizer's step, or leave "
                     "checkpoint_steps out."
                 )
-            if fast is not None and len(part.noise) == size:
-                return fast(carried, part, once)
-            return self.chunk(carried, part, once)
+            return chunk(carried, part)
 
         pieces = []
         for first in range(0, num_steps, size):
@@ -207,9 +211,12 @@ class Rollout(Engine):
             if self.checkpoint_steps is None:
                 carried, piece = chunk(carried, part)
             else:
-                carried, piece = checkpoint(chunk, carried, part, use_reentrant=False)
+                carried, piece = checkpoint(again, carried, part, use_reentrant=False)
             pieces.append(piece)
         return pieces
+
+    def _versions(self) -> list[int]:
+        return [parameter._version for parameter in self.policy.parameters()]
 
 
 def differentiable_rollout(
