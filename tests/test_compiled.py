@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -612,3 +614,33 @@ def test_what_is_traced_again_and_again_is_given_up(monkeypatch):
     with pytest.warns(UserWarning, match="traced 1 times"):
         roll(STEPS)
     assert roll(STEPS)["next", "reward"].requires_grad
+
+
+def test_xla_computes_on_the_first_cpu_whatever_jax_would_take(tmp_path):
+    pytest.importorskip("jax")
+    code = """
+import jax
+jax.config.update("jax_default_device", jax.devices()[1])
+from hpo_torchrl.collectors import Rollout
+from hpo_torchrl.modules import HybridPolicy
+from hpo_torchrl.problems import InventoryEnv
+env = InventoryEnv(batch_size=4, initial_state="random")
+rollout = Rollout(env, HybridPolicy.for_env(env), compile="xla")
+rollout(3)
+(program,) = rollout.compiled.scan.programs.values()
+forward = program.forward
+def told(*given):
+    found = forward(*given)
+    print(*{device.id for part in jax.tree.leaves(found) for device in part.devices()})
+    return found
+program.forward = told
+rollout(3)
+"""
+    place = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+    }
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=place, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["0"]

@@ -105,7 +105,7 @@ def _lowered(function: Callable[..., Any], recipe: str, given: Any) -> Callable[
         os.utime(place)
     except Exception:  # there is none, or a damaged one, of which JAX may say anything
         try:
-            found = export.export(plain)(*given)
+            found = export.export(plain, platforms=["cpu"])(*given)
         except ValueError:  # an operation that JAX does not promise to know in later versions
             return plain
         _write(place, bytes(found.serialize()))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -318,7 +320,7 @@ class _Steps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         program = ctx.program
         first, number, _ = program.numbers
-        with in_torchs_widths():
+        with beside_torch():
             arrays = program.arrays(ctx.saved_tensors[: sum(program.numbers)], backward=True)
             slopes = {i: gradients[i].numpy() for i in program.differentiable}
             tangents = [
@@ -349,6 +351,16 @@ def _read_only() -> None:
 _read_only()
 
 
-def in_torchs_widths() -> Any:
-    """Return a context in which JAX has 64 bits where torch does."""
-    return jax.enable_x64(True)
+@contextlib.contextmanager
+def beside_torch() -> Iterator[None]:
+    """Let JAX have 64 bits where torch does, and compute on the CPU, though it may have a GPU."""
+    with jax.enable_x64(True), jax.default_device(_cpu()):
+        yield
+
+
+@functools.cache
+def _cpu() -> Any:
+    try:
+        return jax.devices("cpu")[0]
+    except RuntimeError:  # somebody has told JAX to do without one
+        return None

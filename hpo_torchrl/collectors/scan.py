@@ -16,7 +16,7 @@ from hpo_torchrl.collectors.kept_programs import keep_programs
 from hpo_torchrl.collectors.program import (
     DifferentStepError,
     Program,
-    in_torchs_widths,
+    beside_torch,
     to_torch,
 )
 from hpo_torchrl.core.checks import first_line
@@ -82,7 +82,7 @@ class Scan:
         graph = torch.is_grad_enabled() and any(value.requires_grad for value in weights)
         shapes = [None if v is None else (v.shape, v.dtype) for v in (*weights, *begin, *parts)]
         key = (tuple(shapes), tuple(carried), form, graph, settings)
-        with in_torchs_widths():
+        with beside_torch():
             if (program := self.programs.get(key)) is not None:
                 return program.call(weights, begin, parts)
             began = time.perf_counter()
