@@ -51,6 +51,7 @@ def trace(function: Callable[..., Any], *given: Any) -> GraphModule:
     with tracing(TracingContext(FakeTensorMode())):
         with _WithoutLooking():
             traced = make_fx(function, _decompositions(), tracing_mode="real")(*given)
+        # Once more, for what writes in place: there it makes new tensors instead.
         if any(_writes(node) for node in traced.graph.nodes):
             with torch.no_grad():
                 pure = functionalize(traced, remove="mutations")

@@ -193,6 +193,8 @@ class Program:
         self.read_backward = read = _inputs_of(self.backward_steps) | {*slopes}
         self.read = [i for i, node in enumerate(self.rows) if node in read and node not in given]
         self.recalled = [i for i in range(number) if self.leaves[first + i] in read]
+        # Places of the rows that the backward pass is given.
+        self.needed = sorted({*self.read, *(self.places[i] for i in self.recalled)})
         self.gradients_asked = bool(self.differentiable)
         self.learned = [i for i in range(first) if self.gradients[i] is not None]
         ends = self.outputs, self.gradients, self.rows, self.numbers, self.differentiable
@@ -218,10 +220,11 @@ class Program:
         """Return the gradients of weights and of where the first step starts.
 
         Rows are those at :attr:`needed`; tangents are the gradients of what the last step leads to,
-        and of the entries.
+        then of the entries, of those that have one.
         """
         first = self.numbers[0]
-        at_end, of_entries = tangents
+        number = sum(i < len(begin) for i in self.differentiable)
+        at_end, of_entries = tangents[:number], tangents[number:]
         every = dict(zip(self.needed, rows, strict=True))
 
         def before(i: int, at: Any) -> Any:
@@ -251,11 +254,6 @@ class Program:
         steps = (jnp.arange(length), inputs, [every[i] for i in self.read], of_entries)
         (total, slopes), _ = lax.scan(body, start, steps, reverse=True)
         return total, slopes
-
-    @property
-    def needed(self) -> list[int]:
-        """Places of the rows that the backward pass is given."""
-        return sorted({*self.read, *(self.places[i] for i in self.recalled)})
 
     def _zeros(self, place: int) -> Any:
         value = self.leaves[place].meta["val"]
@@ -322,14 +320,10 @@ class _Steps(torch.autograd.Function):
         first, number, _ = program.numbers
         with beside_torch():
             arrays = program.arrays(ctx.saved_tensors[: sum(program.numbers)], backward=True)
-            slopes = {i: gradients[i].numpy() for i in program.differentiable}
-            tangents = [
-                [slope for i, slope in slopes.items() if (i < number) == carried]
-                for carried in (True, False)
-            ]
+            tangents = [gradients[i].numpy() for i in program.differentiable]
             found = jax.block_until_ready(program.backward(*arrays, ctx.rows, tangents))
             total, at_begin = ([*map(to_torch, part)] for part in found)
-        places = [*program.learned, *(first + i for i in slopes if i < number)]
+        places = [*program.learned, *(first + i for i in program.differentiable if i < number)]
         every = dict(zip(places, (*total, *at_begin), strict=True))
         return (None, *(every.get(i) for i in range(len(ctx.needs_input_grad) - 1)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from hpo_torchrl.collectors.inputs import Step, one_by_one, warn_uncompiled
 from hpo_torchrl.collectors.kept_programs import keep_programs
-from hpo_torchrl.collectors.program import (
-    DifferentStepError,
-    Program,
-    beside_torch,
-    to_torch,
-)
+from hpo_torchrl.collectors.program import DifferentStepError, Program, beside_torch, to_torch
 from hpo_torchrl.core.checks import first_line
 
 # Share of the entries that may differ from those of torch by more than rounding: where two
@@ -130,14 +126,13 @@ def _compare(program: Program, leaves: list[Any], step: Step, inputs: Any) -> No
     """
     first, number, _ = program.numbers
     begin = leaves[first : first + number]
-    given, form = tree_flatten(inputs)
-    length = len(next(part for part in given if part is not None))
+    length = len(next(part for part in tree_leaves(inputs) if part is not None))
     arrays = program.arrays(leaves)
     last, rows = program.forward(*arrays)
     found = program.found(rows)
 
     def taken(at: int, start: Sequence[Tensor]) -> list[Tensor]:
-        own = tree_unflatten([None if part is None else part[at] for part in given], form)
+        own = tree_map_only(Tensor, operator.itemgetter(at), inputs)
         after, entries = step(dict(zip(program.carried, start, strict=True)), own)
         return [*(after[n] for n in program.carried), *(entries[n] for n in program.names)]
 
@@ -163,7 +158,7 @@ def _compare(program: Program, leaves: list[Any], step: Step, inputs: Any) -> No
         steps.append(taken(1, steps[0][:number]))
     later = length - len(steps)
     ends, slopes = [], []
-    tangents: list[list[Any]] = [[], []]
+    tangents: list[Any] = []
     for i in program.differentiable:
         carried = i < number
         value = steps[-1][i] if carried else torch.stack([row[i] for row in steps])
@@ -174,7 +169,7 @@ def _compare(program: Program, leaves: list[Any], step: Step, inputs: Any) -> No
         slopes.append(slope)
         if not carried:
             slope = torch.cat([slope, slope.new_zeros(later, *slope.shape[1:])])
-        tangents[not carried].append(slope.numpy())
+        tangents.append(slope.numpy())
     true = torch.autograd.grad(ends, asked, slopes, allow_unused=True)
     arrays = program.arrays(leaves, backward=True)
     total, at_begin = program.backward(*arrays, [rows[i] for i in program.needed], tangents)

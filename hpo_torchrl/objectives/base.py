@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
@@ -297,6 +298,11 @@ def values_where(
         steps = anywhere(where).nonzero().squeeze(-1)
     value = torch.where(where[..., steps], values(data[..., steps]).squeeze(-1), 0.0)
     return value.new_zeros(where.shape).index_copy(-1, steps, value)
+
+
+def ends_of(done: Tensor) -> Tensor:
+    """Return where data end: where ``done``, ``(*B, T, 1)``, and at the last step; ``(*B, T)``."""
+    return F.pad(done.squeeze(-1)[..., :-1], (0, 1), value=True)
 
 
 def anywhere(where: Tensor) -> Tensor:

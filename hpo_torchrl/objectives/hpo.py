@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from hpo_torchrl.core.categorical import insert_like, over_heads, unsqueeze_like
 from hpo_torchrl.core.checks import check_bool, check_float
 from hpo_torchrl.core.finite import vmapped
-from hpo_torchrl.objectives.base import HybridLossModule, anywhere, values_where
+from hpo_torchrl.objectives.base import HybridLossModule, anywhere, ends_of, values_where
 from hpo_torchrl.objectives.cross_term import CrossTermWeight
 
 _NO_GRADIENT = (
@@ -210,7 +209,7 @@ class HPOLoss(HybridLossModule):
     def _ends(self, tensordict: TensorDictBase) -> Tensor:
         """Return where data end in a state that is not terminal, bool ``(*B, T)``."""
         after = tensordict.get("next")
-        ends = F.pad(after.get(self.tensor_keys.done).squeeze(-1)[..., :-1], (0, 1), value=True)
+        ends = ends_of(after.get(self.tensor_keys.done))
         return ends & ~after.get(self.tensor_keys.terminated).squeeze(-1)
 
     def masks(self, data: TensorDictBase) -> dict[str, Tensor]:
