@@ -35,7 +35,7 @@ from hpo_torchrl.core.wrappers import differentiable, plain
 from hpo_torchrl.envs import RankEnv
 from hpo_torchrl.modules import HybridPolicy
 from hpo_torchrl.modules.scales import ObservationScale
-from hpo_torchrl.objectives.base import ends_of, values_where
+from hpo_torchrl.objectives.base import values_where
 
 _NETWORKS = ("env", "policy", "critic")
 # Runs of so many updates spend the first few on finding where a policy leads.
@@ -441,7 +441,8 @@ class Learner(Algorithm):
 
         known = self.evaluated(values, batch.select(*keys).detach())
         value = known.detach()
-        ends = ends_of(after.get("done"))
+        ends = after.get("done").squeeze(-1).clone()
+        ends[..., -1] = True
         with torch.no_grad():
             last = values_where(values, ends, after).unsqueeze(-1)
         after.set("state_value", torch.where(ends.unsqueeze(-1), last, value.roll(-1, -2)))
